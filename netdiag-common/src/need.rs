@@ -1,0 +1,101 @@
+//! What somebody must know next. A need travels from the server to a node and comes back as a [`Reading`](crate::Reading).
+
+use serde::{Deserialize, Serialize};
+
+use crate::observation::probe::ProbeRequest;
+
+/// One thing to read on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Need {
+    /// The Kubernetes node name.
+    pub node: String,
+    pub netns: Netns,
+    pub topic: Topic,
+}
+
+/// Whose network namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Netns {
+    /// The node's own.
+    Host,
+    /// A pod's, by the pod's UID.
+    Pod(String),
+}
+
+/// What to read there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Topic {
+    /// What this kernel and these rights allow. Host only.
+    Preflight,
+    /// Pods found on the node with their namespaces and container ids. Host only.
+    Pods,
+    /// Interfaces, addresses, routes, policy rules and neighbours.
+    Network,
+    /// The sysctls that decide about forwarding.
+    Sysctls,
+    /// TCP and UDP sockets that accept packets, with their processes.
+    Listeners,
+    /// Entries, limit and failure counters of connection tracking.
+    Conntrack,
+    /// `/etc/resolv.conf` as the pod sees it; of the node for [`Netns::Host`].
+    Resolver,
+    /// nftables and iptables rules, structured.
+    Rules,
+    /// Which Service address leads to which endpoints, as kube-proxy's rules say. Host only.
+    ServiceRules,
+    /// kube-proxy's own health and last sync. Host only.
+    KubeProxy,
+    /// Packets dropped by the kernel, by namespace, reason and place. Host only: the reading covers the node and its pods.
+    Drops,
+    /// One active probe.
+    Probe(ProbeRequest),
+}
+
+/// How much asking costs the world. A question climbs only while two hypotheses are alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// Reads what is there.
+    Passive,
+    /// Sends packets.
+    Probe,
+}
+
+impl Need {
+    pub fn host(node: impl Into<String>, topic: Topic) -> Self {
+        Self { node: node.into(), netns: Netns::Host, topic }
+    }
+
+    pub fn pod(node: impl Into<String>, uid: impl Into<String>, topic: Topic) -> Self {
+        Self { node: node.into(), netns: Netns::Pod(uid.into()), topic }
+    }
+
+    pub fn tier(&self) -> Tier {
+        match self.topic {
+            Topic::Probe(_) => Tier::Probe,
+            _ => Tier::Passive,
+        }
+    }
+}
+
+impl Topic {
+    /// The topic's stable name, as it appears in trails, bundles and messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Preflight => "preflight",
+            Self::Pods => "pods",
+            Self::Network => "network",
+            Self::Sysctls => "sysctls",
+            Self::Listeners => "listeners",
+            Self::Conntrack => "conntrack",
+            Self::Resolver => "resolver",
+            Self::Rules => "rules",
+            Self::ServiceRules => "service_rules",
+            Self::KubeProxy => "kube_proxy",
+            Self::Drops => "drops",
+            Self::Probe(_) => "probe",
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Connection tracking of one network namespace: how full, and what it could not do.
+
+use serde::{Deserialize, Serialize};
+
+/// Sums over all CPUs since the namespace was made. Names as in the kernel's `ip_conntrack_stat`
+/// (`net/netfilter/nf_conntrack_netlink.c`, `IPCTNL_MSG_CT_GET_STATS_CPU`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Conntrack {
+    /// Entries of this namespace now.
+    pub entries: u64,
+    /// `nf_conntrack_max`: one limit for the whole kernel, compared with each namespace's own count.
+    pub limit: u64,
+    pub found: u64,
+    pub invalid: u64,
+    pub insert_failed: u64,
+    /// Packets dropped because no entry could be made.
+    pub drop: u64,
+    pub early_drop: u64,
+    pub search_restart: u64,
+    pub clash_resolve: u64,
+    pub chain_too_long: u64,
+}

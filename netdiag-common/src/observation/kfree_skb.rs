@@ -1,0 +1,118 @@
+//! Packets the kernel dropped (tracepoint `skb:kfree_skb`), counted in the kernel on three levels.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::Protocol;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Drops {
+    /// The window's start; counts are what happened since.
+    pub since: Timestamp,
+    /// Seconds of the window.
+    pub window_s: f64,
+    /// The counters of the identity, for the window.
+    pub accounts: DropAccounts,
+    /// Most packets first.
+    pub groups: Vec<DropGroup>,
+    /// A few whole packets, newest first.
+    pub exemplars: Vec<DropExemplar>,
+}
+
+/// Each term has its own kernel counter. The identity, in packets:
+/// `total = attributed + coarse + reason_only + foreign + unparsed + unaccounted`, where `unaccounted` must be 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DropAccounts {
+    /// Every event of the tracepoint.
+    pub total: u64,
+    /// Counted with the full key.
+    pub attributed: u64,
+    /// Counted with the coarse key (namespace, interface, reason, place) because the set was full.
+    pub coarse: u64,
+    /// Counted by reason alone because the coarse set was full too.
+    pub reason_only: u64,
+    /// Not IP (ARP, vsock, unix, …).
+    pub foreign: u64,
+    /// IP, but the header could not be read.
+    pub unparsed: u64,
+    /// Events that the kernel did not hand to us because the program was already running on that CPU
+    /// (`recursion_misses`); not part of `total`.
+    pub missed: u64,
+    /// Groups that user space forgot because its window was full, in packets; already part of `attributed` or `coarse`.
+    pub forgotten: u64,
+    /// Exemplars: sent, held back by the rate limit, lost because the ring was full.
+    pub exemplars_sent: u64,
+    pub exemplars_suppressed: u64,
+    pub exemplars_lost: u64,
+}
+
+impl DropAccounts {
+    /// What the identity cannot explain; 0 unless a counter lies.
+    pub fn unaccounted(&self) -> i64 {
+        let parts = self.attributed + self.coarse + self.reason_only + self.foreign + self.unparsed;
+        self.total.cast_signed() - parts.cast_signed()
+    }
+}
+
+/// Where on a node a packet was dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DropNetns {
+    Host,
+    Pod { uid: String },
+    /// A namespace that belongs to no pod we know, by cookie (inode on kernels before 5.14).
+    Unknown { id: u64 },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DropGroup {
+    pub netns: DropNetns,
+    /// Name in the running kernel's BTF without its prefix: `NETFILTER_DROP`.
+    pub reason: String,
+    /// Function that freed the packet: `nft_do_chain`, or hex without the right to read symbols.
+    pub location: String,
+    pub ifindex: u32,
+    /// None at the coarse level.
+    #[serde(default)]
+    pub tuple: Option<DropTuple>,
+    pub packets: u64,
+    pub bytes: u64,
+    pub first_at: Timestamp,
+    pub last_at: Timestamp,
+}
+
+/// The service side of the connection: the lower port, as the kernel program keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DropTuple {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub protocol: Option<Protocol>,
+    pub protocol_number: u8,
+    /// 0 for protocols without ports.
+    pub service_port: u16,
+    /// Whether `service_port` is the destination's.
+    pub port_is_destination: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DropExemplar {
+    pub at: Timestamp,
+    pub netns: DropNetns,
+    pub reason: String,
+    pub location: String,
+    pub ifindex: u32,
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub protocol_number: u8,
+    pub source_port: u16,
+    pub destination_port: u16,
+    /// TCP flags byte, 0 for others.
+    #[serde(default)]
+    pub tcp_flags: u8,
+    pub length: u32,
+    /// Kernel functions, innermost first; empty when stacks are off.
+    #[serde(default)]
+    pub stack: Vec<String>,
+}

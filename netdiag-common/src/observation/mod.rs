@@ -1,0 +1,88 @@
+//! What an agent saw, as the server receives it. Facts only: an observation never judges.
+
+use serde::{Deserialize, Serialize};
+
+pub mod conntrack;
+pub mod kfree_skb;
+pub mod kube_proxy;
+pub mod listener;
+pub mod network;
+pub mod pod;
+pub mod preflight;
+pub mod probe;
+pub mod resolver;
+pub mod rules;
+pub mod service_rules;
+pub mod sysctl;
+
+/// The value of a reading, one variant per [`Topic`](crate::Topic).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "topic", content = "value", rename_all = "snake_case")]
+pub enum Observation {
+    Preflight(preflight::Preflight),
+    Pods(Vec<pod::PodOnNode>),
+    Network(network::Network),
+    Sysctls(sysctl::Sysctls),
+    Listeners(Vec<listener::Listener>),
+    Conntrack(conntrack::Conntrack),
+    Resolver(resolver::Resolver),
+    Rules(rules::Ruleset),
+    ServiceRules(service_rules::ServiceRules),
+    KubeProxy(kube_proxy::KubeProxy),
+    Drops(kfree_skb::Drops),
+    Probe(probe::ProbeResult),
+}
+
+/// Layer 4 protocol of a tuple.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+    Icmp,
+    Icmpv6,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Icmp => 1,
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Icmpv6 => 58,
+            Self::Sctp => 132,
+        }
+    }
+
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp, Self::Icmpv6].into_iter().find(|p| p.number() == number)
+    }
+
+    /// As Kubernetes spells it in `spec.ports[].protocol`.
+    pub fn kubernetes(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+            Self::Icmp => "ICMP",
+            Self::Icmpv6 => "ICMPv6",
+        }
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+            Self::Icmp => "icmp",
+            Self::Icmpv6 => "icmpv6",
+        })
+    }
+}

@@ -1,0 +1,111 @@
+//! How one network namespace is wired: links, addresses, routes, policy rules, neighbours (rtnetlink).
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Network {
+    pub links: Vec<Link>,
+    pub addresses: Vec<Address>,
+    pub routes: Vec<Route>,
+    pub policy_rules: Vec<PolicyRule>,
+    pub neighbours: Vec<Neighbour>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// `veth`, `bridge`, `vxlan`, …; empty for plain devices.
+    #[serde(default)]
+    pub kind: String,
+    pub mtu: u32,
+    /// `IFF_UP`.
+    pub up: bool,
+    /// `IFF_LOWER_UP`: the other end is there.
+    pub carrier: bool,
+    /// Index of the other end of a veth, in its own namespace.
+    #[serde(default)]
+    pub peer_index: Option<u32>,
+    /// Bridge or bond this link is enslaved to.
+    #[serde(default)]
+    pub master_index: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    pub link_index: u32,
+    pub address: IpAddr,
+    pub prefix_length: u8,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    pub destination: IpNet,
+    pub kind: RouteKind,
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
+    #[serde(default)]
+    pub link_index: Option<u32>,
+    #[serde(default)]
+    pub source: Option<IpAddr>,
+    /// Routing table id; 254 is main, 255 local.
+    pub table: u32,
+    #[serde(default)]
+    pub metric: u32,
+    /// `kernel`, `boot`, `static`, `bird`, … (rtm_protocol).
+    #[serde(default)]
+    pub protocol: String,
+}
+
+/// rtm_type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteKind {
+    Unicast,
+    Local,
+    Broadcast,
+    Multicast,
+    Blackhole,
+    Unreachable,
+    Prohibit,
+    Throw,
+    Other,
+}
+
+/// One line of `ip rule`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRule {
+    pub priority: u32,
+    pub table: u32,
+    /// What it matches beyond "from all", in iproute2's words; empty for none.
+    #[serde(default)]
+    pub selector: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    pub link_index: u32,
+    pub address: IpAddr,
+    /// `reachable`, `stale`, `failed`, `incomplete`, `permanent`, …
+    pub state: String,
+    #[serde(default)]
+    pub mac: Option<String>,
+}
+
+impl Network {
+    pub fn link(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+
+    /// The route of the main and local tables that the kernel would take to `address`: longest prefix, then lowest metric.
+    /// Policy rules are not evaluated; callers that see any besides the three default ones must say so.
+    pub fn route_to(&self, address: IpAddr) -> Option<&Route> {
+        self.routes
+            .iter()
+            .filter(|route| matches!(route.table, 254 | 255) && route.destination.contains(&address))
+            .max_by_key(|route| (route.table, route.destination.prefix_len(), std::cmp::Reverse(route.metric)))
+    }
+}

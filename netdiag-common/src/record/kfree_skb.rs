@@ -1,0 +1,1 @@
+//! One packet dropped by the kernel: keys, counts and exemplars of tracepoint `skb:kfree_skb`.

@@ -1,0 +1,5 @@
+//! What the kernel programs write and the agent decodes: fixed-width integers, size asserted, no policy.
+//!
+//! One module per hook; hook, record, decoder and observation share one name.
+
+pub mod kfree_skb;
