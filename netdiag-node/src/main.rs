@@ -1,1 +1,3 @@
+//! Starts the agent.
+
 fn main() {}

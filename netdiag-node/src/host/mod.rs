@@ -1,0 +1,24 @@
+//! The only door to /proc, /sys, netlink and nf_tables. Each source has a pure `parse` and a thin `read`.
+//!
+//! Every `read` is synchronous and looks at the network namespace of the calling thread: [`crate::netns`] puts the thread
+//! there first.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a source could not be read. The caller turns it into a gap; nothing here is worth a retry.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("cannot read {path}: {source}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("cannot parse {what}: {why}")]
+    Malformed { what: String, why: String },
+    /// A socket, netlink or getsockopt call failed; `step` names it with its object.
+    #[error("cannot {step}: {source}")]
+    Call { step: String, source: io::Error },
+    #[error("this kernel has no {feature}")]
+    Unsupported { feature: String },
+    /// The namespace, process or pod is no longer there.
+    #[error("{what} is gone")]
+    Gone { what: String },
+}
