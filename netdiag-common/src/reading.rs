@@ -9,13 +9,22 @@ use crate::Need;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Reading<T> {
-    Seen { value: T, at: Timestamp },
+    Seen {
+        value: T,
+        at: Timestamp,
+    },
     /// We looked, and there is nothing.
-    Absent { at: Timestamp },
+    Absent {
+        at: Timestamp,
+    },
     /// We could not look.
-    Unavailable { gap: Gap },
+    Unavailable {
+        gap: Gap,
+    },
     /// Nobody has looked yet.
-    NotAsked { need: Need },
+    NotAsked {
+        need: Need,
+    },
 }
 
 impl<T> Reading<T> {

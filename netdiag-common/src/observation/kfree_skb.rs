@@ -61,9 +61,13 @@ impl DropAccounts {
 #[serde(rename_all = "snake_case")]
 pub enum DropNetns {
     Host,
-    Pod { uid: String },
+    Pod {
+        uid: String,
+    },
     /// A namespace that belongs to no pod we know, by cookie (inode on kernels before 5.14).
-    Unknown { id: u64 },
+    Unknown {
+        id: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -12,6 +12,9 @@ pub struct Network {
     pub routes: Vec<Route>,
     pub policy_rules: Vec<PolicyRule>,
     pub neighbours: Vec<Neighbour>,
+    /// What was not listed because of the agent's limits; empty when complete.
+    #[serde(default)]
+    pub left_out: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +44,7 @@ pub struct Address {
     pub prefix_length: u8,
 }
 
+/// A route with several next hops is given once per hop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     pub destination: IpNet,
@@ -80,7 +84,10 @@ pub enum RouteKind {
 pub struct PolicyRule {
     pub priority: u32,
     pub table: u32,
-    /// What it matches beyond "from all", in iproute2's words; empty for none.
+    /// `ip` or `ip6`.
+    #[serde(default)]
+    pub family: String,
+    /// What it matches beyond "from all", and its action when that is not a table, in iproute2's words; empty for none.
     #[serde(default)]
     pub selector: String,
 }

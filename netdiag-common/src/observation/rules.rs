@@ -92,20 +92,48 @@ pub struct Counter {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "on", rename_all = "snake_case")]
 pub enum Match {
-    Source { nets: Vec<IpNet>, negated: bool },
-    Destination { nets: Vec<IpNet>, negated: bool },
-    Protocol { protocols: Vec<Protocol>, negated: bool },
-    SourcePort { ranges: Vec<PortRange>, negated: bool },
-    DestinationPort { ranges: Vec<PortRange>, negated: bool },
+    Source {
+        nets: Vec<IpNet>,
+        negated: bool,
+    },
+    Destination {
+        nets: Vec<IpNet>,
+        negated: bool,
+    },
+    Protocol {
+        protocols: Vec<Protocol>,
+        negated: bool,
+    },
+    SourcePort {
+        ranges: Vec<PortRange>,
+        negated: bool,
+    },
+    DestinationPort {
+        ranges: Vec<PortRange>,
+        negated: bool,
+    },
     /// Names; a trailing `*` (nft) or `+` (iptables) is a prefix and is given as `*`.
-    InputInterface { names: Vec<String>, negated: bool },
-    OutputInterface { names: Vec<String>, negated: bool },
+    InputInterface {
+        names: Vec<String>,
+        negated: bool,
+    },
+    OutputInterface {
+        names: Vec<String>,
+        negated: bool,
+    },
     /// `new`, `established`, `related`, `invalid`, `untracked`.
-    ConntrackState { states: Vec<String>, negated: bool },
+    ConntrackState {
+        states: Vec<String>,
+        negated: bool,
+    },
     /// `nfproto`, as `ip` or `ip6`, in tables of family inet.
-    Family { family: String },
+    Family {
+        family: String,
+    },
     /// Something this reader does not decode: the rule may or may not match.
-    Other { text: String },
+    Other {
+        text: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,19 +148,33 @@ pub enum Verdict {
     Accept,
     Drop,
     /// With what the sender is told: `icmp port-unreachable`, `tcp reset`, …
-    Reject { with: String },
-    Jump { chain: String },
-    Goto { chain: String },
+    Reject {
+        with: String,
+    },
+    Jump {
+        chain: String,
+    },
+    Goto {
+        chain: String,
+    },
     Return,
     /// No verdict: counts, marks, logs; the next rule follows.
     Continue,
-    Dnat { to: Vec<NatTarget> },
-    Snat { to: Vec<NatTarget> },
+    Dnat {
+        to: Vec<NatTarget>,
+    },
+    Snat {
+        to: Vec<NatTarget>,
+    },
     Masquerade,
     /// A verdict map or set decides, per packet.
-    Map { name: String },
+    Map {
+        name: String,
+    },
     Queue,
-    Other { text: String },
+    Other {
+        text: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

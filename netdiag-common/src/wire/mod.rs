@@ -24,17 +24,19 @@ pub const MAX_NEEDS: usize = 256;
 
 /// What the server wants to know from one node. `needs` stay raw JSON on the agent's side until each is decoded by
 /// itself, so that one topic from a newer server costs one gap and not the whole request.
+///
+/// The agent reads `Ask<serde_json::Value>` and echoes each need as it came, in the same order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ask {
+pub struct Ask<N = Need> {
     pub wire: u32,
-    pub needs: Vec<Need>,
+    pub needs: Vec<N>,
     /// Time the server will wait, in milliseconds. Probes still running then come back as gaps.
     pub budget_ms: u64,
 }
 
-/// One node's answer.
+/// One node's answer, also to `GET /v1/status` (then with the preflight as its only reading).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct Report<N = Need> {
     pub wire: u32,
     /// Version of netdiag-node.
     pub agent: String,
@@ -47,12 +49,22 @@ pub struct Report {
     pub boottime_ns: u64,
     /// Grows by one with each report of this agent process.
     pub sequence: u64,
-    pub readings: Vec<NodeReading>,
+    pub readings: Vec<NodeReading<N>>,
 }
 
 /// One need and what came of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct NodeReading {
-    pub need: Need,
+pub struct NodeReading<N = Need> {
+    pub need: N,
     pub reading: Reading<Observation>,
+}
+
+/// The body of every answer of the agent that is not a 200: what was wrong with the request, or that the agent is busy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// One sentence with the limit or the version that was violated.
+    pub error: String,
+    /// Wire versions that the agent speaks.
+    pub wire_min: u32,
+    pub wire_max: u32,
 }
