@@ -1,1 +1,13 @@
-//! lib
+//! netdiag's server: joins what nodes see with what Kubernetes intends, judges, and answers.
+//!
+//! Pure layers, each using only those before it: [`question`] → [`evidence`] → [`path`] → [`condition`] → [`correlate`] →
+//! [`answer`]. I/O and `async` live in [`ask`] and in the sources and front ends built on it, and nowhere else.
+
+pub mod answer;
+pub mod ask;
+pub mod condition;
+pub mod correlate;
+pub mod evidence;
+pub mod finding;
+pub mod path;
+pub mod question;

@@ -1,0 +1,118 @@
+//! The answer as a value: what the CLI prints, what the tools return, what is stored. Text, JSON and Markdown are renderings.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ask::Step;
+use crate::evidence::ObjectRef;
+use crate::finding::{Fix, Proof};
+
+pub const ANSWER_SCHEMA: &str = "netdiag.answer/v1";
+
+/// One question's answer, schema `netdiag.answer/v1`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Answer {
+    /// Always `netdiag.answer/v1`.
+    pub schema: String,
+    pub asked: Asked,
+    pub cluster: String,
+    /// When the evidence was complete, RFC 3339.
+    #[schemars(with = "String")]
+    pub at: Timestamp,
+    /// Seconds of observation that the answer rests on.
+    pub window_s: u64,
+    pub status: StatusName,
+    /// 0–1: how sure the first cause is, or that there is none.
+    pub confidence: f64,
+    /// 0–1: the share of what had to be looked at that was seen.
+    pub completeness: f64,
+    /// The first is the answer; more only for independent faults.
+    pub causes: Vec<CauseEntry>,
+    /// Found as well, but explained by a cause.
+    pub consequences: Vec<CauseEntry>,
+    /// What it is not.
+    pub excluded: Vec<Excluded>,
+    /// What could not be looked at.
+    pub not_seen: Vec<NotSeen>,
+    /// What was asked in which order.
+    pub steps: Vec<Step>,
+    /// The hops from the client to the endpoints.
+    pub path: Vec<Hop>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Asked {
+    pub from: String,
+    pub to: String,
+    #[serde(default)]
+    pub port: String,
+    pub protocol: String,
+    /// The DNS name, when one was asked.
+    #[serde(default)]
+    pub name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum StatusName {
+    Broken,
+    Degraded,
+    Healthy,
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CauseEntry {
+    /// Stable: agents branch on it.
+    pub code: String,
+    pub title: String,
+    pub severity: String,
+    pub confidence: f64,
+    pub subjects: Vec<ObjectRef>,
+    /// RFC 3339; empty when the evidence does not say.
+    #[serde(default)]
+    pub since: String,
+    pub claim: String,
+    pub proof: Vec<Proof>,
+    pub fix: Fix,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Excluded {
+    pub code: String,
+    pub because: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NotSeen {
+    pub what: String,
+    /// Empty for the Kubernetes API.
+    #[serde(default)]
+    pub node: String,
+    pub why: String,
+    pub remedy: String,
+}
+
+/// One hop of the path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Hop {
+    pub cluster: String,
+    /// `client`, `name`, `service`, `node`, `endpoint`.
+    pub kind: String,
+    pub label: String,
+    #[serde(default)]
+    pub node: String,
+    pub state: HopState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum HopState {
+    Ok,
+    Broken,
+    Degraded,
+    Unknown,
+}

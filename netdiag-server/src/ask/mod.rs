@@ -1,0 +1,237 @@
+//! Asking is a fixpoint: judge all conditions, gather what they need, judge again, until nobody needs anything.
+//!
+//! This module and the sources behind it are the only places with I/O and `async`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use netdiag_common::observation::Observation;
+use netdiag_common::{Gap, GapReason, Need, Reading, Tier, Topic};
+
+use crate::condition::{self, Because, Verdict};
+use crate::correlate::Judged;
+use crate::evidence::{Cluster, Evidence, Look, View};
+use crate::path::{self, Path, ResolveError};
+use crate::question::Question;
+
+pub mod step;
+
+pub use step::Step;
+
+/// The one door to the world: a live cluster, a bundle, a fixture.
+pub trait Source: Sync {
+    /// The intended view now.
+    fn cluster(&self) -> impl Future<Output = Result<Arc<Cluster>, SourceError>> + Send;
+
+    /// Answers every need: a need that cannot be answered in time comes back unavailable, with the reason.
+    fn gather(
+        &self,
+        needs: Vec<Need>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<(Need, Reading<Observation>)>> + Send;
+
+    /// The clock of this source: a bundle's is the moment it was recorded.
+    fn now(&self) -> Timestamp;
+
+    /// Whether looking again may show something else.
+    fn is_live(&self) -> bool;
+}
+
+/// The source cannot be used at all. The message names the thing and the way out.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SourceError {
+    pub message: String,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Question(#[from] ResolveError),
+}
+
+/// One question taken to its end.
+pub struct Inquiry {
+    pub judged: Judged,
+    pub evidence: Evidence,
+    pub steps: Vec<Step>,
+}
+
+/// More rounds than any chain of needs is long (resolver → network → rules → probe); a guard, not a limit that is met.
+const MAX_ROUNDS: usize = 8;
+/// An object that changed this recently may not have reached the nodes: it is read once more before anybody concludes.
+/// kube-proxy's default minimum between two syncs is 1 s, Cilium needs less (measured).
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// Answers one question.
+pub async fn ask<S: Source>(source: &S, question: &Question) -> Result<Inquiry, AskError> {
+    let inquiry = ask_once(source, question).await?;
+    match unsettled(&inquiry).filter(|_| source.is_live()) {
+        Some(wait) => {
+            tokio::time::sleep(wait).await;
+            ask_once(source, question).await
+        }
+        None => Ok(inquiry),
+    }
+}
+
+/// Answers many questions over one evidence: each need is asked once for all of them.
+pub async fn ask_many<S: Source>(source: &S, questions: &[Question]) -> Result<Vec<Inquiry>, AskError> {
+    let cluster = source.cluster().await?;
+    let mut evidence = Evidence::new(source.now(), cluster);
+    let mut steps = Vec::new();
+    let Some(budget) = questions.iter().map(|q| q.budget).max() else { return Ok(Vec::new()) };
+    let allowed = questions.iter().map(|q| q.tier).max().unwrap_or(Tier::Passive);
+    let deadline = Instant::now() + budget;
+    let mut tier = Tier::Passive;
+    let mut asked: BTreeSet<Need> = BTreeSet::new();
+    let mut excluded: BTreeSet<&'static str> = BTreeSet::new();
+    for round in 1..=MAX_ROUNDS {
+        let mut needs: BTreeSet<Need> = BTreeSet::new();
+        for question in questions {
+            let (_, wanted) = judge(question, &evidence)?;
+            needs.extend(wanted.into_iter().filter(|need| need.tier() <= question.tier));
+        }
+        needs.retain(|need| !asked.contains(need));
+        if needs.iter().all(|need| need.tier() > tier) {
+            if needs.is_empty() || tier == allowed {
+                break;
+            }
+            tier = allowed;
+        }
+        let now: Vec<Need> = needs.into_iter().filter(|need| need.tier() <= tier).collect();
+        asked.extend(now.iter().cloned());
+        let readings = if Instant::now() >= deadline {
+            now.into_iter().map(|need| (need.clone(), Reading::Unavailable { gap: out_of_time(&need) })).collect()
+        } else {
+            source.gather(now, deadline).await
+        };
+        steps.extend(readings.iter().map(|(need, reading)| Step::new(round, need, reading, &evidence)));
+        evidence = evidence.with(source.now(), readings);
+        if let (Some(question), Some(last)) = (questions.first(), steps.last_mut()) {
+            let (judged, _) = judge(question, &evidence)?;
+            let clear =
+                judged.verdicts.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Clear(Because::Seen(_))));
+            let new: Vec<&'static str> = clear.map(|(c, _)| c.code).filter(|code| excluded.insert(code)).collect();
+            last.excluded = new.into_iter().map(str::to_owned).collect();
+        }
+    }
+    let mut inquiries = Vec::new();
+    for question in questions {
+        let (judged, _) = judge(question, &evidence)?;
+        inquiries.push(Inquiry { judged, evidence: evidence.clone(), steps: steps.clone() });
+    }
+    Ok(inquiries)
+}
+
+async fn ask_once<S: Source>(source: &S, question: &Question) -> Result<Inquiry, AskError> {
+    let mut inquiries = ask_many(source, std::slice::from_ref(question)).await?;
+    Ok(inquiries.pop().expect("one question has one inquiry"))
+}
+
+/// All conditions over one path, and what they still need. Pure.
+pub fn judge(question: &Question, evidence: &Evidence) -> Result<(Judged, Vec<Need>), ResolveError> {
+    let mut needs = Vec::new();
+    let mut gaps: Vec<Gap> = Vec::new();
+    let mut raised: BTreeSet<Need> = BTreeSet::new();
+    let path = resolve(question, evidence, &mut needs)?;
+    let mut note = |view: &View, needs: &mut Vec<Need>| {
+        raised.extend(view.topics_read().iter().cloned());
+        needs.extend(view.needs().iter().cloned());
+        for gap in view.gaps() {
+            if !gaps.contains(gap) {
+                gaps.push(gap.clone());
+            }
+        }
+    };
+    let mut verdicts = Vec::new();
+    for condition in condition::ALL {
+        let mut view = View::new(evidence);
+        let verdict = (condition.judge)(&path, &mut view);
+        note(&view, &mut needs);
+        verdicts.push((*condition, verdict));
+    }
+    let mut view = View::new(evidence);
+    let symptom = path::symptom(&path, &mut view);
+    note(&view, &mut needs);
+    for need in needs.iter().filter(|need| need.tier() > question.tier) {
+        let gap = not_allowed(need);
+        if !gaps.contains(&gap) {
+            gaps.push(gap);
+        }
+    }
+    let answered = raised
+        .iter()
+        .filter(|need| matches!(evidence.reading(need), Some(Reading::Seen { .. } | Reading::Absent { .. })));
+    let needs_answered = answered.count();
+    Ok((Judged { path, verdicts, symptom, needs_raised: raised.len(), needs_answered, gaps }, needs))
+}
+
+/// The path, with the search list of the asking pod when a name is asked.
+fn resolve(question: &Question, evidence: &Evidence, needs: &mut Vec<Need>) -> Result<Path, ResolveError> {
+    let cluster = &evidence.cluster;
+    let path = path::resolve(question, cluster, None)?;
+    let (Some(_), [client]) = (&path.name, path.clients.as_slice()) else { return Ok(path) };
+    let mut view = View::new(evidence);
+    let look = view.resolver(&client.node, &client.netns);
+    needs.extend(view.needs().iter().cloned());
+    match look {
+        Look::Seen(seen) => path::resolve(question, cluster, Some((&seen.value.search, seen.value.ndots))),
+        Look::Absent(_) | Look::Dark => Ok(path),
+    }
+}
+
+/// How long to wait when a cause rests on an object that changed a moment ago.
+fn unsettled(inquiry: &Inquiry) -> Option<Duration> {
+    let newest = inquiry
+        .judged
+        .verdicts
+        .iter()
+        .filter_map(|(_, verdict)| match verdict {
+            Verdict::Found(finding) => finding.since,
+            Verdict::Clear(_) | Verdict::Unknown(_) => None,
+        })
+        .max()?;
+    let age = Duration::try_from(inquiry.evidence.now.duration_since(newest)).unwrap_or(Duration::ZERO);
+    SETTLE.checked_sub(age).filter(|wait| !wait.is_zero())
+}
+
+fn not_allowed(need: &Need) -> Gap {
+    Gap {
+        what: step::need_in_words(need, None),
+        node: Some(need.node.clone()),
+        reason: GapReason::NotAllowed,
+        why: "probes were not allowed for this question".to_owned(),
+        remedy: "ask again without --no-probe".to_owned(),
+    }
+}
+
+fn out_of_time(need: &Need) -> Gap {
+    Gap {
+        what: step::need_in_words(need, None),
+        node: Some(need.node.clone()),
+        reason: GapReason::NotAllowed,
+        why: "the time for this answer was over".to_owned(),
+        remedy: "ask again with a longer --timeout".to_owned(),
+    }
+}
+
+/// A need that a recorded source does not hold.
+pub fn not_recorded(need: &Need) -> Gap {
+    let how = match need.topic {
+        Topic::Probe(_) => "probe while the cluster is there; a bundle cannot send packets",
+        _ => "record the bundle again while the agent of that node answers",
+    };
+    Gap {
+        what: step::need_in_words(need, None),
+        node: Some(need.node.clone()),
+        reason: GapReason::NotRecorded,
+        why: "the bundle does not hold it".to_owned(),
+        remedy: how.to_owned(),
+    }
+}

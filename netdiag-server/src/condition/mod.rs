@@ -1,0 +1,136 @@
+//! One cause per file. A condition is a pure function from a path and the evidence to a verdict.
+//!
+//! Adding one: a file here, a fixture of the same name in `fixtures/`, a line in [`ALL`].
+
+use netdiag_common::Gap;
+
+use crate::evidence::{KindName, View};
+use crate::finding::Finding;
+use crate::path::Path;
+
+pub mod service_selects_no_pods;
+
+/// Every condition, in the order of the path a packet takes.
+pub const ALL: &[&Condition] = &[&service_selects_no_pods::CONDITION];
+
+/// The condition with this code.
+pub fn find(code: &str) -> Option<&'static Condition> {
+    ALL.iter().copied().find(|condition| condition.code == code)
+}
+
+/// A condition's words, metadata and judgement.
+pub struct Condition {
+    /// File name, fixture name and the code in answers.
+    pub code: &'static str,
+    pub severity: Severity,
+    pub words: Words,
+    /// Ids of the fault catalogue that it covers.
+    pub faults: &'static [&'static str],
+    /// What it looks at; a test compares this with what it really looked at.
+    pub reads: &'static [Read],
+    /// Codes that look alike from outside. Certainty asks that each of them is clear.
+    pub lookalikes: &'static [&'static str],
+    /// What else it accounts for when it is found.
+    pub explains: &'static [Explains],
+    pub judge: fn(&Path, &mut View) -> Verdict,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    Critical,
+    High,
+    Medium,
+}
+
+impl Severity {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::High => "high",
+            Self::Medium => "medium",
+        }
+    }
+}
+
+/// What people read about a condition (`netdiag explain CODE`).
+pub struct Words {
+    /// One sentence.
+    pub means: &'static str,
+    pub how_we_know: &'static str,
+    pub silent_when: &'static str,
+    pub what_to_do: &'static str,
+    /// Documents and kernel functions the rule rests on.
+    pub sources: &'static [&'static str],
+}
+
+/// One thing a condition looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    Kind(KindName),
+    /// By [`Topic::name`](netdiag_common::Topic::name).
+    Topic(&'static str),
+}
+
+/// A consequence: when both are found and related like this, only the cause is a cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Explains {
+    pub code: &'static str,
+    pub relation: Relation,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relation {
+    /// Both name the same Service.
+    SameService,
+    /// Both name the same node.
+    SameNode,
+    /// Both were found for the same question.
+    SamePath,
+}
+
+/// What a condition says about one path.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    Found(Box<Finding>),
+    Clear(Because),
+    /// It could not see enough; the gaps it met. Empty while needs are still open.
+    Unknown(Vec<Gap>),
+}
+
+impl Verdict {
+    pub fn found(finding: Finding) -> Self {
+        Self::Found(Box::new(finding))
+    }
+
+    /// The verdict of a condition that could not see enough.
+    pub fn unknown(view: &View) -> Self {
+        Self::Unknown(view.gaps().to_vec())
+    }
+
+    /// The proof that it is not this: one clause, lower case, with what was seen.
+    pub fn clear(because: impl Into<String>) -> Self {
+        Self::Clear(Because::Seen(because.into()))
+    }
+
+    /// The condition speaks about something this path does not have.
+    pub fn not_applicable(because: impl Into<String>) -> Self {
+        Self::Clear(Because::NotApplicable(because.into()))
+    }
+}
+
+/// Why a condition is silent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Because {
+    /// We looked, and saw this.
+    Seen(String),
+    /// Nothing to look at: no name was asked, the target is no Service.
+    NotApplicable(String),
+}
+
+impl Because {
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Seen(text) | Self::NotApplicable(text) => text,
+        }
+    }
+}

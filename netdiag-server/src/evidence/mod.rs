@@ -1,0 +1,51 @@
+//! One immutable snapshot: what is intended, and what the nodes answered, with one `now`.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use netdiag_common::observation::Observation;
+use netdiag_common::{Gap, Need, Reading};
+
+pub mod cluster;
+pub mod meta;
+pub mod object;
+pub mod parse;
+pub mod selector;
+mod view;
+
+pub use cluster::{Cluster, Kind};
+pub use meta::{Meta, ObjectRef};
+pub use view::{KindName, Look, Seen, View};
+
+#[derive(Debug, Clone)]
+pub struct Evidence {
+    pub now: Timestamp,
+    pub cluster: std::sync::Arc<Cluster>,
+    readings: BTreeMap<Need, Reading<Observation>>,
+}
+
+impl Evidence {
+    pub fn new(now: Timestamp, cluster: std::sync::Arc<Cluster>) -> Self {
+        Self { now, cluster, readings: BTreeMap::new() }
+    }
+
+    /// The next evidence: this one plus what was gathered since.
+    pub fn with(mut self, now: Timestamp, readings: impl IntoIterator<Item = (Need, Reading<Observation>)>) -> Self {
+        self.now = now;
+        self.readings.extend(readings);
+        self
+    }
+
+    pub fn reading(&self, need: &Need) -> Option<&Reading<Observation>> {
+        self.readings.get(need)
+    }
+
+    pub fn readings(&self) -> impl Iterator<Item = (&Need, &Reading<Observation>)> {
+        self.readings.iter()
+    }
+
+    /// Gaps of the API's kinds, by name.
+    pub fn kind_gaps(&self) -> Vec<(KindName, &Gap)> {
+        KindName::ALL.into_iter().filter_map(|kind| kind.gap(&self.cluster).map(|gap| (kind, gap))).collect()
+    }
+}

@@ -1,0 +1,268 @@
+//! Evidence through the eyes of one condition: what it looked at, what it could not see, what it needs next.
+
+use jiff::Timestamp;
+use netdiag_common::observation::conntrack::Conntrack;
+use netdiag_common::observation::kfree_skb::Drops;
+use netdiag_common::observation::kube_proxy::KubeProxy;
+use netdiag_common::observation::listener::Listener;
+use netdiag_common::observation::network::Network;
+use netdiag_common::observation::pod::PodOnNode;
+use netdiag_common::observation::probe::{ProbeRequest, ProbeResult};
+use netdiag_common::observation::resolver::Resolver;
+use netdiag_common::observation::rules::Ruleset;
+use netdiag_common::observation::service_rules::ServiceRules;
+use netdiag_common::observation::sysctl::Sysctls;
+use netdiag_common::observation::{Observation, preflight};
+use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
+
+use super::Evidence;
+use super::cluster::{Cluster, Kind};
+use super::object::{ConfigMap, EndpointSlice, Event, Namespace, NetworkPolicy, Node, Pod, Service, Workload};
+
+/// What looking at something brought.
+#[derive(Debug, Clone, Copy)]
+pub enum Look<'e, T> {
+    Seen(Seen<'e, T>),
+    /// We looked, and there is nothing.
+    Absent(Timestamp),
+    /// Not seen: the view has noted the gap, or the need.
+    Dark,
+}
+
+/// A value and when it was read.
+#[derive(Debug)]
+pub struct Seen<'e, T> {
+    pub value: &'e T,
+    pub at: Timestamp,
+}
+
+impl<T> Clone for Seen<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Seen<'_, T> {}
+
+impl<'e, T> Look<'e, T> {
+    /// For conditions that treat absent like not seen.
+    pub fn seen(self) -> Option<Seen<'e, T>> {
+        match self {
+            Self::Seen(seen) => Some(seen),
+            Self::Absent(_) | Self::Dark => None,
+        }
+    }
+}
+
+/// The kinds of the API that are judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KindName {
+    Namespaces,
+    Nodes,
+    Pods,
+    Services,
+    EndpointSlices,
+    NetworkPolicies,
+    Workloads,
+    Events,
+    ConfigMaps,
+}
+
+impl KindName {
+    pub const ALL: [Self; 9] = [
+        Self::Namespaces,
+        Self::Nodes,
+        Self::Pods,
+        Self::Services,
+        Self::EndpointSlices,
+        Self::NetworkPolicies,
+        Self::Workloads,
+        Self::Events,
+        Self::ConfigMaps,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaces",
+            Self::Nodes => "nodes",
+            Self::Pods => "pods",
+            Self::Services => "services",
+            Self::EndpointSlices => "endpointslices",
+            Self::NetworkPolicies => "networkpolicies",
+            Self::Workloads => "workloads",
+            Self::Events => "events",
+            Self::ConfigMaps => "configmaps",
+        }
+    }
+
+    pub fn gap(self, cluster: &Cluster) -> Option<&Gap> {
+        match self {
+            Self::Namespaces => cluster.namespaces.gap(),
+            Self::Nodes => cluster.nodes.gap(),
+            Self::Pods => cluster.pods.gap(),
+            Self::Services => cluster.services.gap(),
+            Self::EndpointSlices => cluster.endpoint_slices.gap(),
+            Self::NetworkPolicies => cluster.network_policies.gap(),
+            Self::Workloads => cluster.workloads.gap(),
+            Self::Events => cluster.events.gap(),
+            Self::ConfigMaps => cluster.config_maps.gap(),
+        }
+    }
+}
+
+/// Records every look, so that declared reads can be compared with actual ones and the user gets a trail for nothing.
+pub struct View<'e> {
+    evidence: &'e Evidence,
+    kinds: Vec<KindName>,
+    topics: Vec<Need>,
+    needs: Vec<Need>,
+    gaps: Vec<Gap>,
+}
+
+macro_rules! kinds {
+    ($($method:ident: $kind:ident -> $type:ty),* $(,)?) => {$(
+        /// Dark when the API did not let us list this kind.
+        pub fn $method(&mut self) -> Look<'e, Kind<$type>> {
+            self.kind(KindName::$kind, &self.evidence.cluster.$method)
+        }
+    )*};
+}
+
+macro_rules! topics {
+    ($($method:ident: $topic:ident -> $type:ty),* $(,)?) => {$(
+        pub fn $method(&mut self, node: &str, netns: &Netns) -> Look<'e, $type> {
+            let need = Need { node: node.to_owned(), netns: netns.clone(), topic: Topic::$topic };
+            self.look(need, |observation| match observation {
+                Observation::$topic(value) => Some(value),
+                _ => None,
+            })
+        }
+    )*};
+}
+
+impl<'e> View<'e> {
+    pub fn new(evidence: &'e Evidence) -> Self {
+        Self { evidence, kinds: Vec::new(), topics: Vec::new(), needs: Vec::new(), gaps: Vec::new() }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.evidence.now
+    }
+
+    /// The objects without any record of the look: for names and joins whose kinds the caller has looked at already.
+    pub fn cluster(&self) -> &'e Cluster {
+        &self.evidence.cluster
+    }
+
+    kinds! {
+        namespaces: Namespaces -> Namespace,
+        nodes: Nodes -> Node,
+        pods: Pods -> Pod,
+        services: Services -> Service,
+        endpoint_slices: EndpointSlices -> EndpointSlice,
+        network_policies: NetworkPolicies -> NetworkPolicy,
+        workloads: Workloads -> Workload,
+        events: Events -> Event,
+        config_maps: ConfigMaps -> ConfigMap,
+    }
+
+    topics! {
+        preflight: Preflight -> preflight::Preflight,
+        pods_on_node: Pods -> Vec<PodOnNode>,
+        network: Network -> Network,
+        sysctls: Sysctls -> Sysctls,
+        listeners: Listeners -> Vec<Listener>,
+        conntrack: Conntrack -> Conntrack,
+        resolver: Resolver -> Resolver,
+        rules: Rules -> Ruleset,
+        service_rules: ServiceRules -> ServiceRules,
+        kube_proxy: KubeProxy -> KubeProxy,
+        drops: Drops -> Drops,
+    }
+
+    /// A probe that the condition wants; sent only when the question's tier allows it.
+    pub fn probe(&mut self, node: &str, netns: &Netns, request: ProbeRequest) -> Look<'e, ProbeResult> {
+        let need = Need { node: node.to_owned(), netns: netns.clone(), topic: Topic::Probe(request) };
+        self.look(need, |observation| match observation {
+            Observation::Probe(value) => Some(value),
+            _ => None,
+        })
+    }
+
+    /// Whether something looked at so far was dark.
+    pub fn is_dark(&self) -> bool {
+        !self.gaps.is_empty() || !self.needs.is_empty()
+    }
+
+    /// What was asked for and nobody has looked at yet.
+    pub fn needs(&self) -> &[Need] {
+        &self.needs
+    }
+
+    pub fn gaps(&self) -> &[Gap] {
+        &self.gaps
+    }
+
+    pub fn kinds_read(&self) -> &[KindName] {
+        &self.kinds
+    }
+
+    pub fn topics_read(&self) -> &[Need] {
+        &self.topics
+    }
+
+    fn kind<T>(&mut self, name: KindName, kind: &'e Kind<T>) -> Look<'e, Kind<T>> {
+        if !self.kinds.contains(&name) {
+            self.kinds.push(name);
+        }
+        match kind.gap() {
+            Some(gap) => {
+                self.note_gap(gap);
+                Look::Dark
+            }
+            None => Look::Seen(Seen { value: kind, at: self.evidence.now }),
+        }
+    }
+
+    fn look<T>(&mut self, need: Need, pick: impl FnOnce(&'e Observation) -> Option<&'e T>) -> Look<'e, T> {
+        if !self.topics.contains(&need) {
+            self.topics.push(need.clone());
+        }
+        match self.evidence.reading(&need) {
+            None | Some(Reading::NotAsked { .. }) => {
+                if !self.needs.contains(&need) {
+                    self.needs.push(need);
+                }
+                Look::Dark
+            }
+            Some(Reading::Unavailable { gap }) => {
+                self.note_gap(gap);
+                Look::Dark
+            }
+            Some(Reading::Absent { at }) => Look::Absent(*at),
+            Some(Reading::Seen { value, at }) => match pick(value) {
+                Some(value) => Look::Seen(Seen { value, at: *at }),
+                None => {
+                    self.note_gap(&wrong_observation(&need));
+                    Look::Dark
+                }
+            },
+        }
+    }
+
+    fn note_gap(&mut self, gap: &Gap) {
+        if !self.gaps.contains(gap) {
+            self.gaps.push(gap.clone());
+        }
+    }
+}
+
+/// The agent answered a need with the value of another topic: a broken agent or bundle.
+fn wrong_observation(need: &Need) -> Gap {
+    Gap {
+        what: format!("{} of node {}", need.topic.name(), need.node),
+        node: Some(need.node.clone()),
+        reason: GapReason::Malformed,
+        why: "the reading holds the value of another topic".to_owned(),
+        remedy: "run the same version of netdiag-node and netdiag, or record the bundle again".to_owned(),
+    }
+}

@@ -1,0 +1,91 @@
+//! What a condition found: the claim, its proofs, and the way out.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::evidence::ObjectRef;
+
+/// One cause, as its condition states it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    /// The objects at fault, the one to change first.
+    pub subjects: Vec<ObjectRef>,
+    /// Since when, where the evidence says so.
+    pub since: Option<Timestamp>,
+    pub impact: Impact,
+    /// One sentence: lower case start, names, numbers with limits, no full stop. Never more than the proofs show.
+    pub claim: String,
+    /// At least one; two of different views for a certain answer.
+    pub proofs: Vec<Proof>,
+    pub fix: Fix,
+}
+
+/// How much of the path the cause breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Impact {
+    /// Every connection of the path fails.
+    Breaks,
+    /// Some do: one endpoint of several, one node of several.
+    Degrades,
+}
+
+/// Which of the views a proof comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ViewKind {
+    /// What the Kubernetes API says should be.
+    Intended,
+    /// What a node's kernel was told.
+    Programmed,
+    /// What packets did by themselves.
+    Observed,
+    /// What a packet of ours did.
+    Probe,
+}
+
+/// One observation that supports the claim.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Proof {
+    pub view: ViewKind,
+    /// Where it was read: `EndpointSlice shop/web-x2f4`, `nf_tables`, `sockets of pod shop/web-1`.
+    pub source: String,
+    /// The node it was read on; empty for the API.
+    #[serde(default)]
+    pub node: String,
+    /// When it was read, RFC 3339.
+    #[schemars(with = "String")]
+    pub at: Timestamp,
+    pub text: String,
+}
+
+impl Proof {
+    pub fn intended(source: impl ToString, at: Timestamp, text: impl Into<String>) -> Self {
+        Self { view: ViewKind::Intended, source: source.to_string(), node: String::new(), at, text: text.into() }
+    }
+
+    pub fn programmed(source: impl ToString, node: &str, at: Timestamp, text: impl Into<String>) -> Self {
+        Self { view: ViewKind::Programmed, source: source.to_string(), node: node.to_owned(), at, text: text.into() }
+    }
+
+    pub fn observed(source: impl ToString, node: &str, at: Timestamp, text: impl Into<String>) -> Self {
+        Self { view: ViewKind::Observed, source: source.to_string(), node: node.to_owned(), at, text: text.into() }
+    }
+
+    pub fn probe(source: impl ToString, node: &str, at: Timestamp, text: impl Into<String>) -> Self {
+        Self { view: ViewKind::Probe, source: source.to_string(), node: node.to_owned(), at, text: text.into() }
+    }
+}
+
+/// What to change, and how to see that it helped.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Fix {
+    pub text: String,
+    /// Commands a person may run as they stand. Empty when the right one depends on what was meant.
+    #[serde(default)]
+    pub commands: Vec<String>,
+    /// The command that shows whether it worked.
+    pub verify: String,
+}

@@ -1,0 +1,305 @@
+//! From a question and the API's objects to a path.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use netdiag_common::Netns;
+
+use super::{Backend, Client, DnsName, Path, TargetObject};
+use crate::evidence::Cluster;
+use crate::evidence::cluster::Kind;
+use crate::evidence::object::{EndpointPort, EndpointSlice, IntOrString, Node, Object, Pod, Service, ServicePort};
+use crate::question::{Origin, PortName, Question, Target};
+
+/// The question names something that is not there. Says what exists nearby.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    #[error("there is no {kind} {name}{}", nearby(near))]
+    Missing { kind: &'static str, name: String, near: Vec<String> },
+    #[error("cannot look up {kind} {name}: {why}")]
+    Unreadable { kind: &'static str, name: String, why: String },
+    #[error("pod {name} is {phase}, so no connection can start there; choose a running pod")]
+    Finished { name: String, phase: String },
+    #[error("{target} has {count} ports ({ports}): add :PORT to say which")]
+    WhichPort { target: String, count: usize, ports: String },
+    #[error("pod {name} is not scheduled to a node yet, so there is no network namespace to look at")]
+    Unscheduled { name: String },
+}
+
+fn nearby(near: &[String]) -> String {
+    if near.is_empty() { String::new() } else { format!("; there is {}", near.join(", ")) }
+}
+
+/// Resolves by intended objects alone. `search` is the client's search list with its ndots, when it is known.
+pub fn resolve(question: &Question, cluster: &Cluster, search: Option<(&[String], u8)>) -> Result<Path, ResolveError> {
+    let clients = clients(&question.from, cluster)?;
+    let mut path = Path {
+        question: question.clone(),
+        protocol: question.protocol,
+        name: None,
+        target: TargetObject::Address,
+        port: None,
+        addresses: Vec::new(),
+        backends: Vec::new(),
+        clients,
+    };
+    match &question.to {
+        Target::Service { namespace, name, port } => {
+            let service = exists(&cluster.services, "Service", namespace, name)?;
+            to_service(&mut path, cluster, service.clone(), port.clone())?;
+        }
+        Target::Pod { namespace, name, port } => {
+            let pod = exists(&cluster.pods, "Pod", namespace, name)?.clone();
+            to_pod(&mut path, pod, *port);
+        }
+        Target::Node { name, port } => {
+            let node = exists(&cluster.nodes, "Node", "", name)?;
+            path.addresses = node.internal_ips().collect();
+            path.target = TargetObject::Node(node.reference());
+            path.port = *port;
+        }
+        Target::Address(address) => to_address(&mut path, cluster, address.ip(), address.port())?,
+        Target::Name { name, port } => to_name(&mut path, cluster, name, *port, search)?,
+    }
+    Ok(path)
+}
+
+fn clients(from: &Origin, cluster: &Cluster) -> Result<Vec<Client>, ResolveError> {
+    match from {
+        Origin::Pod { namespace, name } => {
+            let pod = exists(&cluster.pods, "Pod", namespace, name)?;
+            let shown = format!("{namespace}/{name}");
+            if pod.is_finished() {
+                return Err(ResolveError::Finished { name: shown, phase: pod.status.phase.clone() });
+            }
+            if pod.spec.node_name.is_empty() {
+                return Err(ResolveError::Unscheduled { name: shown });
+            }
+            Ok(vec![client_pod(pod)])
+        }
+        Origin::Node { name } => Ok(vec![client_node(exists(&cluster.nodes, "Node", "", name)?)]),
+        Origin::EveryNode => Ok(cluster.nodes.iter().map(client_node).collect()),
+    }
+}
+
+fn client_pod(pod: &Arc<Pod>) -> Client {
+    Client {
+        reference: pod.reference(),
+        node: pod.spec.node_name.clone(),
+        netns: if pod.spec.host_network { Netns::Host } else { Netns::Pod(pod.metadata.uid.clone()) },
+        addresses: pod.addresses().collect(),
+        pod: Some(pod.clone()),
+    }
+}
+
+fn client_node(node: &Arc<Node>) -> Client {
+    Client {
+        reference: node.reference().on_node(&node.metadata.name),
+        node: node.metadata.name.clone(),
+        netns: Netns::Host,
+        addresses: node.internal_ips().collect(),
+        pod: None,
+    }
+}
+
+fn to_service(
+    path: &mut Path,
+    cluster: &Cluster,
+    service: Arc<Service>,
+    asked: Option<PortName>,
+) -> Result<(), ResolveError> {
+    let protocol = path.protocol;
+    let of_protocol: Vec<&ServicePort> = service.spec.ports.iter().filter(|p| p.protocol.0 == protocol).collect();
+    let port = match &asked {
+        Some(PortName::Number(number)) => of_protocol.iter().find(|p| p.port == *number),
+        Some(PortName::Name(name)) => of_protocol.iter().find(|p| p.name == *name),
+        None if of_protocol.len() > 1 => {
+            return Err(ResolveError::WhichPort {
+                target: format!("Service {}/{}", service.metadata.namespace, service.metadata.name),
+                count: of_protocol.len(),
+                ports: service.ports_in_words(),
+            });
+        }
+        None => of_protocol.first(),
+    };
+    let port = port.map(|p| (*p).clone());
+    path.port = match (&port, asked) {
+        // A headless Service translates nothing: the client dials the pods' port as asked.
+        (Some(port), _) => Some(port.port),
+        (None, Some(PortName::Number(number))) => Some(number),
+        (None, _) => None,
+    };
+    path.addresses = service.cluster_ips();
+    path.backends = port.as_ref().map(|port| backends(cluster, &service, port)).unwrap_or_default();
+    path.target = TargetObject::Service { service, port };
+    Ok(())
+}
+
+fn backends(cluster: &Cluster, service: &Service, port: &ServicePort) -> Vec<Backend> {
+    let slices: Vec<&Arc<EndpointSlice>> = cluster.slices_of(service).collect();
+    let mut found: Vec<Backend> = Vec::new();
+    for slice in slices {
+        // A slice's port belongs to the Service's port of the same name and protocol (EndpointSlice API).
+        let named = |p: &&EndpointPort| p.name == port.name && p.protocol.0 == port.protocol.0;
+        let Some(number) = slice.ports.iter().find(named).and_then(|p| p.port) else { continue };
+        for endpoint in &slice.endpoints {
+            let pod = endpoint
+                .target_ref
+                .as_ref()
+                .filter(|target| target.kind == "Pod")
+                .and_then(|target| cluster.pods.get(&target.namespace, &target.name))
+                .cloned();
+            let ready = endpoint.conditions.ready.unwrap_or(true);
+            let node = match (&pod, endpoint.node_name.as_str()) {
+                (Some(pod), "") => pod.spec.node_name.clone(),
+                (_, node) => node.to_owned(),
+            };
+            for address in endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()) {
+                if found.iter().any(|b| b.address == address && b.port == number) {
+                    continue;
+                }
+                let terminating = endpoint.conditions.terminating.unwrap_or(false);
+                found.push(Backend { address, port: number, node: node.clone(), pod: pod.clone(), ready, terminating });
+            }
+        }
+    }
+    found
+}
+
+fn to_pod(path: &mut Path, pod: Arc<Pod>, asked: Option<u16>) {
+    let only = match pod.spec.containers.iter().flat_map(|c| &c.ports).collect::<Vec<_>>().as_slice() {
+        [port] if port.protocol.0 == path.protocol => Some(port.container_port),
+        _ => None,
+    };
+    path.port = asked.or(only);
+    path.addresses = pod.addresses().collect();
+    if let Some(port) = path.port {
+        path.backends = path
+            .addresses
+            .iter()
+            .map(|address| Backend {
+                address: *address,
+                port,
+                node: pod.spec.node_name.clone(),
+                pod: Some(pod.clone()),
+                ready: true,
+                terminating: pod.metadata.deleted_at.is_some(),
+            })
+            .collect();
+    }
+    path.target = TargetObject::Pod(pod);
+}
+
+fn to_address(path: &mut Path, cluster: &Cluster, address: IpAddr, port: u16) -> Result<(), ResolveError> {
+    if let Some(service) = cluster.service_by_address(address) {
+        to_service(path, cluster, service.clone(), Some(PortName::Number(port)))?;
+    } else if let Some(pod) = cluster.pod_by_address(address) {
+        to_pod(path, pod.clone(), Some(port));
+    } else if let Some(node) = cluster.node_by_address(address) {
+        path.target = TargetObject::Node(node.reference());
+        path.port = Some(port);
+    } else {
+        path.target = TargetObject::Address;
+        path.port = Some(port);
+    }
+    path.addresses = vec![address];
+    path.backends.retain(|backend| backend.address.is_ipv4() == address.is_ipv4());
+    Ok(())
+}
+
+fn to_name(
+    path: &mut Path,
+    cluster: &Cluster,
+    name: &str,
+    port: Option<u16>,
+    search: Option<(&[String], u8)>,
+) -> Result<(), ResolveError> {
+    // What kubelet writes for ClusterFirst pods, when the pod's own file could not be read.
+    let namespace =
+        path.clients.first().and_then(|c| c.pod.as_ref()).map_or("default", |p| p.metadata.namespace.as_str());
+    let usual = [format!("{namespace}.svc.cluster.local"), "svc.cluster.local".to_owned(), "cluster.local".to_owned()];
+    let (search, ndots) = search.unwrap_or((&usual, 5));
+    let name = DnsName::new(name, search, ndots);
+    let service =
+        name.services().into_iter().find_map(|(namespace, service)| cluster.services.get(&namespace, &service));
+    path.name = Some(name);
+    match service {
+        Some(service) => to_service(path, cluster, service.clone(), port.map(PortName::Number)),
+        None => {
+            path.port = port;
+            path.target = TargetObject::UnknownName;
+            Ok(())
+        }
+    }
+}
+
+fn exists<'c, T: Object>(
+    kind: &'c Kind<T>,
+    word: &'static str,
+    namespace: &str,
+    name: &str,
+) -> Result<&'c Arc<T>, ResolveError> {
+    if let Some(object) = kind.get(namespace, name) {
+        return Ok(object);
+    }
+    let shown = if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") };
+    if let Some(gap) = kind.gap() {
+        return Err(ResolveError::Unreadable { kind: word, name: shown, why: gap.why.clone() });
+    }
+    Err(ResolveError::Missing { kind: word, name: shown, near: near(kind, namespace, name) })
+}
+
+/// The same name in another namespace, then the closest names of the same namespace.
+fn near<T: Object>(kind: &Kind<T>, namespace: &str, name: &str) -> Vec<String> {
+    let mut all: Vec<(usize, &ObjectRefName)> = Vec::new();
+    let names: Vec<ObjectRefName> = kind
+        .iter()
+        .map(|object| ObjectRefName { namespace: object.meta().namespace.clone(), name: object.meta().name.clone() })
+        .collect();
+    for candidate in &names {
+        let elsewhere = usize::from(candidate.namespace != namespace);
+        let distance = edit_distance(&candidate.name, name);
+        // Half of the name may differ; beyond that a suggestion is noise, except for the neighbours in the namespace.
+        if distance * 2 <= name.len().max(2) || elsewhere == 0 {
+            all.push((distance * 2 + elsewhere, candidate));
+        }
+    }
+    all.sort();
+    all.into_iter().take(5).map(|(_, candidate)| candidate.words()).collect()
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct ObjectRefName {
+    namespace: String,
+    name: String,
+}
+
+impl ObjectRefName {
+    fn words(&self) -> String {
+        if self.namespace.is_empty() { self.name.clone() } else { format!("{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// Levenshtein distance in characters.
+pub fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut previous: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.chars().enumerate() {
+        let mut current = vec![i + 1];
+        for (j, right) in b.iter().enumerate() {
+            let change = previous[j] + usize::from(left != *right);
+            current.push(change.min(previous[j + 1] + 1).min(current[j] + 1));
+        }
+        previous = current;
+    }
+    previous[b.len()]
+}
+
+/// The number a Service's target port means in this pod.
+pub fn target_port_of(port: &ServicePort, pod: &Pod) -> Option<u16> {
+    match &port.target_port {
+        None => Some(port.port),
+        Some(IntOrString::Number(number)) => Some(*number),
+        Some(IntOrString::Name(name)) => pod.named_port(name, port.protocol.0),
+    }
+}

@@ -1,0 +1,187 @@
+//! What a client of the path experiences, by probes from its own network namespace.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use netdiag_common::observation::Protocol;
+use netdiag_common::observation::probe::{DnsRecord, Outcome, ProbeRequest, ProbeResult};
+
+use super::{Backend, Client, Path};
+use crate::evidence::{Look, View};
+
+/// Connects made to the address the client dials: with three tries a path that loses every second connection shows in 7 of 8
+/// questions, and endpoints are probed one by one besides.
+const ADDRESS_ATTEMPTS: u8 = 3;
+/// One SYN and its first retransmission (1 s after the SYN, RFC 6298) with a margin for slow nodes.
+const ADDRESS_TIMEOUT_MS: u32 = 1_200;
+const BACKEND_TIMEOUT_MS: u32 = 1_500;
+const DNS_TIMEOUT_MS: u32 = 1_500;
+/// Endpoints probed one by one; a larger Service is sampled, and the rest is named as not seen.
+pub(crate) const MAX_BACKEND_PROBES: usize = 16;
+/// Hosts probed when the question names no source; the rest is named as not seen.
+pub(crate) const MAX_CLIENT_PROBES: usize = 16;
+
+/// What the probes of one path say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Symptom {
+    pub state: SymptomState,
+    pub probes: Vec<ProbeSeen>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SymptomState {
+    /// Every probe got through.
+    Works,
+    /// Some did.
+    Partial,
+    /// None did.
+    Fails,
+    /// Nothing was probed, or no probe came back.
+    Unknown,
+}
+
+/// One probe that was answered by an agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProbeSeen {
+    /// Index into [`Path::clients`].
+    pub client: usize,
+    pub to: ProbeTo,
+    pub at: Timestamp,
+    pub result: ProbeResult,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeTo {
+    /// What the client dials.
+    Address(IpAddr),
+    /// Index into [`Path::backends`].
+    Backend(usize),
+}
+
+impl Path {
+    /// The probe of what the client dials; none for protocols that have no probe without payload.
+    pub fn address_probe(&self, address: IpAddr) -> Option<ProbeRequest> {
+        self.request(address, self.port?, ADDRESS_TIMEOUT_MS, ADDRESS_ATTEMPTS)
+    }
+
+    /// The probe of one endpoint, past the Service.
+    pub fn backend_probe(&self, backend: &Backend) -> Option<ProbeRequest> {
+        self.request(backend.address, backend.port, BACKEND_TIMEOUT_MS, 1)
+    }
+
+    fn request(&self, address: IpAddr, port: u16, timeout_ms: u32, attempts: u8) -> Option<ProbeRequest> {
+        match self.protocol {
+            Protocol::Tcp => Some(ProbeRequest::TcpConnect { address, port, timeout_ms, attempts }),
+            Protocol::Udp if self.is_dns() => {
+                Some(dns_probe(address, port, &format!("kubernetes.default.svc.{}", self.cluster_domain())))
+            }
+            _ => None,
+        }
+    }
+
+    /// The path leads to the cluster's DNS servers.
+    pub fn is_dns(&self) -> bool {
+        self.service().is_some_and(|service| {
+            service.metadata.namespace == "kube-system"
+                && (service.metadata.name == "kube-dns"
+                    || service.metadata.labels.get("k8s-app").is_some_and(|app| app == "kube-dns"))
+        })
+    }
+
+    fn cluster_domain(&self) -> &str {
+        self.name.as_ref().map_or("cluster.local", |name| name.cluster_domain.as_str())
+    }
+}
+
+/// One query for an A record, by the name as it stands.
+pub fn dns_probe(server: IpAddr, port: u16, name: &str) -> ProbeRequest {
+    ProbeRequest::Dns { server, port, name: name.to_owned(), record: DnsRecord::A, timeout_ms: DNS_TIMEOUT_MS }
+}
+
+/// Looks at the probes of a path; the view notes those that were not sent yet.
+pub fn symptom(path: &Path, view: &mut View) -> Symptom {
+    let mut probes = Vec::new();
+    for (index, client) in path.clients.iter().enumerate().take(MAX_CLIENT_PROBES) {
+        for address in &path.addresses {
+            if !reachable_family(client, *address) {
+                continue;
+            }
+            let Some(request) = path.address_probe(*address) else { continue };
+            if let Look::Seen(seen) = view.probe(&client.node, &client.netns, request) {
+                let to = ProbeTo::Address(*address);
+                probes.push(ProbeSeen { client: index, to, at: seen.at, result: seen.value.clone() });
+            }
+        }
+        // A pod or node is its own backend: the probe above was that one.
+        if path.service().is_none() {
+            continue;
+        }
+        let ready = path.backends.iter().enumerate().filter(|(_, b)| b.ready && !b.terminating);
+        for (number, backend) in ready.take(MAX_BACKEND_PROBES) {
+            if !reachable_family(client, backend.address) {
+                continue;
+            }
+            let Some(request) = path.backend_probe(backend) else { continue };
+            if let Look::Seen(seen) = view.probe(&client.node, &client.netns, request) {
+                let to = ProbeTo::Backend(number);
+                probes.push(ProbeSeen { client: index, to, at: seen.at, result: seen.value.clone() });
+            }
+        }
+    }
+    Symptom { state: state(&probes), probes }
+}
+
+fn reachable_family(client: &Client, address: IpAddr) -> bool {
+    client.addresses.is_empty() || client.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4())
+}
+
+/// What the client dials decides; endpoints that fail while the Service answers make it partial.
+fn state(probes: &[ProbeSeen]) -> SymptomState {
+    let sum = |of_address: bool| {
+        let chosen = probes.iter().filter(|p| matches!(p.to, ProbeTo::Address(_)) == of_address);
+        chosen.fold((0, 0), |(good, bad), p| (good + p.result.succeeded(), bad + p.result.failed()))
+    };
+    let (dialled, endpoints) = (sum(true), sum(false));
+    match (dialled, endpoints) {
+        ((0, 0), (0, 0)) => SymptomState::Unknown,
+        ((0, 0), (_, 0)) => SymptomState::Works,
+        ((0, 0), (0, _)) | ((0, _), _) => SymptomState::Fails,
+        ((_, 0), (_, 0)) => SymptomState::Works,
+        _ => SymptomState::Partial,
+    }
+}
+
+impl Symptom {
+    /// The probes of what the client dials.
+    pub fn to_address(&self) -> impl Iterator<Item = &ProbeSeen> {
+        self.probes.iter().filter(|probe| matches!(probe.to, ProbeTo::Address(_)))
+    }
+
+    /// The probes of one endpoint.
+    pub fn to_backend(&self, index: usize) -> impl Iterator<Item = &ProbeSeen> {
+        self.probes.iter().filter(move |probe| probe.to == ProbeTo::Backend(index))
+    }
+}
+
+impl ProbeSeen {
+    /// `3 of 3 connects to 10.96.0.7:80 from pod shop/client: refused (ECONNREFUSED) after 1.2 ms`.
+    pub fn words(&self, path: &Path) -> String {
+        let client = path.clients.get(self.client).map(|c| c.reference.to_string()).unwrap_or_default();
+        let target = match self.to {
+            ProbeTo::Address(address) => std::net::SocketAddr::new(address, path.port.unwrap_or(0)).to_string(),
+            ProbeTo::Backend(index) => path.backends.get(index).map(Backend::words).unwrap_or_default(),
+        };
+        let total = self.result.attempts.len();
+        let failed =
+            self.result.attempts.iter().filter(|a| !matches!(a.outcome, Outcome::Connected | Outcome::Answered { .. }));
+        let Some(worst) = failed.clone().next().or(self.result.attempts.first()) else {
+            return format!("probe of {target} from {client} made no attempt");
+        };
+        let count = if failed.clone().count() == 0 { total } else { failed.count() };
+        let milliseconds = f64::from(u32::try_from(worst.elapsed_us).unwrap_or(u32::MAX)) / 1000.0;
+        format!(
+            "{count} of {total} probes to {target} from {client}: {} after {milliseconds:.1} ms",
+            worst.outcome.words()
+        )
+    }
+}
