@@ -1,1 +1,39 @@
-fn main() {}
+//! The project's own commands: `cargo xtask help`. Each subcommand is one module.
+
+#![expect(clippy::disallowed_methods, reason = "xtask sets up and tests the project: files and clocks are its work")]
+
+mod cluster;
+mod command;
+mod image;
+mod parts;
+mod place;
+mod template;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Sets up, builds, runs and tests netdiag")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run a real Kubernetes cluster on this machine, without Docker
+    #[command(subcommand)]
+    Cluster(cluster::cli::Task),
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Cluster(task) => cluster::cli::run(task),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

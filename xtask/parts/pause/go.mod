@@ -1,0 +1,3 @@
+module netdiag.dev/part/pause
+
+go 1.24

@@ -1,0 +1,372 @@
+//! A real Kubernetes cluster on one machine, without Docker and without a registry.
+//!
+//! A node is a network, mount and UTS namespace with its own /run, kubelet and containerd folders; a bridge in a further
+//! network namespace is the wire between nodes. All nodes share one kernel, one clock and one PID space.
+
+mod address;
+mod cgroup;
+pub(crate) mod cli;
+mod container;
+mod control_plane;
+mod images;
+mod kube_proxy;
+mod node;
+mod pki;
+mod process;
+mod teardown;
+mod underlay;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::command;
+use crate::parts;
+use address::Subnet;
+
+/// Every cluster has a folder of its own below this one.
+const LAB: &str = "/var/lib/netdiag-lab";
+
+/// The longest name whose interface `NAME-root` fits the kernel's 15 characters.
+const LONGEST_NAME: usize = 10;
+
+/// Enough for every test; each node costs about 0.3 GiB.
+const MOST_NODES: u8 = 9;
+
+/// Programs of the machine that the cluster runs; `cargo xtask setup cluster` installs them.
+const TOOLS: [&str; 12] = [
+    "ip",
+    "nsenter",
+    "unshare",
+    "setsid",
+    "mount",
+    "hostname",
+    "sysctl",
+    "runc",
+    "iptables",
+    "nft",
+    "conntrack",
+    "busybox",
+];
+
+/// What a cluster is made of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Options {
+    pub(crate) name: String,
+    pub(crate) nodes: u8,
+    pub(crate) mode: ProxyMode,
+    pub(crate) cni: Cni,
+    pub(crate) dual_stack: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { name: "netdiag".to_owned(), nodes: 2, mode: ProxyMode::Nftables, cni: Cni::Ptp, dual_stack: false }
+    }
+}
+
+/// How kube-proxy programs Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProxyMode {
+    Nftables,
+    Iptables,
+}
+
+/// Who connects pods, and so who may enforce NetworkPolicy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Cni {
+    /// Routed pods by the `ptp` plugin; nothing enforces NetworkPolicy.
+    Ptp,
+    /// Cilium connects pods and enforces NetworkPolicy; kube-proxy stays.
+    Cilium,
+}
+
+/// A running cluster.
+pub(crate) struct Cluster {
+    pub(crate) options: Options,
+    folder: PathBuf,
+    subnet: Subnet,
+}
+
+/// What [`Cluster::attach`] must know of a cluster that another process started.
+#[derive(Serialize, Deserialize)]
+struct State {
+    options: Options,
+    subnet: Subnet,
+}
+
+impl Cluster {
+    /// Starts a cluster and returns when its nodes are Ready and cluster DNS is deployed. What a failed start leaves is removed.
+    pub(crate) fn up(options: &Options) -> Result<Self> {
+        check_options(options)?;
+        check_machine()?;
+        let folder = Path::new(LAB).join(&options.name);
+        if folder.exists() {
+            bail!(
+                "cluster {0} is already there: `cargo xtask cluster down --name {0}` stops it, --name starts another",
+                options.name
+            );
+        }
+        let mut programs = Vec::new();
+        for part in &parts::CLUSTER {
+            programs.push(parts::ensure(part)?);
+        }
+        let images = images::ensure()?;
+
+        let started = Instant::now();
+        let (cluster, lock) = Self::reserve(options, folder)?;
+        let guard = Unfinished(Some(cluster));
+        let cluster = guard.cluster();
+        underlay::create(cluster)?;
+        drop(lock);
+        cluster.link_programs(&programs)?;
+        pki::create(cluster)?;
+        std::thread::scope(|scope| -> Result<()> {
+            // containerd and the images do not need the API server: both start side by side.
+            let preparing: Vec<_> = cluster
+                .node_names()
+                .map(|node| {
+                    let images = &images;
+                    scope.spawn(move || node::prepare(cluster, &node, images))
+                })
+                .collect();
+            control_plane::start(cluster)?;
+            println!("{:5.1} s  API server ready", started.elapsed().as_secs_f64());
+            for thread in preparing {
+                thread.join().expect("preparing a node does not panic")?;
+            }
+            Ok(())
+        })?;
+        for node in cluster.node_names() {
+            node::join(cluster, &node)?;
+        }
+        cluster.apply(include_str!("coredns.yaml"))?;
+        node::wait_ready(cluster)?;
+        // Without it the first pod would be refused.
+        cluster.wait("controller-manager", "ServiceAccount default/default", Duration::from_mins(1), || {
+            cluster.kubectl(&["get", "serviceaccount", "default"]).is_ok()
+        })?;
+        println!("{:5.1} s  {} nodes Ready", started.elapsed().as_secs_f64(), cluster.options.nodes);
+        Ok(guard.finished())
+    }
+
+    /// Finds a cluster that is up.
+    pub(crate) fn attach(name: &str) -> Result<Self> {
+        let folder = Path::new(LAB).join(name);
+        let file = folder.join("cluster.json");
+        let Ok(text) = std::fs::read_to_string(&file) else {
+            let names = Self::names();
+            let there = if names.is_empty() { "none is up".to_owned() } else { format!("up: {}", names.join(", ")) };
+            bail!("no cluster named {name} ({there}; `cargo xtask cluster up --name {name}` starts it)");
+        };
+        let state: State = serde_json::from_str(&text).with_context(|| format!("cannot parse {}", file.display()))?;
+        Ok(Self { options: state.options, folder, subnet: state.subnet })
+    }
+
+    /// Names of the clusters that are up.
+    pub(crate) fn names() -> Vec<String> {
+        let entries = std::fs::read_dir(LAB).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries
+            .filter(|entry| entry.path().join("cluster.json").is_file())
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Stops the cluster's processes and removes its namespaces, mounts and files; nothing of any other cluster.
+    pub(crate) fn down(&self) -> Result<()> {
+        teardown::down(self)
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("admin.conf")
+    }
+
+    pub(crate) fn kubectl_command(&self) -> Command {
+        let mut command = command::tool(self.program("kubectl"));
+        command
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .arg("--cache-dir")
+            .arg(self.folder.join("kubectl"))
+            .arg("--request-timeout=20s");
+        command
+    }
+
+    /// Runs kubectl as the cluster's administrator and returns what it printed.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        command::output(self.kubectl_command().args(arguments))
+    }
+
+    /// Applies manifests.
+    pub(crate) fn apply(&self, yaml: &str) -> Result<String> {
+        command::output_with_input(self.kubectl_command().args(["apply", "-f", "-"]), yaml)
+    }
+
+    /// n1, n2, …
+    pub(crate) fn node_names(&self) -> impl Iterator<Item = String> + use<> {
+        (1..=self.options.nodes).map(|index| format!("n{index}"))
+    }
+
+    /// The node's network namespace.
+    pub(crate) fn netns_of(&self, node: &str) -> PathBuf {
+        Path::new("/run/netns").join(self.netns_name(node))
+    }
+
+    /// A command that will run in the node's mount, network and UTS namespaces.
+    pub(crate) fn node_command(&self, node: &str) -> Result<Command> {
+        if !self.node_names().any(|name| name == node) {
+            let names: Vec<_> = self.node_names().collect();
+            bail!("cluster {} has no node {node}: its nodes are {}", self.options.name, names.join(", "));
+        }
+        let Some(pid) = self.pid_of(&format!("{node}-init")) else {
+            bail!("node {node} of cluster {} is not running: down and up start it afresh", self.options.name);
+        };
+        Ok(command::words(&["nsenter", "--mount", "--net", "--uts", "--target", &pid.to_string(), "--"]))
+    }
+
+    /// Runs a command on a node and returns what it printed.
+    pub(crate) fn node_exec(&self, node: &str, words: &[&str]) -> Result<String> {
+        command::output(self.node_command(node)?.args(words))
+    }
+
+    fn netns_name(&self, host: &str) -> String {
+        format!("{}-{host}", self.options.name)
+    }
+
+    /// One of the programs the cluster was built from.
+    fn program(&self, name: &str) -> PathBuf {
+        self.folder.join("bin").join(name)
+    }
+
+    /// Takes a free subnet and writes the cluster's state. The lock is held until the subnet shows in the routing table, so
+    /// that two clusters that start at once do not choose the same.
+    fn reserve(options: &Options, folder: PathBuf) -> Result<(Self, nix::fcntl::Flock<std::fs::File>)> {
+        std::fs::create_dir_all(LAB).with_context(|| format!("cannot create {LAB}"))?;
+        let path = Path::new(LAB).join(".lock");
+        let file = std::fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
+            .map_err(|(_, errno)| errno)
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+        let routes = command::output(&mut command::words(&["ip", "-4", "route", "show", "table", "all"]))?;
+        let Some(subnet) = Subnet::choose(&options.name, &routes) else {
+            bail!("no subnet of 172.30.0.0/16 is free on this machine: stop another cluster first");
+        };
+        for sub in ["bin", "log", "pid", "pki", "etcd"] {
+            let path = folder.join(sub);
+            std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        }
+        let cluster = Self { options: options.clone(), folder, subnet };
+        let state = serde_json::to_string_pretty(&State { options: options.clone(), subnet })?;
+        cluster.write("cluster.json", &state)?;
+        Ok((cluster, lock))
+    }
+
+    /// One folder with every program: containerd looks for its shim and the CNI plugins by name.
+    fn link_programs(&self, folders: &[PathBuf]) -> Result<()> {
+        for folder in folders {
+            let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+            for entry in entries {
+                let file = entry.with_context(|| format!("cannot list {}", folder.display()))?;
+                let link = self.folder.join("bin").join(file.file_name());
+                std::os::unix::fs::symlink(file.path(), &link)
+                    .with_context(|| format!("cannot create {}", link.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, name: &str, content: &str) -> Result<()> {
+        let path = self.folder.join(name);
+        std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Polls until `ready`. Ends early when `component` is no longer running; a failure shows the end of its log.
+    fn wait(&self, component: &str, what: &str, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let started = Instant::now();
+        while !ready() {
+            let problem = if self.pid_of(component).is_none() {
+                format!("{component} stopped before {what}")
+            } else if started.elapsed() > limit {
+                format!("no {what} within {} s", limit.as_secs())
+            } else {
+                std::thread::sleep(Duration::from_millis(200));
+                continue;
+            };
+            bail!("{problem}; the end of {}:\n{}", self.log_path(component).display(), self.log_tail(component));
+        }
+        Ok(())
+    }
+}
+
+/// Takes a cluster down again unless its start was finished.
+struct Unfinished(Option<Cluster>);
+
+impl Unfinished {
+    fn cluster(&self) -> &Cluster {
+        self.0.as_ref().expect("only finished() takes the cluster, and it consumes self")
+    }
+
+    fn finished(mut self) -> Cluster {
+        self.0.take().expect("only finished() takes the cluster, and it consumes self")
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(cluster) = &self.0
+            && let Err(error) = cluster.down()
+        {
+            eprintln!("cannot remove what is left of cluster {}: {error:#}", cluster.options.name);
+        }
+    }
+}
+
+fn check_options(options: &Options) -> Result<()> {
+    let name = &options.name;
+    let letters = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if !letters || !name.starts_with(|first: char| first.is_ascii_lowercase()) || name.len() > LONGEST_NAME {
+        bail!("a cluster's name is 1 to {LONGEST_NAME} lower-case letters and digits, a letter first; not {name:?}");
+    }
+    if !(1..=MOST_NODES).contains(&options.nodes) {
+        bail!("a cluster has 1 to {MOST_NODES} nodes, not {}", options.nodes);
+    }
+    Ok(())
+}
+
+fn check_machine() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("a cluster needs root, for its namespaces: run this as root");
+    }
+    let missing: Vec<_> = TOOLS.into_iter().filter(|tool| command::find(tool).is_none()).collect();
+    if !missing.is_empty() {
+        bail!("not installed: {}; `cargo xtask setup cluster` installs them", missing.join(", "));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_make_bad_interfaces_are_refused() {
+        let checked = |name: &str| check_options(&Options { name: name.to_owned(), ..Options::default() }).is_ok();
+        assert!(checked("a") && checked("netdiag") && checked("e2enft1234"));
+        for name in ["", "1a", "A", "a-b", "a/b", "..", "elevenchars"] {
+            assert!(!checked(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_has_at_least_one_node() {
+        let checked = |nodes| check_options(&Options { nodes, ..Options::default() }).is_ok();
+        assert!(checked(1) && checked(9) && !checked(0) && !checked(10));
+    }
+}
