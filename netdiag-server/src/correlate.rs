@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use netdiag_common::Gap;
 
 use crate::condition::{Because, Condition, Relation, Verdict};
-use crate::finding::{Finding, Impact, ViewKind};
-use crate::path::{Path, Symptom, SymptomState};
+use crate::finding::{Fate, Finding, Impact, Proof, ViewKind};
+use crate::path::{Path, ProbeSeen, Symptom, SymptomState};
 
 /// What all conditions said about one path.
 pub struct Judged {
@@ -63,13 +63,14 @@ pub fn correlate(judged: &Judged) -> Correlated {
     let mut found = Vec::new();
     for (condition, verdict) in &judged.verdicts {
         match verdict {
-            Verdict::Found(finding) => match overruled(finding, &judged.symptom) {
+            Verdict::Found(finding) => match overruled(finding, judged) {
                 Some(because) => excluded.push((condition.code, because)),
-                None => found.push(Cause {
-                    condition,
-                    finding: (**finding).clone(),
-                    confidence: confidence(condition, finding, &judged.verdicts),
-                }),
+                None => {
+                    let mut finding = (**finding).clone();
+                    finding.proofs.extend(agreeing(&finding, judged));
+                    let confidence = confidence(condition, &finding, &judged.verdicts);
+                    found.push(Cause { condition, finding, confidence });
+                }
             },
             Verdict::Clear(Because::Seen(because)) => excluded.push((condition.code, because.clone())),
             Verdict::Clear(Because::NotApplicable(_)) | Verdict::Unknown(_) => {}
@@ -97,10 +98,45 @@ pub fn correlate(judged: &Judged) -> Correlated {
     }
 }
 
-/// A packet that got through overrules a cause that says none can.
-fn overruled(finding: &Finding, symptom: &Symptom) -> Option<String> {
-    (finding.impact == Impact::Breaks && symptom.state == SymptomState::Works)
-        .then(|| format!("all {} probes of this path got through", symptom.probes.len()))
+/// Packets overrule paper: all got through although none can, or they failed in a way the claim does not explain.
+fn overruled(finding: &Finding, judged: &Judged) -> Option<String> {
+    let symptom = &judged.symptom;
+    if finding.impact == Impact::Breaks && symptom.state == SymptomState::Works {
+        return Some(format!("all {} probes of this path got through", symptom.probes.len()));
+    }
+    if finding.impact == Impact::Degrades || finding.predicts.is_empty() || symptom.state != SymptomState::Fails {
+        return None;
+    }
+    let mut failed = symptom.to_address().filter(|probe| fate(probe).is_some()).peekable();
+    let first = *failed.peek()?;
+    failed
+        .all(|probe| fate(probe).is_some_and(|fate| !finding.predicts.contains(&fate)))
+        .then(|| format!("it would show as {}, but: {}", expected(finding.predicts), first.words(&judged.path)))
+}
+
+/// One probe of what the client dials that failed as the claim says; it is our own packet, so it counts as observed.
+fn agreeing(finding: &Finding, judged: &Judged) -> Option<Proof> {
+    let agrees = |probe: &&ProbeSeen| {
+        fate(probe).is_some_and(|fate| finding.predicts.is_empty() || finding.predicts.contains(&fate))
+    };
+    let probe = judged.symptom.to_address().find(agrees)?;
+    let client = judged.path.clients.get(probe.client)?;
+    Some(Proof::probe(format!("probe from {}", client.reference), &client.node, probe.at, probe.words(&judged.path)))
+}
+
+/// How the first failed attempt of a probe ended.
+fn fate(probe: &ProbeSeen) -> Option<Fate> {
+    probe.result.attempts.iter().find_map(|attempt| Fate::of(&attempt.outcome))
+}
+
+fn expected(predicts: &[Fate]) -> String {
+    let words = predicts.iter().map(|fate| match fate {
+        Fate::Refused => "refused",
+        Fate::Silence => "no answer",
+        Fate::Unreachable => "unreachable",
+        Fate::NotPermitted => "not permitted",
+    });
+    words.collect::<Vec<_>>().join(" or ")
 }
 
 fn explains(by: &Cause, other: &Cause) -> bool {

@@ -1,6 +1,7 @@
 //! What a condition found: the claim, its proofs, and the way out.
 
 use jiff::Timestamp;
+use netdiag_common::observation::probe::Outcome;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +17,10 @@ pub struct Finding {
     pub impact: Impact,
     /// One sentence: lower case start, names, numbers with limits, no full stop. Never more than the proofs show.
     pub claim: String,
-    /// At least one; two of different views for a certain answer.
+    /// At least one; two of different views for a certain answer. The probes that agree with `predicts` are added to them.
     pub proofs: Vec<Proof>,
+    /// What the client meets if the claim is true. Probes that meet something else overrule the claim. Empty: any failure.
+    pub predicts: &'static [Fate],
     pub fix: Fix,
 }
 
@@ -29,6 +32,38 @@ pub enum Impact {
     Breaks,
     /// Some do: one endpoint of several, one node of several.
     Degrades,
+}
+
+/// How a connection ends, as its client sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// `ECONNREFUSED`: somebody said no.
+    Refused,
+    /// Nothing came back.
+    Silence,
+    /// `EHOSTUNREACH`, `ENETUNREACH` or another ICMP error.
+    Unreachable,
+    /// `EPERM`, `EACCES`: the own host's packet filter refused to send.
+    NotPermitted,
+}
+
+impl Fate {
+    /// None for success and for errors of our own making.
+    pub fn of(outcome: &Outcome) -> Option<Self> {
+        match outcome {
+            Outcome::Connected | Outcome::Answered { .. } => None,
+            Outcome::TimedOut { .. } => Some(Self::Silence),
+            Outcome::Failed { errno, .. } => match errno.as_str() {
+                "ECONNREFUSED" => Some(Self::Refused),
+                "ETIMEDOUT" => Some(Self::Silence),
+                "EHOSTUNREACH" | "ENETUNREACH" | "EHOSTDOWN" | "ENETDOWN" | "ENOPROTOOPT" | "EPROTO" => {
+                    Some(Self::Unreachable)
+                }
+                "EPERM" | "EACCES" => Some(Self::NotPermitted),
+                _ => None,
+            },
+        }
+    }
 }
 
 /// Which of the views a proof comes from.

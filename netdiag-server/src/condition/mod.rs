@@ -8,6 +8,7 @@ use crate::evidence::{KindName, View};
 use crate::finding::Finding;
 use crate::path::Path;
 
+mod proof;
 pub mod service_selects_no_pods;
 
 /// Every condition, in the order of the path a packet takes.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Condition, Read, Severity, Verdict, Words};
+use super::{Condition, Read, Severity, Verdict, Words, proof};
 use crate::evidence::object::{Object, Pod, Service};
 use crate::evidence::{KindName, Look, View};
-use crate::finding::{Finding, Fix, Impact, Proof};
+use crate::finding::{Fate, Finding, Fix, Impact, Proof};
 use crate::path::Path;
 
 pub const CONDITION: Condition = Condition {
@@ -20,7 +20,12 @@ pub const CONDITION: Condition = Condition {
         sources: &["https://kubernetes.io/docs/concepts/services-networking/service/#defining-a-service"],
     },
     faults: &["svc-selector-mismatch"],
-    reads: &[Read::Kind(KindName::Pods), Read::Kind(KindName::EndpointSlices), Read::Kind(KindName::Workloads)],
+    reads: &[
+        Read::Kind(KindName::Pods),
+        Read::Kind(KindName::EndpointSlices),
+        Read::Kind(KindName::Workloads),
+        Read::Topic("service_rules"),
+    ],
     lookalikes: &["service_has_no_ready_endpoints", "service_port_not_defined"],
     explains: &[],
     judge,
@@ -74,23 +79,26 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         ),
     };
     let endpoints: usize = view.cluster().slices_of(service).map(|slice| slice.endpoints.len()).sum();
+    let mut proofs = vec![
+        Proof::intended(
+            service.reference(),
+            view.now(),
+            format!("selector {}; 0 of {} pods match", words(&service.spec.selector), living.len()),
+        ),
+        Proof::intended(
+            format!("EndpointSlices of {}", service.reference()),
+            slices.at,
+            format!("{endpoints} endpoints"),
+        ),
+    ];
+    proofs.extend(proof::nothing_to_forward_to(path, view));
     Verdict::found(Finding {
         subjects,
         since: service.metadata.changed_at,
         impact: Impact::Breaks,
         claim,
-        proofs: vec![
-            Proof::intended(
-                service.reference(),
-                view.now(),
-                format!("selector {}; 0 of {} pods match", words(&service.spec.selector), living.len()),
-            ),
-            Proof::intended(
-                format!("EndpointSlices of {}", service.reference()),
-                slices.at,
-                format!("{endpoints} endpoints"),
-            ),
-        ],
+        proofs,
+        predicts: &[Fate::Refused],
         fix: fix(path, service, near.as_ref()),
     })
 }
