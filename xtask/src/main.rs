@@ -4,9 +4,11 @@
 
 mod cluster;
 mod command;
+mod ebpf;
 mod image;
 mod parts;
 mod place;
+mod setup;
 mod template;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +22,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Install what is missing on this machine, or print the commands that do
+    Setup(setup::Arguments),
+    /// Build the eBPF programs with whichever toolchain is there
+    Ebpf(ebpf::Arguments),
     /// Run a real Kubernetes cluster on this machine, without Docker
     #[command(subcommand)]
     Cluster(cluster::cli::Task),
@@ -27,6 +33,8 @@ enum Task {
 
 fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().task {
+        Task::Setup(arguments) => setup::run(&arguments),
+        Task::Ebpf(arguments) => ebpf::run(&arguments),
         Task::Cluster(task) => cluster::cli::run(task),
     };
     match result {

@@ -121,7 +121,8 @@ pub(crate) fn short_hash(inputs: &[String]) -> String {
     crate::image::hexadecimal(&context.finish().as_ref()[..6])
 }
 
-fn go() -> Result<PathBuf> {
+/// The Go toolchain, which cannot be installed from Debian 12: its version is too old.
+pub(crate) fn go() -> Result<PathBuf> {
     let usual = PathBuf::from("/usr/local/go/bin/go");
     match command::find("go") {
         Some(go) => Ok(go),

@@ -9,6 +9,15 @@ pub(crate) fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace's top folder")
 }
 
+/// Cargo's target folder of the main workspace.
+pub(crate) fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        // Cargo takes a relative one from the caller's folder, which is the workspace's for `cargo xtask`.
+        Some(folder) => workspace().join(folder),
+        None => workspace().join("target"),
+    }
+}
+
 /// What is expensive to build and does not belong to one checkout: cluster parts, images, tools.
 pub(crate) fn cache() -> Result<PathBuf> {
     let folder = match (std::env::var_os("NETDIAG_CACHE"), std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
