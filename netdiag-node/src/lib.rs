@@ -1,3 +1,15 @@
 //! The netdiag agent: sees one node and its pods, says what it saw, where, when and how it knows, and never judges.
 
+pub mod agent;
+pub mod api;
+pub mod attribution;
+pub mod clock;
+pub mod config;
+pub mod gap;
 pub mod host;
+pub mod netns;
+pub mod preflight;
+pub mod probe;
+pub mod readings;
+mod serve;
+pub mod tls;

@@ -1,3 +1,58 @@
-//! Starts the agent.
+//! Starts the agent, and stops it on SIGTERM or SIGINT.
 
-fn main() {}
+use anyhow::Context as _;
+use clap::Parser as _;
+use netdiag_node::agent;
+use netdiag_node::config::Config;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// The agent waits more than it works; the second worker keeps one large report from delaying the others.
+const WORKERS: usize = 2;
+/// Threads that make probes' sockets.
+const BLOCKING_THREADS: usize = 4;
+
+fn main() -> anyhow::Result<()> {
+    let config = Config::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    bound_allocator();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(run(config));
+    // A reader that hangs in the kernel must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let on_signal = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        on_signal.cancel();
+    });
+    Ok(agent::run(config, stop).await?)
+}
+
+/// glibc gives each new thread an arena of its own, and readers are new threads: without a bound the agent's memory grows
+/// with their number.
+#[cfg(target_env = "gnu")]
+fn bound_allocator() {
+    const ARENAS: libc::c_int = 2;
+    // SAFETY: called before the first thread is started, with a documented parameter.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn bound_allocator() {}

@@ -3,8 +3,32 @@
 //! Every `read` is synchronous and looks at the network namespace of the calling thread: [`crate::netns`] puts the thread
 //! there first.
 
+pub mod cgroup;
+pub(crate) mod conntrack;
+pub(crate) mod file;
+pub(crate) mod kube_proxy;
+pub(crate) mod listener;
+pub(crate) mod netlink;
+pub(crate) mod network;
+pub(crate) mod process;
+pub(crate) mod resolver;
+pub(crate) mod sysctl;
+
 use std::io;
 use std::path::PathBuf;
+
+use crate::netns::NetnsHandle;
+
+/// Where this agent finds its node.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// A proc filesystem that shows the node's processes.
+    pub proc: PathBuf,
+    /// The node's own network namespace.
+    pub netns: NetnsHandle,
+    /// The kubelet's `cgroupRoot`, when the operator gave it.
+    pub cgroup_root: Option<String>,
+}
 
 /// Why a source could not be read. The caller turns it into a gap; nothing here is worth a retry.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,137 @@
+//! Which pod and container a process belongs to, from `/proc/PID/cgroup`.
+//!
+//! Layouts of the kubelet (`pkg/kubelet/cm/pod_container_manager_linux.go`), with cgroup v1 and v2:
+//! - driver cgroupfs: `ROOT/kubepods/[burstable|besteffort]/podUID/CONTAINER`
+//! - driver systemd: `ROOT/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podUID.slice/RUNTIME-CONTAINER.scope`
+
+/// A pod's UID: an RFC 4122 UUID, or the 32 hexadecimal digits that the kubelet gives to static pods.
+const UID_LENGTHS: [usize; 2] = [36, 32];
+/// Digits of a container id, for containerd, CRI-O and dockershim alike (SHA-256).
+const CONTAINER_ID_LENGTH: usize = 64;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodCgroup {
+    /// With dashes, as the API server knows it.
+    pub pod_uid: String,
+    /// None for a process in the pod's own group (a sandbox or shim of some runtimes).
+    pub container_id: Option<String>,
+    /// What is above `kubepods`, without a slash at the end: empty on an ordinary node. None when the path is relative to a cgroup
+    /// namespace that hides it (`/../../podUID/…`).
+    pub root: Option<String>,
+}
+
+/// The first line that tells a pod: cgroup v1 has one line per controller, all with the same path under the kubelet.
+pub fn parse(text: &str) -> Option<PodCgroup> {
+    text.lines().find_map(|line| parse_path(line.splitn(3, ':').nth(2)?))
+}
+
+fn parse_path(path: &str) -> Option<PodCgroup> {
+    let mut root = None;
+    let mut above = String::new();
+    // containerd that disagrees with the kubelet about the driver writes `POD.slice:cri-containerd:CONTAINER`.
+    let mut parts = path.split(['/', ':']).filter(|part| !part.is_empty());
+    while let Some(part) = parts.next() {
+        if root.is_none() && is_kubepods(part) {
+            root = Some(above.clone());
+        }
+        if let Some(pod_uid) = pod_uid(part) {
+            let container_id = parts.find_map(container_id);
+            return Some(PodCgroup { pod_uid, container_id, root });
+        }
+        above.push('/');
+        above.push_str(part);
+    }
+    None
+}
+
+/// `kubepods`, `kubepods.slice`, and with a cgroup root `ROOT-kubepods.slice`.
+fn is_kubepods(part: &str) -> bool {
+    let name = part.strip_suffix(".slice").unwrap_or(part);
+    name == "kubepods" || name.ends_with("-kubepods")
+}
+
+fn pod_uid(part: &str) -> Option<String> {
+    let name = part.strip_suffix(".slice").unwrap_or(part);
+    let uid = match name.strip_prefix("pod") {
+        Some(uid) => uid,
+        None => name.rsplit_once("-pod")?.1,
+    };
+    // systemd reserves the dash in slice names, so the kubelet writes underscores there.
+    let uid = uid.replace('_', "-");
+    let plausible = UID_LENGTHS.contains(&uid.len()) && uid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    plausible.then_some(uid)
+}
+
+/// `CONTAINER`, `cri-containerd-CONTAINER.scope`, `crio-CONTAINER.scope`, `docker-CONTAINER.scope`.
+fn container_id(part: &str) -> Option<String> {
+    let name = part.strip_suffix(".scope").unwrap_or(part);
+    let id = name.rsplit_once('-').map_or(name, |(_, id)| id);
+    (id.len() == CONTAINER_ID_LENGTH && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UID: &str = "0f6d6c5e-2a5f-4f43-9b0c-1b2f4a1d9e77";
+    const SYSTEMD_UID: &str = "0f6d6c5e_2a5f_4f43_9b0c_1b2f4a1d9e77";
+    const ID: &str = "3f1c0d9e8b7a695847362514039281706f5e4d3c2b1a09f8e7d6c5b4a3928170";
+
+    #[test]
+    fn layouts_of_kubelets_and_runtimes() {
+        let cases = [
+            (format!("4:memory:/nd/n1/kubepods/burstable/pod{UID}/{ID}"), Some("/nd/n1"), true),
+            (format!("0::/kubepods/pod{UID}/{ID}"), Some(""), true),
+            (
+                format!(
+                    "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SYSTEMD_UID}.slice/cri-containerd-{ID}.scope"
+                ),
+                Some(""),
+                true,
+            ),
+            (format!("0::/kubepods.slice/kubepods-pod{SYSTEMD_UID}.slice/crio-{ID}.scope/container"), Some(""), true),
+            (
+                format!(
+                    "0::/docker/{ID}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{SYSTEMD_UID}.slice/docker-{ID}.scope"
+                ),
+                Some(&*format!("/docker/{ID}/kubelet.slice")),
+                true,
+            ),
+            (
+                format!(
+                    "3:cpu:/system.slice/containerd.service/kubepods-burstable-pod{SYSTEMD_UID}.slice:cri-containerd:{ID}"
+                ),
+                None,
+                true,
+            ),
+            (format!("0::/../../pod{UID}/{ID}"), None, true),
+            (format!("0::/kubepods/besteffort/pod{UID}"), Some(""), false),
+        ];
+        for (line, root, has_container) in cases {
+            let found = parse(&line).unwrap_or_else(|| panic!("no pod in {line}"));
+            assert_eq!(found.pod_uid, UID, "{line}");
+            assert_eq!(found.root.as_deref(), root, "{line}");
+            assert_eq!(found.container_id.as_deref(), has_container.then_some(ID), "{line}");
+        }
+    }
+
+    #[test]
+    fn processes_of_the_machine_belong_to_no_pod() {
+        let text = "9:name=systemd:/\n4:memory:/process_api/a05e30e65b0872c507e36894bfb03c4d\n0::/\n";
+        for line in [text, "0::/system.slice/kubelet.service", "0::/user.slice/podman-1234.scope", "", "x", "1:2"] {
+            assert_eq!(parse(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn static_pods_have_a_uid_without_dashes() {
+        let found = parse("0::/kubepods/burstable/pod8a2bd6f4b9e0c1d2a3f4e5d6c7b8a990").unwrap();
+        assert_eq!(found.pod_uid, "8a2bd6f4b9e0c1d2a3f4e5d6c7b8a990");
+    }
+
+    #[test]
+    fn later_controllers_are_looked_at_too() {
+        let found = parse(&format!("9:name=systemd:/\n4:memory:/nd/n1/kubepods/pod{UID}/{ID}\n")).unwrap();
+        assert_eq!(found.pod_uid, UID);
+    }
+}

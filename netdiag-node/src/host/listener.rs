@@ -1,0 +1,158 @@
+//! Sockets that accept packets in one network namespace, by sock_diag (`net/ipv4/inet_diag.c`, Linux 3.3): TCP in LISTEN,
+//! UDP bound and unconnected.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use netdiag_common::observation::Protocol;
+use netdiag_common::observation::listener::Listener;
+use nix::sys::socket::SockProtocol;
+
+use super::netlink::{IPV4, IPV6, Netlink, attributes, int};
+use super::{ReadError, process};
+
+/// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// Length of `struct inet_diag_req_v2`.
+const REQUEST_BYTES: usize = 56;
+/// Length of `struct inet_diag_msg`, before its attributes.
+const MESSAGE_BYTES: usize = 72;
+/// `INET_DIAG_SKV6ONLY` of linux/inet_diag.h.
+const INET_DIAG_SKV6ONLY: u16 = 11;
+/// Bit of `TCP_LISTEN`.
+const LISTEN: u32 = 1 << 10;
+/// Bit of `TCP_CLOSE`, which is what a UDP socket is in unless it was connected.
+const UNCONNECTED: u32 = 1 << 7;
+
+/// The calling thread's namespace, whose inode is `netns`; it is needed to look for the sockets' processes.
+pub(crate) fn read(proc: &Path, netns: u64) -> Result<Vec<Listener>, ReadError> {
+    let mut netlink = Netlink::open(SockProtocol::NetlinkSockDiag)?;
+    let mut found = Vec::new();
+    for (family, family_name) in [(IPV4, "IPv4"), (IPV6, "IPv6")] {
+        for (protocol, states) in [(Protocol::Tcp, LISTEN), (Protocol::Udp, UNCONNECTED)] {
+            let step = format!("list {family_name} {protocol} sockets");
+            let request = request(family, protocol, states);
+            found.extend(netlink.dump(SOCK_DIAG_BY_FAMILY, &request, &step, |payload| parse(payload, protocol))?);
+        }
+    }
+    let inodes: HashSet<u64> = found.iter().map(|socket| socket.inode).filter(|inode| *inode != 0).collect();
+    let mut owners = process::socket_owners(proc, netns, &inodes);
+    let with_owner = |socket: Socket| Listener { process: owners.remove(&socket.inode), ..socket.listener };
+    Ok(found.into_iter().map(with_owner).collect())
+}
+
+/// Where TCP sockets listen in the calling thread's namespace, without looking for their processes.
+pub(crate) fn tcp_addresses() -> Result<Vec<SocketAddr>, ReadError> {
+    let mut netlink = Netlink::open(SockProtocol::NetlinkSockDiag)?;
+    let mut found = Vec::new();
+    for family in [IPV4, IPV6] {
+        let request = request(family, Protocol::Tcp, LISTEN);
+        let decode = |payload: &[u8]| {
+            parse(payload, Protocol::Tcp).map(|s| SocketAddr::new(s.listener.address, s.listener.port))
+        };
+        found.extend(netlink.dump(SOCK_DIAG_BY_FAMILY, &request, "list TCP sockets", decode)?);
+    }
+    Ok(found)
+}
+
+/// One socket, before its process is known.
+#[derive(Debug)]
+struct Socket {
+    listener: Listener,
+    inode: u64,
+}
+
+fn request(family: u8, protocol: Protocol, states: u32) -> Vec<u8> {
+    let mut bytes = vec![family, protocol.number(), 0, 0];
+    bytes.extend(states.to_ne_bytes());
+    bytes.resize(REQUEST_BYTES, 0);
+    bytes
+}
+
+/// `struct inet_diag_msg` and its attributes. None for a connected socket, in case a kernel's filter lets one through.
+fn parse(payload: &[u8], protocol: Protocol) -> Option<Socket> {
+    let (fixed, rest) = payload.split_at_checked(MESSAGE_BYTES)?;
+    let big_endian = |at: usize| u16::from_be_bytes([fixed[at], fixed[at + 1]]);
+    let (port, remote_port) = (big_endian(4), big_endian(6));
+    if remote_port != 0 {
+        return None;
+    }
+    let address = match fixed[0] {
+        IPV4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(&fixed[8..12]).ok()?)),
+        IPV6 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(&fixed[8..24]).ok()?)),
+        _ => return None,
+    };
+    let v6_only = attributes(rest).any(|(kind, value)| kind == INET_DIAG_SKV6ONLY && value.first() == Some(&1));
+    let listener = Listener {
+        protocol,
+        address,
+        port,
+        v6_only,
+        ifindex: int(fixed, 40)?,
+        receive_queue: int(fixed, 56)?,
+        // For a TCP socket in LISTEN the kernel reports the accept queue's limit here; for UDP, bytes to be sent.
+        backlog: if protocol == Protocol::Tcp { int(fixed, 60)? } else { 0 },
+        process: None,
+    };
+    Some(Socket { listener, inode: u64::from(int(fixed, 68)?) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+    use crate::host::netlink::attribute;
+
+    fn message(family: u8, address: &[u8], port: u16, remote_port: u16) -> Vec<u8> {
+        let mut bytes = vec![family, 10, 0, 0];
+        bytes.extend(port.to_be_bytes());
+        bytes.extend(remote_port.to_be_bytes());
+        bytes.extend(address);
+        bytes.resize(MESSAGE_BYTES, 0);
+        bytes[56] = 3;
+        bytes[60] = 128;
+        bytes[68] = 77;
+        bytes
+    }
+
+    #[test]
+    fn v6_only_is_told_apart_from_dual_stack() {
+        let mut bytes = message(IPV6, &[0; 16], 8080, 0);
+        assert!(!parse(&bytes, Protocol::Tcp).unwrap().listener.v6_only);
+        bytes.extend(attribute(INET_DIAG_SKV6ONLY, &[1]));
+        let socket = parse(&bytes, Protocol::Tcp).unwrap();
+        assert!(socket.listener.v6_only);
+        assert_eq!((socket.listener.receive_queue, socket.listener.backlog, socket.inode), (3, 128, 77));
+    }
+
+    #[test]
+    fn connected_socket_does_not_listen() {
+        assert!(parse(&message(IPV4, &[127, 0, 0, 1], 5000, 53), Protocol::Udp).is_none());
+    }
+
+    #[test]
+    fn truncated_message_is_skipped() {
+        let bytes = message(IPV4, &[127, 0, 0, 1], 80, 0);
+        assert!(parse(&bytes[..MESSAGE_BYTES - 1], Protocol::Tcp).is_none());
+    }
+
+    #[test]
+    fn own_sockets_are_found_with_this_process() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("[::1]:0").unwrap();
+        let proc = Path::new("/proc");
+        let netns = process::netns_inode(proc, std::process::id()).unwrap().unwrap();
+        let found = read(proc, netns).unwrap();
+        for (protocol, address) in
+            [(Protocol::Tcp, tcp.local_addr().unwrap()), (Protocol::Udp, udp.local_addr().unwrap())]
+        {
+            let own = found
+                .iter()
+                .find(|l| l.protocol == protocol && l.address == address.ip() && l.port == address.port())
+                .unwrap_or_else(|| panic!("no {protocol} {address}"));
+            assert_eq!(own.process.as_ref().unwrap().pid, std::process::id());
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Netlink requests and their answers (RFC 3549 §2.3), for rtnetlink, sock_diag and ctnetlink. Decoding the payloads is
+//! their readers' work: this file only knows headers and attributes.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket};
+use nix::sys::time::TimeVal;
+
+use super::ReadError;
+
+/// Length of `struct nlmsghdr`.
+const HEADER_BYTES: usize = 16;
+/// Largest datagram the kernel fills for a dump is 32 KiB (`netlink_dump`, `max_recvmsg_len`); twice that to be safe.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// The kernel answers at once; this only keeps a surprise from hanging a thread.
+const ANSWER_WITHIN_S: i64 = 2;
+/// A dump is repeated when the kernel says that the table changed under it, but not for ever.
+const DUMP_TRIES: usize = 3;
+/// `NLM_F_REQUEST | NLM_F_DUMP`, and `NLM_F_REQUEST | NLM_F_ACK`.
+const REQUEST_DUMP: u16 = 0x301;
+const REQUEST_ONE: u16 = 0x005;
+/// Set in a dump's messages when they may not fit together (`NLM_F_DUMP_INTR`, Linux 3.0).
+const DUMP_INTERRUPTED: u16 = 0x10;
+/// The attribute's type without the two flag bits (nested, byte order).
+const ATTRIBUTE_TYPE: u16 = 0x3fff;
+
+/// A netlink socket in the network namespace of the thread that opened it.
+pub(crate) struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    pub(crate) fn open(protocol: SockProtocol) -> Result<Self, ReadError> {
+        let step = "open a netlink socket";
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+            .map_err(|errno| call(step, errno))?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(ANSWER_WITHIN_S, 0)).map_err(|errno| call(step, errno))?;
+        Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER_BYTES] })
+    }
+
+    /// All messages of a dump, decoded one by one from their payloads. `step` names the dump in errors: `list routes`.
+    ///
+    /// `decode` returns none for a message that it does not want.
+    pub(crate) fn dump<T>(
+        &mut self,
+        kind: u16,
+        request: &[u8],
+        step: &str,
+        mut decode: impl FnMut(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, ReadError> {
+        for _ in 0..DUMP_TRIES {
+            let mut found = Vec::new();
+            let interrupted =
+                self.exchange(kind, REQUEST_DUMP, request, step, &mut |payload| found.extend(decode(payload)))?;
+            if !interrupted {
+                return Ok(found);
+            }
+        }
+        let source =
+            io::Error::new(io::ErrorKind::Interrupted, format!("it changed during each of {DUMP_TRIES} tries"));
+        Err(ReadError::Call { step: step.to_owned(), source })
+    }
+
+    /// The answer to a request about one object.
+    pub(crate) fn get<T>(
+        &mut self,
+        kind: u16,
+        request: &[u8],
+        step: &str,
+        mut decode: impl FnMut(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, ReadError> {
+        let mut found = None;
+        self.exchange(kind, REQUEST_ONE, request, step, &mut |payload| {
+            found = found.take().or_else(|| decode(payload));
+        })?;
+        Ok(found)
+    }
+
+    /// Sends one request and feeds every message of its answer to `each`. True when the kernel said that a dump was interrupted.
+    fn exchange(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        request: &[u8],
+        step: &str,
+        each: &mut dyn FnMut(&[u8]),
+    ) -> Result<bool, ReadError> {
+        self.sequence += 1;
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + request.len());
+        let length = u32::try_from(HEADER_BYTES + request.len()).expect("requests are a few bytes");
+        bytes.extend(length.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend(0u32.to_ne_bytes());
+        bytes.extend(request);
+        send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty()).map_err(|errno| call(step, errno))?;
+
+        let mut interrupted = false;
+        loop {
+            let length = match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+                Ok(length) => length,
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(call(step, errno)),
+            };
+            if length > self.buffer.len() {
+                return Err(malformed(step, &format!("a datagram of {length} bytes")));
+            }
+            let mut rest = &self.buffer[..length];
+            while let Some(header) = Header::parse(rest) {
+                let (Some(payload), aligned) = (rest.get(HEADER_BYTES..header.length), align(header.length)) else {
+                    return Err(malformed(step, "a message longer than its datagram"));
+                };
+                rest = rest.get(aligned..).unwrap_or_default();
+                if header.sequence != self.sequence {
+                    continue;
+                }
+                interrupted |= header.flags & DUMP_INTERRUPTED != 0;
+                match i32::from(header.kind) {
+                    libc::NLMSG_ERROR | libc::NLMSG_DONE => {
+                        // Both carry an errno, negated; 0 is the acknowledgement.
+                        let errno = int(payload, 0).map_or(0, |value| value.cast_signed().wrapping_neg());
+                        return if errno > 0 { Err(call(step, Errno::from_raw(errno))) } else { Ok(interrupted) };
+                    }
+                    libc::NLMSG_NOOP => {}
+                    _ => each(payload),
+                }
+            }
+        }
+    }
+}
+
+/// The type and payload of each attribute (`struct nlattr`). Stops at the first one that does not fit.
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(short(bytes, 0)?);
+        let kind = short(bytes, 2)? & ATTRIBUTE_TYPE;
+        let payload = bytes.get(4..length)?;
+        bytes = bytes.get(align(length)..).unwrap_or_default();
+        Some((kind, payload))
+    })
+}
+
+/// One attribute for a request.
+pub(crate) fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + payload.len()).expect("attributes of requests are a few bytes");
+    let mut bytes = Vec::with_capacity(align(length.into()));
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(payload);
+    bytes.resize(align(length.into()), 0);
+    bytes
+}
+
+/// Host byte order, as the kernel writes everything that is not declared otherwise.
+pub(crate) fn short(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// Host byte order.
+pub(crate) fn int(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// `AF_UNSPEC`, `AF_INET` and `AF_INET6` as the byte that requests and messages carry.
+pub(crate) const UNSPECIFIED: u8 = 0;
+pub(crate) const IPV4: u8 = 2;
+pub(crate) const IPV6: u8 = 10;
+
+/// A name that the kernel ends with a zero byte.
+pub(crate) fn string(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// An address by its length: 4 or 16 bytes in network byte order.
+pub(crate) fn address(bytes: &[u8]) -> Option<std::net::IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(Into::into),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(Into::into),
+        _ => None,
+    }
+}
+
+struct Header {
+    length: usize,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+}
+
+impl Header {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let length = int(bytes, 0)? as usize;
+        let header = Self { length, kind: short(bytes, 4)?, flags: short(bytes, 6)?, sequence: int(bytes, 8)? };
+        (length >= HEADER_BYTES).then_some(header)
+    }
+}
+
+/// Messages and attributes start at multiples of four.
+fn align(length: usize) -> usize {
+    length.next_multiple_of(4)
+}
+
+fn call(step: &str, errno: Errno) -> ReadError {
+    ReadError::Call { step: step.to_owned(), source: errno.into() }
+}
+
+fn malformed(step: &str, why: &str) -> ReadError {
+    ReadError::Malformed { what: format!("the kernel's answer to `{step}`"), why: why.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_come_back_as_they_were_written() {
+        let bytes = [attribute(3, b"eth0\0"), attribute(4, &1500u32.to_ne_bytes())].concat();
+        let found: Vec<_> = attributes(&bytes).collect();
+        assert_eq!(found.len(), 2);
+        assert_eq!(string(found[0].1), "eth0");
+        assert_eq!(int(found[1].1, 0), Some(1500));
+    }
+
+    #[test]
+    fn nested_flag_is_not_part_of_the_type() {
+        let bytes = attribute(0x8012, &[]);
+        assert_eq!(attributes(&bytes).next().map(|(kind, _)| kind), Some(0x12));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_end(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            assert!(attributes(&bytes).count() <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn unknown_request_is_an_error_with_its_step() {
+        let mut netlink = Netlink::open(SockProtocol::NetlinkRoute).unwrap();
+        let error = netlink.get(9999, &[0; 16], "try the impossible", |_| Some(())).unwrap_err().to_string();
+        assert!(error.starts_with("cannot try the impossible: "), "{error}");
+    }
+}

@@ -1,0 +1,137 @@
+//! Links, addresses, routes, policy rules and neighbours of one network namespace, by rtnetlink.
+
+mod neighbour;
+mod route;
+mod rule;
+
+use std::net::IpAddr;
+
+use netdiag_common::observation::network::{Address, Link, Network};
+use nix::sys::socket::SockProtocol;
+
+use super::ReadError;
+use super::netlink::{IPV4, IPV6, Netlink, UNSPECIFIED, address, attribute, attributes, int, short, string};
+
+/// Routes listed. A node that carries a full routing table would otherwise make reports of many megabytes; Kubernetes
+/// nodes have one or two per node and pod.
+const MAX_ROUTES: usize = 8_192;
+/// Neighbours listed: the default `gc_thresh3` is 1024 per family.
+const MAX_NEIGHBOURS: usize = 4_096;
+/// Links listed: a node runs a few hundred pods at most, each with one veth.
+const MAX_LINKS: usize = 4_096;
+
+/// `IFLA_EXT_MASK`: leave out statistics (`RTEXT_FILTER_SKIP_STATS`), which are most of a link's message.
+const SKIP_STATISTICS: u32 = 1 << 3;
+const IFLA_LINK_NETNSID: u16 = 37;
+
+/// Everything of the calling thread's network namespace.
+pub(crate) fn read() -> Result<Network, ReadError> {
+    let mut netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
+    let mut left_out = Vec::new();
+    let links = links(&mut netlink)?.into_iter().map(|found| found.link).collect();
+    let request = [UNSPECIFIED, 0, 0, 0, 0, 0, 0, 0];
+    let addresses = netlink.dump(libc::RTM_GETADDR, &request, "list addresses", parse_address)?;
+    let request = [0u8; 12];
+    let routes: Vec<_> = netlink
+        .dump(libc::RTM_GETROUTE, &request, "list routes", |payload| Some(route::parse(payload)))?
+        .into_iter()
+        .flatten()
+        .collect();
+    let policy_rules = netlink.dump(libc::RTM_GETRULE, &request, "list routing rules", rule::parse)?;
+    let neighbours = netlink.dump(libc::RTM_GETNEIGH, &request, "list neighbours", neighbour::parse)?;
+    Ok(Network {
+        links: capped(links, MAX_LINKS, "links", &mut left_out),
+        addresses,
+        routes: capped(routes, MAX_ROUTES, "routes", &mut left_out),
+        policy_rules,
+        neighbours: capped(neighbours, MAX_NEIGHBOURS, "neighbours", &mut left_out),
+        left_out,
+    })
+}
+
+/// A link and the namespace its other end is in.
+pub(crate) struct FoundLink {
+    pub(crate) link: Link,
+    /// The peer's namespace, as this namespace numbers it (`ip netns list-id`); none when the peer is in this one.
+    pub(crate) peer_netns_id: Option<u32>,
+}
+
+/// The links of the calling thread's network namespace.
+pub(crate) fn links(netlink: &mut Netlink) -> Result<Vec<FoundLink>, ReadError> {
+    let mut request = vec![0; 16];
+    request.extend(attribute(libc::IFLA_EXT_MASK, &SKIP_STATISTICS.to_ne_bytes()));
+    netlink.dump(libc::RTM_GETLINK, &request, "list links", parse_link)
+}
+
+/// `struct ifinfomsg` and its attributes.
+fn parse_link(payload: &[u8]) -> Option<FoundLink> {
+    let index = int(payload, 4)?;
+    let flags = int(payload, 8)?.cast_signed();
+    let mut link = Link {
+        index,
+        name: String::new(),
+        kind: String::new(),
+        mtu: 0,
+        up: flags & libc::IFF_UP != 0,
+        carrier: flags & libc::IFF_LOWER_UP != 0,
+        peer_index: None,
+        master_index: None,
+    };
+    let mut lower = None;
+    let mut peer_netns_id = None;
+    for (kind, value) in attributes(payload.get(16..)?) {
+        match kind {
+            libc::IFLA_IFNAME => link.name = string(value),
+            libc::IFLA_MTU => link.mtu = int(value, 0)?,
+            libc::IFLA_LINK => lower = int(value, 0),
+            libc::IFLA_MASTER => link.master_index = int(value, 0),
+            libc::IFLA_LINKINFO => {
+                let name = attributes(value).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
+                link.kind = name.map(|(_, name)| string(name)).unwrap_or_default();
+            }
+            IFLA_LINK_NETNSID => peer_netns_id = int(value, 0),
+            _ => {}
+        }
+    }
+    // For other kinds (VLAN, macvlan, tunnels) IFLA_LINK is the device below, not another end.
+    if link.kind == "veth" {
+        link.peer_index = lower;
+    }
+    Some(FoundLink { link, peer_netns_id })
+}
+
+/// `struct ifaddrmsg` and its attributes.
+fn parse_address(payload: &[u8]) -> Option<Address> {
+    let prefix_length = *payload.get(1)?;
+    let link_index = int(payload, 4)?;
+    let mut own: Option<IpAddr> = None;
+    for (kind, value) in attributes(payload.get(8..)?) {
+        // On point-to-point links IFA_ADDRESS is the other end and IFA_LOCAL is ours.
+        match kind {
+            libc::IFA_LOCAL => own = address(value),
+            libc::IFA_ADDRESS => own = own.or_else(|| address(value)),
+            _ => {}
+        }
+    }
+    Some(Address { link_index, address: own?, prefix_length })
+}
+
+fn capped<T>(mut list: Vec<T>, limit: usize, name: &str, left_out: &mut Vec<String>) -> Vec<T> {
+    if list.len() > limit {
+        left_out.push(format!("{} of {} {name}", list.len() - limit, list.len()));
+        list.truncate(limit);
+    }
+    list
+}
+
+/// As nft spells families; none for the others (bridge, MPLS).
+fn family_name(family: u8) -> Option<&'static str> {
+    match family {
+        IPV4 => Some("ip"),
+        IPV6 => Some("ip6"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

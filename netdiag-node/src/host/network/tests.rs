@@ -1,0 +1,119 @@
+//! Parsers on bytes the kernel wrote, and one reading of this machine's loopback.
+
+use netdiag_common::observation::network::RouteKind;
+
+use super::*;
+
+fn attribute_bytes(list: &[(u16, &[u8])]) -> Vec<u8> {
+    list.iter().flat_map(|(kind, value)| attribute(*kind, value)).collect()
+}
+
+/// `struct rtmsg`: family, prefix length, source length, tos, table, protocol, scope, type, flags.
+fn route_message(prefix_length: u8, kind: u8, flags: u32, list: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut bytes = vec![2, prefix_length, 0, 0, 254, 3, 0, kind];
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(attribute_bytes(list));
+    bytes
+}
+
+#[test]
+fn route_with_gateway() {
+    let message = route_message(
+        24,
+        libc::RTN_UNICAST,
+        0,
+        &[
+            (libc::RTA_DST, &[10, 244, 2, 0]),
+            (libc::RTA_GATEWAY, &[172, 30, 0, 12]),
+            (libc::RTA_OIF, &2u32.to_ne_bytes()),
+        ],
+    );
+    let routes = route::parse(&message);
+    assert_eq!(routes.len(), 1);
+    assert_eq!(routes[0].destination.to_string(), "10.244.2.0/24");
+    assert_eq!(routes[0].gateway, Some("172.30.0.12".parse().unwrap()));
+    assert_eq!((routes[0].link_index, routes[0].protocol.as_str()), (Some(2), "boot"));
+}
+
+#[test]
+fn route_with_two_hops_is_given_twice() {
+    let mut hops = Vec::new();
+    for (link, gateway) in [(2u32, [10u8, 0, 0, 1]), (3, [10, 0, 0, 2])] {
+        let nested = attribute(libc::RTA_GATEWAY, &gateway);
+        hops.extend(u16::try_from(8 + nested.len()).unwrap().to_ne_bytes());
+        hops.extend([0, 0]);
+        hops.extend(link.to_ne_bytes());
+        hops.extend(nested);
+    }
+    let routes = route::parse(&route_message(0, libc::RTN_UNICAST, 0, &[(libc::RTA_MULTIPATH, &hops)]));
+    let found: Vec<_> = routes.iter().map(|r| (r.link_index, r.gateway.map(|g| g.to_string()))).collect();
+    assert_eq!(found, [(Some(2), Some("10.0.0.1".to_owned())), (Some(3), Some("10.0.0.2".to_owned()))]);
+    assert_eq!(routes[0].destination.to_string(), "0.0.0.0/0");
+}
+
+#[test]
+fn learned_exception_is_not_a_route() {
+    assert!(route::parse(&route_message(32, libc::RTN_UNICAST, 0x200, &[(libc::RTA_DST, &[10, 0, 0, 1])])).is_empty());
+}
+
+#[test]
+fn blackhole_has_no_link() {
+    let routes = route::parse(&route_message(32, libc::RTN_BLACKHOLE, 0, &[(libc::RTA_DST, &[10, 0, 0, 1])]));
+    assert_eq!((routes[0].kind, routes[0].link_index), (RouteKind::Blackhole, None));
+}
+
+#[test]
+fn rule_is_told_in_the_words_of_iproute2() {
+    let mut bytes = vec![2, 0, 8, 0, 0, 0, 0, 1];
+    bytes.extend(0u32.to_ne_bytes());
+    bytes.extend(attribute_bytes(&[
+        (6, &100u32.to_ne_bytes()),
+        (15, &1000u32.to_ne_bytes()),
+        (2, &[10, 0, 0, 0]),
+        (10, &1u32.to_ne_bytes()),
+        (16, &0xffu32.to_ne_bytes()),
+        (14, &u32::MAX.to_ne_bytes()),
+    ]));
+    let found = rule::parse(&bytes).unwrap();
+    assert_eq!((found.priority, found.table, found.family.as_str()), (100, 1000, "ip"));
+    assert_eq!(found.selector, "from 10.0.0.0/8 fwmark 0x1/0xff");
+}
+
+#[test]
+fn neighbour_without_address_resolution_is_left_out() {
+    let message = |state: u16| {
+        let mut bytes = vec![2, 0, 0, 0];
+        bytes.extend(2u32.to_ne_bytes());
+        bytes.extend(state.to_ne_bytes());
+        bytes.extend([0, 1]);
+        bytes.extend(attribute_bytes(&[(libc::NDA_DST, &[10, 0, 0, 1]), (libc::NDA_LLADDR, &[2, 0, 0, 0, 0, 0xa])]));
+        bytes
+    };
+    assert!(neighbour::parse(&message(0x40)).is_none());
+    let failed = neighbour::parse(&message(0x20)).unwrap();
+    assert_eq!((failed.state.as_str(), failed.mac.as_deref()), ("failed", Some("02:00:00:00:00:0a")));
+}
+
+#[test]
+fn lists_over_the_limit_say_what_they_left_out() {
+    let mut left_out = Vec::new();
+    assert_eq!(capped(vec![1, 2, 3], 2, "routes", &mut left_out), [1, 2]);
+    assert_eq!(left_out, ["1 of 3 routes"]);
+}
+
+#[test]
+fn truncated_messages_are_skipped() {
+    let message = route_message(24, libc::RTN_UNICAST, 0, &[(libc::RTA_DST, &[10, 244, 2, 0])]);
+    for length in 0..message.len() {
+        let _ = (route::parse(&message[..length]), rule::parse(&message[..length]), parse_link(&message[..length]));
+    }
+}
+
+#[test]
+fn this_machine_has_a_loopback() {
+    let network = read().unwrap();
+    let loopback = network.links.iter().find(|link| link.name == "lo").unwrap();
+    assert!(network.addresses.iter().any(|a| a.link_index == loopback.index && a.address.is_loopback()));
+    assert!(network.policy_rules.iter().any(|rule| rule.priority == 32766 && rule.table == 254));
+    assert!(network.routes.iter().any(|route| route.kind == RouteKind::Local && route.table == 255));
+}

@@ -1,0 +1,131 @@
+//! `resolv.conf` as a pod sees it, read through /proc/PID/root: no mount namespace is entered.
+
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use netdiag_common::observation::resolver::Resolver;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+use super::{ReadError, file};
+
+const RESOLV_CONF: &str = "etc/resolv.conf";
+/// Kubernetes allows 2048 characters of search list; a pod may write what it likes.
+const MAX_BYTES: u64 = 64 * 1024;
+/// resolv.conf(5): "The default for n is 1".
+const DEFAULT_NDOTS: u8 = 1;
+
+/// From the first of these processes that has one. None when all of them have none.
+pub(crate) fn read(proc: &Path, pids: &[u32]) -> Result<Option<Resolver>, ReadError> {
+    let mut last_error = None;
+    for pid in pids {
+        let root = proc.join(format!("{pid}/root"));
+        match open_below(&root).and_then(|mut file| file::bounded(&mut file, &root.join(RESOLV_CONF), MAX_BYTES)) {
+            Ok(text) => return Ok(Some(parse(&text))),
+            // The process ended, or its container has no such file: a pause image, for example.
+            Err(ReadError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => last_error = Some(error),
+        }
+    }
+    match last_error {
+        Some(error) => Err(error),
+        None => Ok(None),
+    }
+}
+
+/// As the agent itself sees it: with `dnsPolicy: Default` in its pod, that is the node's.
+pub(crate) fn read_own() -> Result<Option<Resolver>, ReadError> {
+    Ok(file::text_if_there(Path::new("/etc/resolv.conf"), MAX_BYTES)?.map(|text| parse(&text)))
+}
+
+/// Opens the file without leaving `root`: a container may make it a link to anywhere, or a pipe that blocks its reader.
+fn open_below(root: &Path) -> Result<File, ReadError> {
+    let failed = |source: io::Error| ReadError::File { path: root.join(RESOLV_CONF), source };
+    let folder = file::open(root)?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let file = File::from(openat2(&folder, RESOLV_CONF, how).map_err(|errno| failed(errno.into()))?);
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "not a regular file")));
+    }
+    Ok(file)
+}
+
+/// resolv.conf(5): the last of several `search` or `domain` lines counts, options add up.
+fn parse(text: &str) -> Resolver {
+    let mut found = Resolver { ndots: DEFAULT_NDOTS, ..Resolver::default() };
+    for line in text.lines() {
+        let line = line.split(['#', ';']).next().unwrap_or_default();
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => found.nameservers.extend(words.next().and_then(nameserver)),
+            Some("search" | "domain") => found.search = words.map(str::to_owned).collect(),
+            Some("options") => {
+                for option in words {
+                    match option.strip_prefix("ndots:").map(str::parse) {
+                        Some(Ok(ndots)) => found.ndots = ndots,
+                        _ => found.options.push(option.to_owned()),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// A link-local server carries its interface: `fe80::1%eth0`.
+fn nameserver(word: &str) -> Option<IpAddr> {
+    word.split('%').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kubelet_writes() {
+        let text =
+            "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n";
+        let found = parse(text);
+        assert_eq!(found.nameservers, ["10.96.0.10".parse::<IpAddr>().unwrap()]);
+        assert_eq!(found.search, ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"]);
+        assert_eq!((found.ndots, found.options.len()), (5, 0));
+    }
+
+    #[test]
+    fn defaults_comments_and_later_lines() {
+        let text = "; written by hand\ndomain a.example\nsearch b.example c.example # the last counts\nnameserver fe80::1%eth0\nnameserver x\noptions timeout:1 attempts:2\n";
+        let found = parse(text);
+        assert_eq!(found.search, ["b.example", "c.example"]);
+        assert_eq!(found.nameservers, ["fe80::1".parse::<IpAddr>().unwrap()]);
+        assert_eq!((found.ndots, found.options), (1, vec!["timeout:1".to_owned(), "attempts:2".to_owned()]));
+    }
+
+    #[test]
+    fn link_cannot_leave_the_container() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("etc")).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", folder.path().join(RESOLV_CONF)).unwrap();
+        let error = open_below(folder.path()).unwrap_err();
+        assert!(matches!(error, ReadError::File { source, .. } if source.kind() == io::ErrorKind::NotFound));
+        std::fs::write(folder.path().join("etc/hostname"), "inside").unwrap();
+        assert!(open_below(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn pipe_does_not_block_the_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("etc")).unwrap();
+        nix::unistd::mkfifo(&folder.path().join(RESOLV_CONF), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(open_below(folder.path()).unwrap_err().to_string().contains("not a regular file"));
+    }
+
+    #[test]
+    fn own_process_has_the_file_of_this_machine() {
+        let found = read(Path::new("/proc"), &[u32::MAX, std::process::id()]).unwrap();
+        assert_eq!(found.is_some(), Path::new("/etc/resolv.conf").exists());
+    }
+}

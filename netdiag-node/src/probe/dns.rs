@@ -1,0 +1,116 @@
+//! One DNS query over UDP, without search list, cache or retry: what does this server answer to this pod.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Message, Query as Question, ResponseCode};
+use hickory_proto::rr::{Name, RData, RecordType};
+use netdiag_common::observation::probe::{Attempt, DnsRecord, Outcome, Stage};
+use socket2::{Domain, Protocol, Type};
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
+
+use super::{ProbeRefused, failed, micros, socket_in, without_socket};
+use crate::netns::NetnsHandle;
+
+/// Without EDNS an answer has at most 512 bytes (RFC 1035 §4.2.1); servers that send more are still read.
+const ANSWER_BYTES: usize = 4_096;
+
+/// A query that can be sent.
+pub(super) struct Query {
+    id: u16,
+    question: Question,
+    bytes: Vec<u8>,
+}
+
+impl Query {
+    pub(super) fn new(name: &str, record: DnsRecord) -> Result<Self, ProbeRefused> {
+        let refused = |why: String| ProbeRefused::Name { name: name.to_owned(), why };
+        let mut absolute = Name::from_ascii(name).map_err(|error| refused(error.to_string()))?;
+        absolute.set_fqdn(true);
+        let kind = match record {
+            DnsRecord::A => RecordType::A,
+            DnsRecord::Aaaa => RecordType::AAAA,
+        };
+        let question = Question::query(absolute, kind);
+        let mut message = Message::query();
+        message.metadata.recursion_desired = true;
+        message.add_query(question.clone());
+        let bytes = message.to_vec().map_err(|error| refused(error.to_string()))?;
+        Ok(Self { id: message.metadata.id, question, bytes })
+    }
+}
+
+pub(super) async fn run(netns: &NetnsHandle, server: SocketAddr, query: &Query, within: Duration) -> Attempt {
+    let socket = match socket_in(netns, Domain::for_address(server), Type::DGRAM, Protocol::UDP).await {
+        Ok(socket) => socket,
+        Err(error) => return without_socket(&error),
+    };
+    let start = Instant::now();
+    let mut source = None;
+    let outcome = match begin(&socket, server, &mut source).and_then(|()| UdpSocket::from_std(socket.into())) {
+        Err(error) => failed(Stage::Connect, &error),
+        Ok(socket) => match timeout(within, exchange(&socket, query)).await {
+            Err(_) => Outcome::TimedOut { stage: Stage::Answer },
+            Ok(outcome) => outcome,
+        },
+    };
+    Attempt { elapsed_us: micros(start.elapsed()), source, outcome }
+}
+
+/// Connected, so that an ICMP error about our packet comes back as an errno, and answers of others do not.
+fn begin(socket: &socket2::Socket, server: SocketAddr, source: &mut Option<SocketAddr>) -> io::Result<()> {
+    socket.connect(&server.into())?;
+    *source = socket.local_addr()?.as_socket();
+    Ok(())
+}
+
+async fn exchange(socket: &UdpSocket, query: &Query) -> Outcome {
+    // EPERM here is a packet filter's drop in the OUTPUT hook.
+    if let Err(error) = socket.send(&query.bytes).await {
+        return failed(Stage::Connect, &error);
+    }
+    let mut bytes = [0; ANSWER_BYTES];
+    loop {
+        match socket.recv(&mut bytes).await {
+            Err(error) => return failed(Stage::Answer, &error),
+            Ok(length) => {
+                if let Some(outcome) = parse(&bytes[..length], query) {
+                    return outcome;
+                }
+            }
+        }
+    }
+}
+
+/// None for a message that does not answer this query: late, forged or broken.
+fn parse(bytes: &[u8], query: &Query) -> Option<Outcome> {
+    let message = Message::from_vec(bytes).ok()?;
+    if message.metadata.id != query.id || message.queries.first() != Some(&query.question) {
+        return None;
+    }
+    let addresses = message.answers.iter().filter_map(|record| match &record.data {
+        RData::A(address) => Some(Ipv4Addr::from(*address).into()),
+        RData::AAAA(address) => Some(Ipv6Addr::from(*address).into()),
+        _ => None,
+    });
+    Some(Outcome::Answered {
+        rcode: rcode_name(message.metadata.response_code),
+        addresses: addresses.collect(),
+        truncated: message.metadata.truncation,
+    })
+}
+
+/// As in the IANA registry "DNS RCODEs", which is what dig prints.
+fn rcode_name(code: ResponseCode) -> String {
+    match u16::from(code) {
+        0 => "NOERROR".to_owned(),
+        1 => "FORMERR".to_owned(),
+        2 => "SERVFAIL".to_owned(),
+        3 => "NXDOMAIN".to_owned(),
+        4 => "NOTIMP".to_owned(),
+        5 => "REFUSED".to_owned(),
+        other => format!("RCODE{other}"),
+    }
+}

@@ -1,0 +1,234 @@
+//! One need in, one reading out: which reader answers which topic, in which namespace, on which thread.
+//!
+//! Every reader runs on a thread of its own, which may enter a namespace and is not used again. Their number is bounded,
+//! also when some hang: a thread gives its place back only when it ends.
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use netdiag_common::observation::Observation;
+use netdiag_common::observation::preflight::Preflight;
+use netdiag_common::observation::probe::ProbeRequest;
+use netdiag_common::{Need, Netns, Reading, Topic};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use crate::attribution::{Attribution, Pod};
+use crate::gap::{Failure, gap};
+use crate::host::{Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, sysctl};
+use crate::netns::NetnsHandle;
+use crate::{clock, preflight, probe};
+
+/// Readers at work at one time: two CPUs' worth, since most wait for the kernel.
+const MAX_READERS: usize = 4;
+/// Probes at work at one time: they wait, and cost two descriptors each.
+const MAX_PROBES: usize = 16;
+/// Rules of a large node are walked recursively nowhere; 1 MiB is plenty and only touched pages count.
+const READER_STACK_BYTES: usize = 1024 * 1024;
+
+/// Everything that answers needs, shared by all requests.
+pub struct Readings {
+    node: String,
+    host: Host,
+    attribution: Arc<Attribution>,
+    checks: preflight::Fixed,
+    pub shed: AtomicU64,
+    readers: Arc<Semaphore>,
+    probes: Arc<Semaphore>,
+}
+
+impl Readings {
+    pub fn new(node: String, host: Host) -> Self {
+        let checks = preflight::Fixed::read(&host);
+        Self {
+            node,
+            attribution: Arc::new(Attribution::new(host.clone())),
+            host,
+            checks,
+            shed: AtomicU64::new(0),
+            readers: Arc::new(Semaphore::new(MAX_READERS)),
+            probes: Arc::new(Semaphore::new(MAX_PROBES)),
+        }
+    }
+
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    pub fn proc(&self) -> &PathBuf {
+        &self.host.proc
+    }
+
+    /// Always an answer: whatever goes wrong, or takes longer than until `deadline`, is a gap.
+    pub async fn read(
+        &self,
+        need: &Need,
+        budget: Duration,
+        certificate_expires: Option<String>,
+    ) -> Reading<Observation> {
+        let deadline = Instant::now() + budget;
+        let found = match self.check(need) {
+            Err(failure) => Err(failure),
+            Ok(()) => match &need.topic {
+                Topic::Probe(request) => {
+                    timeout_at(deadline, self.probe(need, request)).await.unwrap_or(Err(late(budget)))
+                }
+                _ => self.passive(need, deadline, budget, certificate_expires).await,
+            },
+        };
+        match found {
+            Ok(Some(value)) => Reading::Seen { value, at: clock::now() },
+            Ok(None) => Reading::Absent { at: clock::now() },
+            Err(failure) => {
+                tracing::debug!(topic = need.topic.name(), netns = ?need.netns, %failure, "not read");
+                Reading::Unavailable { gap: gap(need, &failure) }
+            }
+        }
+    }
+
+    fn check(&self, need: &Need) -> Result<(), Failure> {
+        if need.node != self.node {
+            return Err(Failure::OtherNode { own: self.node.clone(), asked: need.node.clone() });
+        }
+        if need.netns != Netns::Host && is_host_only(&need.topic) {
+            return Err(Failure::HostOnly { topic: need.topic.name() });
+        }
+        Ok(())
+    }
+
+    async fn passive(
+        &self,
+        need: &Need,
+        deadline: Instant,
+        budget: Duration,
+        certificate_expires: Option<String>,
+    ) -> Result<Option<Observation>, Failure> {
+        if need.topic == Topic::Preflight {
+            let shed_requests = self.shed.load(Ordering::Relaxed);
+            let resident_bytes = preflight::resident_bytes(&self.host.proc);
+            let checks = self.checks.clone();
+            let preflight = Preflight { resident_bytes, shed_requests, certificate_expires, ..checks.into() };
+            return Ok(Some(Observation::Preflight(preflight)));
+        }
+        let place = timeout_at(deadline, Arc::clone(&self.readers).acquire_owned()).await.map_err(|_| late(budget))?;
+        let job = Job { host: self.host.clone(), attribution: Arc::clone(&self.attribution), need: need.clone() };
+        let answer = on_thread(place.expect("the semaphore is never closed"), move || job.read())?;
+        match timeout_at(deadline, answer).await {
+            Err(_) => Err(late(budget)),
+            Ok(Err(_)) => Err(Failure::Panicked),
+            Ok(Ok(result)) => result,
+        }
+    }
+
+    async fn probe(&self, need: &Need, request: &ProbeRequest) -> Result<Option<Observation>, Failure> {
+        let _place = self.probes.acquire().await.expect("the semaphore is never closed");
+        let netns = match &need.netns {
+            Netns::Host => self.host.netns.clone(),
+            Netns::Pod(uid) => {
+                let place = Arc::clone(&self.readers).acquire_owned().await.expect("the semaphore is never closed");
+                let (attribution, uid, node) = (Arc::clone(&self.attribution), uid.clone(), self.node.clone());
+                let opened = on_thread(place, move || {
+                    let pod = find(&attribution, &uid, &node)?;
+                    Ok(attribution.open(&pod)?)
+                })?;
+                opened.await.map_err(|_| Failure::Panicked)??
+            }
+        };
+        Ok(Some(Observation::Probe(probe::run(&netns, request).await?)))
+    }
+}
+
+/// One passive need, with what its thread must own.
+struct Job {
+    host: Host,
+    attribution: Arc<Attribution>,
+    need: Need,
+}
+
+impl Job {
+    fn read(&self) -> Result<Option<Observation>, Failure> {
+        let proc = &self.host.proc;
+        if self.need.topic == Topic::Pods {
+            return Ok(Some(Observation::Pods(self.attribution.pods()?.as_ref().into())));
+        }
+        let pod = match &self.need.netns {
+            Netns::Host => None,
+            Netns::Pod(uid) => Some(find(&self.attribution, uid, &self.need.node)?),
+        };
+        if self.need.topic == Topic::Resolver {
+            return Ok(self.resolver(pod.as_ref())?.map(Observation::Resolver));
+        }
+        let netns = self.enter(pod.as_ref())?;
+        let found = match &self.need.topic {
+            Topic::Network => Some(Observation::Network(network::read()?)),
+            Topic::Sysctls => Some(Observation::Sysctls(sysctl::read(proc)?)),
+            Topic::Listeners => Some(Observation::Listeners(listener::read(proc, netns.inode)?)),
+            Topic::Conntrack => conntrack::read(proc)?.map(Observation::Conntrack),
+            Topic::KubeProxy => {
+                process::sees_whole_node(proc)?;
+                kube_proxy::read(proc, netns.inode)?.map(Observation::KubeProxy)
+            }
+            other => return Err(ReadError::Unsupported { feature: format!("reader for {}", other.name()) }.into()),
+        };
+        Ok(found)
+    }
+
+    fn enter(&self, pod: Option<&Pod>) -> Result<NetnsHandle, Failure> {
+        let netns = match pod {
+            None => self.host.netns.clone(),
+            Some(pod) => self.attribution.open(pod)?,
+        };
+        netns.enter()?;
+        Ok(netns)
+    }
+
+    fn resolver(
+        &self,
+        pod: Option<&Pod>,
+    ) -> Result<Option<netdiag_common::observation::resolver::Resolver>, ReadError> {
+        match pod {
+            Some(pod) => resolver::read(&self.host.proc, &pod.pids),
+            // Process 1 is the node's with hostPID. Where it may not be looked at, the agent's own file is the node's too.
+            None => match resolver::read(&self.host.proc, &[1]) {
+                Ok(Some(found)) => Ok(Some(found)),
+                Ok(None) | Err(_) => resolver::read_own(),
+            },
+        }
+    }
+}
+
+fn find(attribution: &Attribution, uid: &str, node: &str) -> Result<Pod, Failure> {
+    attribution.find(uid)?.ok_or_else(|| Failure::NoSuchPod { uid: uid.to_owned(), node: node.to_owned() })
+}
+
+/// Runs `work` on a new thread, which holds `place` until it ends. The receiver fails when it panicked.
+fn on_thread<T: Send + 'static>(
+    place: OwnedSemaphorePermit,
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<oneshot::Receiver<Result<T, Failure>>, Failure> {
+    let (sender, receiver) = oneshot::channel();
+    let run = move || {
+        // The default hook has logged the panic; dropping the sender tells the reader.
+        if let Ok(result) = std::panic::catch_unwind(AssertUnwindSafe(work)) {
+            let _ = sender.send(result);
+        }
+        drop(place);
+    };
+    std::thread::Builder::new()
+        .name("reader".to_owned())
+        .stack_size(READER_STACK_BYTES)
+        .spawn(run)
+        .map_err(|source| ReadError::Call { step: "start a thread".to_owned(), source })?;
+    Ok(receiver)
+}
+
+fn is_host_only(topic: &Topic) -> bool {
+    matches!(topic, Topic::Preflight | Topic::Pods | Topic::ServiceRules | Topic::KubeProxy | Topic::Drops)
+}
+
+fn late(budget: Duration) -> Failure {
+    Failure::Late { budget_ms: budget.as_millis() }
+}
