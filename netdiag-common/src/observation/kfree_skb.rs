@@ -15,14 +15,21 @@ pub struct Drops {
     pub window_s: f64,
     /// The counters of the identity, for the window.
     pub accounts: DropAccounts,
+    /// Exact totals by reason, of the whole kernel and not only of this node's namespaces; most first.
+    #[serde(default)]
+    pub reasons: Vec<ReasonTotal>,
     /// Most packets first.
     pub groups: Vec<DropGroup>,
+    /// Groups beyond those listed; their packets are in `accounts` all the same.
+    #[serde(default)]
+    pub omitted_groups: u64,
     /// A few whole packets, newest first.
     pub exemplars: Vec<DropExemplar>,
 }
 
 /// Each term has its own kernel counter. The identity, in packets:
-/// `total = attributed + coarse + reason_only + foreign + unparsed + unaccounted`, where `unaccounted` must be 0.
+/// `total = attributed + coarse + foreign_netns + reason_only + foreign + unparsed + unaccounted`, where `unaccounted`
+/// must be 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DropAccounts {
     /// Every event of the tracepoint.
@@ -31,6 +38,9 @@ pub struct DropAccounts {
     pub attributed: u64,
     /// Counted with the coarse key (namespace, interface, reason, place) because the set was full.
     pub coarse: u64,
+    /// Counted with either key, in a namespace that is not this node's; not in `attributed` or `coarse`.
+    #[serde(default)]
+    pub foreign_netns: u64,
     /// Counted by reason alone because the coarse set was full too.
     pub reason_only: u64,
     /// Not IP (ARP, vsock, unix, …).
@@ -40,7 +50,7 @@ pub struct DropAccounts {
     /// Events that the kernel did not hand to us because the program was already running on that CPU
     /// (`recursion_misses`); not part of `total`.
     pub missed: u64,
-    /// Groups that user space forgot because its window was full, in packets; already part of `attributed` or `coarse`.
+    /// Packets whose tuple user space forgot because its window was full; already part of the terms above.
     pub forgotten: u64,
     /// Exemplars: sent, held back by the rate limit, lost because the ring was full.
     pub exemplars_sent: u64,
@@ -51,9 +61,17 @@ pub struct DropAccounts {
 impl DropAccounts {
     /// What the identity cannot explain; 0 unless a counter lies.
     pub fn unaccounted(&self) -> i64 {
-        let parts = self.attributed + self.coarse + self.reason_only + self.foreign + self.unparsed;
+        let parts =
+            self.attributed + self.coarse + self.foreign_netns + self.reason_only + self.foreign + self.unparsed;
         self.total.cast_signed() - parts.cast_signed()
     }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonTotal {
+    /// As in [`DropGroup::reason`].
+    pub reason: String,
+    pub packets: u64,
 }
 
 /// Where on a node a packet was dropped.
@@ -64,7 +82,8 @@ pub enum DropNetns {
     Pod {
         uid: String,
     },
-    /// A namespace that belongs to no pod we know, by cookie (inode on kernels before 5.14).
+    /// A namespace that belongs to no pod we know, by cookie (inode on kernels before 5.12). 0: the packet had neither
+    /// device, socket nor route, so nobody can say.
     Unknown {
         id: u64,
     },
@@ -73,7 +92,8 @@ pub enum DropNetns {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DropGroup {
     pub netns: DropNetns,
-    /// Name in the running kernel's BTF without its prefix: `NETFILTER_DROP`.
+    /// Name in the running kernel's BTF without its prefix: `NETFILTER_DROP`. `UNREPORTED` on kernels that give no reason
+    /// (before 5.17).
     pub reason: String,
     /// Function that freed the packet: `nft_do_chain`, or hex without the right to read symbols.
     pub location: String,

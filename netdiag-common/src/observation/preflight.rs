@@ -18,7 +18,7 @@ pub struct Preflight {
     pub certificate_expires: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Check {
     /// `btf`, `program kfree_skb`, `capability SYS_ADMIN`, …
     pub name: String,

@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub(crate) mod conntrack;
 pub(crate) mod file;
+pub(crate) mod kernel;
 pub(crate) mod kube_proxy;
 pub(crate) mod listener;
 pub(crate) mod netlink;

@@ -1,0 +1,273 @@
+//! Tracepoint `skb:kfree_skb`: a packet is freed because it was dropped.
+//!
+//! `kfree_skb()` in net/core/skbuff.c; the reason argument since Linux 5.17 (backported by some), `rx_sk` behind it since
+//! 6.11. <https://github.com/torvalds/linux/blob/v6.18/include/trace/events/skb.h#L26>
+//!
+//! Each event ends in exactly one of attributed, coarse, reason_only, foreign, unparsed. A key that finds its set full is
+//! counted with less detail; nothing is ever evicted. A nested run on the same CPU is skipped and counted as nested
+//! (before 6.1; later kernels skip and count it themselves), so plain loads and stores are enough.
+
+use core::hint::black_box;
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_get_stack, bpf_jiffies64, bpf_ktime_get_ns};
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use netdiag_common::record::kfree_skb::{
+    Counters, CpuState, Exemplar, FLAG_DESTINATION, REASONS, STACK_DEPTH, Slot, WAYS, place_word, reason_row,
+    service_word,
+};
+
+use crate::map::{KFREE_COARSE, KFREE_COUNTERS, KFREE_CPUS, KFREE_EXEMPLARS, KFREE_IPV4, KFREE_IPV6};
+use crate::read::{Load, O_SKB_LEN, Packet, Parsed, Probed, Typed, netns, packet};
+
+/// 1 when the tracepoint's third argument is the reason.
+#[unsafe(no_mangle)]
+static HAS_REASON: Global<u32> = Global::new(0);
+/// Possible CPUs: the rows of one epoch.
+#[unsafe(no_mangle)]
+static CPUS: Global<u32> = Global::new(1);
+/// Sets per CPU and epoch, each a power of two, minus one.
+#[unsafe(no_mangle)]
+static MASK_IPV4: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MASK_IPV6: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MASK_COARSE: Global<u32> = Global::new(0);
+/// Random per load: who sends packets chooses the keys, and must not be able to choose the set.
+#[unsafe(no_mangle)]
+static SEED: Global<u64> = Global::new(0);
+/// Nanoseconds of one jiffy.
+#[unsafe(no_mangle)]
+static TICK_NS: Global<u64> = Global::new(0);
+/// Jiffies for one more exemplar per CPU, and how many may be saved up.
+#[unsafe(no_mangle)]
+static TOKEN_TICKS: Global<u64> = Global::new(1);
+#[unsafe(no_mangle)]
+static BURST: Global<u64> = Global::new(0);
+
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn netdiag_kfree_skb(ctx: BtfTracePointContext) -> i32 {
+    let reason = if HAS_REASON.load() == 1 { ctx.arg::<u32>(2) } else { 0 };
+    unsafe { on_drop::<Typed, _>(&ctx, ctx.arg(0), ctx.arg(1), reason) };
+    0
+}
+
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn netdiag_kfree_raw(ctx: RawTracePointContext) -> i32 {
+    let reason = if HAS_REASON.load() == 1 { ctx.arg::<u32>(2) } else { 0 };
+    unsafe { on_drop::<Probed, _>(&ctx, ctx.arg(0), ctx.arg(1), reason) };
+    0
+}
+
+#[inline(always)]
+unsafe fn on_drop<L: Load, C: EbpfContext>(ctx: &C, skb: *const u8, location: u64, reason: u32) {
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(state) = KFREE_CPUS.get_ptr_mut(cpu) else { return };
+    unsafe {
+        if addr_of_mut!((*state).busy).read_volatile() != 0 {
+            (*state).nested += 1;
+            return;
+        }
+        addr_of_mut!((*state).busy).write_volatile(1);
+        let epoch = addr_of_mut!((*state).epoch).read_volatile() & 1;
+        let row = epoch * CPUS.load() + cpu;
+        if let Some(counters) = KFREE_COUNTERS.get_ptr_mut(row) {
+            (*counters).total += 1;
+            // `reason_row` stays below the mask, so the compiler would drop it; the verifier sees a bound in nothing else.
+            let reason_row = black_box(reason_row(reason)) & (REASONS - 1);
+            *addr_of_mut!((*counters).by_reason).cast::<u64>().add(reason_row) += 1;
+            match packet::<L>(skb) {
+                Parsed::Foreign => (*counters).foreign += 1,
+                Parsed::Unparsed => (*counters).unparsed += 1,
+                Parsed::Ip(packet) => {
+                    let (netns, ifindex) = netns::<L>(skb);
+                    let length = L::load::<u32>(skb, O_SKB_LEN.load());
+                    let now_ns = clock(state);
+                    let event = Event { row, netns, ifindex, location, reason, length, now_ns };
+                    let fresh = count(counters, &event, &packet);
+                    exemplar(ctx, state, counters, &event, &packet, fresh);
+                }
+            }
+        }
+        addr_of_mut!((*state).busy).write_volatile(0);
+    }
+}
+
+struct Event {
+    row: u32,
+    netns: u64,
+    ifindex: u32,
+    location: u64,
+    reason: u32,
+    length: u32,
+    now_ns: u64,
+}
+
+/// Refills the token bucket and says what time it is, to one jiffy: reading jiffies costs a tenth of the exact clock, which
+/// is read with each refill and carried on from there. (`bpf_ktime_get_coarse_ns` is not for tracing programs.)
+#[inline(always)]
+unsafe fn clock(state: *mut CpuState) -> u64 {
+    let state = unsafe { &mut *state };
+    let ticks = unsafe { bpf_jiffies64() };
+    let waited = ticks.wrapping_sub(state.refilled_ticks);
+    if waited >= TOKEN_TICKS.load() {
+        state.tokens = (state.tokens + waited / TOKEN_TICKS.load()).min(BURST.load());
+        state.refilled_ticks = ticks;
+        state.refilled_ns = unsafe { bpf_ktime_get_ns() };
+        return state.refilled_ns;
+    }
+    state.refilled_ns + waited * TICK_NS.load()
+}
+
+/// Counts the packet with the finest key that finds room. True when that key is new in this epoch.
+#[inline(always)]
+unsafe fn count(counters: *mut Counters, event: &Event, packet: &Packet) -> bool {
+    let to_destination = packet.destination_port <= packet.source_port;
+    let port = if to_destination { packet.destination_port } else { packet.source_port };
+    let flags = if to_destination { FLAG_DESTINATION } else { 0 };
+    let place = place_word(event.location, event.reason);
+    let service = service_word(event.ifindex, port, packet.protocol, flags);
+    let full = unsafe {
+        if packet.version == 4 {
+            let key = [event.netns, (packet.source[0] << 32) | packet.destination[0], place, service];
+            add(KFREE_IPV4.get_ptr_mut(set(event.row, MASK_IPV4.load(), &key)), &key, event)
+        } else {
+            let ([s0, s1], [d0, d1]) = (packet.source, packet.destination);
+            let key = [event.netns, s0, s1, d0, d1, place, service];
+            add(KFREE_IPV6.get_ptr_mut(set(event.row, MASK_IPV6.load(), &key)), &key, event)
+        }
+    };
+    if let Some(fresh) = full {
+        unsafe { (*counters).attributed += 1 };
+        return fresh;
+    }
+    let key = [event.netns, 0, place, service_word(event.ifindex, 0, 0, 0)];
+    if let Some(fresh) = unsafe { add(KFREE_COARSE.get_ptr_mut(set(event.row, MASK_COARSE.load(), &key)), &key, event) }
+    {
+        unsafe { (*counters).coarse += 1 };
+        return fresh;
+    }
+    unsafe { (*counters).reason_only += 1 };
+    false
+}
+
+/// The set where `key` is counted: multiply-mix over its words.
+#[inline(always)]
+fn set<const WORDS: usize>(row: u32, mask: u32, key: &[u64; WORDS]) -> u32 {
+    let mut hash = SEED.load();
+    let mut i = 0;
+    while i < WORDS {
+        hash = (hash ^ key[i]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 32;
+        i += 1;
+    }
+    row * (mask + 1) + (hash as u32 & mask)
+}
+
+/// Adds the packet to its key's slot: `Some(true)` into an empty one, `Some(false)` to its count, `None` when the set has
+/// four other keys.
+#[inline(always)]
+unsafe fn add<const WORDS: usize>(
+    set: Option<*mut [Slot<WORDS>; WAYS]>,
+    key: &[u64; WORDS],
+    event: &Event,
+) -> Option<bool> {
+    let set = set?.cast::<Slot<WORDS>>();
+    let mut way = 0;
+    while way < WAYS {
+        let slot = unsafe { &mut *set.add(way) };
+        if slot.packets == 0 {
+            slot.key = *key;
+            slot.bytes = u64::from(event.length);
+            slot.first_ns = event.now_ns;
+            slot.last_ns = event.now_ns;
+            slot.packets = 1;
+            return Some(true);
+        }
+        if same(&slot.key, key) {
+            slot.packets += 1;
+            slot.bytes += u64::from(event.length);
+            slot.last_ns = event.now_ns;
+            return Some(false);
+        }
+        way += 1;
+    }
+    None
+}
+
+/// Word by word: `==` on arrays becomes a call to memcmp, byte by byte.
+#[inline(always)]
+fn same<const WORDS: usize>(one: &[u64; WORDS], other: &[u64; WORDS]) -> bool {
+    let mut i = 0;
+    while i < WORDS {
+        if one[i] != other[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+/// Sends the whole packet when this CPU's token bucket allows. A key's first packet may take the last token; its later
+/// ones only the upper half, so that a storm leaves room for what is rare.
+#[inline(always)]
+unsafe fn exemplar<C: EbpfContext>(
+    ctx: &C,
+    state: *mut CpuState,
+    counters: *mut Counters,
+    event: &Event,
+    packet: &Packet,
+    fresh: bool,
+) {
+    let (state, counters) = unsafe { (&mut *state, &mut *counters) };
+    let reserve = if fresh { 0 } else { BURST.load() / 2 };
+    if state.tokens <= reserve {
+        counters.exemplars_suppressed += 1;
+        return;
+    }
+    state.tokens -= 1;
+    let Some(mut entry) = KFREE_EXEMPLARS.reserve::<Exemplar>(0) else {
+        counters.exemplars_lost += 1;
+        return;
+    };
+    let record = entry.as_mut_ptr();
+    let flags_at = packet.transport + 13;
+    let has_flags = packet.protocol == 6 && packet.transport != 0 && packet.available > flags_at;
+    unsafe {
+        addr_of_mut!((*record).at_ns).write(event.now_ns);
+        addr_of_mut!((*record).netns).write(event.netns);
+        addr_of_mut!((*record).location).write(event.location);
+        addr_of_mut!((*record).reason).write(event.reason);
+        addr_of_mut!((*record).ifindex).write(event.ifindex);
+        addr_of_mut!((*record).source).cast::<[u64; 2]>().write(packet.source);
+        addr_of_mut!((*record).destination).cast::<[u64; 2]>().write(packet.destination);
+        addr_of_mut!((*record).source_port).write(packet.source_port);
+        addr_of_mut!((*record).destination_port).write(packet.destination_port);
+        addr_of_mut!((*record).protocol).write(packet.protocol);
+        let flags = if has_flags { Probed::load::<u8>(packet.header, flags_at) } else { 0 };
+        addr_of_mut!((*record).tcp_flags).write(flags);
+        addr_of_mut!((*record).version).write(packet.version);
+        addr_of_mut!((*record).pad).write(0);
+        addr_of_mut!((*record).length).write(event.length);
+        let stack = addr_of_mut!((*record).stack);
+        let bytes = bpf_get_stack(ctx.as_ptr(), stack.cast(), (8 * STACK_DEPTH) as u32, 0);
+        addr_of_mut!((*record).frames).write(if bytes > 0 { (bytes / 8) as i32 } else { 0 });
+    }
+    // The agent looks by itself; waking it would cost more than the count.
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+    counters.exemplars_sent += 1;
+    #[cfg(feature = "debug")]
+    aya_log_ebpf::info!(
+        ctx,
+        "kfree_skb netns {} if {} reason {} ports {} {}",
+        event.netns,
+        event.ifindex,
+        event.reason,
+        packet.source_port,
+        packet.destination_port
+    );
+}

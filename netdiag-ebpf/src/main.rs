@@ -1,0 +1,19 @@
+//! netdiag's kernel programs. They count and copy; every judgement is made elsewhere.
+//!
+//! One file per hook in `hook/`, the tables in `map`, everything that touches kernel memory in `read`.
+#![no_std]
+#![no_main]
+
+mod hook;
+mod map;
+mod read;
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier accepts no program that can get here.
+    unsafe { core::hint::unreachable_unchecked() }
+}

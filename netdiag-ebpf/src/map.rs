@@ -1,0 +1,26 @@
+//! The tables. The agent sets how many rows each has when it loads them, and reads them by mmap.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, RingBuf};
+use netdiag_common::record::kfree_skb::{Counters, CpuState, SlotV4, SlotV6, WAYS};
+
+/// By CPU.
+#[map]
+pub static KFREE_CPUS: Array<CpuState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// By epoch, CPU.
+#[map]
+pub static KFREE_COUNTERS: Array<Counters> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+
+/// By epoch, CPU, hash of the key.
+#[map]
+pub static KFREE_IPV4: Array<[SlotV4; WAYS]> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+pub static KFREE_IPV6: Array<[SlotV6; WAYS]> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+/// Sets of their own: among full keys a coarse key would find no room just when it is needed.
+#[map]
+pub static KFREE_COARSE: Array<[SlotV4; WAYS]> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+
+#[map]
+pub static KFREE_EXEMPLARS: RingBuf = RingBuf::with_byte_size(65536, 0);

@@ -1,0 +1,122 @@
+//! A few whole packets of each kind of drop, newest first, in bounded memory.
+
+use std::collections::{HashMap, VecDeque};
+
+use netdiag_common::record::kfree_skb::{Exemplar, STACK_DEPTH};
+
+/// Packets kept of one kind: enough to see a pattern in addresses and ports.
+const PER_KIND: usize = 8;
+/// Kinds kept; 128 × 8 exemplars are 213 KiB.
+const KINDS: usize = 128;
+
+/// Namespace, location and reason: a kind that drops much must not push out one that drops little.
+type Kind = (u64, u64, u32);
+
+#[derive(Debug, Default)]
+pub(super) struct Exemplars {
+    kinds: HashMap<Kind, VecDeque<Exemplar>>,
+}
+
+impl Exemplars {
+    pub(super) fn add(&mut self, exemplar: Exemplar) {
+        let kind = (exemplar.netns, exemplar.location, exemplar.reason);
+        if !self.kinds.contains_key(&kind) && self.kinds.len() >= KINDS {
+            let newest_at = |of: &VecDeque<Exemplar>| of.back().map_or(0, |newest| newest.at_ns);
+            if let Some(stalest) = self.kinds.iter().min_by_key(|(_, of)| newest_at(of)).map(|(kind, _)| *kind) {
+                self.kinds.remove(&stalest);
+            }
+        }
+        let of = self.kinds.entry(kind).or_default();
+        if of.len() == PER_KIND {
+            of.pop_front();
+        }
+        of.push_back(exemplar);
+    }
+
+    pub(super) fn forget_before(&mut self, ns: u64) {
+        for of in self.kinds.values_mut() {
+            of.retain(|exemplar| exemplar.at_ns >= ns);
+        }
+        self.kinds.retain(|_, of| !of.is_empty());
+    }
+
+    /// Namespaces that have exemplars.
+    pub(super) fn namespaces(&self) -> impl Iterator<Item = u64> {
+        self.kinds.keys().map(|(netns, _, _)| *netns)
+    }
+
+    /// At most `limit` of those that `wanted` accepts, newest first: one of each kind before a second of any.
+    pub(super) fn pick(&self, limit: usize, wanted: impl Fn(&Exemplar) -> bool) -> Vec<&Exemplar> {
+        let mut ranked: Vec<(usize, &Exemplar)> = self
+            .kinds
+            .values()
+            .flat_map(|of| of.iter().rev().filter(|exemplar| wanted(exemplar)).enumerate())
+            .collect();
+        ranked.sort_by_key(|(rank, exemplar)| (*rank, std::cmp::Reverse(exemplar.at_ns)));
+        let mut picked: Vec<&Exemplar> = ranked.into_iter().take(limit).map(|(_, exemplar)| exemplar).collect();
+        picked.sort_by_key(|exemplar| std::cmp::Reverse(exemplar.at_ns));
+        picked
+    }
+}
+
+/// The record in one entry of the ring; none when it is of another size.
+pub(super) fn decode(bytes: &[u8]) -> Option<Exemplar> {
+    if bytes.len() < size_of::<Exemplar>() {
+        return None;
+    }
+    // SAFETY: long enough, and every bit pattern is an `Exemplar`, which holds integers only.
+    Some(unsafe { bytes.as_ptr().cast::<Exemplar>().read_unaligned() })
+}
+
+/// The return addresses from the one that freed the packet on. Before it lie our own program and the tracepoint, in a
+/// number that differs between kernels.
+pub(super) fn frames(exemplar: &Exemplar) -> &[u64] {
+    let count = usize::try_from(exemplar.frames).unwrap_or(0).min(STACK_DEPTH);
+    let stack = &exemplar.stack[..count];
+    let first = stack.iter().position(|address| *address == exemplar.location).unwrap_or(0);
+    &stack[first..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exemplar(netns: u64, at_ns: u64) -> Exemplar {
+        // SAFETY: integers only.
+        let mut exemplar: Exemplar = unsafe { std::mem::zeroed() };
+        (exemplar.netns, exemplar.at_ns) = (netns, at_ns);
+        exemplar
+    }
+
+    #[test]
+    fn a_loud_kind_does_not_push_out_a_quiet_one() {
+        let mut exemplars = Exemplars::default();
+        exemplars.add(exemplar(7, 1));
+        (2..1000).for_each(|at| exemplars.add(exemplar(8, at)));
+        let picked: Vec<u64> = exemplars.pick(2, |_| true).iter().map(|picked| picked.at_ns).collect();
+        assert_eq!(picked, [999, 1]);
+        assert_eq!(exemplars.pick(64, |_| true).len(), 1 + PER_KIND);
+    }
+
+    #[test]
+    fn kinds_are_bounded_and_the_stalest_goes() {
+        let mut exemplars = Exemplars::default();
+        (0..1000).for_each(|n| exemplars.add(exemplar(n, n)));
+        assert_eq!(exemplars.kinds.len(), KINDS);
+        assert!(exemplars.pick(64, |picked| picked.netns < 1000 - KINDS as u64).is_empty());
+        exemplars.forget_before(990);
+        assert_eq!(exemplars.pick(64, |_| true).len(), 10);
+    }
+
+    #[test]
+    fn an_entry_of_another_size_is_no_record() {
+        assert!(decode(&[0; 40]).is_none());
+        let mut wild = decode(&[0xff; size_of::<Exemplar>()]).unwrap();
+        assert!(frames(&wild).is_empty(), "a negative count is an error code");
+        wild.frames = i32::MAX;
+        assert_eq!(frames(&wild).len(), STACK_DEPTH);
+        (wild.frames, wild.location) = (4, 0x30);
+        wild.stack[..4].copy_from_slice(&[0x10, 0x20, 0x30, 0x40]);
+        assert_eq!(frames(&wild), [0x30, 0x40]);
+    }
+}
