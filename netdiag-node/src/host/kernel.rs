@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use super::ReadError;
+use super::{ReadError, file};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const SYMBOLS: &str = "/proc/kallsyms";
@@ -15,7 +15,7 @@ const MAX_BTF_BYTES: u64 = 64 << 20;
 /// Raw BTF of the kernel, present with `CONFIG_DEBUG_INFO_BTF` (Linux 5.4).
 pub(crate) fn btf() -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::new();
-    open(BTF)?
+    file::open(Path::new(BTF))?
         .take(MAX_BTF_BYTES)
         .read_to_end(&mut bytes)
         .map_err(|source| ReadError::File { path: BTF.into(), source })?;
@@ -24,10 +24,5 @@ pub(crate) fn btf() -> Result<Vec<u8>, ReadError> {
 
 /// Symbols of the kernel and its modules; all addresses are 0 without `CAP_SYSLOG`.
 pub(crate) fn symbols() -> Result<BufReader<File>, ReadError> {
-    Ok(BufReader::with_capacity(64 << 10, open(SYMBOLS)?))
-}
-
-#[expect(clippy::disallowed_methods, reason = "host/ is the door to files")]
-fn open(path: &str) -> Result<File, ReadError> {
-    File::open(Path::new(path)).map_err(|source| ReadError::File { path: path.into(), source })
+    Ok(BufReader::with_capacity(64 << 10, file::open(Path::new(SYMBOLS))?))
 }

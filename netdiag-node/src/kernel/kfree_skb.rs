@@ -44,6 +44,7 @@ const SYMBOLS_AGE_NS: u64 = 60 * SECOND_NS;
 /// The running program and what it counted in the last minutes.
 pub struct KernelDrops {
     loaded: Loaded,
+    netns_id: NetnsId,
     reasons: Reasons,
     symbols: Symbols,
     symbols_read_ns: u64,
@@ -57,6 +58,15 @@ pub struct KernelDrops {
     harvested: (u64, Option<Timestamp>),
     /// Runs the kernel had skipped by then.
     missed: u64,
+}
+
+/// How the kernel program names a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetnsId {
+    /// `SO_NETNS_COOKIE`, never used twice.
+    Cookie,
+    /// Inode of `/proc/PID/ns/net`, on kernels before 5.12.
+    Inode,
 }
 
 /// What one slot of the window counted.
@@ -116,9 +126,11 @@ impl KernelDrops {
             let reported = globals.contains(&("HAS_REASON", 1));
             (globals, Reasons::of(&btf, reported))
         };
+        let netns_id = if globals.contains(&("NETNS_IS_COOKIE", 1)) { NetnsId::Cookie } else { NetnsId::Inode };
         let loaded = program::load(&globals, size)?;
         Ok(Self {
             loaded,
+            netns_id,
             reasons,
             symbols: read_symbols(),
             symbols_read_ns: monotonic_ns(),
@@ -134,6 +146,11 @@ impl KernelDrops {
     /// How the program is attached: `tp_btf` or `raw_tracepoint`.
     pub fn attach(&self) -> &'static str {
         self.loaded.attach
+    }
+
+    /// What the number is that [`KernelDrops::observe`] asks about.
+    pub fn netns_id(&self) -> NetnsId {
+        self.netns_id
     }
 
     /// Whether locations get names; false without the right to read kernel symbols.

@@ -15,7 +15,7 @@ mod program;
 pub mod symbols;
 mod table;
 
-pub use kfree_skb::KernelDrops;
+pub use kfree_skb::{KernelDrops, NetnsId};
 pub use program::TableSize;
 
 /// Why the kernel programs do not run. None of it is worth a retry: report a gap, with [`LoadError::remedy`].
