@@ -43,6 +43,16 @@ pub(crate) fn pack(image: &Image<'_>, archive: &Path) -> Result<String> {
     }
 }
 
+/// A tag that follows the programs' content and their places.
+pub(crate) fn tag_of(programs: &[(PathBuf, &str)]) -> Result<String> {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for (source, path) in programs {
+        context.update(digest_of_file(source)?.0.as_bytes());
+        context.update(path.as_bytes());
+    }
+    Ok(hexadecimal(&context.finish().as_ref()[..6]))
+}
+
 /// Lower-case hexadecimal.
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write;

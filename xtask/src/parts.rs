@@ -16,16 +16,14 @@ use crate::place;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part {
     pub(crate) name: &'static str,
-    /// Go names a program after its package's last element; etcd's is called "server".
+    /// Go names a program after its package's last element: (that name, the program's usual name).
     rename: Option<(&'static str, &'static str)>,
     linker_flags: &'static str,
-    /// Only these packages, each with the program's name; empty: all that the `tool` lines list.
-    programs: &'static [(&'static str, &'static str)],
 }
 
 impl Part {
     const fn new(name: &'static str) -> Self {
-        Self { name, rename: None, linker_flags: "", programs: &[] }
+        Self { name, rename: None, linker_flags: "" }
     }
 }
 
@@ -43,6 +41,13 @@ pub(crate) const CLUSTER: [Part; 6] = [
     Part::new("coredns"),
     Part::new("pause"),
 ];
+
+/// The policy engine, for clusters that want one.
+pub(crate) const CILIUM: Part = Part {
+    rename: Some(("daemon", "cilium-agent")),
+    linker_flags: "-X github.com/cilium/cilium/pkg/version.ciliumVersion=1.20.1",
+    ..Part::new("cilium")
+};
 
 /// Builds what the cache lacks and returns the part's folder of programs.
 pub(crate) fn ensure(part: &Part) -> Result<PathBuf> {
@@ -72,6 +77,20 @@ pub(crate) fn ensure(part: &Part) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Where Go keeps the source of a module that the part pins, downloaded if it is not there.
+pub(crate) fn module_folder(part: &Part, module: &str) -> Result<PathBuf> {
+    let source = place::workspace().join("xtask/parts").join(part.name);
+    let mut list = command::tool(go()?);
+    list.current_dir(&source).args(["list", "-mod=readonly", "-m", "-f", "{{.Path}}@{{.Version}}", module]);
+    let version = command::output(&mut list)?;
+    let mut download = command::tool(go()?);
+    download.current_dir(&source).args(["mod", "download", "-json", version.trim()]);
+    let answer: serde_json::Value = serde_json::from_str(&command::output(&mut download)?)
+        .with_context(|| format!("cannot parse what `go mod download` says of {module}"))?;
+    let folder = answer["Dir"].as_str().with_context(|| format!("`go mod download` names no folder for {module}"))?;
+    Ok(PathBuf::from(folder))
+}
+
 fn build(part: &Part, go: &Path, source: &Path, folder: &Path) -> Result<()> {
     let go_build = |output: &Path, package: &str| {
         let mut command = command::tool(go);
@@ -86,14 +105,9 @@ fn build(part: &Part, go: &Path, source: &Path, folder: &Path) -> Result<()> {
             .arg(package);
         command::run(&mut command)
     };
-    for (package, program) in part.programs {
-        go_build(&folder.join(program), package)?;
-    }
-    if part.programs.is_empty() {
-        // A trailing slash makes Go treat the output as a folder.
-        let package = if read(&source.join("go.mod"))?.contains("\ntool ") { "tool" } else { "." };
-        go_build(&folder.join(""), package)?;
-    }
+    // A trailing slash makes Go treat the output as a folder.
+    let package = if read(&source.join("go.mod"))?.contains("\ntool ") { "tool" } else { "." };
+    go_build(&folder.join(""), package)?;
     if let Some((from, to)) = part.rename {
         std::fs::rename(folder.join(from), folder.join(to))
             .with_context(|| format!("{} was built without a program named {from}", part.name))?;
@@ -103,7 +117,8 @@ fn build(part: &Part, go: &Path, source: &Path, folder: &Path) -> Result<()> {
 
 /// A name for exactly this content: the pinned versions, our own sources, and how they are built.
 fn key(part: &Part, source: &Path) -> Result<String> {
-    let mut inputs = vec![read(&source.join("go.mod"))?, read(&source.join("go.sum"))?, format!("{part:?}")];
+    let mut inputs = vec![read(&source.join("go.mod"))?, read(&source.join("go.sum"))?, part.linker_flags.to_owned()];
+    inputs.extend(part.rename.map(|(from, to)| format!("{from} {to}")));
     let own = source.join("main.go");
     if own.exists() {
         inputs.push(read(&own)?);
@@ -155,7 +170,7 @@ mod tests {
 
     #[test]
     fn every_part_pins_its_modules() {
-        for part in &CLUSTER {
+        for part in CLUSTER.iter().chain([&CILIUM]) {
             let source = place::workspace().join("xtask/parts").join(part.name);
             assert_eq!(key(part, &source).unwrap().len(), 12, "{}", part.name);
         }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
-use super::{Cluster, Cni, Options, ProxyMode};
+use super::install::{self, Destination};
+use super::{Cluster, Cni, Options, ProxyMode, kind};
+use crate::netdiag_image::Build;
 
 /// Pods of the sample application are Ready 3 s after their nodes, on two idle cores.
 const WEB_LIMIT: Duration = Duration::from_secs(90);
@@ -17,7 +19,13 @@ pub(crate) enum Task {
     /// Start a cluster; the first time builds its programs (about 8 minutes on two cores)
     Up(Up),
     /// Stop a cluster and remove everything it left
-    Down(Name),
+    Down {
+        #[command(flatten)]
+        name: Name,
+        /// The cluster is one of kind
+        #[arg(long)]
+        kind: bool,
+    },
     /// Run a command on a node, in its mount, network and UTS namespaces
     Exec {
         #[command(flatten)]
@@ -50,6 +58,17 @@ pub(crate) enum Task {
         action: ProxyAction,
         node: String,
     },
+    /// Build netdiag and install it from charts/
+    Install {
+        #[command(flatten)]
+        name: Name,
+        /// Compile without optimisation, which is quicker
+        #[arg(long)]
+        debug: bool,
+        /// Into a kind cluster
+        #[arg(long)]
+        kind: bool,
+    },
     /// Deploy a small application: Deployment and Service web, Pod client
     Web(Name),
     /// Print the path of the administrator's kubeconfig
@@ -80,6 +99,9 @@ pub(crate) struct Up {
     /// IPv4 and IPv6
     #[arg(long)]
     dual_stack: bool,
+    /// Let kind make the cluster, where Docker is there
+    #[arg(long)]
+    kind: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -93,11 +115,15 @@ pub(crate) fn run(task: Task) -> Result<()> {
         Task::Up(up) => {
             let options =
                 Options { name: up.name.name, nodes: up.nodes, mode: up.mode, cni: up.cni, dual_stack: up.dual_stack };
+            if up.kind {
+                return kind::up(&options);
+            }
             let cluster = Cluster::up(&options)?;
             println!("export KUBECONFIG={}", cluster.kubeconfig().display());
             Ok(())
         }
-        Task::Down(name) => {
+        Task::Down { name, kind: true } => kind::down(&name.name),
+        Task::Down { name, kind: false } => {
             let started = Instant::now();
             Cluster::attach(&name.name)?.down()?;
             println!("{:5.1} s  cluster {} is down", started.elapsed().as_secs_f64(), name.name);
@@ -117,6 +143,13 @@ pub(crate) fn run(task: Task) -> Result<()> {
                 ProxyAction::Stop => cluster.stop_kube_proxy(&node),
                 ProxyAction::Restart => cluster.restart_kube_proxy(&node),
             }
+        }
+        Task::Install { name, debug, kind } => {
+            let build = if debug { Build::Debug } else { Build::Release };
+            if kind {
+                return install::install(&Destination::Kind(&name.name), build);
+            }
+            install::install(&Destination::Lab(&Cluster::attach(&name.name)?), build)
         }
         Task::Web(name) => web(&Cluster::attach(&name.name)?),
         Task::Kubeconfig(name) => {

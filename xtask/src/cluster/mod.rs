@@ -5,10 +5,13 @@
 
 mod address;
 mod cgroup;
+mod cilium;
 pub(crate) mod cli;
 mod container;
 mod control_plane;
 mod images;
+mod install;
+mod kind;
 mod kube_proxy;
 mod node;
 mod pki;
@@ -116,6 +119,9 @@ impl Cluster {
         for part in &parts::CLUSTER {
             programs.push(parts::ensure(part)?);
         }
+        if options.cni == Cni::Cilium {
+            programs.push(cilium::ensure()?);
+        }
         let images = images::ensure()?;
 
         let started = Instant::now();
@@ -142,6 +148,9 @@ impl Cluster {
             }
             Ok(())
         })?;
+        if options.cni == Cni::Cilium {
+            cilium::install(cluster)?;
+        }
         for node in cluster.node_names() {
             node::join(cluster, &node)?;
         }
@@ -228,7 +237,9 @@ impl Cluster {
         let Some(pid) = self.pid_of(&format!("{node}-init")) else {
             bail!("node {node} of cluster {} is not running: down and up start it afresh", self.options.name);
         };
-        Ok(command::words(&["nsenter", "--mount", "--net", "--uts", "--target", &pid.to_string(), "--"]))
+        let mut entry = command::words(&["nsenter", "--mount", "--net", "--uts", "--target", &pid.to_string(), "--"]);
+        entry.env("PATH", self.search_path());
+        Ok(entry)
     }
 
     /// Runs a command on a node and returns what it printed.
@@ -238,6 +249,11 @@ impl Cluster {
 
     fn netns_name(&self, host: &str) -> String {
         format!("{}-{host}", self.options.name)
+    }
+
+    /// The cluster's programs (ctr, hubble, …) before the machine's.
+    fn search_path(&self) -> String {
+        format!("{}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", self.folder.join("bin").display())
     }
 
     /// One of the programs the cluster was built from.

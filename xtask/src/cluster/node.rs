@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::address::{self, DNS_SERVICE};
-use super::{Cluster, Cni, cgroup, kube_proxy};
+use super::{Cluster, Cni, cgroup, cilium, kube_proxy};
 use crate::{command, template};
 
 /// containerd answers within a second; a busy machine needs more.
@@ -79,6 +79,9 @@ pub(super) fn join(cluster: &Cluster, node: &str) -> Result<()> {
     });
     cluster.apply(&object.to_string())?;
 
+    if cluster.options.cni == Cni::Cilium {
+        cilium::start(cluster, node)?;
+    }
     let mut addresses = cluster.subnet.node(index);
     if cluster.options.dual_stack {
         addresses = format!("{addresses},{}", address::node_v6(index));
@@ -102,6 +105,9 @@ pub(super) fn join(cluster: &Cluster, node: &str) -> Result<()> {
 pub(super) fn wait_ready(cluster: &Cluster) -> Result<()> {
     let status = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
     for node in cluster.node_names() {
+        if cluster.options.cni == Cni::Cilium {
+            cilium::wait_ready(cluster, &node)?;
+        }
         cluster.wait(&format!("{node}-kubelet"), &format!("Ready node {node}"), READY_LIMIT, || {
             cluster.kubectl(&["get", "node", &node, "-o", status]).is_ok_and(|status| status == "True")
         })?;

@@ -35,7 +35,7 @@ impl Cluster {
             .args(entry.get_args())
             .arg(self.program(program))
             .args(arguments)
-            .env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.folder.join("bin").display()))
+            .env("PATH", self.search_path())
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log)

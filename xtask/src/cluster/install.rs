@@ -1,0 +1,128 @@
+//! Installing netdiag as users do: from `charts/`, with an image of this checkout's programs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Cluster, kind, node};
+use crate::netdiag_image::{self, Build, Packed};
+use crate::{command, place};
+
+const NAMESPACE: &str = "netdiag-system";
+
+/// The image that the manifests name; replaced by the one just packed.
+const RELEASED_IMAGE: &str = "docker.io/netdiag/netdiag:0.1.0";
+
+/// An agent compiles nothing and attaches in a second; a server first reads the whole cluster.
+const ROLLOUT_LIMIT: &str = "--timeout=120s";
+
+/// The namespace comes first, and the Secret before the pods that mount it.
+const AFTER_CERTIFICATES: [&str; 3] = ["rbac.yaml", "agent.yaml", "server.yaml"];
+
+/// Where to install.
+pub(crate) enum Destination<'a> {
+    Lab(&'a Cluster),
+    /// A kind cluster by this name.
+    Kind(&'a str),
+}
+
+/// Builds and packs netdiag, loads it into every node, makes the certificates, applies the manifests, waits until ready.
+pub(crate) fn install(destination: &Destination<'_>, build: Build) -> Result<()> {
+    let started = Instant::now();
+    let programs = netdiag_image::compile(build)?;
+    let packed = netdiag_image::pack(&programs)?;
+    println!("{:5.1} s  built {}", started.elapsed().as_secs_f64(), packed.reference);
+    destination.load(&packed.archive)?;
+    destination.apply(&manifest("namespace.yaml")?)?;
+    let kubeconfig = destination.kubeconfig()?;
+    command::output(command::tool(&programs.server).args(["certs", "--kubeconfig"]).arg(&kubeconfig))
+        .context("cannot make netdiag's certificates")?;
+    for name in AFTER_CERTIFICATES {
+        destination.apply(&with_image(&manifest(name)?, &packed))?;
+    }
+    for workload in ["daemonset/netdiag-node", "deployment/netdiag"] {
+        let mut rollout = destination.kubectl();
+        rollout.args(["--namespace", NAMESPACE, "rollout", "status", workload, ROLLOUT_LIMIT]);
+        if let Err(error) = command::output(&mut rollout) {
+            bail!("{workload} did not become ready: {error:#}\n{}", destination.what_pods_say());
+        }
+    }
+    println!("{:5.1} s  netdiag is ready in namespace {NAMESPACE}", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+impl Destination<'_> {
+    fn kubectl(&self) -> Command {
+        match self {
+            Self::Lab(cluster) => cluster.kubectl_command(),
+            Self::Kind(name) => kind::kubectl(name),
+        }
+    }
+
+    fn load(&self, archive: &Path) -> Result<()> {
+        match self {
+            Self::Lab(cluster) => {
+                for name in cluster.node_names() {
+                    node::import(cluster, &name, archive)?;
+                }
+                Ok(())
+            }
+            Self::Kind(name) => kind::load(name, archive),
+        }
+    }
+
+    fn apply(&self, yaml: &str) -> Result<()> {
+        command::output_with_input(self.kubectl().args(["apply", "--filename", "-"]), yaml).map(drop)
+    }
+
+    fn kubeconfig(&self) -> Result<PathBuf> {
+        match self {
+            Self::Lab(cluster) => Ok(cluster.kubeconfig()),
+            Self::Kind(name) => {
+                let path = place::target().join(format!("kind-{name}.kubeconfig"));
+                std::fs::write(&path, kind::kubeconfig(name)?)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+                Ok(path)
+            }
+        }
+    }
+
+    /// States, events and last words of netdiag's pods, for the message of a failed installation.
+    fn what_pods_say(&self) -> String {
+        let asked: [&[&str]; 3] = [
+            &["get", "pods", "--output", "wide"],
+            &["get", "events", "--field-selector", "type=Warning"],
+            &["logs", "--selector", "app.kubernetes.io/name in (netdiag, netdiag-node)", "--tail=10", "--prefix"],
+        ];
+        let answers = asked.iter().map(|words| {
+            let answer = command::output(self.kubectl().args(["--namespace", NAMESPACE]).args(*words));
+            answer.unwrap_or_else(|error| format!("{error:#}\n"))
+        });
+        answers.collect()
+    }
+}
+
+fn manifest(name: &str) -> Result<String> {
+    let path = place::workspace().join("charts/netdiag/manifests").join(name);
+    std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn with_image(manifest: &str, packed: &Packed) -> String {
+    manifest.replace(RELEASED_IMAGE, &packed.reference)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_workloads_get_the_packed_image() {
+        let packed = Packed { reference: "docker.io/netdiag/netdiag:abc".to_owned(), archive: PathBuf::new() };
+        for name in ["agent.yaml", "server.yaml"] {
+            let filled = with_image(&manifest(name).unwrap(), &packed);
+            assert_eq!(filled.matches("image: docker.io/netdiag/netdiag:abc\n").count(), 1, "{name}");
+        }
+    }
+}
