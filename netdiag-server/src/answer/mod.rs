@@ -8,6 +8,20 @@ use crate::ask::Step;
 use crate::evidence::ObjectRef;
 use crate::finding::{Fix, Proof};
 
+mod build;
+mod escape;
+mod hops;
+mod not_seen;
+mod page;
+#[cfg(test)]
+mod sample;
+
+pub mod markdown;
+pub mod text;
+
+pub use build::build;
+pub use page::Paint;
+
 pub const ANSWER_SCHEMA: &str = "netdiag.answer/v1";
 
 /// One question's answer, schema `netdiag.answer/v1`.
@@ -27,18 +41,25 @@ pub struct Answer {
     pub confidence: f64,
     /// 0–1: the share of what had to be looked at that was seen.
     pub completeness: f64,
+    /// What probes from the client experience.
+    pub symptom: SymptomEntry,
     /// The first is the answer; more only for independent faults.
     pub causes: Vec<CauseEntry>,
     /// Found as well, but explained by a cause.
     pub consequences: Vec<CauseEntry>,
     /// What it is not.
     pub excluded: Vec<Excluded>,
+    /// Codes that could not be judged, because of `not_seen`.
+    pub undecided: Vec<String>,
     /// What could not be looked at.
     pub not_seen: Vec<NotSeen>,
     /// What was asked in which order.
     pub steps: Vec<Step>,
     /// The hops from the client to the endpoints.
     pub path: Vec<Hop>,
+    /// What was left out to keep the answer short, and how to get it; empty when nothing was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub truncated: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -60,6 +81,27 @@ pub enum StatusName {
     Broken,
     Degraded,
     Healthy,
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SymptomEntry {
+    pub state: SymptomName,
+    /// One sentence per probe, failures first.
+    pub probes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum SymptomName {
+    /// Every probe got through.
+    Works,
+    /// Some did.
+    Partial,
+    /// None did.
+    Fails,
+    /// Nothing was probed, or no probe came back.
     Unknown,
 }
 
@@ -99,7 +141,7 @@ pub struct NotSeen {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hop {
     pub cluster: String,
-    /// `client`, `name`, `service`, `node`, `endpoint`.
+    /// `client`, `name`, `service`, `node`, `policy`, `endpoint`. Neighbours of one kind are parallel.
     pub kind: String,
     pub label: String,
     #[serde(default)]

@@ -18,6 +18,7 @@ mod symptom;
 
 pub use name::{DnsName, cluster_domain};
 pub use resolve::{ResolveError, edit_distance, resolve, target_port_of};
+pub(crate) use symptom::{MAX_BACKEND_PROBES, MAX_CLIENT_PROBES};
 pub use symptom::{ProbeSeen, ProbeTo, Symptom, SymptomState, dns_probe, symptom};
 
 /// What the question means in this cluster.
