@@ -1,5 +1,7 @@
 //! Starts the agent, and stops it on SIGTERM or SIGINT.
 
+use std::io::IsTerminal as _;
+
 use anyhow::Context as _;
 use clap::Parser as _;
 use netdiag_node::agent;
@@ -16,7 +18,13 @@ const BLOCKING_THREADS: usize = 4;
 fn main() -> anyhow::Result<()> {
     let config = Config::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .init();
     bound_allocator();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)

@@ -1,0 +1,223 @@
+//! Pods and nodes made of network namespaces: the agent finds them, looks inside, probes from inside, and leaves nothing.
+
+mod lab;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use lab::{Agent, FakePod, NODE, Namespace, ip};
+use netdiag_common::observation::Observation;
+use netdiag_common::observation::pod::AttributionMethod;
+use netdiag_common::observation::probe::{Outcome, ProbeRequest, ProbeResult, Stage};
+use netdiag_common::{GapReason, Need, Reading, Topic};
+
+const UID: &str = "0f6d6c5e-2a5f-4f43-9b0c-1b2f4a1d9e77";
+const OTHER_UID: &str = "1f6d6c5e-2a5f-4f43-9b0c-1b2f4a1d9e77";
+const CONTAINER: &str = "3f1c0d9e8b7a695847362514039281706f5e4d3c2b1a09f8e7d6c5b4a3928170";
+const NODE_ADDRESS: &str = "10.201.0.1";
+const POD_ADDRESS: &str = "10.201.0.2";
+
+/// One node and one pod, joined by a veth pair; and a pod of another node that shares the machine.
+struct Lab {
+    agent: Agent,
+    pod: FakePod,
+    _other_pod: FakePod,
+    node: Namespace,
+    inside: Namespace,
+    _elsewhere: Namespace,
+}
+
+impl Lab {
+    /// `role` keeps tests of one process apart. None when this machine cannot do it.
+    fn start(role: &str) -> Option<Self> {
+        if let Some(reason) = lab::reason_to_skip() {
+            println!("netdiag-skip: {role}: {reason}");
+            return None;
+        }
+        let node = Namespace::new(&format!("{role}-node"));
+        let inside = Namespace::new(&format!("{role}-pod"));
+        let elsewhere = Namespace::new(&format!("{role}-else"));
+        ip(&format!("-n {} link add toPod type veth peer name eth0 netns {}", node.name, inside.name));
+        ip(&format!("-n {} addr add {NODE_ADDRESS}/24 dev toPod", node.name));
+        ip(&format!("-n {} addr add {POD_ADDRESS}/24 dev eth0", inside.name));
+        ip(&format!("-n {} link set toPod up", node.name));
+        ip(&format!("-n {} link set eth0 up", inside.name));
+        let root = format!("ndtest-{}-{role}", std::process::id());
+        let listen: SocketAddr = "127.0.0.1:8080".parse().unwrap();
+        let pod = FakePod::start(&inside, &root, UID, CONTAINER, listen);
+        let other_pod = FakePod::start(&elsewhere, &format!("{root}x"), OTHER_UID, CONTAINER, listen);
+        let netns = node.path();
+        let agent = Agent::start(&["--host-netns", netns.to_str().unwrap(), "--cgroup-root", &format!("/{root}")]);
+        Some(Self { agent, pod, _other_pod: other_pod, node, inside, _elsewhere: elsewhere })
+    }
+
+    fn seen(&self, need: &Need) -> Observation {
+        match self.agent.read(need) {
+            Reading::Seen { value, .. } => value,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn probe(&self, need: &Need) -> ProbeResult {
+        match self.seen(need) {
+            Observation::Probe(result) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn connect(address: &str, port: u16) -> Topic {
+    let address: IpAddr = address.parse().unwrap();
+    Topic::Probe(ProbeRequest::TcpConnect { address, port, timeout_ms: 300, attempts: 1 })
+}
+
+#[test]
+fn pod_is_found_by_cgroup_and_veth() {
+    let Some(lab) = Lab::start("found") else { return };
+    let Observation::Pods(pods) = lab.seen(&Need::host(NODE, Topic::Pods)) else { panic!() };
+    assert_eq!(pods.len(), 1, "a pod of another cgroup root is not ours: {pods:?}");
+    assert_eq!(pods[0].uid, UID);
+    assert_eq!(pods[0].container_ids, [CONTAINER]);
+    assert_eq!(pods[0].method, AttributionMethod::CgroupAndVeth);
+    assert!(!pods[0].host_network && pods[0].netns_cookie.is_some());
+}
+
+#[test]
+fn each_namespace_shows_its_own_side() {
+    let Some(lab) = Lab::start("sides") else { return };
+    let Observation::Network(node) = lab.seen(&Need::host(NODE, Topic::Network)) else { panic!() };
+    let Observation::Network(pod) = lab.seen(&Need::pod(NODE, UID, Topic::Network)) else { panic!() };
+    let outside = node.links.iter().find(|link| link.name == "toPod").unwrap();
+    let eth0 = pod.links.iter().find(|link| link.name == "eth0").unwrap();
+    assert_eq!((outside.kind.as_str(), outside.peer_index), ("veth", Some(eth0.index)));
+    assert_eq!(eth0.peer_index, Some(outside.index));
+    assert!(eth0.carrier && eth0.up);
+    assert_eq!(pod.route_to(NODE_ADDRESS.parse().unwrap()).unwrap().destination.to_string(), "10.201.0.0/24");
+
+    ip(&format!("-n {} link set toPod down", lab.node.name));
+    let Observation::Network(pod) = lab.seen(&Need::pod(NODE, UID, Topic::Network)) else { panic!() };
+    assert!(!pod.links.iter().find(|link| link.name == "eth0").unwrap().carrier);
+}
+
+#[test]
+fn listener_is_found_with_process_and_container() {
+    let Some(lab) = Lab::start("listen") else { return };
+    let Observation::Listeners(found) = lab.seen(&Need::pod(NODE, UID, Topic::Listeners)) else { panic!() };
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].address.to_string().as_str(), found[0].port, found[0].backlog), ("127.0.0.1", 8080, 16));
+    let process = found[0].process.as_ref().unwrap();
+    assert_eq!((process.name.as_str(), process.pid), ("sleep", lab.pod.child.id()));
+    assert_eq!(process.container_id.as_deref(), Some(CONTAINER));
+    let Observation::Listeners(found) = lab.seen(&Need::host(NODE, Topic::Listeners)) else { panic!() };
+    assert!(found.is_empty(), "the agent's own socket is in another namespace: {found:?}");
+}
+
+#[test]
+fn sysctls_are_those_of_the_namespace_asked() {
+    let Some(lab) = Lab::start("sysctl") else { return };
+    // Reads through the agent's /proc, written inside the node's namespace.
+    let write = Command::new("nsenter")
+        .arg(format!("--net={}", lab.node.path().display()))
+        .args(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
+        .status();
+    assert!(write.unwrap().success());
+    let forward = |need: &Need| match lab.seen(need) {
+        Observation::Sysctls(found) => found.values["net.ipv4.ip_forward"].clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(forward(&Need::host(NODE, Topic::Sysctls)), "1");
+    assert_eq!(forward(&Need::pod(NODE, UID, Topic::Sysctls)), "0");
+}
+
+#[test]
+fn probe_leaves_from_the_pod() {
+    let Some(lab) = Lab::start("probe") else { return };
+    let refused = lab.probe(&Need::pod(NODE, UID, connect(NODE_ADDRESS, 81)));
+    assert_eq!(refused.attempts[0].source.unwrap().ip().to_string(), POD_ADDRESS);
+    assert!(refused.attempts[0].outcome.is_refused());
+    assert_eq!(lab.probe(&Need::pod(NODE, UID, connect("127.0.0.1", 8080))).succeeded(), 1);
+    let from_node = lab.probe(&Need::host(NODE, connect(POD_ADDRESS, 8080)));
+    assert!(from_node.attempts[0].outcome.is_refused(), "bound to loopback: {from_node:?}");
+    let nowhere = lab.probe(&Need::pod(NODE, UID, connect("198.51.100.1", 80)));
+    let unreachable = Outcome::Failed { stage: Stage::Connect, errno: "ENETUNREACH".to_owned() };
+    assert_eq!(nowhere.attempts[0].outcome, unreachable);
+}
+
+#[test]
+fn pod_that_ended_is_gone_and_its_namespace_is_not_held() {
+    let Some(mut lab) = Lab::start("gone") else { return };
+    lab.seen(&Need::pod(NODE, UID, Topic::Network));
+    lab.pod.child.kill().unwrap();
+    lab.pod.child.wait().unwrap();
+    let Reading::Unavailable { gap } = lab.agent.read(&Need::pod(NODE, UID, Topic::Network)) else { panic!() };
+    assert_eq!(gap.reason, GapReason::Gone, "{gap:?}");
+    // A namespace that nobody holds takes its veth pair with it.
+    ip(&format!("netns del {}", lab.inside.name));
+    let started = Instant::now();
+    let has_veth = || {
+        let Observation::Network(node) = lab.seen(&Need::host(NODE, Topic::Network)) else { panic!() };
+        node.links.iter().any(|link| link.name == "toPod")
+    };
+    while has_veth() {
+        assert!(started.elapsed() < Duration::from_secs(10), "the agent holds the pod's namespace");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn nothing_remains_after_sigkill() {
+    let Some(mut lab) = Lab::start("sigkill") else { return };
+    for topic in [Topic::Pods, Topic::Network, Topic::Listeners, Topic::Rules, Topic::Drops] {
+        lab.agent.read(&Need::host(NODE, topic));
+    }
+    lab.probe(&Need::pod(NODE, UID, connect(NODE_ADDRESS, 81)));
+    let agent = lab.agent.child.id();
+    let before = world(&lab, agent);
+    assert!(!before.is_empty(), "the agent's socket at least is visible while it lives");
+    lab.agent.child.kill().unwrap();
+    lab.agent.child.wait().unwrap();
+    let started = Instant::now();
+    loop {
+        let left = world(&lab, agent);
+        if left.is_empty() {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(5), "left behind: {left:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// What can be seen of the agent from outside: process, socket, pins, rules.
+fn world(lab: &Lab, agent: u32) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    if std::path::Path::new(&format!("/proc/{agent}")).exists() {
+        found.insert("process".to_owned());
+    }
+    if std::net::TcpStream::connect(lab.agent.address).is_ok() {
+        found.insert("listening socket".to_owned());
+    }
+    for folder in ["/run/netns", "/sys/fs/bpf"] {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.contains("netdiag") {
+                found.insert(format!("{folder}/{name}"));
+            }
+        }
+    }
+    // In the node's namespace nobody but an agent could have written rules or made sockets.
+    let inside = |program: &str, arguments: &[&str]| {
+        let netns = format!("--net={}", lab.node.path().display());
+        let output = Command::new("nsenter").arg(netns).arg(program).args(arguments).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+    };
+    for (name, text) in
+        [("rules", inside("nft", &["list", "tables"])), ("sockets", inside("ss", &["--no-header", "-tuln"]))]
+    {
+        if !text.is_empty() {
+            found.insert(format!("{name}: {text}"));
+        }
+    }
+    found
+}
