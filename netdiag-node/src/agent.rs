@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api;
 use crate::config::Config;
+use crate::drops::{DropWatch, HARVEST_EVERY};
 use crate::host::{Host, ReadError, file};
 use crate::netns::NetnsHandle;
 use crate::readings::Readings;
@@ -44,10 +45,23 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
         let tls = Arc::clone(&tls);
         tokio::spawn(async move { tls.follow().await })
     };
+    let harvest = tokio::spawn(harvest(readings.drops()));
     serve::run(listener, api::router(readings, Arc::clone(&tls), boot_id), tls, stop).await;
     follow.abort();
+    harvest.abort();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// For ever. Harvests block, so they leave the reactor's threads.
+async fn harvest(drops: Arc<DropWatch>) {
+    loop {
+        tokio::time::sleep(HARVEST_EVERY).await;
+        let drops = Arc::clone(&drops);
+        if tokio::task::spawn_blocking(move || drops.harvest()).await.is_err() {
+            tracing::error!("a harvest of dropped packets panicked");
+        }
+    }
 }
 
 fn boot_id(proc: &Path) -> String {

@@ -5,6 +5,7 @@ pub mod api;
 pub mod attribution;
 pub mod clock;
 pub mod config;
+pub mod drops;
 pub mod gap;
 pub mod host;
 pub mod kernel;

@@ -52,7 +52,7 @@ pub struct Fixed {
 }
 
 impl Fixed {
-    pub fn read(host: &Host) -> Self {
+    pub fn read(host: &Host, programs: Vec<Check>) -> Self {
         let kernel = nix::sys::utsname::uname()
             .map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned());
         let status = file::text(&host.proc.join("self/status"), STATUS_BYTES).unwrap_or_default();
@@ -60,6 +60,7 @@ impl Fixed {
         let mut checks: Vec<Check> = RIGHTS.iter().map(|right| capability(right, effective)).collect();
         checks.extend(NETLINK.map(|(protocol, name, lost)| netlink(protocol, name, lost)));
         checks.push(btf());
+        checks.extend(programs);
         checks.push(whole_node(&host.proc));
         checks.push(cookie());
         checks.push(cgroup(host));

@@ -4,7 +4,6 @@
 //! also when some hang: a thread gives its place back only when it ends.
 
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::attribution::{Attribution, Pod};
+use crate::drops::DropWatch;
 use crate::gap::{Failure, gap};
 use crate::host::{Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, sysctl};
 use crate::netns::NetnsHandle;
@@ -34,6 +34,7 @@ pub struct Readings {
     node: String,
     host: Host,
     attribution: Arc<Attribution>,
+    drops: Arc<DropWatch>,
     checks: preflight::Fixed,
     pub shed: AtomicU64,
     readers: Arc<Semaphore>,
@@ -42,10 +43,13 @@ pub struct Readings {
 
 impl Readings {
     pub fn new(node: String, host: Host) -> Self {
-        let checks = preflight::Fixed::read(&host);
+        let attribution = Arc::new(Attribution::new(host.clone()));
+        let drops = Arc::new(DropWatch::load(Arc::clone(&attribution)));
+        let checks = preflight::Fixed::read(&host, vec![drops.check.clone()]);
         Self {
             node,
-            attribution: Arc::new(Attribution::new(host.clone())),
+            attribution,
+            drops,
             host,
             checks,
             shed: AtomicU64::new(0),
@@ -58,8 +62,9 @@ impl Readings {
         &self.node
     }
 
-    pub fn proc(&self) -> &PathBuf {
-        &self.host.proc
+    /// For the task that harvests.
+    pub fn drops(&self) -> Arc<DropWatch> {
+        Arc::clone(&self.drops)
     }
 
     /// Always an answer: whatever goes wrong, or takes longer than until `deadline`, is a gap.
@@ -114,7 +119,12 @@ impl Readings {
             return Ok(Some(Observation::Preflight(preflight)));
         }
         let place = timeout_at(deadline, Arc::clone(&self.readers).acquire_owned()).await.map_err(|_| late(budget))?;
-        let job = Job { host: self.host.clone(), attribution: Arc::clone(&self.attribution), need: need.clone() };
+        let job = Job {
+            host: self.host.clone(),
+            attribution: Arc::clone(&self.attribution),
+            drops: Arc::clone(&self.drops),
+            need: need.clone(),
+        };
         let answer = on_thread(place.expect("the semaphore is never closed"), move || job.read())?;
         match timeout_at(deadline, answer).await {
             Err(_) => Err(late(budget)),
@@ -145,6 +155,7 @@ impl Readings {
 struct Job {
     host: Host,
     attribution: Arc<Attribution>,
+    drops: Arc<DropWatch>,
     need: Need,
 }
 
@@ -153,6 +164,9 @@ impl Job {
         let proc = &self.host.proc;
         if self.need.topic == Topic::Pods {
             return Ok(Some(Observation::Pods(self.attribution.pods()?.as_ref().into())));
+        }
+        if self.need.topic == Topic::Drops {
+            return Ok(Some(Observation::Drops(self.drops.observe()?)));
         }
         let pod = match &self.need.netns {
             Netns::Host => None,
