@@ -6,6 +6,7 @@ mod cluster;
 mod command;
 mod ebpf;
 mod image;
+mod install;
 mod netdiag_image;
 mod parts;
 mod place;

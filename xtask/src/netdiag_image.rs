@@ -19,7 +19,7 @@ pub(crate) enum Build {
 /// Static programs of this checkout.
 pub(crate) struct Programs {
     pub(crate) server: PathBuf,
-    agent: PathBuf,
+    pub(crate) agent: PathBuf,
 }
 
 /// A packed image.

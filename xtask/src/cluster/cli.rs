@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
-use super::install::{self, Destination};
 use super::{Cluster, Cni, Options, ProxyMode, kind};
+use crate::install;
 use crate::netdiag_image::Build;
 
 /// Pods of the sample application are Ready 3 s after their nodes, on two idle cores.
@@ -146,10 +146,14 @@ pub(crate) fn run(task: Task) -> Result<()> {
         }
         Task::Install { name, debug, kind } => {
             let build = if debug { Build::Debug } else { Build::Release };
-            if kind {
-                return install::install(&Destination::Kind(&name.name), build);
-            }
-            install::install(&Destination::Lab(&Cluster::attach(&name.name)?), build)
+            let installed = if kind {
+                install::install_with_kind(&name.name, build)?
+            } else {
+                install::install(&Cluster::attach(&name.name)?, build)?
+            };
+            println!("server  {}\nagent   {}", installed.server.display(), installed.agent.display());
+            println!("certificates for --direct --tls-dir  {}", installed.tls.display());
+            Ok(())
         }
         Task::Web(name) => web(&Cluster::attach(&name.name)?),
         Task::Kubeconfig(name) => {
@@ -159,9 +163,11 @@ pub(crate) fn run(task: Task) -> Result<()> {
         Task::List => {
             for name in Cluster::names() {
                 let cluster = Cluster::attach(&name)?;
-                let Options { nodes, mode, cni, dual_stack, .. } = cluster.options;
+                let Options { mode, cni, dual_stack, .. } = cluster.options;
+                let nodes: Vec<_> =
+                    cluster.node_names().map(|node| format!("{node} {}", cluster.node_address(&node))).collect();
                 let families = if dual_stack { "IPv4 and IPv6" } else { "IPv4" };
-                println!("{name}: {nodes} nodes, kube-proxy {mode:?}, {cni:?}, {families}");
+                println!("{name}: {}; kube-proxy {}; {cni:?}; {families}", nodes.join(", "), mode.name());
             }
             Ok(())
         }
@@ -177,12 +183,9 @@ fn web(cluster: &Cluster) -> Result<()> {
     }
     // kube-proxy learns of the endpoints a moment after the API says that they are ready.
     let connect = ["/agnhost", "connect", "web:80", "--timeout=3s"];
-    while let Err(error) = cluster.pod_exec("default", "client", &connect) {
-        if started.elapsed() > WEB_LIMIT {
-            return Err(error.context("the sample application is Ready, but its client cannot reach it"));
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    cluster.wait_until("answer of Service default/web to pod default/client", WEB_LIMIT, || {
+        cluster.pod_exec("default", "client", &connect).is_ok()
+    })?;
     println!("{:5.1} s  pod default/client reaches Service default/web", started.elapsed().as_secs_f64());
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Cni, Options, ProxyMode, images};
+use super::{Cni, Options, images};
 use crate::{command, template};
 
 /// Creates a cluster and gives it the image of the sample application.
@@ -18,14 +18,10 @@ pub(super) fn up(options: &Options) -> Result<()> {
     if options.cni == Cni::Cilium {
         bail!("--kind and --cni cilium do not go together: install Cilium into a kind cluster by its own chart");
     }
-    let mode = match options.mode {
-        ProxyMode::Nftables => "nftables",
-        ProxyMode::Iptables => "iptables",
-    };
     let family = if options.dual_stack { "dual" } else { "ipv4" };
     let workers = "- role: worker\n".repeat(usize::from(options.nodes));
-    let configuration =
-        template::fill(include_str!("kind.yaml"), &[("mode", mode), ("family", family), ("workers", &workers)])?;
+    let values = [("mode", options.mode.name()), ("family", family), ("workers", &workers)];
+    let configuration = template::fill(include_str!("kind.yaml"), &values)?;
     let mut create = command::words(&["kind", "create", "cluster", "--name", &options.name, "--config", "-"]);
     command::output_with_input(&mut create, &configuration)?;
     for image in images::ensure()? {
@@ -38,7 +34,7 @@ pub(super) fn down(name: &str) -> Result<()> {
     command::run(&mut command::words(&["kind", "delete", "cluster", "--name", name]))
 }
 
-pub(super) fn load(name: &str, archive: &Path) -> Result<()> {
+pub(crate) fn load(name: &str, archive: &Path) -> Result<()> {
     let mut load = command::words(&["kind", "load", "image-archive", "--name", name]);
     command::output(load.arg(archive))
         .map(drop)
@@ -46,11 +42,11 @@ pub(super) fn load(name: &str, archive: &Path) -> Result<()> {
 }
 
 /// kubectl of the machine, in the context that kind wrote.
-pub(super) fn kubectl(name: &str) -> Command {
+pub(crate) fn kubectl(name: &str) -> Command {
     command::words(&["kubectl", "--context", &format!("kind-{name}")])
 }
 
 /// The kubeconfig of the cluster's administrator.
-pub(super) fn kubeconfig(name: &str) -> Result<String> {
+pub(crate) fn kubeconfig(name: &str) -> Result<String> {
     command::output(&mut command::words(&["kind", "get", "kubeconfig", "--name", name]))
 }

@@ -5,23 +5,19 @@
 use anyhow::Result;
 
 use super::address::{POD_RANGE, POD_RANGE_V6};
-use super::{Cluster, ProxyMode, node};
+use super::{Cluster, node};
 use crate::template;
 
 pub(super) fn start(cluster: &Cluster, node: &str) -> Result<()> {
     let pods = if cluster.options.dual_stack { format!("{POD_RANGE},{POD_RANGE_V6}") } else { POD_RANGE.to_owned() };
-    let mode = match cluster.options.mode {
-        ProxyMode::Nftables => "nftables",
-        ProxyMode::Iptables => "iptables",
-    };
     let configuration = template::fill(
         include_str!("kube_proxy.yaml"),
         &[
-            ("mode", mode),
+            ("mode", cluster.options.mode.name()),
             ("folder", &cluster.folder.display().to_string()),
             ("pods", &pods),
             ("node", node),
-            ("address", &cluster.subnet.node(node::index_of(node))),
+            ("address", &cluster.node_address(node)),
         ],
     )?;
     cluster.write(&format!("{node}/kube_proxy.yaml"), &configuration)?;

@@ -10,8 +10,7 @@ pub(crate) mod cli;
 mod container;
 mod control_plane;
 mod images;
-mod install;
-mod kind;
+pub(crate) mod kind;
 mod kube_proxy;
 mod node;
 mod pki;
@@ -38,6 +37,9 @@ const LONGEST_NAME: usize = 10;
 
 /// Enough for every test; each node costs about 0.3 GiB.
 const MOST_NODES: u8 = 9;
+
+/// Each poll is a kubectl or a connection attempt, about 0.1 s of one core.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Programs of the machine that the cluster runs; `cargo xtask setup cluster` installs them.
 const TOOLS: [&str; 12] = [
@@ -77,6 +79,16 @@ impl Default for Options {
 pub(crate) enum ProxyMode {
     Nftables,
     Iptables,
+}
+
+impl ProxyMode {
+    /// As kube-proxy's configuration calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        }
+    }
 }
 
 /// Who connects pods, and so who may enforce NetworkPolicy.
@@ -247,6 +259,40 @@ impl Cluster {
         command::output(self.node_command(node)?.args(words))
     }
 
+    /// The node's InternalIP.
+    pub(crate) fn node_address(&self, node: &str) -> String {
+        self.subnet.node(node::index_of(node))
+    }
+
+    /// The cgroup below which the node's kubelet puts all pods.
+    pub(crate) fn cgroup_root(&self, node: &str) -> String {
+        cgroup::path(&self.options.name, node)
+    }
+
+    /// Gives every node an image, so that pods need not pull it.
+    pub(crate) fn load_image(&self, archive: &Path) -> Result<()> {
+        self.node_names().try_for_each(|name| node::import(self, &name, archive))
+    }
+
+    /// A folder for files that belong to this cluster; it goes with the cluster.
+    pub(crate) fn scratch(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.folder.join(name);
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(folder)
+    }
+
+    /// Polls until `ready`; fails with `what` was waited for.
+    pub(crate) fn wait_until(&self, what: &str, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let started = Instant::now();
+        while !ready() {
+            if started.elapsed() > limit {
+                bail!("cluster {}: no {what} within {} s", self.options.name, limit.as_secs());
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        Ok(())
+    }
+
     fn netns_name(&self, host: &str) -> String {
         format!("{}-{host}", self.options.name)
     }
@@ -312,7 +358,7 @@ impl Cluster {
             } else if started.elapsed() > limit {
                 format!("no {what} within {} s", limit.as_secs())
             } else {
-                std::thread::sleep(Duration::from_millis(200));
+                std::thread::sleep(POLL_INTERVAL);
                 continue;
             };
             bail!("{problem}; the end of {}:\n{}", self.log_path(component).display(), self.log_tail(component));

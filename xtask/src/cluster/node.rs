@@ -82,7 +82,7 @@ pub(super) fn join(cluster: &Cluster, node: &str) -> Result<()> {
     if cluster.options.cni == Cni::Cilium {
         cilium::start(cluster, node)?;
     }
-    let mut addresses = cluster.subnet.node(index);
+    let mut addresses = cluster.node_address(node);
     if cluster.options.dual_stack {
         addresses = format!("{addresses},{}", address::node_v6(index));
     }
@@ -178,8 +178,8 @@ fn write_configuration(cluster: &Cluster, node: &str) -> Result<()> {
             ("pki", &cluster.folder.join("pki").display().to_string()),
             ("node", node),
             ("folder", &folder.display().to_string()),
-            ("cgroup", &cgroup::path(&cluster.options.name, node)),
-            ("address", &cluster.subnet.node(index)),
+            ("cgroup", &cluster.cgroup_root(node)),
+            ("address", &cluster.node_address(node)),
             ("dns", DNS_SERVICE),
         ],
     )?;

@@ -6,11 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Cluster, kind, node};
+use crate::cluster::{Cluster, kind};
 use crate::netdiag_image::{self, Build, Packed};
 use crate::{command, place};
 
 const NAMESPACE: &str = "netdiag-system";
+
+const SECRET: &str = "netdiag-tls";
+const CERTIFICATES: [&str; 5] = ["ca.crt", "node.crt", "node.key", "server.crt", "server.key"];
 
 /// The image that the manifests name; replaced by the one just packed.
 const RELEASED_IMAGE: &str = "docker.io/netdiag/netdiag:0.1.0";
@@ -21,15 +24,34 @@ const ROLLOUT_LIMIT: &str = "--timeout=120s";
 /// The namespace comes first, and the Secret before the pods that mount it.
 const AFTER_CERTIFICATES: [&str; 3] = ["rbac.yaml", "agent.yaml", "server.yaml"];
 
+/// What a caller needs to use netdiag from outside of the cluster.
+pub(crate) struct Installed {
+    /// The static `netdiag`.
+    pub(crate) server: PathBuf,
+    /// The static `netdiag-node`.
+    pub(crate) agent: PathBuf,
+    /// A folder with the cluster's ca.crt, node.crt, node.key, server.crt and server.key.
+    pub(crate) tls: PathBuf,
+}
+
+/// Builds and packs netdiag, loads it into every node, makes the certificates, applies the manifests, waits until ready.
+pub(crate) fn install(cluster: &Cluster, build: Build) -> Result<Installed> {
+    install_into(&Destination::Lab(cluster), build)
+}
+
+/// As [`install`], for the kind cluster of this name.
+pub(crate) fn install_with_kind(name: &str, build: Build) -> Result<Installed> {
+    install_into(&Destination::Kind(name), build)
+}
+
 /// Where to install.
-pub(crate) enum Destination<'a> {
+enum Destination<'a> {
     Lab(&'a Cluster),
     /// A kind cluster by this name.
     Kind(&'a str),
 }
 
-/// Builds and packs netdiag, loads it into every node, makes the certificates, applies the manifests, waits until ready.
-pub(crate) fn install(destination: &Destination<'_>, build: Build) -> Result<()> {
+fn install_into(destination: &Destination<'_>, build: Build) -> Result<Installed> {
     let started = Instant::now();
     let programs = netdiag_image::compile(build)?;
     let packed = netdiag_image::pack(&programs)?;
@@ -49,8 +71,9 @@ pub(crate) fn install(destination: &Destination<'_>, build: Build) -> Result<()>
             bail!("{workload} did not become ready: {error:#}\n{}", destination.what_pods_say());
         }
     }
+    let tls = destination.copy_certificates()?;
     println!("{:5.1} s  netdiag is ready in namespace {NAMESPACE}", started.elapsed().as_secs_f64());
-    Ok(())
+    Ok(Installed { server: programs.server, agent: programs.agent, tls })
 }
 
 impl Destination<'_> {
@@ -63,12 +86,7 @@ impl Destination<'_> {
 
     fn load(&self, archive: &Path) -> Result<()> {
         match self {
-            Self::Lab(cluster) => {
-                for name in cluster.node_names() {
-                    node::import(cluster, &name, archive)?;
-                }
-                Ok(())
-            }
+            Self::Lab(cluster) => cluster.load_image(archive),
             Self::Kind(name) => kind::load(name, archive),
         }
     }
@@ -81,12 +99,38 @@ impl Destination<'_> {
         match self {
             Self::Lab(cluster) => Ok(cluster.kubeconfig()),
             Self::Kind(name) => {
-                let path = place::target().join(format!("kind-{name}.kubeconfig"));
+                let path = self.scratch()?.join("kubeconfig");
                 std::fs::write(&path, kind::kubeconfig(name)?)
                     .with_context(|| format!("cannot write {}", path.display()))?;
                 Ok(path)
             }
         }
+    }
+
+    fn scratch(&self) -> Result<PathBuf> {
+        match self {
+            Self::Lab(cluster) => cluster.scratch("netdiag"),
+            Self::Kind(name) => {
+                let folder = place::target().join("kind").join(name);
+                std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+                Ok(folder)
+            }
+        }
+    }
+
+    /// The Secret's files, for asking the agents from outside of the cluster.
+    fn copy_certificates(&self) -> Result<PathBuf> {
+        let folder = self.scratch()?.join("tls");
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        for file in CERTIFICATES {
+            let template = format!("go-template={{{{index .data \"{file}\" | base64decode}}}}");
+            let mut get = self.kubectl();
+            get.args(["--namespace", NAMESPACE, "get", "secret", SECRET, "--output", &template]);
+            let path = folder.join(file);
+            std::fs::write(&path, command::output(&mut get)?)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(folder)
     }
 
     /// States, events and last words of netdiag's pods, for the message of a failed installation.
