@@ -11,9 +11,12 @@ pub(crate) mod kube_proxy;
 pub(crate) mod listener;
 pub(crate) mod netlink;
 pub(crate) mod network;
+mod nftables;
 pub(crate) mod process;
 pub(crate) mod resolver;
+pub mod rules;
 pub(crate) mod sysctl;
+mod xtables;
 
 use std::io;
 use std::path::PathBuf;

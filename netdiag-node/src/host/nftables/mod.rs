@@ -1,0 +1,120 @@
+//! nf_tables of the calling thread's network namespace, over netlink. Covers what iptables-nft wrote as well.
+
+mod attribute;
+mod builder;
+mod condition;
+mod expression;
+mod field;
+mod load;
+mod register;
+mod rule;
+mod set;
+mod socket;
+
+use std::io;
+use std::ops::ControlFlow;
+use std::thread;
+use std::time::Duration;
+
+pub(crate) use builder::{Limits, Nftables};
+use socket::{Dump, Message, NfTables};
+
+use self::builder::Builder;
+use super::ReadError;
+
+/// A dump is repeated when a transaction came in between. Writers such as kube-proxy commit in bursts of a few; after four
+/// tries the reading is given with a note.
+const MAX_ATTEMPTS: u32 = 4;
+
+/// Longer than a commit of ten thousand rules takes.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// `NFPROTO_UNSPEC`: all families.
+const ANY_FAMILY: u8 = 0;
+
+/// Reads everything; none when this kernel or namespace has no nf_tables.
+pub(crate) fn read(limits: Limits) -> Result<Option<Nftables>, ReadError> {
+    let mut last = None;
+    for attempt in 0..MAX_ATTEMPTS {
+        if attempt > 0 {
+            thread::sleep(PAUSE);
+        }
+        // Freed before the next attempt, so that two readings are never held at once.
+        drop(last.take());
+        let mut builder = Builder::new(limits, interfaces());
+        match dump_all(&mut builder, &mut |_| ()) {
+            Ok(true) => return Ok(Some(builder.finish())),
+            Ok(false) => last = Some(builder),
+            Err(source) if is_absent(&source) => return Ok(None),
+            Err(source) => return Err(ReadError::Call { step: "read the rules of nf_tables".into(), source }),
+        }
+    }
+    Ok(last.map(|builder| {
+        let mut tables = builder.finish();
+        tables
+            .left_out
+            .push(format!("nf_tables changed during each of {MAX_ATTEMPTS} readings: parts may not fit together"));
+        tables
+    }))
+}
+
+/// What a kernel without nf_tables answers: no such protocol, or no such subsystem (`nfnetlink_rcv_msg`).
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL))
+}
+
+/// Names of the interfaces here. Without them, rules by index keep the number.
+fn interfaces() -> Vec<(u32, String)> {
+    let Ok(all) = nix::net::if_::if_nameindex() else { return Vec::new() };
+    all.iter().map(|interface| (interface.index(), interface.name().to_string_lossy().into_owned())).collect()
+}
+
+/// One pass over all objects. `seen` gets every message first. False when the rules changed meanwhile.
+fn dump_all(builder: &mut Builder, seen: &mut dyn FnMut(&Message<'_>)) -> io::Result<bool> {
+    let mut socket = NfTables::open()?;
+    let before = generation(&mut socket, builder, seen)?;
+    let mut consistent = true;
+    for request in [libc::NFT_MSG_GETTABLE, libc::NFT_MSG_GETCHAIN, libc::NFT_MSG_GETSET] {
+        let ended = socket.request(request, ANY_FAMILY, &[], true, &mut |message| {
+            seen(message);
+            builder.feed(message)
+        })?;
+        consistent &= ended == Dump::Complete;
+    }
+    for (family, table, set) in builder.set_names() {
+        let (table_name, set_name) = (1, 2);
+        let attributes = [(table_name, &*table), (set_name, &*set)];
+        let ended = socket.request(libc::NFT_MSG_GETSETELEM, family, &attributes, true, &mut |message| {
+            seen(message);
+            builder.feed(message)
+        });
+        match ended {
+            Ok(Dump::Complete) => {}
+            // The rest of the dump is left in the old socket.
+            Ok(Dump::Stopped) => socket = NfTables::open()?,
+            Ok(Dump::Interrupted) => return Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    let ended = socket.request(libc::NFT_MSG_GETRULE, ANY_FAMILY, &[], true, &mut |message| {
+        seen(message);
+        builder.feed(message)
+    })?;
+    consistent &= ended == Dump::Complete;
+    let after = generation(&mut socket, builder, &mut |_| ())?;
+    Ok(consistent && before == after)
+}
+
+fn generation(
+    socket: &mut NfTables,
+    builder: &mut Builder,
+    seen: &mut dyn FnMut(&Message<'_>),
+) -> io::Result<Option<u32>> {
+    socket.request(libc::NFT_MSG_GETGEN, ANY_FAMILY, &[], false, &mut |message| {
+        seen(message);
+        let _ = builder.feed(message);
+        ControlFlow::Continue(())
+    })?;
+    Ok(builder.generation())
+}

@@ -1,0 +1,10 @@
+//! Matches and targets of x_tables, which legacy iptables and iptables-nft both use: binary structures, one layout per
+//! name and revision (`include/uapi/linux/netfilter/xt_*.h`).
+
+mod bytes;
+mod matches;
+mod targets;
+pub(crate) mod words;
+
+pub(crate) use matches::parse_match;
+pub(crate) use targets::parse_target;

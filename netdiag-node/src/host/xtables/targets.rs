@@ -1,0 +1,171 @@
+//! Targets of x_tables (`-j NAME`).
+
+use netdiag_common::observation::rules::{NatTarget, Verdict};
+
+use super::bytes::{address_at, be16_at, text_at, u16_at, u32_at};
+use super::words;
+
+/// Address ranges for NAT that are longer are only given in the text.
+const MAX_NAT_RANGE: u32 = 64;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Action {
+    pub verdict: Verdict,
+    /// As `iptables -S` prints it.
+    pub text: String,
+}
+
+/// Targets that let the packet go on to the next rule, whatever else they do to it.
+const CONTINUING: [&str; 25] = [
+    "AUDIT",
+    "CHECKSUM",
+    "CLASSIFY",
+    "CONNMARK",
+    "CONNSECMARK",
+    "CT",
+    "DSCP",
+    "ECN",
+    "HL",
+    "HMARK",
+    "IDLETIMER",
+    "LED",
+    "LOG",
+    "MARK",
+    "NFLOG",
+    "NOTRACK",
+    "RATEEST",
+    "SECMARK",
+    "SET",
+    "TCPMSS",
+    "TCPOPTSTRIP",
+    "TEE",
+    "TOS",
+    "TRACE",
+    "TTL",
+];
+
+/// Reads `struct xt_NAME_…` of this revision. What is not known, or too short, becomes `Verdict::Other`.
+pub(crate) fn parse_target(name: &str, revision: u32, info: &[u8], ipv6: bool) -> Action {
+    let action = match name {
+        "DNAT" | "SNAT" => nat(name, revision, info, ipv6),
+        "MASQUERADE" => Some(decided(Verdict::Masquerade)),
+        "REJECT" => reject(info, ipv6),
+        "NFQUEUE" => u16_at(info, 0)
+            .map(|number| Action { verdict: Verdict::Queue, text: format!("-j NFQUEUE --queue-num {number}") }),
+        "LOG" => text_at(info, 2, 30).map(|prefix| goes_on(format!("-j LOG --log-prefix {}", words::quoted(&prefix)))),
+        "MARK" if revision == 2 => u32_at(info, 0)
+            .zip(u32_at(info, 4))
+            .map(|(mark, mask)| goes_on(format!("-j MARK --set-xmark {mark:#x}/{mask:#x}"))),
+        _ if CONTINUING.contains(&name) => Some(goes_on(format!("-j {name}"))),
+        _ => None,
+    };
+    action.unwrap_or_else(|| {
+        let text = format!("-j {name} (revision {revision}, {} bytes, not decoded)", info.len());
+        Action { verdict: Verdict::Other { text: text.clone() }, text }
+    })
+}
+
+fn goes_on(text: String) -> Action {
+    Action { verdict: Verdict::Continue, text }
+}
+
+fn decided(verdict: Verdict) -> Action {
+    let text = words::verdict(&verdict);
+    Action { verdict, text }
+}
+
+/// Revision 0 of IPv4 is `nf_nat_ipv4_multi_range_compat`; `nf_nat_range` and `nf_nat_range2` start alike.
+fn nat(name: &str, revision: u32, info: &[u8], ipv6: bool) -> Option<Action> {
+    const ADDRESSES: u32 = 1 << 0;
+    const PORTS: u32 = 1 << 1;
+    let (flags, first, last, ports) = if revision == 0 && !ipv6 {
+        (
+            u32_at(info, 4)?,
+            address_at(info, 8, false)?,
+            address_at(info, 12, false)?,
+            (be16_at(info, 16)?, be16_at(info, 18)?),
+        )
+    } else {
+        (
+            u32_at(info, 0)?,
+            address_at(info, 4, ipv6)?,
+            address_at(info, 20, ipv6)?,
+            (be16_at(info, 36)?, be16_at(info, 38)?),
+        )
+    };
+    let addresses = if flags & ADDRESSES == 0 {
+        vec![None]
+    } else {
+        words::address_range(first, last, MAX_NAT_RANGE)?.into_iter().map(Some).collect()
+    };
+    let port = match (flags & PORTS != 0, ports) {
+        (false, _) => None,
+        (true, (first, last)) if first == last => Some(first),
+        // A range of ports has no place in a target.
+        (true, _) => return None,
+    };
+    let to = addresses.into_iter().map(|address| NatTarget { address, port }).collect();
+    Some(decided(if name == "DNAT" { Verdict::Dnat { to } } else { Verdict::Snat { to } }))
+}
+
+/// `enum ipt_reject_with` and `enum ip6t_reject_with`.
+fn reject(info: &[u8], ipv6: bool) -> Option<Action> {
+    let ipv4_names = [
+        "icmp net-unreachable",
+        "icmp host-unreachable",
+        "icmp prot-unreachable",
+        "icmp port-unreachable",
+        "icmp echo-reply",
+        "icmp net-prohibited",
+        "icmp host-prohibited",
+        "tcp reset",
+        "icmp admin-prohibited",
+    ];
+    let ipv6_names = [
+        "icmpv6 no-route",
+        "icmpv6 admin-prohibited",
+        "icmpv6 not-neighbour",
+        "icmpv6 addr-unreachable",
+        "icmpv6 port-unreachable",
+        "icmpv6 echo-reply",
+        "tcp reset",
+        "icmpv6 policy-fail",
+        "icmpv6 reject-route",
+    ];
+    let with = u32_at(info, 0)? as usize;
+    let name = if ipv6 { ipv6_names.get(with)? } else { ipv4_names.get(with)? };
+    Some(decided(Verdict::Reject { with: (*name).to_owned() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_port_range_is_not_called_one_port() {
+        let mut info = vec![0u8; 44];
+        info[..4].copy_from_slice(&3u32.to_ne_bytes());
+        info[4..8].copy_from_slice(&[10, 0, 0, 1]);
+        info[20..24].copy_from_slice(&[10, 0, 0, 1]);
+        info[36..40].copy_from_slice(&[0, 80, 0, 90]);
+        assert!(matches!(parse_target("DNAT", 2, &info, false).verdict, Verdict::Other { .. }));
+        info[39] = 80;
+        assert_eq!(parse_target("DNAT", 2, &info, false).text, "-j DNAT --to-destination 10.0.0.1:80");
+    }
+
+    #[test]
+    fn an_unknown_target_is_never_called_harmless() {
+        assert!(matches!(parse_target("TPROXY", 1, &[0; 24], false).verdict, Verdict::Other { .. }));
+        assert_eq!(parse_target("MARK", 2, &[0; 8], false).verdict, Verdict::Continue);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(name in 0usize..7, revision in 0u32..4, info in prop::collection::vec(any::<u8>(), 0..60), ipv6: bool) {
+            let names = ["DNAT", "SNAT", "REJECT", "NFQUEUE", "LOG", "MARK", "X"];
+            parse_target(names[name], revision, &info, ipv6);
+        }
+    }
+}
