@@ -41,6 +41,9 @@ const MOST_NODES: u8 = 9;
 /// Each poll is a kubectl or a connection attempt, about 0.1 s of one core.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
+/// The controller that creates them needs a second; on a machine that also compiles, several.
+const SERVICE_ACCOUNT_LIMIT: Duration = Duration::from_secs(30);
+
 /// Programs of the machine that the cluster runs; `cargo xtask setup cluster` installs them.
 const TOOLS: [&str; 12] = [
     "ip",
@@ -168,10 +171,6 @@ impl Cluster {
         }
         cluster.apply(include_str!("coredns.yaml"))?;
         node::wait_ready(cluster)?;
-        // Without it the first pod would be refused.
-        cluster.wait("controller-manager", "ServiceAccount default/default", Duration::from_mins(1), || {
-            cluster.kubectl(&["get", "serviceaccount", "default"]).is_ok()
-        })?;
         println!("{:5.1} s  {} nodes Ready", started.elapsed().as_secs_f64(), cluster.options.nodes);
         Ok(guard.finished())
     }
@@ -225,9 +224,19 @@ impl Cluster {
         command::output(self.kubectl_command().args(arguments))
     }
 
-    /// Applies manifests.
+    /// Applies manifests. A pod in a namespace that is a moment old is refused until its ServiceAccount is there: tried again.
     pub(crate) fn apply(&self, yaml: &str) -> Result<String> {
-        command::output_with_input(self.kubectl_command().args(["apply", "-f", "-"]), yaml)
+        let started = Instant::now();
+        loop {
+            let applied = command::output_with_input(self.kubectl_command().args(["apply", "-f", "-"]), yaml);
+            match applied {
+                Err(error)
+                    if error.to_string().contains("error looking up service account")
+                        && started.elapsed() < SERVICE_ACCOUNT_LIMIT => {}
+                result => return result,
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
     }
 
     /// n1, n2, …
