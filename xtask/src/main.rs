@@ -2,8 +2,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "xtask sets up and tests the project: files and clocks are its work")]
 
+mod bench;
 mod cluster;
 mod command;
+mod e2e;
 mod ebpf;
 mod image;
 mod install;
@@ -12,6 +14,7 @@ mod parts;
 mod place;
 mod setup;
 mod template;
+mod test;
 
 use clap::{Parser, Subcommand};
 
@@ -31,6 +34,13 @@ enum Task {
     /// Run a real Kubernetes cluster on this machine, without Docker
     #[command(subcommand)]
     Cluster(cluster::cli::Task),
+    /// Break a real cluster in many ways and compare netdiag's answers with the truth
+    E2e(e2e::Arguments),
+    /// Run all tests; the last line counts them
+    Test(test::Arguments),
+    /// Measure
+    #[command(subcommand)]
+    Bench(bench::Task),
 }
 
 fn main() -> std::process::ExitCode {
@@ -38,6 +48,9 @@ fn main() -> std::process::ExitCode {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::Ebpf(arguments) => ebpf::run(&arguments),
         Task::Cluster(task) => cluster::cli::run(task),
+        Task::E2e(arguments) => e2e::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(task) => bench::run(&task),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -1,0 +1,189 @@
+//! A case: one fault in a healthy world, what its client feels, and what netdiag must say. One YAML file each.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::cluster::{Cni, ProxyMode};
+
+/// Every case, in the order of the path a packet takes; the file's name is the case's.
+const FILES: &[(&str, &str)] = &[
+    ("service_selects_no_pods", include_str!("cases/service_selects_no_pods.yaml")),
+    ("service_has_no_ready_endpoints", include_str!("cases/service_has_no_ready_endpoints.yaml")),
+    ("service_port_not_defined", include_str!("cases/service_port_not_defined.yaml")),
+    ("target_port_not_listening", include_str!("cases/target_port_not_listening.yaml")),
+    ("listener_bound_to_loopback", include_str!("cases/listener_bound_to_loopback.yaml")),
+    ("kube_proxy_rules_stale", include_str!("cases/kube_proxy_rules_stale.yaml")),
+    ("cluster_dns_has_no_endpoints", include_str!("cases/cluster_dns_has_no_endpoints.yaml")),
+    ("name_does_not_exist", include_str!("cases/name_does_not_exist.yaml")),
+    ("host_firewall_drops_path", include_str!("cases/host_firewall_drops_path.yaml")),
+    ("pod_network_route_missing", include_str!("cases/pod_network_route_missing.yaml")),
+    ("one_of_three_endpoints", include_str!("cases/one_of_three_endpoints.yaml")),
+    ("one_node_of_two", include_str!("cases/one_node_of_two.yaml")),
+    ("healthy_with_unenforced_policy", include_str!("cases/healthy_with_unenforced_policy.yaml")),
+    ("healthy_by_name", include_str!("cases/healthy_by_name.yaml")),
+    ("policy_denies_path", include_str!("cases/policy_denies_path.yaml")),
+    ("egress_policy_blocks_dns", include_str!("cases/egress_policy_blocks_dns.yaml")),
+    ("policy_port_of_service", include_str!("cases/policy_port_of_service.yaml")),
+    ("policy_and_or", include_str!("cases/policy_and_or.yaml")),
+];
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Case {
+    #[serde(skip)]
+    pub(super) name: &'static str,
+    pub(super) about: String,
+    /// Id in the fault catalogue; controls have none.
+    #[serde(default)]
+    pub(super) fault: Option<String>,
+    /// Who connects the pods in the cluster this case needs.
+    #[serde(default = "ptp")]
+    pub(super) cni: Cni,
+    /// A variant of another case: run when named or with `--extra`.
+    #[serde(default)]
+    pub(super) extra: bool,
+    pub(super) ask: Ask,
+    pub(super) inject: Vec<Step>,
+    pub(super) restore: Vec<Step>,
+    pub(super) symptom: Symptom,
+    pub(super) expect: Expect,
+}
+
+fn ptp() -> Cni {
+    Cni::Ptp
+}
+
+/// The question put to netdiag.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Ask {
+    #[serde(default)]
+    pub(super) from: Option<String>,
+    pub(super) to: String,
+}
+
+/// One change of the world.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Step {
+    Kubectl {
+        kubectl: Vec<String>,
+    },
+    Apply {
+        apply: String,
+    },
+    /// Shell in the node's namespaces.
+    Node {
+        node: String,
+        run: Script,
+    },
+    /// Shell in the pod's container, without the API.
+    Pod {
+        pod: String,
+        run: Script,
+    },
+    RestartKubeProxy {
+        restart_kube_proxy: String,
+    },
+}
+
+/// The same for both modes of kube-proxy, or one for each.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Script {
+    Same(String),
+    PerMode(BTreeMap<String, String>),
+}
+
+/// What the client must feel, as its own connects say.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Symptom {
+    /// `ADDRESS:PORT`, `NAME:PORT` or `pod:NAMESPACE/NAME:PORT`.
+    pub(super) connect: String,
+    /// How failing connects may end; empty when none may fail.
+    pub(super) ends: Vec<End>,
+    /// Only some connects fail.
+    #[serde(default)]
+    pub(super) some: bool,
+}
+
+/// The classes of `agnhost connect`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum End {
+    Connected,
+    Refused,
+    Timeout,
+    Dns,
+    Other,
+}
+
+/// The answer: that cause with those subjects, and no other cause.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Expect {
+    pub(super) status: String,
+    /// None for healthy worlds.
+    #[serde(default)]
+    pub(super) code: Option<String>,
+    #[serde(default)]
+    pub(super) subjects: Vec<String>,
+}
+
+/// All cases, or the named ones.
+pub(super) fn load(names: &[String], extra: bool) -> Result<Vec<Case>> {
+    let known: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
+    if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {
+        anyhow::bail!("there is no case {unknown}; the cases are {}", known.join(", "));
+    }
+    let mut cases = Vec::new();
+    for (name, text) in FILES {
+        let mut case: Case = serde_saphyr::from_str(text).with_context(|| format!("in cases/{name}.yaml"))?;
+        case.name = name;
+        let chosen = if names.is_empty() { !case.extra || extra } else { names.iter().any(|wanted| wanted == name) };
+        if chosen {
+            cases.push(case);
+        }
+    }
+    Ok(cases)
+}
+
+impl Script {
+    pub(super) fn for_mode(&self, mode: ProxyMode) -> Result<&str> {
+        match self {
+            Self::Same(script) => Ok(script),
+            Self::PerMode(scripts) => {
+                let scripts = scripts.get(mode.name());
+                scripts.map(String::as_str).with_context(|| format!("the step says nothing for mode {}", mode.name()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_file_can_be_read_and_is_listed() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/e2e/cases");
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+            .collect();
+        files.sort();
+        let mut listed: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
+        listed.sort_unstable();
+        assert_eq!(files, listed);
+        assert_eq!(load(&[], false).unwrap().len(), 16);
+    }
+
+    #[test]
+    fn an_unknown_case_is_answered_with_the_known_ones() {
+        let error = load(&["nonsense".to_owned()], false).unwrap_err().to_string();
+        assert!(error.contains("nonsense") && error.contains("name_does_not_exist"), "{error}");
+    }
+}

@@ -1,0 +1,104 @@
+//! The judge of every case: what a client in its own pod feels, by Kubernetes' test program, without netdiag.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::case::{Case, End, Symptom};
+use crate::cluster::Cluster;
+
+/// A fault must show within this: kube-proxy and CoreDNS (5 s cache of negative answers) have had their time.
+const SHOWS_WITHIN: Duration = Duration::from_secs(25);
+/// A restored world must be well again within this.
+const HEALS_WITHIN: Duration = Duration::from_secs(45);
+/// Connects that decide about "some fail": with one bad endpoint of three, all 24 would go well once in 17 000 runs.
+const SAMPLE: usize = 24;
+/// How long one connect may take: longer than a SYN retransmission, shorter than Go's DNS timeout.
+const PATIENCE: &str = "--timeout=2s";
+
+/// Waits until the client feels what the case says; twice in a row, so that a transition does not count.
+pub(super) fn feels(cluster: &Cluster, case: &Case) -> Result<Vec<End>> {
+    let started = Instant::now();
+    loop {
+        let first = sample(cluster, case)?;
+        let matches = |ends: &[End]| is_as_told(&case.symptom, ends);
+        if matches(&first) && matches(&sample(cluster, case)?) {
+            return Ok(first);
+        }
+        if started.elapsed() > SHOWS_WITHIN {
+            bail!("the client does not feel it: {:?} instead of {:?}", first, case.symptom.ends);
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+/// Waits until the world's own connection works, from both clients, by address and by name.
+pub(super) fn is_well(cluster: &Cluster) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let mut bad = Vec::new();
+        for (client, target) in [("client", "10.96.0.80:80"), ("client-2", "web.shop.svc.cluster.local:80")] {
+            for _ in 0..4 {
+                let end = connect(cluster, client, target)?;
+                if end != End::Connected {
+                    bad.push(format!("{client} to {target}: {end:?}"));
+                    break;
+                }
+            }
+        }
+        if bad.is_empty() {
+            return Ok(());
+        }
+        if started.elapsed() > HEALS_WITHIN {
+            bail!("the world is not well: {}", bad.join(", "));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+fn is_as_told(symptom: &Symptom, ends: &[End]) -> bool {
+    let good = ends.iter().filter(|end| **end == End::Connected).count();
+    let bad: Vec<&End> = ends.iter().filter(|end| **end != End::Connected).collect();
+    let known = bad.iter().all(|end| symptom.ends.contains(end));
+    match (symptom.ends.is_empty(), symptom.some) {
+        (true, _) => bad.is_empty(),
+        (false, true) => good > 0 && !bad.is_empty() && known,
+        (false, false) => good == 0 && known,
+    }
+}
+
+fn sample(cluster: &Cluster, case: &Case) -> Result<Vec<End>> {
+    let target = match case.symptom.connect.strip_prefix("pod:") {
+        Some(pod) => address_of(cluster, pod)?,
+        None => case.symptom.connect.clone(),
+    };
+    let tries = if case.symptom.some { SAMPLE } else { 2 };
+    (0..tries).map(|_| connect(cluster, "client", &target)).collect()
+}
+
+/// `shop/web-2:8080` as the pod's address and port.
+fn address_of(cluster: &Cluster, pod: &str) -> Result<String> {
+    let (path, port) = pod.rsplit_once(':').context("a pod target is NAMESPACE/NAME:PORT")?;
+    let (namespace, name) = path.split_once('/').context("a pod target is NAMESPACE/NAME:PORT")?;
+    let address = cluster.kubectl(&["-n", namespace, "get", "pod", name, "-o", "jsonpath={.status.podIP}"])?;
+    Ok(format!("{address}:{port}"))
+}
+
+fn connect(cluster: &Cluster, client: &str, target: &str) -> Result<End> {
+    let mut command = cluster.pod_command("shop", client)?;
+    let output = command
+        .args(["/agnhost", "connect", PATIENCE, target])
+        .output()
+        .with_context(|| format!("cannot start agnhost in pod shop/{client}"))?;
+    if output.status.success() {
+        return Ok(End::Connected);
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    match said.split_whitespace().next() {
+        Some("REFUSED") => Ok(End::Refused),
+        Some("TIMEOUT") => Ok(End::Timeout),
+        Some("DNS:" | "DNS") => Ok(End::Dns),
+        Some("OTHER:" | "OTHER") => Ok(End::Other),
+        _ => bail!("agnhost connect {target} in pod shop/{client} said something unknown: {said:?}"),
+    }
+}

@@ -1,0 +1,136 @@
+//! Asking netdiag as its users do, and comparing its answer with the case.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::asker::{Asker, BLIND_PORT};
+use super::case::Case;
+use crate::cluster::Cluster;
+use crate::command;
+
+/// How the answer is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the server in the cluster, as users do.
+    Server,
+    /// With one view taken away.
+    Without(View),
+}
+
+/// What a case is asked without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum View {
+    /// No agent answers on any node.
+    Agents,
+    /// The caller may not list NetworkPolicies.
+    Policies,
+    /// The agents found no BTF, so no kernel program runs.
+    Btf,
+}
+
+impl View {
+    pub(super) const ALL: [Self; 3] = [Self::Agents, Self::Policies, Self::Btf];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Agents => "no agents",
+            Self::Policies => "no rights on policies",
+            Self::Btf => "no BTF",
+        }
+    }
+}
+
+/// One answer, as far as it is compared.
+pub(super) struct Answer {
+    pub(super) status: String,
+    pub(super) codes: Vec<String>,
+    pub(super) subjects: Vec<String>,
+    pub(super) confidence: f64,
+    pub(super) seconds: f64,
+    pub(super) json: Value,
+}
+
+/// Nothing listens on it: every agent is absent.
+const CLOSED_PORT: u16 = 1;
+/// Where installed agents listen.
+const AGENT_PORT: u16 = 9443;
+
+pub(super) fn ask(cluster: &Cluster, asker: &Asker, case: &Case, way: Way) -> Result<Answer> {
+    let mut command = Command::new(&asker.program);
+    command.args(["diagnose", "--to", &case.ask.to, "-o", "json"]);
+    if let Some(from) = &case.ask.from {
+        command.args(["--from", from]);
+    }
+    let mut kubeconfig = cluster.kubeconfig();
+    if let Way::Without(view) = way {
+        let port = match view {
+            View::Agents => CLOSED_PORT,
+            View::Policies => {
+                kubeconfig.clone_from(&asker.limited);
+                AGENT_PORT
+            }
+            View::Btf => BLIND_PORT,
+        };
+        command.arg("--direct").arg("--tls-dir").arg(&asker.tls).arg("--agent-port").arg(port.to_string());
+    }
+    command.arg("--kubeconfig").arg(kubeconfig);
+    let started = Instant::now();
+    let output = command.output().with_context(|| format!("cannot start {}", asker.program.display()))?;
+    let seconds = started.elapsed().as_secs_f64();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let json: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("netdiag printed no answer ({}): {}", output.status, command::tail(&said, 10)))?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let causes = json["causes"].as_array().cloned().unwrap_or_default();
+    let subjects = causes.first().and_then(|cause| cause["subjects"].as_array()).cloned().unwrap_or_default();
+    Ok(Answer {
+        status: text(&json["status"]),
+        codes: causes.iter().map(|cause| text(&cause["code"])).collect(),
+        subjects: subjects.iter().map(subject).collect(),
+        confidence: json["confidence"].as_f64().unwrap_or_default(),
+        seconds,
+        json,
+    })
+}
+
+/// `Service shop/web`, `Node n1`.
+fn subject(subject: &Value) -> String {
+    let text = |key: &str| subject[key].as_str().unwrap_or_default();
+    match text("namespace") {
+        "" => format!("{} {}", text("kind"), text("name")),
+        namespace => format!("{} {namespace}/{}", text("kind"), text("name")),
+    }
+}
+
+/// What is wrong with the full answer; empty when nothing is.
+pub(super) fn compare(case: &Case, answer: &Answer) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if answer.status != case.expect.status {
+        wrong.push(format!("status {} instead of {}", answer.status, case.expect.status));
+    }
+    let expected: Vec<String> = case.expect.code.iter().cloned().collect();
+    if answer.codes != expected {
+        wrong.push(format!("causes {:?} instead of {expected:?}", answer.codes));
+    } else if answer.subjects != case.expect.subjects {
+        wrong.push(format!("subjects {:?} instead of {:?}", answer.subjects, case.expect.subjects));
+    }
+    wrong
+}
+
+/// With a view taken away: the same cause, not more certain than before, or none.
+pub(super) fn compare_without(case: &Case, full: &Answer, answer: &Answer) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if let Some(other) = answer.codes.iter().find(|code| Some(*code) != case.expect.code.as_ref()) {
+        wrong.push(format!("another cause: {other}"));
+    }
+    if answer.codes.is_empty() && case.expect.code.is_some() && answer.status == "healthy" {
+        wrong.push("called healthy".to_owned());
+    }
+    if !answer.codes.is_empty() && answer.confidence > full.confidence {
+        wrong.push(format!("confidence {} is above {} with all views", answer.confidence, full.confidence));
+    }
+    wrong
+}

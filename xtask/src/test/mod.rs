@@ -1,0 +1,162 @@
+//! `cargo xtask test`: everything, from format to faults in a real cluster. The last line is `N passed, N failed, N skipped`.
+
+mod outcome;
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::setup::Purpose;
+use crate::{command, e2e, ebpf, place, setup};
+use outcome::Tally;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only these stages, in this order
+    #[arg(value_enum)]
+    stages: Vec<Stage>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Stage {
+    /// Install what is missing
+    Setup,
+    /// Build the kernel programs, which the agent embeds
+    Ebpf,
+    /// rustfmt
+    Format,
+    /// clippy, warnings denied
+    Lint,
+    /// Unit, fixture, property, kernel and agent tests
+    Cargo,
+    /// The MCP server with an independent client, and the skills' checker
+    Mcp,
+    /// What may depend on what
+    Tree,
+    /// Faults in real clusters, both modes of kube-proxy
+    E2e,
+}
+
+const ALL: [Stage; 8] =
+    [Stage::Setup, Stage::Ebpf, Stage::Format, Stage::Lint, Stage::Cargo, Stage::Mcp, Stage::Tree, Stage::E2e];
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let stages = if arguments.stages.is_empty() { &ALL[..] } else { &arguments.stages };
+    let mut total = Tally::default();
+    let mut times = Vec::new();
+    for stage in stages {
+        println!("== {stage:?}");
+        let started = Instant::now();
+        let tally = match take(*stage) {
+            Ok(tally) => tally,
+            Err(error) => {
+                println!("{stage:?} failed: {error:#}");
+                Tally::failed()
+            }
+        };
+        let seconds = started.elapsed().as_secs();
+        println!("== {stage:?}: {tally} in {seconds} s");
+        times.push(format!("{stage:?} {seconds} s"));
+        total.add(&tally);
+        // Nothing later can be right without these.
+        if tally.failed > 0 && matches!(stage, Stage::Setup | Stage::Ebpf) {
+            break;
+        }
+    }
+    for skipped in &total.skips {
+        println!("skipped: {skipped}");
+    }
+    println!("{}", times.join(", "));
+    println!("{total}");
+    if total.failed > 0 { std::process::exit(1) } else { Ok(()) }
+}
+
+fn take(stage: Stage) -> Result<Tally> {
+    match stage {
+        Stage::Setup => {
+            for purpose in [Purpose::Ebpf, Purpose::Cluster, Purpose::Cilium, Purpose::Tests] {
+                setup::prepare(purpose)?;
+            }
+            Ok(Tally::default())
+        }
+        Stage::Ebpf => ebpf::build(false).map(|_| Tally::passed()),
+        Stage::Format => check(cargo(&["fmt", "--all", "--check"])),
+        Stage::Lint => check(cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
+        // What a passing test printed holds the reasons of skips.
+        Stage::Cargo => tests(cargo(&["test", "--workspace", "--no-fail-fast", "--", "--show-output"])),
+        Stage::Mcp => mcp(),
+        Stage::Tree => tree(),
+        Stage::E2e => {
+            let score = e2e::score(&e2e::Arguments::default())?;
+            Ok(Tally { passed: score.right, failed: score.wrong, ..Tally::default() })
+        }
+    }
+}
+
+/// The tests that need Python: the independent MCP client, and the checker of skills.
+fn mcp() -> Result<Tally> {
+    let programs = setup::python_venv()?;
+    let mut client =
+        cargo(&["test", "--package", "netdiag-server", "--test", "mcp", "--", "--include-ignored", "--show-output"]);
+    client.env("NETDIAG_PYTHON", programs.join("python"));
+    let mut tally = tests(client)?;
+    let skills = std::fs::read_dir(place::workspace().join("skills")).context("cannot list skills/")?;
+    for skill in skills {
+        let folder = skill.context("cannot list skills/")?.path();
+        let mut validate = command::tool(programs.join("agentskills"));
+        tally.add(&check({
+            validate.arg("validate").arg(folder);
+            validate
+        })?);
+    }
+    Ok(tally)
+}
+
+/// The server never pulls in aya, the agent never kube.
+fn tree() -> Result<Tally> {
+    let mut tally = Tally::default();
+    for (package, foreign) in [("netdiag-server", "aya"), ("netdiag-node", "kube")] {
+        let tree =
+            command::output(&mut cargo(&["tree", "--package", package, "--edges", "normal", "--prefix", "none"]))?;
+        let found: Vec<&str> = tree.lines().filter(|line| line.split([' ', '-']).next() == Some(foreign)).collect();
+        if found.is_empty() {
+            tally.add(&Tally::passed());
+        } else {
+            println!("{package} depends on {foreign}: {}", found.join(", "));
+            tally.add(&Tally::failed());
+        }
+    }
+    Ok(tally)
+}
+
+fn cargo(words: &[&str]) -> Command {
+    let mut cargo = command::tool(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(place::workspace()).args(words);
+    cargo
+}
+
+/// One check: it passes when the command does.
+fn check(mut command: Command) -> Result<Tally> {
+    let status = command.status().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    Ok(if status.success() { Tally::passed() } else { Tally::failed() })
+}
+
+/// A run of cargo's tests, counted from what it prints. Everything it prints is shown, too.
+fn tests(mut command: Command) -> Result<Tally> {
+    let output = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .context("cannot start cargo")?
+        .wait_with_output()
+        .context("cannot wait for cargo")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{}", outcome::without_successes(&text));
+    let mut tally = outcome::of_cargo(&text);
+    if !output.status.success() && tally.failed == 0 {
+        // It did not even compile.
+        tally.add(&Tally::failed());
+    }
+    Ok(tally)
+}

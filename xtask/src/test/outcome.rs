@@ -1,0 +1,105 @@
+//! Counting what tests say.
+
+/// Passed, failed and skipped checks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) passed: usize,
+    pub(super) failed: usize,
+    /// Each with its reason.
+    pub(super) skips: Vec<String>,
+}
+
+impl Tally {
+    pub(super) fn passed() -> Self {
+        Self { passed: 1, ..Self::default() }
+    }
+
+    pub(super) fn failed() -> Self {
+        Self { failed: 1, ..Self::default() }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skips.extend(other.skips.iter().cloned());
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skips.len())
+    }
+}
+
+/// What a test prints that could not run, `netdiag-skip: NAME: REASON`, before it returns; cargo counts it as passed.
+const SKIP: &str = "netdiag-skip: ";
+
+/// The output without the part that repeats what passing tests printed.
+pub(super) fn without_successes(text: &str) -> String {
+    let mut shown = true;
+    let mut kept = String::new();
+    for line in text.lines() {
+        match line {
+            "successes:" => shown = false,
+            "failures:" => shown = true,
+            _ if line.starts_with("test result:") => shown = true,
+            _ => {}
+        }
+        if shown {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
+/// Sums the `test result:` lines of cargo. Ignored tests are skips: they did not run.
+pub(super) fn of_cargo(text: &str) -> Tally {
+    let mut tally = Tally::default();
+    for line in text.lines().filter(|line| line.starts_with("test result:")) {
+        let count = |word: &str| -> usize {
+            let before = line.split(word).next().unwrap_or_default();
+            before.split_whitespace().next_back().and_then(|number| number.parse().ok()).unwrap_or_default()
+        };
+        tally.passed += count(" passed");
+        tally.failed += count(" failed");
+    }
+    let ignored = text.lines().filter(|line| line.starts_with("test ") && line.contains("... ignored"));
+    tally.skips.extend(ignored.map(|line| line.trim_start_matches("test ").to_owned()));
+    for skip in text.lines().filter_map(|line| line.strip_prefix(SKIP)) {
+        tally.passed = tally.passed.saturating_sub(1);
+        tally.skips.push(skip.to_owned());
+    }
+    tally
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_result_lines_are_summed_and_ignored_tests_are_skips() {
+        let text = "\
+test a ... ok
+test b ... ignored, needs a printer
+test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+test result: FAILED. 10 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+        let tally = of_cargo(text);
+        assert_eq!((tally.passed, tally.failed, tally.skips.len()), (13, 2, 1));
+        assert_eq!(tally.to_string(), "13 passed, 2 failed, 1 skipped");
+    }
+
+    #[test]
+    fn a_test_that_skipped_itself_is_not_a_passed_one() {
+        let text = "netdiag-skip: kernel_kfree_skb: not root\ntest result: ok. 4 passed; 0 failed; 0 ignored\n";
+        let tally = of_cargo(text);
+        assert_eq!((tally.passed, tally.skips.as_slice()), (3, &["kernel_kfree_skb: not root".to_owned()][..]));
+    }
+
+    #[test]
+    fn what_passing_tests_printed_is_not_repeated() {
+        let text = "test a ... ok\n\nsuccesses:\nnoise\n\ntest result: ok. 1 passed; 0 failed; 0 ignored\n";
+        assert_eq!(without_successes(text), "test a ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored\n");
+    }
+}
