@@ -246,3 +246,36 @@ fn is_host_only(topic: &Topic) -> bool {
 fn late(budget: Duration) -> Failure {
     Failure::Late { budget_ms: budget.as_millis() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn place(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+        Arc::clone(places).acquire_owned().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn panic_of_a_reader_ends_with_its_thread() {
+        let places = Arc::new(Semaphore::new(1));
+        let answer = on_thread::<()>(place(&places).await, || panic!("a reader's bug")).unwrap();
+        assert!(answer.await.is_err());
+        // The place comes back: one bug does not use up the agent.
+        let answer = on_thread(place(&places).await, || Ok(7)).unwrap();
+        assert_eq!(answer.await.unwrap().unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn hanging_reader_keeps_its_place() {
+        let places = Arc::new(Semaphore::new(1));
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let answer = on_thread(place(&places).await, move || {
+            let _ = wait.recv();
+            Ok(())
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(50), answer.unwrap()).await.is_err());
+        assert_eq!(places.available_permits(), 0);
+        release.send(()).unwrap();
+        drop(place(&places).await);
+    }
+}

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use lab::{Agent, Authority, NODE};
 use netdiag_common::observation::Observation;
+use netdiag_common::observation::probe::ProbeRequest;
 use netdiag_common::wire::{AGENT_TLS_NAME, MAX_NEEDS, Refusal, Report, SERVER_TLS_NAME};
 use netdiag_common::{GapReason, Need, Reading, Topic};
 use nix::sys::signal::{Signal, kill};
@@ -107,6 +108,30 @@ fn no_time_is_a_gap_and_not_an_error() {
     let report: Report = serde_json::from_str(&text).unwrap();
     let Reading::Unavailable { gap } = &report.readings[0].reading else { panic!("{text}") };
     assert!(gap.why.contains("0 ms"), "{}", gap.why);
+}
+
+#[test]
+fn request_over_the_limit_is_shed_and_counted() {
+    let agent = Agent::start(&[]);
+    // A listener whose queue is full: each probe waits for its whole timeout.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let silent = socket.local_addr().unwrap().as_socket().unwrap();
+    let _fills_the_queue = TcpStream::connect(silent).unwrap();
+    let address = silent.ip();
+    let probe = ProbeRequest::TcpConnect { address, port: silent.port(), timeout_ms: 3_000, attempts: 1 };
+    let need = Need::host(NODE, Topic::Probe(probe));
+    let body = json!({"wire": 1, "budget_ms": 5_000, "needs": [need]}).to_string();
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let requests: Vec<_> =
+            (0..12).map(|_| scope.spawn(|| agent.request("POST /v1/readings", &body).unwrap().0)).collect();
+        requests.into_iter().map(|request| request.join().unwrap()).collect()
+    });
+    let shed = statuses.iter().filter(|status| **status == 503).count();
+    assert!((1..=4).contains(&shed), "{statuses:?}");
+    let (_, body) = agent.request("GET /v1/status", "").unwrap();
+    assert!(body.contains(&format!("\"shed_requests\":{shed}")), "{body}");
 }
 
 #[test]

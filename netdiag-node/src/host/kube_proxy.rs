@@ -30,13 +30,15 @@ const FAILURES: [&str; 3] = [
 
 /// Runs inside the node's namespace, whose inode is `netns`. None when neither a process nor a socket of kube-proxy is there.
 pub(crate) fn read(proc: &Path, netns: u64) -> Result<Option<KubeProxy>, ReadError> {
-    let has_process = process::pids(proc)?.into_iter().any(|pid| {
-        process::name(proc, pid).as_deref() == Some("kube-proxy")
-            && matches!(process::netns_inode(proc, pid), Ok(Some(inode)) if inode == netns)
-    });
+    let found = has_process(proc, netns);
     let listening = listener::tcp_addresses()?;
     let healthz_at = address_for(&listening, HEALTHZ_PORT);
     let metrics_at = address_for(&listening, METRICS_PORT);
+    let has_process = match found {
+        // Without the right to look at other processes, an answer on the ports still tells; their silence would not.
+        Err(error) if healthz_at.is_none() && metrics_at.is_none() => return Err(error),
+        found => found.unwrap_or(false),
+    };
     if !has_process && healthz_at.is_none() && metrics_at.is_none() {
         return Ok(None);
     }
@@ -53,6 +55,22 @@ pub(crate) fn read(proc: &Path, netns: u64) -> Result<Option<KubeProxy>, ReadErr
         last_queued: metrics.last_queued,
         sync_failures: metrics.failures,
     }))
+}
+
+/// A process of that name in this namespace. An error when there is one whose namespace may not be looked at.
+fn has_process(proc: &Path, netns: u64) -> Result<bool, ReadError> {
+    let mut denied = None;
+    for pid in process::pids(proc)? {
+        if process::name(proc, pid).as_deref() != Some("kube-proxy") {
+            continue;
+        }
+        match process::netns_inode(proc, pid) {
+            Ok(Some(inode)) if inode == netns => return Ok(true),
+            Ok(_) => {}
+            Err(error) => denied = Some(error),
+        }
+    }
+    denied.map_or(Ok(false), Err)
 }
 
 /// Where to reach a port of this namespace that something listens on.
