@@ -11,14 +11,14 @@ use std::time::Duration;
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::preflight::Preflight;
 use netdiag_common::observation::probe::ProbeRequest;
-use netdiag_common::{Need, Netns, Reading, Topic};
+use netdiag_common::{GapReason, Need, Netns, Reading, Topic};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::attribution::{Attribution, Pod};
 use crate::drops::DropWatch;
-use crate::gap::{Failure, gap};
-use crate::host::{Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, sysctl};
+use crate::gap::{Failure, OtherFailure, gap};
+use crate::host::{Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, rules, sysctl};
 use crate::netns::NetnsHandle;
 use crate::{clock, preflight, probe};
 
@@ -185,7 +185,18 @@ impl Job {
                 process::sees_whole_node(proc)?;
                 kube_proxy::read(proc, netns.inode)?.map(Observation::KubeProxy)
             }
-            other => return Err(ReadError::Unsupported { feature: format!("reader for {}", other.name()) }.into()),
+            Topic::Rules => {
+                let found = rules::read()?;
+                let is_empty = found.tables.is_empty() && found.left_out.is_empty();
+                (!is_empty).then_some(Observation::Rules(found))
+            }
+            other => {
+                return Err(Failure::Other(OtherFailure {
+                    reason: GapReason::Failed,
+                    why: format!("netdiag-node {} has no reader for {}", env!("CARGO_PKG_VERSION"), other.name()),
+                    remedy: "upgrade netdiag-node".to_owned(),
+                }));
+            }
         };
         Ok(found)
     }
