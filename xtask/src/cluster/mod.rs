@@ -13,6 +13,7 @@ mod images;
 pub(crate) mod kind;
 mod kube_proxy;
 mod node;
+mod options;
 mod pki;
 mod process;
 mod teardown;
@@ -28,15 +29,10 @@ use serde::{Deserialize, Serialize};
 use crate::command;
 use crate::parts;
 use address::Subnet;
+pub(crate) use options::{Cni, Options, ProxyMode};
 
 /// Every cluster has a folder of its own below this one.
 const LAB: &str = "/var/lib/netdiag-lab";
-
-/// The longest name whose interface `NAME-root` fits the kernel's 15 characters.
-const LONGEST_NAME: usize = 10;
-
-/// Enough for every test; each node costs about 0.3 GiB.
-const MOST_NODES: u8 = 9;
 
 /// Each poll is a kubectl or a connection attempt, about 0.1 s of one core.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -60,50 +56,6 @@ const TOOLS: [&str; 12] = [
     "busybox",
 ];
 
-/// What a cluster is made of.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Options {
-    pub(crate) name: String,
-    pub(crate) nodes: u8,
-    pub(crate) mode: ProxyMode,
-    pub(crate) cni: Cni,
-    pub(crate) dual_stack: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { name: "netdiag".to_owned(), nodes: 2, mode: ProxyMode::Nftables, cni: Cni::Ptp, dual_stack: false }
-    }
-}
-
-/// How kube-proxy programs Services.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum ProxyMode {
-    Nftables,
-    Iptables,
-}
-
-impl ProxyMode {
-    /// As kube-proxy's configuration calls it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Nftables => "nftables",
-            Self::Iptables => "iptables",
-        }
-    }
-}
-
-/// Who connects pods, and so who may enforce NetworkPolicy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Cni {
-    /// Routed pods by the `ptp` plugin; nothing enforces NetworkPolicy.
-    Ptp,
-    /// Cilium connects pods and enforces NetworkPolicy; kube-proxy stays.
-    Cilium,
-}
-
 /// A running cluster.
 pub(crate) struct Cluster {
     pub(crate) options: Options,
@@ -121,7 +73,7 @@ struct State {
 impl Cluster {
     /// Starts a cluster and returns when its nodes are Ready and cluster DNS is deployed. What a failed start leaves is removed.
     pub(crate) fn up(options: &Options) -> Result<Self> {
-        check_options(options)?;
+        options.check()?;
         check_machine()?;
         let folder = Path::new(LAB).join(&options.name);
         if folder.exists() {
@@ -329,13 +281,16 @@ impl Cluster {
         let Some(subnet) = Subnet::choose(&options.name, &routes) else {
             bail!("no subnet of 172.30.0.0/16 is free on this machine: stop another cluster first");
         };
-        for sub in ["bin", "log", "pid", "pki", "etcd"] {
-            let path = folder.join(sub);
-            std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        }
         let cluster = Self { options: options.clone(), folder, subnet };
+        // The state first: whatever is interrupted from here on, `down` finds and removes.
+        std::fs::create_dir_all(&cluster.folder)
+            .with_context(|| format!("cannot create {}", cluster.folder.display()))?;
         let state = serde_json::to_string_pretty(&State { options: options.clone(), subnet })?;
         cluster.write("cluster.json", &state)?;
+        for sub in ["bin", "log", "pid", "pki", "etcd"] {
+            let path = cluster.folder.join(sub);
+            std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        }
         Ok((cluster, lock))
     }
 
@@ -399,18 +354,6 @@ impl Drop for Unfinished {
     }
 }
 
-fn check_options(options: &Options) -> Result<()> {
-    let name = &options.name;
-    let letters = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    if !letters || !name.starts_with(|first: char| first.is_ascii_lowercase()) || name.len() > LONGEST_NAME {
-        bail!("a cluster's name is 1 to {LONGEST_NAME} lower-case letters and digits, a letter first; not {name:?}");
-    }
-    if !(1..=MOST_NODES).contains(&options.nodes) {
-        bail!("a cluster has 1 to {MOST_NODES} nodes, not {}", options.nodes);
-    }
-    Ok(())
-}
-
 fn check_machine() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("a cluster needs root, for its namespaces: run this as root");
@@ -420,24 +363,4 @@ fn check_machine() -> Result<()> {
         bail!("not installed: {}; `cargo xtask setup cluster` installs them", missing.join(", "));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_make_bad_interfaces_are_refused() {
-        let checked = |name: &str| check_options(&Options { name: name.to_owned(), ..Options::default() }).is_ok();
-        assert!(checked("a") && checked("netdiag") && checked("e2enft1234"));
-        for name in ["", "1a", "A", "a-b", "a/b", "..", "elevenchars"] {
-            assert!(!checked(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_cluster_has_at_least_one_node() {
-        let checked = |nodes| check_options(&Options { nodes, ..Options::default() }).is_ok();
-        assert!(checked(1) && checked(9) && !checked(0) && !checked(10));
-    }
 }
