@@ -12,6 +12,7 @@ use crate::api;
 use crate::config::Config;
 use crate::drops::{DropWatch, HARVEST_EVERY};
 use crate::host::{Host, ReadError, file};
+use crate::memory;
 use crate::netns::NetnsHandle;
 use crate::readings::Readings;
 use crate::serve;
@@ -58,7 +59,11 @@ async fn harvest(drops: Arc<DropWatch>) {
     loop {
         tokio::time::sleep(HARVEST_EVERY).await;
         let drops = Arc::clone(&drops);
-        if tokio::task::spawn_blocking(move || drops.harvest()).await.is_err() {
+        let work = move || {
+            drops.harvest();
+            memory::give_back();
+        };
+        if tokio::task::spawn_blocking(work).await.is_err() {
             tracing::error!("a harvest of dropped packets panicked");
         }
     }

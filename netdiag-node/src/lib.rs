@@ -9,6 +9,7 @@ pub mod drops;
 pub mod gap;
 pub mod host;
 pub mod kernel;
+pub mod memory;
 pub mod netns;
 pub mod preflight;
 pub mod probe;

@@ -4,8 +4,8 @@ use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use netdiag_node::agent;
 use netdiag_node::config::Config;
+use netdiag_node::{agent, memory};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
         .with_ansi(colours)
         .with_writer(std::io::stderr)
         .init();
-    bound_allocator();
+    memory::bound_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -52,15 +52,3 @@ async fn run(config: Config) -> anyhow::Result<()> {
     });
     Ok(agent::run(config, stop).await?)
 }
-
-/// glibc gives each new thread an arena of its own, and readers are new threads: without a bound the agent's memory grows
-/// with their number.
-#[cfg(target_env = "gnu")]
-fn bound_allocator() {
-    const ARENAS: libc::c_int = 2;
-    // SAFETY: called before the first thread is started, with a documented parameter.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
-}
-
-#[cfg(not(target_env = "gnu"))]
-fn bound_allocator() {}
