@@ -9,5 +9,6 @@ pub mod condition;
 pub mod correlate;
 pub mod evidence;
 pub mod finding;
+pub mod mcp;
 pub mod path;
 pub mod question;

@@ -37,7 +37,8 @@ pub fn build(inquiry: &Inquiry) -> Answer {
         causes: correlated.causes.iter().map(|cause| entry(cause, cluster)).collect(),
         consequences: correlated.consequences.iter().map(|cause| entry(cause, cluster)).collect(),
         not_seen: not_seen::not_seen(judged, evidence),
-        steps: steps.clone(),
+        steps: steps.to_vec(),
+        handle: String::new(),
         truncated: String::new(),
     }
 }
@@ -52,7 +53,7 @@ pub(super) fn two_digits(share: f64) -> f64 {
     (share * 100.0).round() / 100.0
 }
 
-fn asked(judged: &Judged) -> Asked {
+pub(super) fn asked(judged: &Judged) -> Asked {
     let question = &judged.path.question;
     let said = match &question.to {
         Target::Service { port: Some(PortName::Name(name)), .. } => Some(name.clone()),
@@ -67,7 +68,7 @@ fn asked(judged: &Judged) -> Asked {
     }
 }
 
-fn status(status: Status) -> StatusName {
+pub(super) fn status(status: Status) -> StatusName {
     match status {
         Status::Broken => StatusName::Broken,
         Status::Degraded => StatusName::Degraded,
@@ -106,7 +107,7 @@ fn undecided(judged: &Judged) -> Vec<String> {
     unknown.map(|(condition, _)| condition.code.to_owned()).collect()
 }
 
-fn entry(cause: &Cause, cluster: &str) -> CauseEntry {
+pub(super) fn entry(cause: &Cause, cluster: &str) -> CauseEntry {
     let Cause { condition, finding, confidence } = cause;
     let mut subjects = finding.subjects.clone();
     for subject in &mut subjects {
@@ -134,7 +135,7 @@ fn entry(cause: &Cause, cluster: &str) -> CauseEntry {
     clippy::cast_sign_loss,
     reason = "a float cast saturates; windows are minutes"
 )]
-fn window_s(evidence: &Evidence) -> u64 {
+pub(super) fn window_s(evidence: &Evidence) -> u64 {
     let windows = evidence.readings().filter_map(|(_, reading)| match reading {
         Reading::Seen { value: Observation::Drops(drops), .. } => Some(drops.window_s.max(0.0).round() as u64),
         _ => None,
@@ -146,12 +147,12 @@ fn window_s(evidence: &Evidence) -> u64 {
 mod tests {
     use netdiag_common::observation::probe::Outcome;
 
-    use super::super::sample::{Shop, no_answer};
+    use super::super::sample::{Shop, refused};
     use super::super::{HopState, StatusName, SymptomName};
 
     #[test]
     fn a_cause_is_complete_and_every_subject_names_its_cluster() {
-        let answer = Shop::new("web-typo").probes_end(no_answer()).ask("pod/shop/client", "service/shop/web:80");
+        let answer = Shop::new("web-typo").probes_end(refused()).ask("pod/shop/client", "service/shop/web:80");
         assert_eq!(answer.status, StatusName::Broken);
         let cause = &answer.causes[0];
         assert_eq!(cause.code, "service_selects_no_pods");

@@ -26,7 +26,7 @@ pub fn markdown(text: &str) -> String {
             '&' => out.push_str("&amp;"),
             // A mention or an automatic link needs the bare character.
             '@' => out.push_str("&#64;"),
-            '\\' | '`' | '*' | '_' | '[' | ']' | '(' | ')' | '#' | '|' | '~' | '!' | '$' => {
+            '\\' | '`' | '*' | '_' | '[' | ']' | '#' | '|' | '~' | '$' => {
                 out.push('\\');
                 out.push(character);
             }
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn markdown_shows_markup_instead_of_using_it() {
-        assert_eq!(markdown("<img src=x> [a](http://b) *c*"), "&lt;img src=x&gt; \\[a\\]\\(http&#58;//b\\) \\*c\\*");
+        assert_eq!(markdown("<img src=x> [a](http://b) *c*"), "&lt;img src=x&gt; \\[a\\](http&#58;//b) \\*c\\*");
     }
 
     #[test]

@@ -9,14 +9,19 @@ use crate::evidence::ObjectRef;
 use crate::finding::{Fix, Proof};
 
 mod build;
-mod escape;
+pub(crate) mod escape;
 mod hops;
 mod not_seen;
 mod page;
 #[cfg(test)]
 mod sample;
 
+pub mod compact;
+pub mod explain;
 pub mod markdown;
+pub mod scan;
+pub mod schema;
+pub mod status;
 pub mod text;
 
 pub use build::build;
@@ -60,6 +65,9 @@ pub struct Answer {
     /// What was left out to keep the answer short, and how to get it; empty when nothing was.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub truncated: String,
+    /// What `get_evidence` takes to show the readings behind this answer; empty where no server keeps them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub handle: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

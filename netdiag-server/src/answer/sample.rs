@@ -83,6 +83,11 @@ impl Shop {
     }
 }
 
+/// What a client meets whose Service has no endpoints.
+pub fn refused() -> Outcome {
+    Outcome::Failed { stage: Stage::Connect, errno: "ECONNREFUSED".to_owned() }
+}
+
 pub fn no_answer() -> Outcome {
     Outcome::TimedOut { stage: Stage::Connect }
 }

@@ -199,3 +199,80 @@ fn fix(page: &mut Page, cause: &CauseEntry, number: usize) {
         page.verbatim("verify", &cause.fix.verify);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use netdiag_common::observation::probe::Outcome;
+
+    use super::super::sample::{Shop, no_answer, refused};
+    use super::*;
+
+    const CLIENT: &str = "pod/shop/client";
+    const WEB: &str = "service/shop/web:80";
+
+    #[test]
+    fn a_cause_reads_from_subject_to_fix() {
+        let answer = Shop::new("web-typo").probes_end(refused()).ask(CLIENT, WEB);
+        insta::assert_snapshot!("cause", render(&answer, Paint::Plain));
+        insta::assert_snapshot!("cause_markdown", super::super::markdown::render(&answer));
+    }
+
+    #[test]
+    fn health_says_what_it_rests_on() {
+        let probed = Shop::new("web").probes_end(Outcome::Connected).ask(CLIENT, WEB);
+        assert!(render(&probed, Paint::Plain).contains("no fault: every probe got through"));
+    }
+
+    #[test]
+    fn a_symptom_without_cause_is_said_with_what_is_missing() {
+        let text = render(&Shop::new("web").probes_end(no_answer()).ask(CLIENT, WEB), Paint::Plain);
+        assert!(text.contains("the connection fails, and no cause was found"), "{text}");
+        assert!(text.contains("symptom     3 of 3 probes to 10.96.0.7:80 from Pod shop/client: no answer"), "{text}");
+    }
+
+    #[test]
+    fn nothing_seen_is_not_called_healthy_or_broken() {
+        let mut shop = Shop::new("web");
+        let why = "the API server answered 403: pods is forbidden".to_owned();
+        let gap = crate::evidence::Cluster::forbidden("endpointslices", why);
+        shop.cluster.endpoint_slices = crate::evidence::Kind::unavailable(gap);
+        let text = render(&shop.ask(CLIENT, WEB), Paint::Plain);
+        assert!(text.contains("verdict     unknown"), "{text}");
+        assert!(text.contains("could not tell: could not judge service_selects_no_pods"), "{text}");
+        assert!(text.contains("not seen    endpointslices of the cluster: the API server answered 403"), "{text}");
+    }
+
+    #[test]
+    fn hostile_names_reach_no_terminal_and_no_markup() {
+        let mut answer = Shop::new("web-typo").probes_end(refused()).ask(CLIENT, WEB);
+        let hostile = "x\u{1b}[2J\u{202e}<script>`|\"]\n# owned";
+        hostile.clone_into(&mut answer.causes[0].claim);
+        hostile.clone_into(&mut answer.path[0].label);
+        hostile.clone_into(&mut answer.causes[0].proof[0].text);
+        hostile.clone_into(&mut answer.asked.to);
+        answer.causes[0].fix.commands = vec![hostile.to_owned()];
+        for text in [render(&answer, Paint::Plain), summary(&answer), super::super::markdown::render(&answer)] {
+            assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
+            assert!(!text.contains("\n# owned") && !text.contains("\n owned"), "{text}");
+        }
+        let markdown = super::super::markdown::render(&answer);
+        let in_code = |line: &&str| line.starts_with("- ``");
+        assert!(markdown.lines().filter(|line| !in_code(line)).all(|line| !line.contains("<script>")), "{markdown}");
+        let chart = markdown.split("```mermaid").nth(1).expect("a chart").split("```").next().expect("its end");
+        assert!(
+            chart.lines().filter(|line| line.contains("[\"")).all(|line| line.matches('"').count() == 2),
+            "{chart}"
+        );
+    }
+
+    #[test]
+    fn every_line_of_prose_fits_and_colour_is_optional() {
+        let answer = Shop::new("web-typo").probes_end(refused()).ask("", WEB);
+        let command = |line: &str| line.contains("kubectl") || line.contains("netdiag diagnose");
+        for line in render(&answer, Paint::Plain).lines().filter(|line| !command(line)) {
+            assert!(line.chars().count() <= 100, "{line}");
+        }
+        let painted = render(&answer, Paint::Ansi);
+        assert!(painted.contains("\u{1b}[31mbroken\u{1b}[0m"), "{painted}");
+    }
+}

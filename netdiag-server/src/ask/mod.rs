@@ -16,8 +16,10 @@ use crate::evidence::{Cluster, Evidence, Look, View};
 use crate::path::{self, Path, ResolveError};
 use crate::question::Question;
 
+mod scan;
 pub mod step;
 
+pub use scan::{MAX_SCAN_PATHS, Scope, scan};
 pub use step::Step;
 
 /// The one door to the world: a live cluster, a bundle, a fixture.
@@ -59,7 +61,8 @@ pub enum AskError {
 pub struct Inquiry {
     pub judged: Judged,
     pub evidence: Evidence,
-    pub steps: Vec<Step>,
+    /// Shared by the inquiries of one scan.
+    pub steps: Arc<Vec<Step>>,
 }
 
 /// More rounds than any chain of needs is long (resolver → network → rules → probe); a guard, not a limit that is met.
@@ -121,6 +124,7 @@ pub async fn ask_many<S: Source>(source: &S, questions: &[Question]) -> Result<V
             last.excluded = new.into_iter().map(str::to_owned).collect();
         }
     }
+    let steps = Arc::new(steps);
     let mut inquiries = Vec::new();
     for question in questions {
         let (judged, _) = judge(question, &evidence)?;

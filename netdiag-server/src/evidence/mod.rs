@@ -1,6 +1,7 @@
 //! One immutable snapshot: what is intended, and what the nodes answered, with one `now`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use netdiag_common::observation::Observation;
@@ -20,19 +21,20 @@ pub use view::{KindName, Look, Seen, View};
 #[derive(Debug, Clone)]
 pub struct Evidence {
     pub now: Timestamp,
-    pub cluster: std::sync::Arc<Cluster>,
-    readings: BTreeMap<Need, Reading<Observation>>,
+    pub cluster: Arc<Cluster>,
+    /// Shared: a scan holds one evidence for hundreds of paths.
+    readings: Arc<BTreeMap<Need, Reading<Observation>>>,
 }
 
 impl Evidence {
-    pub fn new(now: Timestamp, cluster: std::sync::Arc<Cluster>) -> Self {
-        Self { now, cluster, readings: BTreeMap::new() }
+    pub fn new(now: Timestamp, cluster: Arc<Cluster>) -> Self {
+        Self { now, cluster, readings: Arc::default() }
     }
 
     /// The next evidence: this one plus what was gathered since.
     pub fn with(mut self, now: Timestamp, readings: impl IntoIterator<Item = (Need, Reading<Observation>)>) -> Self {
         self.now = now;
-        self.readings.extend(readings);
+        Arc::make_mut(&mut self.readings).extend(readings);
         self
     }
 

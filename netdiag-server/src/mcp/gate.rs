@@ -1,0 +1,83 @@
+//! Who may use the HTTP endpoint. The gate itself (TokenReview, SubjectAccessReview) is given by whoever serves.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+use rmcp::model::Extensions;
+
+/// A user as the API server's TokenReview describes one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Caller {
+    pub user: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// Why somebody is not let in. The text is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denied {
+    /// No bearer, or one that is not valid: 401.
+    Unauthenticated(String),
+    /// Known, but not allowed: 403.
+    Forbidden(String),
+    /// The check itself failed: 503, try again.
+    Unavailable(String),
+}
+
+type Check<'g, T> = Pin<Box<dyn Future<Output = Result<T, Denied>> + Send + 'g>>;
+
+/// Checks tokens and rights.
+pub trait Gate: Send + Sync {
+    /// Whose token this is.
+    fn identify<'g>(&'g self, bearer: &'g str) -> Check<'g, Caller>;
+
+    /// Whether the caller may send probes from pods of this namespace; empty stands for the nodes themselves.
+    fn may_probe<'g>(&'g self, caller: &'g Caller, namespace: &'g str) -> Check<'g, ()>;
+}
+
+impl Denied {
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Unauthenticated(text) | Self::Forbidden(text) | Self::Unavailable(text) => text,
+        }
+    }
+}
+
+/// Middleware: puts the [`Caller`] into the request, or answers in its place.
+pub(super) async fn check(State(gate): State<Arc<dyn Gate>>, mut request: Request, next: Next) -> Response {
+    let bearer = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned);
+    let caller = match &bearer {
+        Some(bearer) => gate.identify(bearer).await,
+        None => Err(Denied::Unauthenticated("send a ServiceAccount token as Authorization: Bearer TOKEN".to_owned())),
+    };
+    match caller {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(denied) => {
+            let text = denied.text().to_owned();
+            match denied {
+                Denied::Unauthenticated(_) => {
+                    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer realm=\"netdiag\"")], text)
+                        .into_response()
+                }
+                Denied::Forbidden(_) => (StatusCode::FORBIDDEN, text).into_response(),
+                Denied::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
+            }
+        }
+    }
+}
+
+/// Who called: by HTTP as the gate said, by stdio the nameless user who started the process.
+pub(super) fn caller(extensions: &Extensions) -> Caller {
+    let parts = extensions.get::<http::request::Parts>();
+    parts.and_then(|parts| parts.extensions.get::<Caller>()).cloned().unwrap_or_default()
+}
