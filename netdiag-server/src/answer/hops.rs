@@ -201,10 +201,10 @@ fn doubt_what_comes_after(places: &mut [Place], correlated: &Correlated) {
         place.object.as_ref().is_some_and(|object| subjects.into_iter().any(|s| s.same_object(object)))
     };
     let Some(broken) = places.iter().position(|p| p.kind != "endpoint" && p.state == HopState::Broken) else { return };
-    for index in broken + 1..places.len() {
-        let failed = matches!(places[index].state, HopState::Broken | HopState::Degraded);
-        if failed && places[index].kind == "endpoint" && !blamed(&places[index]) {
-            places[index].state = HopState::Unknown;
+    for place in &mut places[broken + 1..] {
+        let failed = matches!(place.state, HopState::Broken | HopState::Degraded);
+        if failed && place.kind == "endpoint" && !blamed(place) {
+            place.state = HopState::Unknown;
         }
     }
 }

@@ -43,10 +43,10 @@ fn line(out: &mut String, text: &str) {
 }
 
 fn list(out: &mut String, title: &str, entries: impl Iterator<Item = String>) {
-    let lines: String = entries.map(|entry| format!("- {entry}\n")).collect();
+    let lines: Vec<String> = entries.map(|entry| format!("- {entry}")).collect();
     if !lines.is_empty() {
         line(out, &format!("### {title}"));
-        line(out, lines.trim_end());
+        line(out, &lines.join("\n"));
     }
 }
 

@@ -49,7 +49,8 @@ pub fn call(arguments: JsonObject) -> Reply {
     let (text, conditions) = match input.code.as_str() {
         "" => {
             let all = explain::all();
-            (all.iter().map(|entry| format!("{}: {}\n", entry.code, entry.means)).collect(), all)
+            let lines: Vec<String> = all.iter().map(|entry| format!("{}: {}", entry.code, entry.means)).collect();
+            (lines.join("\n"), all)
         }
         code => match explain::explain(code) {
             Ok(entry) => (entry.text(Paint::Plain), vec![entry]),

@@ -55,10 +55,10 @@ pub async fn call<S: Source + Send + 'static>(state: &Arc<State<S>>, arguments: 
         Ok(input) => input,
         Err(reply) => return reply,
     };
-    if let (true, Some(gate)) = (input.probe, &state.gate) {
-        if let Err(denied) = gate.may_probe(caller, "").await {
-            return Reply::error(format!("{}; scan again with probe: false", denied.text()));
-        }
+    if let (true, Some(gate)) = (input.probe, &state.gate)
+        && let Err(denied) = gate.may_probe(caller, "").await
+    {
+        return Reply::error(format!("{}; scan again with probe: false", denied.text()));
     }
     let Ok(_permit) = state.questions.try_acquire() else {
         return Reply::error("too many questions are being answered right now; scan again in a few seconds");
