@@ -3,9 +3,11 @@
 //! Every `read` is synchronous and looks at the network namespace of the calling thread: [`crate::netns`] puts the thread
 //! there first.
 
+mod budget;
 pub mod cgroup;
 pub(crate) mod conntrack;
 pub(crate) mod file;
+mod iptables;
 pub(crate) mod kernel;
 pub(crate) mod kube_proxy;
 pub(crate) mod listener;
@@ -15,6 +17,7 @@ mod nftables;
 pub(crate) mod process;
 pub(crate) mod resolver;
 pub mod rules;
+pub mod service_rules;
 pub(crate) mod sysctl;
 mod xtables;
 

@@ -133,3 +133,23 @@ fn rules_of_iptables_nft_are_read() {
         }
     });
 }
+
+#[test]
+fn rules_of_legacy_iptables_are_read() {
+    in_namespace("iptables_legacy", || {
+        if run("iptables_legacy", "iptables-legacy-restore", &[], IPV4)
+            && run("iptables_legacy", "ip6tables-legacy-restore", &[], IPV6)
+        {
+            check(&read(), Backend::IptablesLegacy);
+        }
+    });
+}
+
+#[test]
+fn reading_creates_no_legacy_table() {
+    in_namespace("no_legacy_table", || {
+        assert_eq!(read().tables, []);
+        let names = std::process::Command::new("cat").arg("/proc/thread-self/net/ip_tables_names").output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&names.stdout), "");
+    });
+}

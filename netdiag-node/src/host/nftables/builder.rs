@@ -11,20 +11,7 @@ use super::expression;
 use super::rule::{self, Context, MAX_INLINE_ELEMENTS, Style};
 use super::set::{Element, Set};
 use super::socket::Message;
-
-/// How much is kept. A node with 10 000 Services of three endpoints has about 120 000 rules in iptables mode.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// Rules, after look-ups in small sets were unfolded.
-    pub rules: usize,
-    /// The same for rules in the chains that kube-proxy makes for its Services: there are a hundred times more of them,
-    /// and they must not crowd out the others.
-    pub service_rules: usize,
-    /// Elements of maps in kube-proxy's own tables, which are decoded as Services: all of them together.
-    pub service_elements: usize,
-    /// Whether rules carry their text.
-    pub with_text: bool,
-}
+use crate::host::budget::{Budget, KUBE_PROXY_TABLE, Limits};
 
 /// Elements of any other set: one more than may be listed (ranges count twice), to know that there are more.
 const OTHER_ELEMENTS: usize = 2 * MAX_INLINE_ELEMENTS + 1;
@@ -32,34 +19,22 @@ const OTHER_ELEMENTS: usize = 2 * MAX_INLINE_ELEMENTS + 1;
 /// `NFT_SET_MAP`
 const IS_MAP: u32 = 0x8;
 
-/// Of kube-proxy in nftables mode (`--proxy-mode=nftables`, since Kubernetes 1.29).
-const KUBE_PROXY_TABLE: &str = "kube-proxy";
-
-#[derive(Debug, Clone, Default)]
+/// All of nf_tables in one namespace.
 pub(crate) struct Nftables {
     pub generation: Option<u32>,
     pub tables: Vec<Table>,
     /// Named sets only: what anonymous ones hold is in the rules.
-    #[expect(dead_code, reason = "read by the decoding of Services, which follows")]
     pub sets: Vec<Set>,
     pub left_out: Vec<String>,
+    pub budget: Budget,
 }
 
 pub(super) struct Builder {
-    limits: Limits,
+    budget: Budget,
     interfaces: Vec<(u32, String)>,
     generation: Option<u32>,
     tables: Vec<Building>,
-    rules: Counted,
-    service_rules: Counted,
-    service_elements: usize,
     left_out: Vec<String>,
-}
-
-#[derive(Default)]
-struct Counted {
-    kept: usize,
-    left_out: usize,
 }
 
 struct Building {
@@ -73,16 +48,7 @@ struct Building {
 
 impl Builder {
     pub(super) fn new(limits: Limits, interfaces: Vec<(u32, String)>) -> Self {
-        Self {
-            limits,
-            interfaces,
-            generation: None,
-            tables: Vec::new(),
-            rules: Counted::default(),
-            service_rules: Counted::default(),
-            service_elements: 0,
-            left_out: Vec::new(),
-        }
+        Self { budget: Budget::new(limits), interfaces, generation: None, tables: Vec::new(), left_out: Vec::new() }
     }
 
     pub(super) fn generation(&self) -> Option<u32> {
@@ -122,14 +88,7 @@ impl Builder {
         ControlFlow::Continue(())
     }
 
-    pub(super) fn finish(mut self) -> Nftables {
-        for (counted, whose) in
-            [(&self.rules, "nf_tables"), (&self.service_rules, "nf_tables, chains of single Services")]
-        {
-            if counted.left_out > 0 {
-                self.left_out.push(format!("{whose}: {} rules after the first {}", counted.left_out, counted.kept));
-            }
-        }
+    pub(super) fn finish(self) -> Nftables {
         let mut sets = Vec::new();
         let mut tables = Vec::new();
         for mut building in self.tables {
@@ -140,7 +99,7 @@ impl Builder {
             tables.push(building.table);
         }
         sets.sort_by(|a, b| (a.family, &a.table, &a.name).cmp(&(b.family, &b.table, &b.name)));
-        Nftables { generation: self.generation, tables, sets, left_out: self.left_out }
+        Nftables { generation: self.generation, tables, sets, left_out: self.left_out, budget: self.budget }
     }
 
     fn table(&mut self, family: u8, name: &str) -> Option<&mut Building> {
@@ -184,15 +143,16 @@ impl Builder {
         else {
             return ControlFlow::Continue(());
         };
-        let (limits, mut used) = (self.limits, self.service_elements);
-        let Some(set) = self.table(family, &table).and_then(|building| building.sets.get_mut(&*name)) else {
+        let building =
+            self.tables.iter_mut().find(|building| building.family == family && building.table.name == table);
+        let Some(set) = building.and_then(|building| building.sets.get_mut(&*name)) else {
             return ControlFlow::Continue(());
         };
         let is_service_map = set.table == KUBE_PROXY_TABLE && set.flags & IS_MAP != 0;
         for (_, body) in Attributes(list) {
-            let full =
-                if is_service_map { used >= limits.service_elements } else { set.elements.len() >= OTHER_ELEMENTS };
-            if full {
+            let admitted =
+                if is_service_map { self.budget.admits_service_element() } else { set.elements.len() < OTHER_ELEMENTS };
+            if !admitted {
                 set.complete = false;
                 if is_service_map && !set.is_anonymous() {
                     let note = format!("map {name} of table {table}: elements after the first {}", set.elements.len());
@@ -204,9 +164,7 @@ impl Builder {
                 Some(element) => set.elements.push(element),
                 None => set.complete = false,
             }
-            used += usize::from(is_service_map);
         }
-        self.service_elements = used;
         ControlFlow::Continue(())
     }
 
@@ -219,13 +177,7 @@ impl Builder {
             return;
         };
         let Some(index) = building.chains.get(&*chain) else { return };
-        let (counted, most) = if is_service_chain(&table, &chain) {
-            (&mut self.service_rules, self.limits.service_rules)
-        } else {
-            (&mut self.rules, self.limits.rules)
-        };
-        if counted.kept >= most {
-            counted.left_out += 1;
+        if !self.budget.admits(&table, &chain) {
             return;
         }
         let list = attributes.find(expressions).unwrap_or_default();
@@ -240,24 +192,13 @@ impl Builder {
             sets: &building.sets,
             interfaces: &self.interfaces,
             style: if has_xt { Style::Iptables } else { style },
-            with_text: self.limits.with_text,
+            with_text: self.budget.with_text(),
         };
         let handle = attributes.u64(handle).unwrap_or(0);
         let rules = rule::decode(&context, handle, &chain, list, comment);
-        counted.kept += rules.len();
+        self.budget.add(&table, &chain, rules.len());
         building.table.chains[*index].rules.extend(rules);
     }
-}
-
-/// Chains of which kube-proxy has one or more per Service or endpoint, and those with one rule per Service.
-fn is_service_chain(table: &str, chain: &str) -> bool {
-    let nftables = ["service-", "external-", "local-", "endpoint-", "firewall-"];
-    let iptables = ["KUBE-SVC-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-SVL-", "KUBE-FW-", "KUBE-SERVICES", "KUBE-NODEPORTS"];
-    if table == KUBE_PROXY_TABLE {
-        // Chain names of Services hold `namespace/name`; `service-endpoints-check` and its like do not.
-        return chain.contains('/') && nftables.iter().any(|prefix| chain.starts_with(prefix));
-    }
-    iptables.iter().any(|prefix| chain.starts_with(prefix))
 }
 
 /// iptables-nft uses fixed table names, and upper-case names for base chains.

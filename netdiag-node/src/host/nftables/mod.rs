@@ -16,11 +16,13 @@ use std::ops::ControlFlow;
 use std::thread;
 use std::time::Duration;
 
-pub(crate) use builder::{Limits, Nftables};
+pub(crate) use builder::Nftables;
+pub(crate) use set::{Element, Set, Value};
 use socket::{Dump, Message, NfTables};
 
 use self::builder::Builder;
 use super::ReadError;
+use super::budget::Limits;
 
 /// A dump is repeated when a transaction came in between. Writers such as kube-proxy commit in bursts of a few; after four
 /// tries the reading is given with a note.
@@ -117,4 +119,50 @@ fn generation(
         ControlFlow::Continue(())
     })?;
     Ok(builder.generation())
+}
+
+/// The messages of one reading, as they came.
+#[cfg(test)]
+pub(crate) fn record(limits: Limits) -> io::Result<Vec<u8>> {
+    let mut recording = Vec::new();
+    let mut builder = Builder::new(limits, interfaces());
+    dump_all(&mut builder, &mut |message| recording.extend_from_slice(message.raw))?;
+    Ok(recording)
+}
+
+/// The reading that recorded messages make.
+#[cfg(test)]
+pub(crate) fn replay(recording: &[u8], limits: Limits) -> Nftables {
+    let mut builder = Builder::new(limits, vec![(1, "lo".into())]);
+    for message in socket::recorded(recording) {
+        let _ = builder.feed(&message);
+    }
+    builder.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { rules: 1000, service_rules: 1000, service_elements: 1000, with_text: true };
+
+    proptest! {
+        /// Whatever a broken or newer kernel sends, the reading ends, and keeps within its limits.
+        #[test]
+        fn damaged_messages_never_panic(
+            at in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut recording = include_bytes!("../../../tests/fixtures/rules/kube-proxy-nftables.netlink").to_vec();
+            for (at, byte) in at {
+                let at = at.index(recording.len());
+                recording[at] = byte;
+            }
+            recording.truncate(cut.index(recording.len()) + 1);
+            let tables = replay(&recording, LIMITS);
+            prop_assert!(tables.tables.len() < 100);
+        }
+    }
 }

@@ -52,6 +52,9 @@ pub(super) struct Message<'a> {
     pub family: u8,
     /// Attributes.
     pub body: &'a [u8],
+    /// With its headers, as received.
+    #[cfg(test)]
+    pub raw: &'a [u8],
 }
 
 impl NfTables {
@@ -124,7 +127,7 @@ struct Header {
     sequence: u32,
 }
 
-/// Splits a datagram into messages with their headers.
+/// Splits a datagram (or a recording of several) into messages with their headers.
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
@@ -142,6 +145,12 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
+/// The messages of nf_tables in recorded bytes.
+#[cfg(test)]
+pub(super) fn recorded(bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    Messages(bytes).filter_map(|(header, raw)| message_of(header.kind, raw))
+}
+
 fn message_of(kind: u16, raw: &[u8]) -> Option<Message<'_>> {
     if kind & 0xff00 != SUBSYSTEM {
         return None;
@@ -151,6 +160,8 @@ fn message_of(kind: u16, raw: &[u8]) -> Option<Message<'_>> {
         kind: i32::from(kind & 0xff),
         family: generic[0],
         body: &raw[MESSAGE_HEADER_BYTES + GENERIC_HEADER_BYTES..],
+        #[cfg(test)]
+        raw,
     })
 }
 

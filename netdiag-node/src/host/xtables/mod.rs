@@ -1,7 +1,7 @@
 //! Matches and targets of x_tables, which legacy iptables and iptables-nft both use: binary structures, one layout per
 //! name and revision (`include/uapi/linux/netfilter/xt_*.h`).
 
-mod bytes;
+pub(crate) mod bytes;
 mod matches;
 mod targets;
 pub(crate) mod words;

@@ -1,0 +1,164 @@
+//! Decodes rules recorded from a real cluster (Kubernetes 1.36.3, dual-stack, one node).
+
+use netdiag_common::observation::service_rules::Endpoint;
+
+use super::*;
+use crate::host::budget::Budget;
+use crate::host::rules::RawRules;
+use crate::host::{iptables as legacy, nftables as netlink};
+
+const NFTABLES: &[u8] = include_bytes!("../../../tests/fixtures/rules/kube-proxy-nftables.netlink");
+const IPTABLES_NFT: &[u8] = include_bytes!("../../../tests/fixtures/rules/kube-proxy-iptables-nft.netlink");
+const IPTABLES_LEGACY: &[u8] = include_bytes!("../../../tests/fixtures/rules/kube-proxy-iptables-legacy.sockopt");
+
+fn of_netlink(recording: &[u8]) -> RawRules {
+    RawRules::of_nftables(netlink::replay(recording, LIMITS)).0
+}
+
+fn of_sockopt(recording: &[u8]) -> RawRules {
+    let mut raw = RawRules::default();
+    raw.ruleset.tables = legacy::replay(recording, &mut Budget::new(LIMITS));
+    raw
+}
+
+fn every_mode() -> [(RawRules, Proxier); 3] {
+    [
+        (of_netlink(NFTABLES), Proxier::Nftables),
+        (of_netlink(IPTABLES_NFT), Proxier::IptablesNft),
+        (of_sockopt(IPTABLES_LEGACY), Proxier::IptablesLegacy),
+    ]
+}
+
+/// Name and action of one address.
+fn find(rules: &ServiceRules, address: &str, protocol: Protocol, port: u16) -> (Option<String>, ServiceAction) {
+    let found = rules.find(address.parse().unwrap(), protocol, port);
+    let found = found.unwrap_or_else(|| panic!("no {address} {protocol} {port} in {:#?}", rules.entries));
+    (found.service.clone(), found.action.clone())
+}
+
+fn endpoints(addresses: [&str; 3], port: u16) -> ServiceAction {
+    let endpoint = |address: &str| Endpoint { address: address.parse().unwrap(), port };
+    ServiceAction::Endpoints(addresses.map(endpoint).to_vec())
+}
+
+/// The same cluster was recorded in all modes: one app of three pods behind Services of several kinds.
+#[test]
+fn every_mode_says_the_same_about_the_same_services() {
+    let pods = ["10.244.1.2", "10.244.1.3", "10.244.1.4"];
+    let pods6 = ["fd00:244:1::2", "fd00:244:1::3", "fd00:244:1::4"];
+    let api = ServiceAction::Endpoints(vec![Endpoint { address: "172.30.77.10".parse().unwrap(), port: 6443 }]);
+    for (raw, proxier) in every_mode() {
+        let rules = decode(&raw);
+        assert_eq!((rules.proxier, rules.hooked), (proxier, true));
+        assert_eq!(rules.undecoded, Vec::<String>::new(), "{proxier:?}");
+        let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+        for (address, protocol, port, name, action) in [
+            ("10.96.0.1", tcp, 443, "default/kubernetes:https", api.clone()),
+            ("10.96.17.17", tcp, 80, "default/web:http", endpoints(pods, 8080)),
+            ("10.96.17.17", tcp, 8081, "default/web:alt", endpoints(pods, 8080)),
+            ("10.96.17.17", udp, 53, "default/web:dns", endpoints(pods, 5353)),
+            ("fd00:96::9f80", tcp, 80, "default/web:http", endpoints(pods6, 8080)),
+            ("10.96.129.61", tcp, 80, "default/plain", endpoints(pods, 8080)),
+            ("10.96.49.152", tcp, 80, "default/sticky", endpoints(pods, 8080)),
+            ("203.0.113.9", tcp, 80, "default/node", endpoints(pods, 8080)),
+            ("192.0.2.10", tcp, 443, "default/lb", endpoints(pods, 8080)),
+            ("10.96.12.252", tcp, 80, "default/empty:http", ServiceAction::Reject),
+            ("fd00:96::942a", tcp, 80, "default/empty:http", ServiceAction::Reject),
+            ("10.96.119.104", tcp, 80, "default/local-only", ServiceAction::Drop),
+            ("192.0.2.11", tcp, 443, "default/lb-empty", ServiceAction::Drop),
+        ] {
+            assert_eq!(find(&rules, address, protocol, port), (Some(name.into()), action), "{proxier:?} {address}");
+        }
+        assert!(rules.find("10.96.17.17".parse().unwrap(), udp, 80).is_none());
+    }
+}
+
+#[test]
+fn node_ports_are_listed_in_nftables_mode() {
+    let rules = decode(&of_netlink(NFTABLES));
+    let node = find(&rules, "172.30.77.11", Protocol::Tcp, 30080);
+    assert_eq!(node, (Some("default/node".into()), endpoints(["10.244.1.2", "10.244.1.3", "10.244.1.4"], 8080)));
+    assert_eq!(find(&rules, "172.30.77.11", Protocol::Tcp, 32737).1, ServiceAction::Drop);
+}
+
+#[test]
+fn flushed_chains_leave_entries_that_no_packet_reaches() {
+    for (mut raw, proxier) in every_mode() {
+        for chain in raw.ruleset.tables.iter_mut().flat_map(|table| &mut table.chains) {
+            if chain.base.is_some() {
+                chain.rules.clear();
+            }
+        }
+        let rules = decode(&raw);
+        assert_eq!((rules.proxier, rules.hooked), (proxier, false));
+        assert!(rules.find("10.96.17.17".parse().unwrap(), Protocol::Tcp, 80).is_some());
+    }
+}
+
+#[test]
+fn one_family_without_its_jumps_is_enough_to_be_unhooked() {
+    for (mut raw, proxier) in every_mode() {
+        let of_v6 = raw.ruleset.tables.iter_mut().filter(|table| table.family == "ip6");
+        for chain in of_v6.flat_map(|table| &mut table.chains).filter(|chain| chain.base.is_some()) {
+            chain.rules.clear();
+        }
+        assert!(!decode(&raw).hooked, "{proxier:?}");
+    }
+}
+
+#[test]
+fn everything_flushed_is_seen_as_chains_without_services() {
+    for (mut raw, proxier) in every_mode() {
+        raw.ruleset.tables.iter_mut().flat_map(|table| &mut table.chains).for_each(|chain| chain.rules.clear());
+        for set in &mut raw.sets {
+            set.elements.clear();
+        }
+        let rules = decode(&raw);
+        assert_eq!((rules.proxier, rules.hooked, rules.entries.len()), (proxier, false, 0));
+    }
+}
+
+#[test]
+fn without_comments_a_service_has_no_name() {
+    let mut raw = of_netlink(IPTABLES_NFT);
+    for rule in raw.ruleset.tables.iter_mut().flat_map(|table| &mut table.chains).flat_map(|chain| &mut chain.rules) {
+        rule.comment = None;
+    }
+    let (name, action) = find(&decode(&raw), "10.96.17.17", Protocol::Tcp, 80);
+    assert_eq!((name, action), (None, endpoints(["10.244.1.2", "10.244.1.3", "10.244.1.4"], 8080)));
+}
+
+#[test]
+fn a_missing_service_chain_is_told_and_not_guessed() {
+    for (mut raw, proxier) in every_mode() {
+        for table in &mut raw.ruleset.tables {
+            table.chains.retain(|chain| {
+                !chain.name.starts_with("service-EDE2N7RF") && chain.name != "KUBE-SVC-BJWR5DPVIKTHVKZU"
+            });
+        }
+        let rules = decode(&raw);
+        assert!(rules.find("10.96.49.152".parse().unwrap(), Protocol::Tcp, 80).is_none(), "{proxier:?}");
+        assert!(rules.undecoded.iter().any(|why| why.contains("there is no chain")), "{:?}", rules.undecoded);
+    }
+}
+
+#[test]
+fn a_namespace_without_kube_proxy_has_no_services() {
+    let rules = decode(&RawRules::default());
+    assert_eq!((rules.proxier, rules.hooked, rules.entries.len()), (Proxier::None, false, 0));
+}
+
+/// Writes the rules of the namespace this runs in as a fixture: `NETDIAG_RECORD=kube-proxy-nftables cargo test record`.
+#[test]
+#[ignore = "writes a fixture"]
+fn record() {
+    let name = std::env::var("NETDIAG_RECORD").expect("NETDIAG_RECORD names the fixture");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/rules");
+    std::fs::create_dir_all(folder).unwrap();
+    let netlink = crate::host::nftables::record(LIMITS).unwrap();
+    std::fs::write(format!("{folder}/{name}.netlink"), netlink).unwrap();
+    let legacy = crate::host::iptables::record().unwrap();
+    if !legacy.is_empty() {
+        std::fs::write(format!("{folder}/{name}.sockopt"), legacy).unwrap();
+    }
+}
