@@ -22,5 +22,9 @@ pub static KFREE_IPV6: Array<[SlotV6; WAYS]> = Array::with_max_entries(2, BPF_F_
 #[map]
 pub static KFREE_COARSE: Array<[SlotV4; WAYS]> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 
+/// By CPU, hash of the key: keys that had an exemplar lately.
+#[map]
+pub static KFREE_SHOWN: Array<u64> = Array::with_max_entries(1, 0);
+
 #[map]
 pub static KFREE_EXEMPLARS: RingBuf = RingBuf::with_byte_size(65536, 0);

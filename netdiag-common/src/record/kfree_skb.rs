@@ -20,6 +20,9 @@ pub const REASONS: usize = 512;
 /// Return addresses kept of one exemplar's kernel stack. Netfilter drops need 8 to show the hook.
 pub const STACK_DEPTH: usize = 16;
 
+/// Keys per CPU remembered as having had an exemplar. A power of two.
+pub const SHOWN: u32 = 256;
+
 /// Set in [`service_word`] when the port is the destination's.
 pub const FLAG_DESTINATION: u8 = 1;
 

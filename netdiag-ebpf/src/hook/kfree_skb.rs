@@ -17,11 +17,11 @@ use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_get_stack, bpf_
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use netdiag_common::record::kfree_skb::{
-    Counters, CpuState, Exemplar, FLAG_DESTINATION, REASONS, STACK_DEPTH, Slot, WAYS, place_word, reason_row,
+    Counters, CpuState, Exemplar, FLAG_DESTINATION, REASONS, SHOWN, STACK_DEPTH, Slot, WAYS, place_word, reason_row,
     service_word,
 };
 
-use crate::map::{KFREE_COARSE, KFREE_COUNTERS, KFREE_CPUS, KFREE_EXEMPLARS, KFREE_IPV4, KFREE_IPV6};
+use crate::map::{KFREE_COARSE, KFREE_COUNTERS, KFREE_CPUS, KFREE_EXEMPLARS, KFREE_IPV4, KFREE_IPV6, KFREE_SHOWN};
 use crate::read::{Load, O_SKB_LEN, Packet, Parsed, Probed, Typed, netns, packet};
 
 /// 1 when the tracepoint's third argument is the reason.
@@ -48,6 +48,9 @@ static TICK_NS: Global<u64> = Global::new(0);
 static TOKEN_TICKS: Global<u64> = Global::new(1);
 #[unsafe(no_mangle)]
 static BURST: Global<u64> = Global::new(0);
+
+/// How long a key that had an exemplar counts as shown, in units of 2^30 ns: a harvest's interval.
+const SHOWN_FOR: u64 = 10;
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn netdiag_kfree_skb(ctx: BtfTracePointContext) -> i32 {
@@ -89,7 +92,7 @@ unsafe fn on_drop<L: Load, C: EbpfContext>(ctx: &C, skb: *const u8, location: u6
                     let now_ns = clock(state);
                     let event = Event { row, netns, ifindex, location, reason, length, now_ns };
                     let fresh = count(counters, &event, &packet);
-                    exemplar(ctx, state, counters, &event, &packet, fresh);
+                    exemplar(ctx, cpu, state, counters, &event, &packet, fresh);
                 }
             }
         }
@@ -123,41 +126,44 @@ unsafe fn clock(state: *mut CpuState) -> u64 {
     state.refilled_ns + waited * TICK_NS.load()
 }
 
-/// Counts the packet with the finest key that finds room. True when that key is new in this epoch.
+/// Counts the packet with the finest key that finds room. The key's hash when it is new in this epoch, else 0.
 #[inline(always)]
-unsafe fn count(counters: *mut Counters, event: &Event, packet: &Packet) -> bool {
+unsafe fn count(counters: *mut Counters, event: &Event, packet: &Packet) -> u64 {
     let to_destination = packet.destination_port <= packet.source_port;
     let port = if to_destination { packet.destination_port } else { packet.source_port };
     let flags = if to_destination { FLAG_DESTINATION } else { 0 };
     let place = place_word(event.location, event.reason);
     let service = service_word(event.ifindex, port, packet.protocol, flags);
-    let full = unsafe {
+    let (added, hash) = unsafe {
         if packet.version == 4 {
             let key = [event.netns, (packet.source[0] << 32) | packet.destination[0], place, service];
-            add(KFREE_IPV4.get_ptr_mut(set(event.row, MASK_IPV4.load(), &key)), &key, event)
+            let hash = mix(&key);
+            (add(KFREE_IPV4.get_ptr_mut(set(event.row, MASK_IPV4.load(), hash)), &key, event), hash)
         } else {
             let ([s0, s1], [d0, d1]) = (packet.source, packet.destination);
             let key = [event.netns, s0, s1, d0, d1, place, service];
-            add(KFREE_IPV6.get_ptr_mut(set(event.row, MASK_IPV6.load(), &key)), &key, event)
+            let hash = mix(&key);
+            (add(KFREE_IPV6.get_ptr_mut(set(event.row, MASK_IPV6.load(), hash)), &key, event), hash)
         }
     };
-    if let Some(fresh) = full {
+    if let Some(fresh) = added {
         unsafe { (*counters).attributed += 1 };
-        return fresh;
+        return if fresh { hash } else { 0 };
     }
     let key = [event.netns, 0, place, service_word(event.ifindex, 0, 0, 0)];
-    if let Some(fresh) = unsafe { add(KFREE_COARSE.get_ptr_mut(set(event.row, MASK_COARSE.load(), &key)), &key, event) }
-    {
+    let hash = mix(&key);
+    let set = set(event.row, MASK_COARSE.load(), hash);
+    if let Some(fresh) = unsafe { add(KFREE_COARSE.get_ptr_mut(set), &key, event) } {
         unsafe { (*counters).coarse += 1 };
-        return fresh;
+        return if fresh { hash } else { 0 };
     }
     unsafe { (*counters).reason_only += 1 };
-    false
+    0
 }
 
-/// The set where `key` is counted: multiply-mix over its words.
+/// Multiply-mix over the key's words.
 #[inline(always)]
-fn set<const WORDS: usize>(row: u32, mask: u32, key: &[u64; WORDS]) -> u32 {
+fn mix<const WORDS: usize>(key: &[u64; WORDS]) -> u64 {
     let mut hash = SEED.load();
     let mut i = 0;
     while i < WORDS {
@@ -165,6 +171,12 @@ fn set<const WORDS: usize>(row: u32, mask: u32, key: &[u64; WORDS]) -> u32 {
         hash ^= hash >> 32;
         i += 1;
     }
+    hash
+}
+
+/// The set where a key is counted.
+#[inline(always)]
+fn set(row: u32, mask: u32, hash: u64) -> u32 {
     row * (mask + 1) + (hash as u32 & mask)
 }
 
@@ -212,22 +224,34 @@ fn same<const WORDS: usize>(one: &[u64; WORDS], other: &[u64; WORDS]) -> bool {
     true
 }
 
-/// Sends the whole packet when this CPU's token bucket allows. A key's first packet may take the last token; its later
-/// ones only the upper half, so that a storm leaves room for what is rare.
+/// Sends the whole packet when this CPU's token bucket allows. A key that had no exemplar for a while may take the last
+/// token; others only the upper half, so that a storm leaves room for what is rare. `fresh` is the hash of a key that is
+/// new in this epoch: only those are looked up, so the lookup costs a storm nothing.
 #[inline(always)]
 unsafe fn exemplar<C: EbpfContext>(
     ctx: &C,
+    cpu: u32,
     state: *mut CpuState,
     counters: *mut Counters,
     event: &Event,
     packet: &Packet,
-    fresh: bool,
+    fresh: u64,
 ) {
     let (state, counters) = unsafe { (&mut *state, &mut *counters) };
-    let reserve = if fresh { 0 } else { BURST.load() / 2 };
+    let shown = if fresh == 0 { None } else { KFREE_SHOWN.get_ptr_mut(cpu * SHOWN + (fresh as u32 & (SHOWN - 1))) };
+    // The hash's upper half, and a clock of about seconds.
+    let mark = (fresh & 0xffff_ffff_0000_0000) | (event.now_ns >> 30);
+    let rare = match shown {
+        Some(last) => mark.wrapping_sub(unsafe { *last }) > SHOWN_FOR,
+        None => false,
+    };
+    let reserve = if rare { 0 } else { BURST.load() / 2 };
     if state.tokens <= reserve {
         counters.exemplars_suppressed += 1;
         return;
+    }
+    if let Some(last) = shown {
+        unsafe { *last = mark };
     }
     state.tokens -= 1;
     let Some(mut entry) = KFREE_EXEMPLARS.reserve::<Exemplar>(0) else {

@@ -11,15 +11,14 @@ use netdiag_common::observation::Protocol;
 use netdiag_common::observation::kfree_skb::{
     DropAccounts, DropExemplar, DropGroup, DropNetns, DropTuple, Drops, ReasonTotal,
 };
-use netdiag_common::record::kfree_skb::{
-    Exemplar, FLAG_DESTINATION, REASONS, Slot, SlotV4, SlotV6, WAYS, row_reason, split_place, split_service,
-};
+use netdiag_common::record::kfree_skb::{Exemplar, REASONS, SlotV4, SlotV6, row_reason};
 
 use super::exemplar::{self, Exemplars};
+use super::key::{GroupKey, coarse_key, count_of, ipv4_key, ipv6_key, take};
 use super::layout::{self, Reasons};
 use super::program::{self, Loaded, TableSize};
 use super::symbols::{Symbols, hex};
-use super::table::{Table, flip};
+use super::table::flip;
 use super::{LoadError, btf};
 use crate::host;
 use crate::window::{Count, Tally, Window};
@@ -87,27 +86,6 @@ impl Counted {
             folded: Tally::new(MAX_FOLDED),
         }
     }
-}
-
-/// A kernel key, decoded. Coarse keys have no tuple.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct GroupKey {
-    netns: u64,
-    location: u32,
-    reason: u32,
-    ifindex: u32,
-    tuple: Option<Tuple>,
-    /// The kernel counted it without its tuple; else, if there is none, we forgot it.
-    coarse: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Tuple {
-    source: IpAddr,
-    destination: IpAddr,
-    protocol: u8,
-    service_port: u16,
-    port_is_destination: bool,
 }
 
 impl KernelDrops {
@@ -400,66 +378,6 @@ impl Clock {
         let past = self.monotonic_ns.cast_signed().saturating_sub(ns.cast_signed());
         self.wall.checked_sub(SignedDuration::from_nanos(past)).unwrap_or(self.wall)
     }
-}
-
-/// Calls `with` for each used slot of the half `left`, and empties it.
-fn take<const WORDS: usize>(
-    table: &Table<Slot<WORDS>>,
-    left: usize,
-    cpus: usize,
-    sets: u32,
-    mut with: impl FnMut(&Slot<WORDS>),
-) {
-    let half = cpus * sets as usize * WAYS;
-    for row in left * half..(left + 1) * half {
-        let slot = table.row(row);
-        // SAFETY: a row of the mapping that no program writes now. Clearing `packets` is what makes a slot empty.
-        unsafe {
-            if (*slot).packets != 0 {
-                with(&*slot);
-                (*slot).packets = 0;
-            }
-        }
-    }
-}
-
-fn count_of<const WORDS: usize>(slot: &Slot<WORDS>) -> Count {
-    Count { packets: slot.packets, bytes: slot.bytes, first_ns: slot.first_ns, last_ns: slot.last_ns }
-}
-
-fn ipv4_key(words: &[u64; 4]) -> GroupKey {
-    let [netns, addresses, place, service] = *words;
-    // The header's bytes as they lay in memory: the destination in the low half.
-    let [d0, d1, d2, d3, s0, s1, s2, s3] = addresses.to_le_bytes();
-    let (source, destination) = (Ipv4Addr::new(s0, s1, s2, s3), Ipv4Addr::new(d0, d1, d2, d3));
-    full_key(netns, place, service, source.into(), destination.into())
-}
-
-fn ipv6_key(words: &[u64; 7]) -> GroupKey {
-    let [netns, s0, s1, d0, d1, place, service] = *words;
-    full_key(netns, place, service, ipv6(s0, s1).into(), ipv6(d0, d1).into())
-}
-
-/// The words are the header's bytes as they lay in memory.
-fn ipv6(first: u64, second: u64) -> Ipv6Addr {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&first.to_le_bytes());
-    bytes[8..].copy_from_slice(&second.to_le_bytes());
-    bytes.into()
-}
-
-fn full_key(netns: u64, place: u64, service: u64, source: IpAddr, destination: IpAddr) -> GroupKey {
-    let (location, reason) = split_place(place);
-    let (ifindex, service_port, protocol, flags) = split_service(service);
-    let port_is_destination = flags & FLAG_DESTINATION != 0;
-    let tuple = Tuple { source, destination, protocol, service_port, port_is_destination };
-    GroupKey { netns, location, reason, ifindex, tuple: Some(tuple), coarse: false }
-}
-
-fn coarse_key(words: &[u64; 4]) -> GroupKey {
-    let [netns, _, place, service] = *words;
-    let (location, reason) = split_place(place);
-    GroupKey { netns, location, reason, ifindex: split_service(service).0, tuple: None, coarse: true }
 }
 
 fn address(version: u8, bytes: [u8; 16]) -> IpAddr {

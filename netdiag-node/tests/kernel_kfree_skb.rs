@@ -1,0 +1,399 @@
+//! Dropped packets are counted exactly, on the running kernel: against nft's counters, under load, with full tables, with
+//! hostile packets, and nothing stays behind. Needs root, BTF and the built programs; says loudly what is missing.
+
+mod support;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use std::{fs, thread};
+
+use netdiag_common::observation::kfree_skb::{DropGroup, DropNetns, Drops};
+use netdiag_node::clock::now;
+use netdiag_node::kernel::{KernelDrops, TableSize};
+use support::{Namespace, eventually, load, owner, packets};
+
+const LOCAL4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const LOCAL6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+fn harvested(drops: &mut KernelDrops, resolve: &dyn Fn(u64) -> DropNetns) -> Drops {
+    drops.harvest(now());
+    let seen = drops.observe(now(), resolve);
+    assert_eq!(seen.accounts.unaccounted(), 0, "{:?}", seen.accounts);
+    let keyed = seen.accounts.attributed + seen.accounts.coarse + seen.accounts.foreign_netns;
+    let exemplars = seen.accounts.exemplars_sent + seen.accounts.exemplars_suppressed + seen.accounts.exemplars_lost;
+    assert_eq!(exemplars, keyed + seen.accounts.reason_only, "each IP packet is an exemplar or a reason why not");
+    seen
+}
+
+fn is_pod(group: &DropGroup, uid: &str) -> bool {
+    matches!(&group.netns, DropNetns::Pod { uid: pod } if pod == uid)
+}
+
+/// Two nodes with a pod each and a wire between the nodes. The pods have addresses of both families.
+fn two_nodes() -> [Namespace; 4] {
+    let [node1, node2, pod1, pod2] = std::array::from_fn(|_| Namespace::new());
+    node1.connect("wire", &node2, "wire");
+    for (node, pod, n, other) in [(&node1, &pod1, 1, 2), (&node2, &pod2, 2, 1)] {
+        node.connect("veth", pod, "eth0");
+        node.sh(&format!(
+            "echo 1 >/proc/sys/net/ipv4/ip_forward
+             echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+             ip addr add 10.9.0.{n}/24 dev wire
+             ip addr add fd09::{n}/64 dev wire nodad
+             ip addr add 10.9.{n}.1/24 dev veth
+             ip addr add fd09:{n}::1/64 dev veth nodad
+             ip route add 10.9.{other}.0/24 via 10.9.0.{other}
+             ip route add fd09:{other}::/64 via fd09::{other}"
+        ));
+        pod.sh(&format!(
+            "ip addr add 10.9.{n}.2/24 dev eth0
+             ip addr add fd09:{n}::2/64 dev eth0 nodad
+             ip route add default via 10.9.{n}.1
+             ip -6 route add default via fd09:{n}::1"
+        ));
+    }
+    [node1, node2, pod1, pod2]
+}
+
+#[test]
+fn two_nodes_count_what_nft_counts_under_load() {
+    const TEST: &str = "two_nodes_count_what_nft_counts_under_load";
+    const PACKETS: usize = 4000;
+    let (Some(mut agent1), Some(mut agent2)) = (load(TEST, None), load(TEST, None)) else { return };
+    let [node1, node2, pod1, pod2] = two_nodes();
+    node1.sh("nft 'table inet guard {
+           counter c4 { }
+           counter c6 { }
+           chain f {
+             type filter hook forward priority 0;
+             ip daddr 10.9.1.2 udp dport 7070 counter name c4 drop
+             ip6 daddr fd09:1::2 udp dport 7070 counter name c6 drop
+           }
+         }'");
+    let to_pod1: [IpAddr; 2] = ["10.9.1.2".parse().unwrap(), "fd09:1::2".parse().unwrap()];
+    let to_pod2: [IpAddr; 2] = ["10.9.2.2".parse().unwrap(), "fd09:2::2".parse().unwrap()];
+    // Neighbours first: before they are known, packets wait in a queue that drops.
+    for to in to_pod2 {
+        eventually("a path from pod 1 to pod 2", || {
+            let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+            pod1.run(|| TcpStream::connect_timeout(&(to, 8).into(), Duration::from_secs(1)))
+                .is_err_and(refused)
+                .then_some(())
+        });
+    }
+
+    let stranger = Namespace::new();
+    let (stop, flooded) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (owner1, owner2) = (owner(&[(&node1, "host"), (&pod1, "pod1")]), owner(&[(&node2, "host"), (&pod2, "pod2")]));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            stranger.run(|| {
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    socket.send_to(b"noise", "127.0.0.1:9").unwrap();
+                    flooded.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        });
+        // Harvests in the middle of it must neither lose nor repeat a packet.
+        let harvests = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                harvested(&mut agent1, &owner1);
+                harvested(&mut agent2, &owner2);
+                thread::sleep(Duration::from_millis(200));
+            }
+        });
+        for (to1, to2) in to_pod1.into_iter().zip(to_pod2) {
+            pod1.send(to2, 9, 1, PACKETS);
+            pod2.send(to1, 7070, 1, PACKETS);
+        }
+        eventually("nft counting all packets", || {
+            let counted = node1.sh("nft list counters table inet guard");
+            (counted.matches(&format!("packets {PACKETS} ")).count() == 2).then_some(())
+        });
+        eventually("pod 2 having received all packets", || {
+            let counted = pod2.sh("cat /proc/net/snmp /proc/net/snmp6");
+            let udp4 = counted.lines().filter(|line| line.starts_with("Udp: ")).nth(1)?;
+            let no_ports4: usize = udp4.split_whitespace().nth(2)?.parse().ok()?;
+            let udp6 = counted.lines().find(|line| line.starts_with("Udp6NoPorts"))?;
+            let no_ports6: usize = udp6.split_whitespace().nth(1)?.parse().ok()?;
+            (no_ports4 == PACKETS && no_ports6 == PACKETS).then_some(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        harvests.join().unwrap();
+    });
+
+    let expected = PACKETS as u64;
+    let on1 = harvested(&mut agent1, &owner1);
+    for to in to_pod1 {
+        let dropped = |group: &DropGroup| {
+            group.netns == DropNetns::Host
+                && group.reason == "NETFILTER_DROP"
+                && group.tuple.as_ref().is_some_and(|tuple| {
+                    tuple.destination == to && tuple.service_port == 7070 && tuple.port_is_destination
+                })
+        };
+        assert_eq!(packets(&on1, dropped), expected, "node 1, to {to}: {:#?}", on1.groups);
+        let group = on1.groups.iter().find(|group| dropped(group)).unwrap();
+        if agent1.has_symbols() {
+            assert!(["nft_do_chain", "nf_hook_slow"].contains(&group.location.as_str()), "{}", group.location);
+        }
+        // 18 bytes, and the headers of UDP and of IP.
+        let each = 18 + 8 + if to.is_ipv4() { 20 } else { 40 };
+        assert_eq!(group.bytes, expected * each);
+        assert!(group.first_at < group.last_at && group.last_at <= now());
+    }
+    let on2 = harvested(&mut agent2, &owner2);
+    for to in to_pod2 {
+        let dropped = |group: &DropGroup| {
+            is_pod(group, "pod2")
+                && group.reason == "NO_SOCKET"
+                && group.tuple.as_ref().is_some_and(|tuple| tuple.destination == to && tuple.service_port == 9)
+        };
+        assert_eq!(packets(&on2, dropped), expected, "node 2, to {to}: {:#?}", on2.groups);
+    }
+    // Nobody's node: one number, at least the flood, and no group.
+    for seen in [&on1, &on2] {
+        assert!(seen.accounts.foreign_netns >= flooded.load(Ordering::Relaxed), "{:?}", seen.accounts);
+        assert!(!seen.groups.iter().any(|group| matches!(group.netns, DropNetns::Unknown { id } if id != 0)));
+    }
+    let exemplar =
+        on1.exemplars.iter().find(|exemplar| exemplar.destination == to_pod1[0] && exemplar.reason == "NETFILTER_DROP");
+    let exemplar = exemplar.expect("4000 packets leave an exemplar");
+    assert_eq!((exemplar.destination_port, exemplar.protocol_number), (7070, 17));
+    if agent1.has_symbols() {
+        assert!(exemplar.stack.iter().any(|frame| frame == "ip_forward"), "the hook shows: {:?}", exemplar.stack);
+    }
+}
+
+#[test]
+fn full_sets_count_coarsely_and_then_by_reason() {
+    const TEST: &str = "full_sets_count_coarsely_and_then_by_reason";
+    const PACKETS: usize = 600;
+    let Some(mut drops) = load(TEST, Some(TableSize { ipv4: 1, ipv6: 1, coarse: 1 })) else { return };
+    // More namespaces than a coarse set has slots, more ports than a full set has.
+    let pods: Vec<Namespace> = (0..12).map(|_| Namespace::new()).collect();
+    for pod in &pods {
+        pod.send(LOCAL4, 100, 50, PACKETS);
+        pod.send(LOCAL6, 100, 50, PACKETS);
+    }
+    let named: Vec<(&Namespace, &str)> = pods.iter().map(|pod| (pod, "pod")).collect();
+    let seen = harvested(&mut drops, &owner(&named));
+    let accounts = seen.accounts;
+    assert!(accounts.coarse > 0 && accounts.reason_only > 0 && accounts.attributed > 0, "{accounts:?}");
+    let sent = (pods.len() * 2 * PACKETS) as u64;
+    let counted = packets(&seen, |group| is_pod(group, "pod")) + accounts.reason_only;
+    assert!(counted >= sent, "{counted} of {sent}");
+    assert!(seen.groups.iter().any(|group| group.tuple.is_none()), "a coarse group has no tuple");
+    let no_socket = seen.reasons.iter().find(|total| total.reason == "NO_SOCKET").map_or(0, |total| total.packets);
+    assert!(no_socket >= sent, "totals by reason are exact: {no_socket} of {sent}");
+}
+
+#[test]
+fn more_flows_than_slots_lose_detail_and_no_packet() {
+    const TEST: &str = "more_flows_than_slots_lose_detail_and_no_packet";
+    const PORTS: u16 = 40_000;
+    let Some(mut drops) = load(TEST, None) else { return };
+    let pod = Namespace::new();
+    // The service side is the lower port: with a source port above all others each packet has a key of its own.
+    pod.sh("echo 60000 60999 >/proc/sys/net/ipv4/ip_local_port_range
+            echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    pod.send(LOCAL4, 1000, PORTS, usize::from(PORTS));
+    let owner = owner(&[(&pod, "pod")]);
+    let seen = harvested(&mut drops, &owner);
+    let accounts = seen.accounts;
+    let ours = accounts.attributed + accounts.coarse;
+    assert_eq!(ours, u64::from(PORTS), "{accounts:?}");
+    assert!(accounts.coarse > 0, "16 384 slots cannot hold 40 000 keys");
+    assert!(accounts.forgotten > 0, "user space keeps 2048 groups of a slot");
+    assert_eq!(seen.groups.len(), 500);
+    assert!(seen.omitted_groups > 0);
+}
+
+/// Frames from a fixed seed, so that a failure comes back: random bytes behind a believable start.
+fn hostile_frames() -> Vec<Vec<u8>> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let byte = |value: u64| value.to_le_bytes()[0];
+    (0..6000)
+        .map(|n| {
+            let length = usize::from(byte(random())) % 120;
+            let mut payload: Vec<u8> = (0..length).map(|_| byte(random())).collect();
+            let ether_type: u16 = if n % 2 == 0 { 0x0800 } else { 0x86dd };
+            // The version is right in most, the header's length, next header and addresses are whatever came.
+            if let Some(first) = payload.first_mut().filter(|_| n % 8 != 7) {
+                *first = if ether_type == 0x0800 { 0x40 | (*first & 0xf) } else { 0x60 };
+            }
+            if let Some(next) = payload.get_mut(6).filter(|_| n % 4 == 1) {
+                *next = [0, 43, 44, 51, 60][usize::from(*next) % 5];
+            }
+            let mut frame = vec![0xff; 6];
+            frame.extend([2, 0, 0, 0, 0, 1]);
+            frame.extend(ether_type.to_be_bytes());
+            frame.extend(payload);
+            frame
+        })
+        .collect()
+}
+
+/// Valid headers with what a parser stumbles over, dropped by a rule so that each is counted: options, fragments, cuts.
+fn tricky_frames() -> Vec<Vec<u8>> {
+    let ipv4 = |first: u8, fragment: u16, total: u16, rest: &[u8]| {
+        let mut header = vec![first, 0];
+        header.extend(total.to_be_bytes());
+        header.extend([0, 1]);
+        header.extend(fragment.to_be_bytes());
+        header.extend([64, 17, 0, 0, 10, 8, 0, 1, 10, 8, 0, 2]);
+        header.extend(rest);
+        let mut frame = vec![0xff; 6];
+        frame.extend([2, 0, 0, 0, 0, 1, 8, 0]);
+        frame.extend(header);
+        frame
+    };
+    let udp = [0x30, 0x39, 0, 53, 0, 8, 0, 0];
+    let mut options = vec![1, 1, 1, 0];
+    options.extend(udp);
+    vec![
+        ipv4(0x45, 0, 28, &udp),
+        // Four bytes of options before UDP.
+        ipv4(0x46, 0, 32, &options),
+        // The second fragment has no ports.
+        ipv4(0x45, 5, 28, &udp),
+        // Ends in the middle of the ports.
+        ipv4(0x45, 0, 22, &udp[..2]),
+        // A header of 60 bytes in a packet of 28; one of 16.
+        ipv4(0x4f, 0, 28, &udp),
+        ipv4(0x44, 0, 28, &udp),
+        // Says IPv4, is not.
+        ipv4(0x65, 0, 28, &udp),
+    ]
+}
+
+#[test]
+fn hostile_packets_are_counted_and_never_break_the_identity() {
+    const TEST: &str = "hostile_packets_are_counted_and_never_break_the_identity";
+    let Some(mut drops) = load(TEST, None) else { return };
+    let (sender, target) = (Namespace::new(), Namespace::new());
+    sender.connect("out", &target, "in");
+    // netdev ingress is before the IP layer's own checks: what it drops is what arrived.
+    target.sh("nft 'table netdev guard {
+           chain i { type filter hook ingress device \"in\" priority 0; counter drop; }
+         }'");
+    let owner = owner(&[(&target, "target")]);
+    harvested(&mut drops, &owner);
+    let tricky = tricky_frames();
+    for _ in 0..10 {
+        assert_eq!(sender.send_frames("out", &tricky), tricky.len());
+    }
+    let seen = eventually("all tricky frames arriving", || {
+        let seen = harvested(&mut drops, &owner);
+        (packets(&seen, |group| group.reason == "NETFILTER_DROP") >= 40).then_some(seen)
+    });
+    let with_port = |port: u16| {
+        packets(&seen, |group| {
+            group
+                .tuple
+                .as_ref()
+                .is_some_and(|tuple| tuple.service_port == port && tuple.source == IpAddr::from([10, 8, 0, 1]))
+        })
+    };
+    assert_eq!(with_port(53), 20, "plain and behind options: {:#?}", seen.groups);
+    assert_eq!(with_port(0), 20, "later fragment, cut ports: {:#?}", seen.groups);
+    assert!(seen.accounts.unparsed >= 30, "three impossible headers, ten times: {:?}", seen.accounts);
+
+    let frames = hostile_frames();
+    let sent = sender.send_frames("out", &frames);
+    assert!(sent > frames.len() / 2, "the kernel sent {sent} of {}", frames.len());
+    target.sh("nft delete table netdev guard");
+    sender.send_frames("out", &frames);
+    sender.send_frames("lo", &frames);
+    thread::sleep(Duration::from_millis(200));
+    let seen = harvested(&mut drops, &owner);
+    assert!(seen.accounts.unparsed > 30 + 100, "{:?}", seen.accounts);
+    assert!(seen.exemplars.iter().all(|exemplar| !exemplar.reason.is_empty() && !exemplar.location.is_empty()));
+}
+
+#[test]
+fn nothing_remains_after_sigkill() {
+    const TEST: &str = "nothing_remains_after_sigkill";
+    if load(TEST, None).is_none() {
+        return;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "holds_the_programs_when_asked"])
+        .env(HOLD, "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let process = PathBuf::from(format!("/proc/{}", child.id()));
+    let held = eventually("the child holding its programs", || {
+        let (programs, maps) = (bpf_ids(&process, "prog_id:"), bpf_ids(&process, "map_id:"));
+        // Six tables, the ring and the constants.
+        (!programs.is_empty() && maps.len() >= 8).then_some((programs, maps))
+    });
+    let pinned = || fs::read_dir("/sys/fs/bpf").map_or(0, Iterator::count);
+    let pinned_before = pinned();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The kernel frees them after a grace period.
+    for (kind, ids, next) in [("program", &held.0, BPF_PROG_GET_NEXT_ID), ("map", &held.1, BPF_MAP_GET_NEXT_ID)] {
+        for id in ids {
+            eventually(&format!("{kind} {id} going away"), || (!all_ids(next).contains(id)).then_some(()));
+        }
+    }
+    assert_eq!(pinned(), pinned_before);
+}
+
+/// Set for the process that `nothing_remains_after_sigkill` starts and kills.
+const HOLD: &str = "NETDIAG_TEST_HOLD_PROGRAMS";
+
+/// Empty in an ordinary run.
+#[test]
+fn holds_the_programs_when_asked() {
+    if std::env::var_os(HOLD).is_some() {
+        let _drops = KernelDrops::load().unwrap();
+        thread::sleep(Duration::from_secs(30));
+    }
+}
+
+/// Numbers behind `field` in a process's descriptors.
+fn bpf_ids(process: &std::path::Path, field: &str) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(process.join("fdinfo")) else { return Vec::new() };
+    let mut ids: Vec<u32> = entries
+        .filter_map(|entry| {
+            #[expect(clippy::disallowed_methods, reason = "a test looks at another process")]
+            let text = fs::read_to_string(entry.ok()?.path()).ok()?;
+            let line = text.lines().find(|line| line.starts_with(field))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        })
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+const BPF_PROG_GET_NEXT_ID: libc::c_int = 11;
+const BPF_MAP_GET_NEXT_ID: libc::c_int = 12;
+
+/// Every program or map in the kernel.
+fn all_ids(next: libc::c_int) -> Vec<u32> {
+    let mut ids = Vec::new();
+    // `union bpf_attr`: start_id, next_id, open_flags.
+    let mut request = [0_u32; 3];
+    // SAFETY: the kernel reads and writes the 12 bytes of `request`.
+    while unsafe { libc::syscall(libc::SYS_bpf, next, request.as_mut_ptr(), size_of_val(&request)) } == 0 {
+        ids.push(request[1]);
+        request[0] = request[1];
+    }
+    assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::ENOENT), "the list ends");
+    ids
+}

@@ -1,0 +1,166 @@
+//! What kernel tests share: saying loudly why one is skipped, and network namespaces that vanish with their test.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+use std::fmt::Display;
+use std::fs::File;
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netdiag_common::observation::kfree_skb::{DropNetns, Drops};
+use netdiag_node::kernel::{KernelDrops, LoadError, TableSize};
+use netdiag_node::netns::{NetnsHandle, own_cookie};
+
+/// The programs in the kernel; or none, after saying why in the format that `cargo xtask test` counts.
+pub fn load(test: &str, size: Option<TableSize>) -> Option<KernelDrops> {
+    if !nix::unistd::geteuid().is_root() {
+        return skip(test, "not root");
+    }
+    for tool in ["ip", "nft"] {
+        if Command::new(tool).arg("-V").output().is_err() {
+            return skip(test, format!("{tool} is not installed"));
+        }
+    }
+    let loaded = match size {
+        Some(size) => KernelDrops::load_sized(size),
+        None => KernelDrops::load(),
+    };
+    match loaded {
+        Ok(drops) => Some(drops),
+        Err(error @ (LoadError::NotBuilt | LoadError::NoBtf(_) | LoadError::NotPermitted { .. })) => {
+            skip(test, format!("{error}; {}", error.remedy()))
+        }
+        Err(error) => panic!("the programs do not load: {error}"),
+    }
+}
+
+fn skip<T>(test: &str, reason: impl Display) -> Option<T> {
+    eprintln!("netdiag-skip: {test}: {reason}");
+    None
+}
+
+/// A network namespace without a name: it ends with the last handle, also when the test is killed.
+#[derive(Clone)]
+pub struct Namespace {
+    handle: NetnsHandle,
+    /// The same, where `ip` can find it.
+    file: Arc<File>,
+    pub cookie: u64,
+}
+
+impl Namespace {
+    /// New and empty but for loopback, which is up.
+    pub fn new() -> Self {
+        let create = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let path = "/proc/thread-self/ns/net";
+            #[expect(clippy::disallowed_methods, reason = "a test opens its own namespace")]
+            let file = Arc::new(File::open(path).unwrap());
+            let handle = NetnsHandle::open(Path::new(path)).unwrap();
+            Self { handle, file, cookie: own_cookie().expect("Linux 5.14 or newer") }
+        };
+        let namespace = thread::spawn(create).join().unwrap();
+        namespace.sh("ip link set lo up");
+        namespace
+    }
+
+    /// Runs `work` inside.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.handle.run(|| Ok(work())).unwrap()
+    }
+
+    /// Runs each line as a command inside; every one must succeed.
+    pub fn sh(&self, script: &str) -> String {
+        self.run(|| {
+            let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{script}: {error}");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        })
+    }
+
+    /// A cable between `name` here and `peer_name` in `peer`, both up.
+    pub fn connect(&self, name: &str, peer: &Namespace, peer_name: &str) {
+        let there = format!("/proc/{}/fd/{}", std::process::id(), peer.file.as_raw_fd());
+        self.sh(&format!("ip link add {name} type veth peer name {peer_name} netns {there}"));
+        self.sh(&format!("ip link set {name} up"));
+        peer.sh(&format!("ip link set {peer_name} up"));
+    }
+
+    /// Sends `count` datagrams of 18 bytes to `port`, and to the ones above it in turn when `ports` is more than 1.
+    pub fn send(&self, to: IpAddr, port: u16, ports: u16, count: usize) {
+        self.run(|| {
+            let socket = match to {
+                IpAddr::V4(_) => UdpSocket::bind("0.0.0.0:0").unwrap(),
+                IpAddr::V6(_) => UdpSocket::bind("[::]:0").unwrap(),
+            };
+            for n in 0..count {
+                let offset = u16::try_from(n % usize::from(ports)).unwrap();
+                socket.send_to(&[b'n'; 18], (to, port + offset)).unwrap();
+                // Not faster than one CPU's queue (`netdev_max_backlog`, 1000 packets) is worked off.
+                if n % 256 == 255 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+    }
+
+    /// Sends whole Ethernet frames out of `interface`; a frame the kernel refuses does not count.
+    pub fn send_frames(&self, interface: &str, frames: &[Vec<u8>]) -> usize {
+        self.run(|| {
+            let raw = socket2::Type::from(libc::SOCK_RAW);
+            let socket = socket2::Socket::new(socket2::Domain::PACKET, raw, None).unwrap();
+            // SAFETY: all fields of sockaddr_ll are integers.
+            let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+            address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
+            address.sll_ifindex = i32::try_from(nix::net::if_::if_nametoindex(interface).unwrap()).unwrap();
+            let length = libc::socklen_t::try_from(size_of_val(&address)).unwrap();
+            let sent = |frame: &&Vec<u8>| {
+                // SAFETY: the frame and the address live for the call and have the lengths given.
+                let sent = unsafe {
+                    libc::sendto(
+                        socket.as_raw_fd(),
+                        frame.as_ptr().cast(),
+                        frame.len(),
+                        0,
+                        (&raw const address).cast(),
+                        length,
+                    )
+                };
+                sent >= 0
+            };
+            frames.iter().filter(sent).count()
+        })
+    }
+}
+
+/// Pods by namespace; everything else is unknown, like another node's.
+pub fn owner(of: &[(&Namespace, &str)]) -> impl Fn(u64) -> DropNetns + Sync + use<> {
+    let known: Vec<(u64, String)> = of.iter().map(|(space, name)| (space.cookie, (*name).to_owned())).collect();
+    move |id| match known.iter().find(|(cookie, _)| *cookie == id) {
+        Some((_, name)) if name == "host" => DropNetns::Host,
+        Some((_, name)) => DropNetns::Pod { uid: name.clone() },
+        None => DropNetns::Unknown { id },
+    }
+}
+
+/// Packets of the groups that `wanted` accepts.
+pub fn packets(drops: &Drops, wanted: impl Fn(&netdiag_common::observation::kfree_skb::DropGroup) -> bool) -> u64 {
+    drops.groups.iter().filter(|group| wanted(group)).map(|group| group.packets).sum()
+}
+
+/// Looks again until `found` has an answer, for at most 10 s.
+pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = found() {
+            return value;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{what} did not happen within 10 s");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
