@@ -285,8 +285,6 @@ replace sigs.k8s.io/controller-tools => github.com/cilium/controller-tools v0.21
 require github.com/cilium/cilium v1.20.1
 
 tool (
-	github.com/cilium/cilium/cilium-dbg
 	github.com/cilium/cilium/daemon
-	github.com/cilium/cilium/hubble
 	github.com/cilium/cilium/plugins/cilium-cni
 )
