@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -59,8 +59,10 @@ async fn readings_of(State(api): State<Arc<Api>>, body: Result<Bytes, BytesRejec
         Ok(ask) => ask,
         Err((status, error)) => return refusal(status, &error),
     };
+    let started = Instant::now();
     let budget = Duration::from_millis(ask.budget_ms).min(MAX_BUDGET);
     let readings = join_all(ask.needs.into_iter().map(|raw| api.read(raw, budget))).await;
+    tracing::debug!(needs = readings.len(), took_ms = started.elapsed().as_millis(), "answered");
     Json(api.report(readings)).into_response()
 }
 

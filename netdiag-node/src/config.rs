@@ -1,9 +1,10 @@
 //! The agent's command line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Parser;
+use netdiag_common::wire::AGENT_PORT;
 
 /// Sees one node's network and answers netdiag's server over mTLS.
 #[derive(Debug, Clone, Parser)]
@@ -12,8 +13,8 @@ pub struct Config {
     /// Kubernetes name of this node
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
-    /// Address and port to listen on, usually the node's address and 9443
-    #[arg(long, env = "NETDIAG_LISTEN")]
+    /// Address to listen on, usually the node's, with or without a port: 10.0.0.7, 10.0.0.7:9443, [fd00::7]:9443
+    #[arg(long, env = "NETDIAG_LISTEN", value_parser = listen_address)]
     pub listen: SocketAddr,
     /// Folder with ca.crt, node.crt and node.key
     #[arg(long, env = "NETDIAG_TLS_DIR")]
@@ -27,4 +28,28 @@ pub struct Config {
     /// A proc filesystem that shows the node's processes
     #[arg(long, default_value = "/proc")]
     pub proc: PathBuf,
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let with_port = text.parse::<SocketAddr>();
+    let without_port = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, AGENT_PORT));
+    with_port.or(without_port).map_err(|_| "expected ADDRESS or ADDRESS:PORT, IPv6 with a port in brackets".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_has_a_default() {
+        for (text, expected) in [
+            ("10.0.0.7", "10.0.0.7:9443"),
+            ("10.0.0.7:1", "10.0.0.7:1"),
+            ("fd00::7", "[fd00::7]:9443"),
+            ("[fd00::7]:1", "[fd00::7]:1"),
+        ] {
+            assert_eq!(listen_address(text).unwrap().to_string(), expected);
+        }
+        assert!(listen_address("node-1").unwrap_err().contains("brackets"));
+    }
 }

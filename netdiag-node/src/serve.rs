@@ -70,6 +70,8 @@ impl Connection {
     async fn serve(self, http: Builder<TokioExecutor>, router: Router, watcher: hyper_util::server::graceful::Watcher) {
         let _place = self.place;
         let peer = self.stream.peer_addr().ok();
+        // Answers are small and somebody waits for each: never hold one back for a fuller packet.
+        let _ = self.stream.set_nodelay(true);
         let stream = match timeout(HANDSHAKE_WITHIN, self.acceptor.accept(self.stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
