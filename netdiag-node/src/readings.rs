@@ -11,14 +11,16 @@ use std::time::Duration;
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::preflight::Preflight;
 use netdiag_common::observation::probe::ProbeRequest;
-use netdiag_common::{GapReason, Need, Netns, Reading, Topic};
+use netdiag_common::{Need, Netns, Reading, Topic};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::attribution::{Attribution, Pod};
 use crate::drops::DropWatch;
-use crate::gap::{Failure, OtherFailure, gap};
-use crate::host::{Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, rules, sysctl};
+use crate::gap::{Failure, gap};
+use crate::host::{
+    Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, rules, service_rules, sysctl,
+};
 use crate::netns::NetnsHandle;
 use crate::{clock, preflight, probe};
 
@@ -190,12 +192,9 @@ impl Job {
                 let is_empty = found.tables.is_empty() && found.left_out.is_empty();
                 (!is_empty).then_some(Observation::Rules(found))
             }
-            other => {
-                return Err(Failure::Other(OtherFailure {
-                    reason: GapReason::Failed,
-                    why: format!("netdiag-node {} has no reader for {}", env!("CARGO_PKG_VERSION"), other.name()),
-                    remedy: "upgrade netdiag-node".to_owned(),
-                }));
+            Topic::ServiceRules => Some(Observation::ServiceRules(service_rules::read()?)),
+            Topic::Preflight | Topic::Pods | Topic::Resolver | Topic::Drops | Topic::Probe(_) => {
+                unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
             }
         };
         Ok(found)
