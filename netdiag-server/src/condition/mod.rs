@@ -8,11 +8,16 @@ use crate::evidence::{KindName, View};
 use crate::finding::Finding;
 use crate::path::Path;
 
+mod enforced;
+pub mod kube_proxy_rules_stale;
+pub mod policy_denies_path;
 mod proof;
 pub mod service_selects_no_pods;
+mod trace;
 
 /// Every condition, in the order of the path a packet takes.
-pub const ALL: &[&Condition] = &[&service_selects_no_pods::CONDITION];
+pub const ALL: &[&Condition] =
+    &[&service_selects_no_pods::CONDITION, &kube_proxy_rules_stale::CONDITION, &policy_denies_path::CONDITION];
 
 /// The condition with this code.
 pub fn find(code: &str) -> Option<&'static Condition> {

@@ -336,6 +336,8 @@ pub struct Endpoint {
     #[serde(deserialize_with = "null_default")]
     pub node_name: String,
     pub target_ref: Option<TargetRef>,
+    /// Set when the endpoint is meant for some zones or nodes alone; then a proxy may leave it out.
+    pub hints: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]

@@ -12,7 +12,9 @@ use crate::evidence::ObjectRef;
 use crate::evidence::object::{Pod, Service, ServicePort};
 use crate::question::{Purpose, Question};
 
+pub mod forwarding;
 mod name;
+pub mod policy;
 mod resolve;
 mod symptom;
 

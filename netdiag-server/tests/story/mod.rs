@@ -2,7 +2,7 @@
 //!
 //! A fixture is Markdown. Each `## ` heading is one story; its fenced blocks say what differs from `world.yaml`:
 //! `yaml ask` (from, to, protocol, no_probe, scan), `yaml objects`, `yaml without` (list of `Kind namespace/name`),
-//! `yaml readings`, `yaml probes`, `yaml forbidden` (list of API kinds), `yaml expect`.
+//! `yaml readings`, `yaml links` (list of {node, name}: one more link in that node's reading), `yaml probes`, `yaml forbidden` (list of API kinds), `yaml expect`.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -86,6 +86,13 @@ struct Told {
     absent: bool,
     #[serde(default)]
     unavailable: Option<Gap>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MoreLink {
+    node: String,
+    name: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -269,7 +276,10 @@ impl Story {
 
     fn told(&self, world: &World, place: &str) -> (BTreeMap<Need, Reading<Observation>>, Vec<ToldProbe>) {
         let own = self.blocks("readings").flat_map(|block| yaml::<Vec<Told>>(block, place));
-        let told: Vec<Told> = world.readings.iter().cloned().chain(own).collect();
+        let mut told: Vec<Told> = world.readings.iter().cloned().chain(own).collect();
+        for link in self.blocks("links").flat_map(|block| yaml::<Vec<MoreLink>>(block, place)) {
+            add_link(&mut told, &link, place);
+        }
         let readings = told.into_iter().map(|told| reading(told, place)).collect();
         // The story's lines come first: the first that matches answers.
         let mut probes: Vec<ToldProbe> =
@@ -277,6 +287,17 @@ impl Story {
         probes.extend(world.probes.iter().cloned());
         (readings, probes)
     }
+}
+
+fn add_link(told: &mut [Told], link: &MoreLink, place: &str) {
+    let network = |t: &&mut Told| t.node == link.node && t.netns == Netns::Host && t.topic == "network";
+    let mut found = false;
+    for links in told.iter_mut().filter(network).filter_map(|t| t.seen.as_mut()?.get_mut("links")?.as_array_mut()) {
+        let index = 100 + links.len();
+        links.push(serde_json::json!({"index": index, "name": link.name, "mtu": 1500, "up": true, "carrier": true}));
+        found = true;
+    }
+    assert!(found, "{place}: node {} has no links to add {} to", link.node, link.name);
 }
 
 fn object_key(object: &Value) -> String {
