@@ -10,14 +10,19 @@ use crate::path::Path;
 
 mod enforced;
 pub mod kube_proxy_rules_stale;
+pub mod pod_network_route_missing;
 pub mod policy_denies_path;
 mod proof;
 pub mod service_selects_no_pods;
 mod trace;
 
 /// Every condition, in the order of the path a packet takes.
-pub const ALL: &[&Condition] =
-    &[&service_selects_no_pods::CONDITION, &kube_proxy_rules_stale::CONDITION, &policy_denies_path::CONDITION];
+pub const ALL: &[&Condition] = &[
+    &service_selects_no_pods::CONDITION,
+    &kube_proxy_rules_stale::CONDITION,
+    &policy_denies_path::CONDITION,
+    &pod_network_route_missing::CONDITION,
+];
 
 /// The condition with this code.
 pub fn find(code: &str) -> Option<&'static Condition> {

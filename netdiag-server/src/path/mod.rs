@@ -16,6 +16,7 @@ pub mod forwarding;
 mod name;
 pub mod policy;
 mod resolve;
+pub mod route;
 mod symptom;
 
 pub use name::{DnsName, cluster_domain};

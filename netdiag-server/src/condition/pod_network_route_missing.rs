@@ -1,0 +1,240 @@
+//! A node does not know the way to another node's pods.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use netdiag_common::Netns;
+use netdiag_common::observation::network::Network;
+
+use super::trace::{Met, Packets, dropped, probe_of};
+use super::{Condition, Read, Severity, Verdict, Words};
+use crate::evidence::object::{Node, Object};
+use crate::evidence::{KindName, Look, ObjectRef, View};
+use crate::finding::{Fate, Finding, Fix, Impact, Proof};
+use crate::path::route::{Way, inside, is_steered, way, words};
+use crate::path::{Backend, Client, Path};
+
+pub const CONDITION: Condition = Condition {
+    code: "pod_network_route_missing",
+    severity: Severity::Critical,
+    words: Words {
+        means: "a node of the path has no route to the pod network of the other node, so packets or their answers get lost",
+        how_we_know: "the routing tables of the client's and the endpoints' nodes are searched for each other's pods, and \
+                      the routes to other nodes' pods show that this network works by such routes",
+        silent_when: "the default gateway is what routes pods (as in some clouds: no node has such routes, or the probe \
+                      gets through), or policy routing decides",
+        what_to_do: "restart the network plugin's agent on the node, or restore the route in the cloud or by hand",
+        sources: &[
+            "https://kubernetes.io/docs/concepts/cluster-administration/networking/",
+            "ip-route(8), net/ipv4/route.c: ip_route_input_slow",
+        ],
+    },
+    faults: &["cni-podcidr-route-missing"],
+    reads: &[Read::Kind(KindName::Nodes), Read::Topic("network"), Read::Topic("drops"), Read::Topic("probe")],
+    lookalikes: &["policy_denies_path", "host_firewall_drops_path", "kube_proxy_rules_stale"],
+    explains: &[],
+    judge,
+};
+
+/// `net/ipv4/ip_input.c` and `net/ipv4/route.c`: no way, or a way that is an error.
+const REASONS: &[&str] = &["IP_INNOROUTES", "IP_OUTNOROUTES"];
+
+/// One direction between two nodes.
+struct Leg<'p> {
+    /// The node whose table is asked.
+    node: &'p str,
+    to: IpAddr,
+    to_node: &'p str,
+}
+
+/// A leg without a way.
+struct Lost<'p> {
+    leg: Leg<'p>,
+    claim: String,
+    proofs: Vec<Proof>,
+    predicts: &'static [Fate],
+    command: Option<String>,
+}
+
+enum Found<'p> {
+    Lost(Box<Lost<'p>>),
+    Fine(String),
+    Dark,
+}
+
+fn judge(path: &Path, view: &mut View) -> Verdict {
+    let pairs: Vec<(&Client, &Backend)> =
+        path.clients.iter().flat_map(|client| path.ready_backends().map(move |backend| (client, backend))).collect();
+    let crosses = |(client, backend): &&(&Client, &Backend)| {
+        let in_pod_network = backend.pod.as_ref().is_some_and(|pod| !pod.spec.host_network);
+        in_pod_network && !backend.node.is_empty() && backend.node != client.node
+    };
+    if !pairs.iter().any(|pair| crosses(&pair)) {
+        return Verdict::not_applicable("no endpoint of the path is a pod of another node");
+    }
+    let Look::Seen(_) = view.nodes() else { return Verdict::unknown(view) };
+    let mut lost: Vec<Lost> = Vec::new();
+    let mut fine = None;
+    let (mut dark, mut broken) = (false, 0);
+    for (client, backend) in pairs.iter().filter(crosses) {
+        let met = probe_of(path, view, client, backend);
+        let mut here = false;
+        for leg in legs(client, backend) {
+            match look(leg, met, view) {
+                Found::Lost(found) => {
+                    here = true;
+                    if !lost.iter().any(|l| l.leg.node == found.leg.node && l.leg.to_node == found.leg.to_node) {
+                        lost.push(*found);
+                    }
+                }
+                Found::Fine(because) => fine = Some(because),
+                Found::Dark => dark = true,
+            }
+        }
+        broken += usize::from(here);
+    }
+    let Some(first) = lost.first() else {
+        return match fine {
+            Some(because) if !dark => Verdict::clear(because),
+            _ => Verdict::unknown(view),
+        };
+    };
+    let impact = if broken == pairs.len() { Impact::Breaks } else { Impact::Degrades };
+    let mut claim = first.claim.clone();
+    if impact == Impact::Degrades {
+        claim.push_str(&format!("; {broken} of {} ways of this path are cut", pairs.len()));
+    }
+    let mut subjects: Vec<ObjectRef> = Vec::new();
+    for name in lost.iter().flat_map(|l| [l.leg.node, l.leg.to_node]) {
+        let node = view.cluster().nodes.get("", name).map(|node| node.reference().on_node(name));
+        subjects.extend(node.filter(|node| !subjects.iter().any(|known| known.same_object(node))));
+    }
+    let mut proofs: Vec<Proof> = lost.iter().flat_map(|l| l.proofs.clone()).collect();
+    proofs.extend(pairs.iter().filter(crosses).find_map(|(client, backend)| stopped(path, view, client, backend)));
+    let fix = Fix {
+        text: format!(
+            "restore the route on node {}: restart the network plugin's agent there, or check the cloud's route table where \
+             it makes these routes",
+            first.leg.node
+        ),
+        commands: lost.iter().filter_map(|l| l.command.clone()).collect(),
+        verify: path.ask_again(),
+    };
+    Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts: first.predicts, fix })
+}
+
+/// There and, for clients in the pod network, back.
+fn legs<'p>(client: &'p Client, backend: &'p Backend) -> Vec<Leg<'p>> {
+    let mut legs = vec![Leg { node: &client.node, to: backend.address, to_node: &backend.node }];
+    let own = client.addresses.iter().copied().find(|own| own.is_ipv4() == backend.address.is_ipv4());
+    if let (Netns::Pod(_), Some(own)) = (&client.netns, own) {
+        legs.push(Leg { node: &backend.node, to: own, to_node: &client.node });
+    }
+    legs
+}
+
+fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
+    let Look::Seen(network) = view.network(leg.node, &Netns::Host) else { return Found::Dark };
+    let (network, at) = (network.value, network.at);
+    let way = way(network, leg.to);
+    if let Way::Known(route) = &way {
+        return Found::Fine(format!("node {} reaches {} by {}", leg.node, leg.to, words(route, network)));
+    }
+    if met == Met::GotThrough {
+        return Found::Fine(format!("the probe from node {} got through without a route of its own", leg.node));
+    }
+    if !network.left_out.is_empty() {
+        return Found::Dark;
+    }
+    let lost_as_told = matches!(met, Met::Failed(Fate::Unreachable | Fate::Silence));
+    if is_steered(network) && !lost_as_told {
+        return Found::Dark;
+    }
+    let instead = match &way {
+        Way::OnlyDefault(route) => format!("only {} fits", words(route, network)),
+        Way::Refused(route) => format!("the table has {}", words(route, network)),
+        Way::Nothing | Way::Known(_) => "nothing in its table fits".to_owned(),
+    };
+    let explicit = explicit_routes(&leg, view);
+    // Without such routes anywhere, the default gateway may be the one that routes pods.
+    if matches!(way, Way::OnlyDefault(_)) && explicit.is_none() && met != Met::Failed(Fate::Unreachable) {
+        return Found::Fine(format!(
+            "node {} has no route of its own to {}, and no node shows that pods are routed so",
+            leg.node, leg.to
+        ));
+    }
+    let net = pod_network(view, leg.to_node, leg.to);
+    let target = net.map_or_else(|| leg.to.to_string(), |net| net.to_string());
+    let claim = format!("node {} has no route to {target}, the pods of node {} ({instead})", leg.node, leg.to_node);
+    let mut proofs = vec![Proof::programmed("routes", leg.node, at, format!("to {}: {instead}", leg.to))];
+    if let Some(net) = net {
+        let node = format!("Node {}", leg.to_node);
+        proofs.push(Proof::intended(node, view.now(), format!("its pods have addresses of {net}")));
+    }
+    let by_gateway = explicit.as_ref().is_some_and(|explicit| explicit.by_node_address);
+    proofs.extend(explicit.map(|explicit| explicit.proof));
+    let gateway = view.cluster().nodes.get("", leg.to_node).and_then(|node| address_like(node, leg.to));
+    let command = match (by_gateway, net, gateway) {
+        (true, Some(net), Some(gateway)) => {
+            Some(format!("ip route replace {net} via {gateway}  # on node {}", leg.node))
+        }
+        _ => None,
+    };
+    let predicts: &[Fate] = match way {
+        // What the default gateway does with them is anybody's guess.
+        Way::OnlyDefault(_) => &[],
+        _ => &[Fate::Silence, Fate::Unreachable, Fate::NotPermitted],
+    };
+    Found::Lost(Box::new(Lost { leg, claim, proofs, predicts, command }))
+}
+
+/// A route to some node's pods, which shows how this pod network is made.
+struct Explicit {
+    proof: Proof,
+    /// It leads by the other node's own address, so that a person can write it again.
+    by_node_address: bool,
+}
+
+/// On the node that lacks the way: routes to the pods of others. On the other node: the way back.
+fn explicit_routes(leg: &Leg, view: &mut View) -> Option<Explicit> {
+    let nodes: Vec<_> = view.cluster().nodes.iter().cloned().collect();
+    for (asked, about) in nodes.iter().flat_map(|node| [(leg.node, node), (leg.to_node, node)]) {
+        let name = about.metadata.name.as_str();
+        let back = asked == leg.to_node && name == leg.node;
+        let aside = asked == leg.node && name != leg.node && name != leg.to_node;
+        if !back && !aside {
+            continue;
+        }
+        let Look::Seen(network) = view.network(asked, &Netns::Host) else { continue };
+        let nets = about.spec.pod_cidrs.iter().filter(|net| net.addr().is_ipv4() == leg.to.is_ipv4());
+        for net in nets {
+            if let Some(explicit) = explicit(asked, about, net, network.value, network.at) {
+                return Some(explicit);
+            }
+        }
+    }
+    None
+}
+
+fn explicit(asked: &str, about: &Node, net: &IpNet, network: &Network, at: Timestamp) -> Option<Explicit> {
+    let Way::Known(route) = way(network, inside(net)) else { return None };
+    let text = format!("the pods of node {} are reached by {}", about.metadata.name, words(&route, network));
+    let by_node_address = route.gateway.is_some_and(|gateway| about.internal_ips().any(|own| own == gateway));
+    Some(Explicit { proof: Proof::programmed("routes", asked, at, text), by_node_address })
+}
+
+fn pod_network(view: &View, node: &str, address: IpAddr) -> Option<IpNet> {
+    let node = view.cluster().nodes.get("", node)?;
+    node.spec.pod_cidrs.iter().find(|net| net.contains(&address)).copied()
+}
+
+fn address_like(node: &Node, like: IpAddr) -> Option<IpAddr> {
+    node.internal_ips().find(|own| own.is_ipv4() == like.is_ipv4())
+}
+
+fn stopped(path: &Path, view: &mut View, client: &Client, backend: &Backend) -> Option<Proof> {
+    let source = client.addresses.iter().copied().find(|own| own.is_ipv4() == backend.address.is_ipv4())?;
+    let destination = SocketAddr::new(backend.address, backend.port);
+    dropped(view, &client.node, &Packets { source, destination, protocol: path.protocol }, REASONS)
+}
