@@ -9,6 +9,7 @@ use crate::finding::Finding;
 use crate::path::Path;
 
 mod enforced;
+pub mod host_firewall_drops_path;
 pub mod kube_proxy_rules_stale;
 pub mod pod_network_route_missing;
 pub mod policy_denies_path;
@@ -21,6 +22,7 @@ pub const ALL: &[&Condition] = &[
     &service_selects_no_pods::CONDITION,
     &kube_proxy_rules_stale::CONDITION,
     &policy_denies_path::CONDITION,
+    &host_firewall_drops_path::CONDITION,
     &pod_network_route_missing::CONDITION,
 ];
 

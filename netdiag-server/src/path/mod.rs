@@ -12,7 +12,9 @@ use crate::evidence::ObjectRef;
 use crate::evidence::object::{Pod, Service, ServicePort};
 use crate::question::{Purpose, Question};
 
+pub mod filter;
 pub mod forwarding;
+pub mod hops;
 mod name;
 pub mod policy;
 mod resolve;
