@@ -167,6 +167,8 @@ impl KernelDrops {
                 self.exemplars.add(exemplar);
             }
         }
+        #[cfg(feature = "debug")]
+        self.loaded.print_log();
         self.exemplars.forget_before(now_ns.saturating_sub(WINDOW_NS));
         self.harvested = (now_ns, Some(now));
     }
@@ -191,7 +193,8 @@ impl KernelDrops {
             if !ours {
                 accounts.foreign_netns += count.packets;
                 let counted_as = if key.coarse { &mut accounts.coarse } else { &mut accounts.attributed };
-                *counted_as -= count.packets;
+                // If a counter lied, the identity says so; nothing here may panic over it.
+                *counted_as = counted_as.saturating_sub(count.packets);
             }
             ours
         });

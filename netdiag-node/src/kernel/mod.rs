@@ -9,6 +9,7 @@ use crate::host::ReadError;
 
 pub mod btf;
 mod exemplar;
+mod failure;
 mod key;
 pub mod kfree_skb;
 mod layout;
