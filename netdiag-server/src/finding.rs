@@ -88,7 +88,6 @@ pub struct Proof {
     /// Where it was read: `EndpointSlice shop/web-x2f4`, `nf_tables`, `sockets of pod shop/web-1`.
     pub source: String,
     /// The node it was read on; empty for the API.
-    #[serde(default)]
     pub node: String,
     /// When it was read, RFC 3339.
     #[schemars(with = "String")]
@@ -119,7 +118,6 @@ impl Proof {
 pub struct Fix {
     pub text: String,
     /// Commands a person may run as they stand. Empty when the right one depends on what was meant.
-    #[serde(default)]
     pub commands: Vec<String>,
     /// The command that shows whether it worked.
     pub verify: String,

@@ -1,5 +1,6 @@
 //! All conditions run on all stories: what a story does not expect must not be found.
 
+mod answers;
 mod story;
 
 use std::collections::BTreeSet;

@@ -74,11 +74,9 @@ pub struct Answer {
 pub struct Asked {
     pub from: String,
     pub to: String,
-    #[serde(default)]
     pub port: String,
     pub protocol: String,
     /// The DNS name, when one was asked.
-    #[serde(default)]
     pub name: String,
 }
 
@@ -122,7 +120,6 @@ pub struct CauseEntry {
     pub confidence: f64,
     pub subjects: Vec<ObjectRef>,
     /// RFC 3339; empty when the evidence does not say.
-    #[serde(default)]
     pub since: String,
     pub claim: String,
     pub proof: Vec<Proof>,
@@ -139,7 +136,6 @@ pub struct Excluded {
 pub struct NotSeen {
     pub what: String,
     /// Empty for the Kubernetes API.
-    #[serde(default)]
     pub node: String,
     pub why: String,
     pub remedy: String,
@@ -152,7 +148,6 @@ pub struct Hop {
     /// `client`, `name`, `service`, `node`, `policy`, `endpoint`. Neighbours of one kind are parallel.
     pub kind: String,
     pub label: String,
-    #[serde(default)]
     pub node: String,
     pub state: HopState,
 }

@@ -39,27 +39,19 @@ pub struct NodeStatus {
     pub node: String,
     pub reachable: bool,
     /// Why not, and the way out; empty when reachable.
-    #[serde(default)]
     pub why: String,
-    #[serde(default)]
     pub remedy: String,
     /// Version of the agent.
-    #[serde(default)]
     pub agent: String,
-    #[serde(default)]
     pub wire: u32,
     /// `uname -r`.
-    #[serde(default)]
     pub kernel: String,
     /// What this kernel or these rights do not allow.
     pub missing: Vec<Missing>,
     /// RFC 3339; empty when the agent does not say.
-    #[serde(default)]
     pub certificate_expires: String,
-    #[serde(default)]
     pub resident_bytes: u64,
     /// Requests refused because the agent was at its limit.
-    #[serde(default)]
     pub shed_requests: u64,
 }
 

@@ -23,7 +23,6 @@ pub struct Step {
     /// `3 sockets`, `no answer after 1.2 s`, or the gap's reason.
     pub outcome: String,
     /// Codes that this round excluded; on the round's last step.
-    #[serde(default)]
     pub excluded: Vec<String>,
 }
 

@@ -10,18 +10,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ObjectRef {
     /// The cluster's name, the same in every reference of one answer.
-    #[serde(default)]
     pub cluster: String,
     /// `Pod`, `Service`, `Node`, …
     pub kind: String,
     /// Empty for cluster-scoped objects.
-    #[serde(default)]
     pub namespace: String,
     pub name: String,
-    #[serde(default)]
     pub uid: String,
     /// The node it lives on, where that matters; empty otherwise.
-    #[serde(default)]
     pub node: String,
 }
 
