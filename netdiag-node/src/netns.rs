@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +32,10 @@ impl NetnsHandle {
 
     /// Moves the calling thread in. Only for threads that end with this work.
     pub fn enter(&self) -> Result<(), ReadError> {
+        // Entering needs CAP_SYS_ADMIN even where we are already: without it the node's own namespace stays readable.
+        if own_inode() == Some(self.inode) {
+            return Ok(());
+        }
         setns(self.descriptor.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| ReadError::Call {
             step: format!("enter network namespace {}", self.inode),
             source: errno.into(),
@@ -59,6 +64,11 @@ impl NetnsHandle {
     pub(crate) fn raw(&self) -> i32 {
         self.descriptor.as_raw_fd()
     }
+}
+
+/// Inode of the calling thread's network namespace.
+fn own_inode() -> Option<u64> {
+    Some(std::fs::metadata("/proc/thread-self/ns/net").ok()?.st_ino())
 }
 
 /// `SO_NETNS_COOKIE` (Linux 5.14), which libc does not name; the value of asm-generic/socket.h.

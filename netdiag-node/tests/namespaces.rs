@@ -35,7 +35,8 @@ impl Lab {
     /// `role` keeps tests of one process apart. None when this machine cannot do it.
     fn start(role: &str) -> Option<Self> {
         if let Some(reason) = lab::reason_to_skip() {
-            println!("netdiag-skip: {role}: {reason}");
+            let test = std::thread::current().name().unwrap_or(role).to_owned();
+            println!("netdiag-skip: {test}: {reason}");
             return None;
         }
         let node = Namespace::new(&format!("{role}-node"));
