@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use netdiag_common::Gap;
 
 use crate::condition::{Because, Condition, Relation, Verdict};
+use crate::evidence::object::Object;
 use crate::finding::{Fate, Finding, Impact, Proof, ViewKind};
-use crate::path::{Path, ProbeSeen, Symptom, SymptomState};
+use crate::path::{Backend, Path, ProbeSeen, ProbeTo, Symptom, SymptomState};
 
 /// What all conditions said about one path.
 pub struct Judged {
@@ -99,44 +100,65 @@ pub fn correlate(judged: &Judged) -> Correlated {
 }
 
 /// Packets overrule paper: all got through although none can, or they failed in a way the claim does not explain.
+/// A claim about the name is compared with lookups, any other with connections.
 fn overruled(finding: &Finding, judged: &Judged) -> Option<String> {
     let symptom = &judged.symptom;
-    if finding.impact == Impact::Breaks && symptom.state == SymptomState::Works {
-        return Some(format!("all {} probes of this path got through", symptom.probes.len()));
+    let about_lookup = finding.predicts.iter().any(|fate| fate.is_lookup());
+    let (state, word) =
+        if about_lookup { (symptom.lookup_state(), "lookups") } else { (symptom.connect_state(), "probes") };
+    if finding.impact == Impact::Breaks && state == SymptomState::Works {
+        let count = if about_lookup { symptom.lookups().count() } else { symptom.connects().count() };
+        return Some(format!("all {count} {word} of this path got through"));
     }
-    if finding.impact == Impact::Degrades || finding.predicts.is_empty() || symptom.state != SymptomState::Fails {
+    if finding.impact == Impact::Degrades && pods_answer(finding, judged) {
+        return Some("each of the endpoints it speaks of took a connection".to_owned());
+    }
+    if finding.impact == Impact::Degrades || finding.predicts.is_empty() || state != SymptomState::Fails {
         return None;
     }
-    let mut failed = symptom.to_address().filter(|probe| fate(probe).is_some()).peekable();
+    let stage = |probe: &&ProbeSeen| if about_lookup { probe.is_lookup() } else { probe.is_to_address() };
+    let mut failed = symptom.probes.iter().filter(stage).filter(|probe| probe.fate().is_some()).peekable();
     let first = *failed.peek()?;
     failed
-        .all(|probe| fate(probe).is_some_and(|fate| !finding.predicts.contains(&fate)))
+        .all(|probe| probe.fate().is_some_and(|fate| !finding.predicts.contains(&fate)))
         .then(|| format!("it would show as {}, but: {}", expected(finding.predicts), first.words(&judged.path)))
 }
 
-/// One probe of what the client dials that failed as the claim says; it is our own packet, so it counts as observed.
-fn agreeing(finding: &Finding, judged: &Judged) -> Option<Proof> {
-    let agrees = |probe: &&ProbeSeen| {
-        fate(probe).is_some_and(|fate| finding.predicts.is_empty() || finding.predicts.contains(&fate))
-    };
-    let probe = judged.symptom.to_address().find(agrees)?;
-    let client = judged.path.clients.get(probe.client)?;
-    Some(Proof::probe(format!("probe from {}", client.reference), &client.node, probe.at, probe.words(&judged.path)))
+/// The claim names pods, and the probes of all of them got through.
+fn pods_answer(finding: &Finding, judged: &Judged) -> bool {
+    let mut named = finding.subjects.iter().filter(|subject| subject.kind == "Pod").peekable();
+    named.peek().is_some()
+        && named.all(|subject| {
+            let is_it = |b: &Backend| b.pod.as_ref().is_some_and(|pod| pod.reference().same_object(subject));
+            let own = judged.path.backends.iter().enumerate().filter(|(_, b)| is_it(b));
+            let mut probes = own.flat_map(|(index, _)| judged.symptom.to_backend(index)).peekable();
+            probes.peek().is_some() && probes.all(|probe| probe.fate().is_none())
+        })
 }
 
-/// How the first failed attempt of a probe ended.
-fn fate(probe: &ProbeSeen) -> Option<Fate> {
-    probe.result.attempts.iter().find_map(|attempt| Fate::of(&attempt.outcome))
+/// One probe that failed as the claim says; it is our own packet, so it counts as observed. Endpoints' probes speak for
+/// claims about exactly those pods.
+fn agreeing(finding: &Finding, judged: &Judged) -> Option<Proof> {
+    let path = &judged.path;
+    let about_lookup = finding.predicts.iter().any(|fate| fate.is_lookup());
+    let agrees = |probe: &&ProbeSeen| {
+        let of_stage = match probe.to {
+            ProbeTo::Lookup { .. } => about_lookup,
+            ProbeTo::Address(_) => !about_lookup,
+            ProbeTo::Backend(index) => path.backends.get(index).and_then(|b| b.pod.as_ref()).is_some_and(|pod| {
+                let pod = pod.reference();
+                !about_lookup && finding.subjects.iter().any(|subject| subject.same_object(&pod))
+            }),
+        };
+        of_stage && probe.fate().is_some_and(|fate| finding.predicts.is_empty() || finding.predicts.contains(&fate))
+    };
+    let probe = judged.symptom.probes.iter().find(agrees)?;
+    let client = path.clients.get(probe.client)?;
+    Some(Proof::probe(format!("probe from {}", client.reference), &client.node, probe.at, probe.words(path)))
 }
 
 fn expected(predicts: &[Fate]) -> String {
-    let words = predicts.iter().map(|fate| match fate {
-        Fate::Refused => "refused",
-        Fate::Silence => "no answer",
-        Fate::Unreachable => "unreachable",
-        Fate::NotPermitted => "not permitted",
-    });
-    words.collect::<Vec<_>>().join(" or ")
+    predicts.iter().map(|fate| fate.words()).collect::<Vec<_>>().join(" or ")
 }
 
 fn explains(by: &Cause, other: &Cause) -> bool {

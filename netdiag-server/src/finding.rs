@@ -34,7 +34,7 @@ pub enum Impact {
     Degrades,
 }
 
-/// How a connection ends, as its client sees it.
+/// How a connection ends, as its client sees it. The `Lookup…` ones end it before it begins: while its name is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// `ECONNREFUSED`: somebody said no.
@@ -45,6 +45,16 @@ pub enum Fate {
     Unreachable,
     /// `EPERM`, `EACCES`: the own host's packet filter refused to send.
     NotPermitted,
+    /// The name server answered, and the name has no address.
+    LookupNoSuchName,
+    /// The name server answered with an error of its own: `SERVFAIL`, `REFUSED`, …
+    LookupServerError,
+    /// The query was refused by ICMP.
+    LookupRefused,
+    /// The query got no answer.
+    LookupSilence,
+    LookupUnreachable,
+    LookupNotPermitted,
 }
 
 impl Fate {
@@ -62,6 +72,50 @@ impl Fate {
                 "EPERM" | "EACCES" => Some(Self::NotPermitted),
                 _ => None,
             },
+        }
+    }
+
+    /// The same for the lookup of a name: an answer without address is a failure, too.
+    pub fn of_lookup(outcome: &Outcome) -> Option<Self> {
+        match outcome {
+            Outcome::Answered { rcode, addresses, .. } => match rcode.as_str() {
+                "NOERROR" if !addresses.is_empty() => None,
+                "NOERROR" | "NXDOMAIN" => Some(Self::LookupNoSuchName),
+                _ => Some(Self::LookupServerError),
+            },
+            _ => Self::of(outcome).map(|fate| match fate {
+                Self::Refused => Self::LookupRefused,
+                Self::Unreachable => Self::LookupUnreachable,
+                Self::NotPermitted => Self::LookupNotPermitted,
+                _ => Self::LookupSilence,
+            }),
+        }
+    }
+
+    pub fn is_lookup(self) -> bool {
+        matches!(
+            self,
+            Self::LookupNoSuchName
+                | Self::LookupServerError
+                | Self::LookupRefused
+                | Self::LookupSilence
+                | Self::LookupUnreachable
+                | Self::LookupNotPermitted
+        )
+    }
+
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Silence => "no answer",
+            Self::Unreachable => "unreachable",
+            Self::NotPermitted => "not permitted",
+            Self::LookupNoSuchName => "lookup finds no such name",
+            Self::LookupServerError => "lookup fails in the name server",
+            Self::LookupRefused => "lookup refused",
+            Self::LookupSilence => "lookup without answer",
+            Self::LookupUnreachable => "lookup unreachable",
+            Self::LookupNotPermitted => "lookup not permitted",
         }
     }
 }

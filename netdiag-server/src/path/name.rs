@@ -9,6 +9,19 @@ pub struct DnsName {
     pub candidates: Vec<String>,
     /// The cluster's domain: `cluster.local` unless the search list says otherwise.
     pub cluster_domain: String,
+    /// Index of the candidate that stands for a Service; none when no candidate does.
+    pub leads: Option<usize>,
+}
+
+/// One candidate read as a Service's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceName {
+    /// Index into [`DnsName::candidates`].
+    pub candidate: usize,
+    pub namespace: String,
+    pub service: String,
+    /// A label stands before the Service's name: a pod's hostname, which only headless Services have.
+    pub of_pod: bool,
 }
 
 /// The domain of the cluster from a pod's search list: the suffix after `svc.` (kubelet writes NS.svc.DOMAIN, svc.DOMAIN, DOMAIN).
@@ -31,22 +44,23 @@ impl DnsName {
             searched.chain(std::iter::once(asked.clone())).collect()
         };
         let cluster_domain = cluster_domain(search).unwrap_or_else(|| "cluster.local".to_owned());
-        Self { asked, candidates, cluster_domain }
+        Self { asked, candidates, cluster_domain, leads: None }
     }
 
-    /// The Services the candidates stand for, as (namespace, name), in the order they are tried.
-    pub fn services(&self) -> Vec<(String, String)> {
+    /// The Services the candidates stand for, in the order they are tried.
+    pub fn services(&self) -> Vec<ServiceName> {
         let suffix = format!(".svc.{}", self.cluster_domain);
-        let in_cluster = self.candidates.iter().filter_map(|candidate| candidate.strip_suffix(&suffix));
-        in_cluster
-            .filter_map(|rest| {
-                let mut labels = rest.rsplit('.');
-                let namespace = labels.next()?;
-                // A pod of a headless Service has one label more (hostname.service.namespace).
-                let service = labels.next()?;
-                Some((namespace.to_owned(), service.to_owned()))
-            })
-            .collect()
+        let read = |(candidate, name): (usize, &String)| {
+            let mut labels = name.strip_suffix(&suffix)?.rsplit('.');
+            let (namespace, service) = (labels.next()?.to_owned(), labels.next()?.to_owned());
+            Some(ServiceName { candidate, namespace, service, of_pod: labels.next().is_some() })
+        };
+        self.candidates.iter().enumerate().filter_map(read).collect()
+    }
+
+    /// Indexes of the candidates a client has to ask for: the one that stands for a Service, else all of them.
+    pub fn lookups(&self) -> Vec<usize> {
+        self.leads.map_or_else(|| (0..self.candidates.len()).collect(), |leads| vec![leads])
     }
 
     /// Whether the name can only be meant for this cluster: one of its forms ends with the cluster domain as asked.
@@ -66,13 +80,16 @@ mod tests {
     #[test]
     fn a_short_name_is_a_service_of_the_clients_namespace_first() {
         let name = DnsName::new("web", &search(), 5);
-        assert_eq!(name.services()[0], ("shop".to_owned(), "web".to_owned()));
+        let first = &name.services()[0];
+        assert_eq!((first.namespace.as_str(), first.service.as_str(), first.of_pod), ("shop", "web", false));
     }
 
     #[test]
     fn a_name_with_namespace_is_tried_in_all_its_readings() {
         let services = DnsName::new("web.pay", &search(), 5).services();
-        assert!(services.contains(&("pay".to_owned(), "web".to_owned())), "{services:?}");
+        let plain: Vec<_> = services.iter().filter(|s| !s.of_pod).collect();
+        assert_eq!(plain.len(), 1, "{services:?}");
+        assert_eq!((plain[0].namespace.as_str(), plain[0].service.as_str()), ("pay", "web"));
     }
 
     #[test]
@@ -83,6 +100,6 @@ mod tests {
     #[test]
     fn a_cluster_may_have_another_domain() {
         let search = ["shop.svc.corp.example".to_owned(), "svc.corp.example".to_owned()];
-        assert_eq!(DnsName::new("web", &search, 5).services()[0], ("shop".to_owned(), "web".to_owned()));
+        assert_eq!(DnsName::new("web", &search, 5).services()[0].namespace, "shop");
     }
 }

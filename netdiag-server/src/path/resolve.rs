@@ -131,6 +131,10 @@ fn to_service(
     };
     path.addresses = service.cluster_ips();
     path.backends = port.as_ref().map(|port| backends(cluster, &service, port)).unwrap_or_default();
+    if service.is_headless() && !matches!(path.question.to, Target::Service { port: Some(PortName::Name(_)), .. }) {
+        // Nothing translates the port of a headless Service: clients meet the pods at the number they dial.
+        path.backends.iter_mut().for_each(|backend| backend.port = path.port.unwrap_or(backend.port));
+    }
     path.target = TargetObject::Service { service, port };
     Ok(())
 }
@@ -219,9 +223,13 @@ fn to_name(
         path.clients.first().and_then(|c| c.pod.as_ref()).map_or("default", |p| p.metadata.namespace.as_str());
     let usual = [format!("{namespace}.svc.cluster.local"), "svc.cluster.local".to_owned(), "cluster.local".to_owned()];
     let (search, ndots) = search.unwrap_or((&usual, 5));
-    let name = DnsName::new(name, search, ndots);
-    let service =
-        name.services().into_iter().find_map(|(namespace, service)| cluster.services.get(&namespace, &service));
+    let mut name = DnsName::new(name, search, ndots);
+    let found = name.services().into_iter().find_map(|named| {
+        let service = cluster.services.get(&named.namespace, &named.service)?;
+        (!named.of_pod || service.is_headless()).then_some((named.candidate, service))
+    });
+    name.leads = found.map(|(candidate, _)| candidate);
+    let service = found.map(|(_, service)| service);
     path.name = Some(name);
     match service {
         Some(service) => to_service(path, cluster, service.clone(), port.map(PortName::Number)),

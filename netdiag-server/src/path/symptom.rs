@@ -1,5 +1,6 @@
 //! What a client of the path experiences, by probes from its own network namespace.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -8,6 +9,8 @@ use netdiag_common::observation::probe::{DnsRecord, Outcome, ProbeRequest, Probe
 
 use super::{Backend, Client, Path};
 use crate::evidence::{Look, View};
+use crate::finding::Fate;
+use crate::question::Origin;
 
 /// Connects made to the address the client dials: with three tries a path that loses every second connection shows in 7 of 8
 /// questions, and endpoints are probed one by one besides.
@@ -18,6 +21,10 @@ const BACKEND_TIMEOUT_MS: u32 = 1_500;
 const DNS_TIMEOUT_MS: u32 = 1_500;
 /// Endpoints probed one by one; a larger Service is sampled, and the rest is named as not seen.
 pub(crate) const MAX_BACKEND_PROBES: usize = 16;
+/// Name servers that a resolver uses of its list (MAXNS of resolv.conf(5)).
+const MAX_NAME_SERVERS: usize = 3;
+/// Candidates asked for; kubelet warns about search lists longer than this.
+const MAX_CANDIDATES: usize = 8;
 /// Hosts probed when the question names no source; the rest is named as not seen.
 pub(crate) const MAX_CLIENT_PROBES: usize = 16;
 
@@ -56,6 +63,8 @@ pub enum ProbeTo {
     Address(IpAddr),
     /// Index into [`Path::backends`].
     Backend(usize),
+    /// The lookup that comes before any connection: a name server of the client, and an index into the name's candidates.
+    Lookup { server: IpAddr, candidate: usize },
 }
 
 impl Path {
@@ -98,9 +107,34 @@ pub fn dns_probe(server: IpAddr, port: u16, name: &str) -> ProbeRequest {
     ProbeRequest::Dns { server, port, name: name.to_owned(), record: DnsRecord::A, timeout_ms: DNS_TIMEOUT_MS }
 }
 
+/// The lookups that the asked name costs the client, at each of its name servers. Nothing for paths without a name, without
+/// a stated source, or whose client's resolver is not seen (noted by the view).
+pub fn lookups(path: &Path, view: &mut View) -> Vec<ProbeSeen> {
+    let (Some(name), [client]) = (&path.name, path.clients.as_slice()) else { return Vec::new() };
+    if path.question.from == Origin::EveryNode {
+        return Vec::new();
+    }
+    let Look::Seen(resolver) = view.resolver(&client.node, &client.netns) else { return Vec::new() };
+    // A Service of IPv6 alone has no A record.
+    let only_v6 = !path.addresses.is_empty() && path.addresses.iter().all(IpAddr::is_ipv6);
+    let record = if only_v6 { DnsRecord::Aaaa } else { DnsRecord::A };
+    let mut probes = Vec::new();
+    for server in resolver.value.nameservers.iter().copied().take(MAX_NAME_SERVERS) {
+        for candidate in name.lookups().into_iter().take(MAX_CANDIDATES) {
+            let name = name.candidates[candidate].clone();
+            let request = ProbeRequest::Dns { server, port: 53, name, record, timeout_ms: DNS_TIMEOUT_MS };
+            if let Look::Seen(seen) = view.probe(&client.node, &client.netns, request) {
+                let to = ProbeTo::Lookup { server, candidate };
+                probes.push(ProbeSeen { client: 0, to, at: seen.at, result: seen.value.clone() });
+            }
+        }
+    }
+    probes
+}
+
 /// Looks at the probes of a path; the view notes those that were not sent yet.
 pub fn symptom(path: &Path, view: &mut View) -> Symptom {
-    let mut probes = Vec::new();
+    let mut probes = lookups(path, view);
     for (index, client) in path.clients.iter().enumerate().take(MAX_CLIENT_PROBES) {
         for address in &path.addresses {
             if !reachable_family(client, *address) {
@@ -128,20 +162,45 @@ pub fn symptom(path: &Path, view: &mut View) -> Symptom {
             }
         }
     }
-    Symptom { state: state(&probes), probes }
+    let state = match (lookup_state(&probes), connect_state(&probes)) {
+        (SymptomState::Fails, _) => SymptomState::Fails,
+        (SymptomState::Partial, SymptomState::Works) => SymptomState::Partial,
+        // A name that is found says nothing about what is behind it.
+        (_, connect) => connect,
+    };
+    Symptom { state, probes }
 }
 
 fn reachable_family(client: &Client, address: IpAddr) -> bool {
     client.addresses.is_empty() || client.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4())
 }
 
+/// The name is found when any name server gives an address for any candidate; the next server is tried when one does not
+/// answer (resolv.conf(5)), which costs seconds.
+fn lookup_state(probes: &[ProbeSeen]) -> SymptomState {
+    let mut servers: BTreeMap<IpAddr, bool> = BTreeMap::new();
+    for probe in probes {
+        if let ProbeTo::Lookup { server, .. } = probe.to {
+            *servers.entry(server).or_default() |= probe.fate().is_none();
+        }
+    }
+    let good = servers.values().filter(|found| **found).count();
+    match (good, servers.len() - good) {
+        (0, 0) => SymptomState::Unknown,
+        (_, 0) => SymptomState::Works,
+        (0, _) => SymptomState::Fails,
+        _ => SymptomState::Partial,
+    }
+}
+
 /// What the client dials decides; endpoints that fail while the Service answers make it partial.
-fn state(probes: &[ProbeSeen]) -> SymptomState {
-    let sum = |of_address: bool| {
-        let chosen = probes.iter().filter(|p| matches!(p.to, ProbeTo::Address(_)) == of_address);
+fn connect_state(probes: &[ProbeSeen]) -> SymptomState {
+    let sum = |chosen: fn(&ProbeTo) -> bool| {
+        let chosen = probes.iter().filter(|p| chosen(&p.to));
         chosen.fold((0, 0), |(good, bad), p| (good + p.result.succeeded(), bad + p.result.failed()))
     };
-    let (dialled, endpoints) = (sum(true), sum(false));
+    let dialled = sum(|to| matches!(to, ProbeTo::Address(_)));
+    let endpoints = sum(|to| matches!(to, ProbeTo::Backend(_)));
     match (dialled, endpoints) {
         ((0, 0), (0, 0)) => SymptomState::Unknown,
         ((0, 0), (_, 0)) => SymptomState::Works,
@@ -157,6 +216,26 @@ impl Symptom {
         self.probes.iter().filter(|probe| matches!(probe.to, ProbeTo::Address(_)))
     }
 
+    /// The lookups of the asked name.
+    pub fn lookups(&self) -> impl Iterator<Item = &ProbeSeen> {
+        self.probes.iter().filter(|probe| matches!(probe.to, ProbeTo::Lookup { .. }))
+    }
+
+    /// Every probe but the lookups.
+    pub fn connects(&self) -> impl Iterator<Item = &ProbeSeen> {
+        self.probes.iter().filter(|probe| !probe.is_lookup())
+    }
+
+    /// How the lookup of the name went, whatever came after.
+    pub fn lookup_state(&self) -> SymptomState {
+        lookup_state(&self.probes)
+    }
+
+    /// How the connections went, whatever the lookup said.
+    pub fn connect_state(&self) -> SymptomState {
+        connect_state(&self.probes)
+    }
+
     /// The probes of one endpoint.
     pub fn to_backend(&self, index: usize) -> impl Iterator<Item = &ProbeSeen> {
         self.probes.iter().filter(move |probe| probe.to == ProbeTo::Backend(index))
@@ -164,16 +243,36 @@ impl Symptom {
 }
 
 impl ProbeSeen {
+    pub fn is_lookup(&self) -> bool {
+        matches!(self.to, ProbeTo::Lookup { .. })
+    }
+
+    pub fn is_to_address(&self) -> bool {
+        matches!(self.to, ProbeTo::Address(_))
+    }
+
+    /// How the first failed attempt ended; none when all got through.
+    pub fn fate(&self) -> Option<Fate> {
+        let of = if self.is_lookup() { Fate::of_lookup } else { Fate::of };
+        self.result.attempts.iter().find_map(|attempt| of(&attempt.outcome))
+    }
+
     /// `3 of 3 connects to 10.96.0.7:80 from pod shop/client: refused (ECONNREFUSED) after 1.2 ms`.
     pub fn words(&self, path: &Path) -> String {
         let client = path.clients.get(self.client).map(|c| c.reference.to_string()).unwrap_or_default();
         let target = match self.to {
             ProbeTo::Address(address) => std::net::SocketAddr::new(address, path.port.unwrap_or(0)).to_string(),
             ProbeTo::Backend(index) => path.backends.get(index).map(Backend::words).unwrap_or_default(),
+            ProbeTo::Lookup { server, candidate } => {
+                let asked = path.name.as_ref().and_then(|name| name.candidates.get(candidate));
+                format!("name server {server} for {}", asked.map_or("", String::as_str))
+            }
         };
         let total = self.result.attempts.len();
-        let failed =
-            self.result.attempts.iter().filter(|a| !matches!(a.outcome, Outcome::Connected | Outcome::Answered { .. }));
+        let of = if self.is_lookup() { Fate::of_lookup } else { Fate::of };
+        let failed = self.result.attempts.iter().filter(|a| {
+            !matches!(a.outcome, Outcome::Connected | Outcome::Answered { .. }) || of(&a.outcome).is_some()
+        });
         let Some(worst) = failed.clone().next().or(self.result.attempts.first()) else {
             return format!("probe of {target} from {client} made no attempt");
         };
