@@ -8,22 +8,36 @@ use crate::evidence::{KindName, View};
 use crate::finding::Finding;
 use crate::path::Path;
 
+pub mod cluster_dns_has_no_endpoints;
 mod enforced;
 pub mod host_firewall_drops_path;
 pub mod kube_proxy_rules_stale;
+pub mod listener_bound_to_loopback;
+pub mod name_does_not_exist;
 pub mod pod_network_route_missing;
 pub mod policy_denies_path;
 mod proof;
+pub mod service_has_no_ready_endpoints;
+pub mod service_port_not_defined;
 pub mod service_selects_no_pods;
+mod sockets;
+pub mod target_port_not_listening;
 mod trace;
+mod unready;
 
 /// Every condition, in the order of the path a packet takes.
 pub const ALL: &[&Condition] = &[
+    &name_does_not_exist::CONDITION,
+    &cluster_dns_has_no_endpoints::CONDITION,
+    &service_port_not_defined::CONDITION,
     &service_selects_no_pods::CONDITION,
+    &service_has_no_ready_endpoints::CONDITION,
     &kube_proxy_rules_stale::CONDITION,
     &policy_denies_path::CONDITION,
     &host_firewall_drops_path::CONDITION,
     &pod_network_route_missing::CONDITION,
+    &target_port_not_listening::CONDITION,
+    &listener_bound_to_loopback::CONDITION,
 ];
 
 /// The condition with this code.
