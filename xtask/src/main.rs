@@ -5,6 +5,7 @@
 mod bench;
 mod cluster;
 mod command;
+mod demo;
 mod e2e;
 mod ebpf;
 mod image;
@@ -34,6 +35,11 @@ enum Task {
     /// Run a real Kubernetes cluster on this machine, without Docker
     #[command(subcommand)]
     Cluster(cluster::cli::Task),
+    /// Break a small topology of network namespaces three times and show netdiag's answers
+    Demo(demo::Arguments),
+    /// The process of a pod of the demo
+    #[command(hide = true)]
+    DemoPod(demo::ServeArguments),
     /// Break a real cluster in many ways and compare netdiag's answers with the truth
     E2e(e2e::Arguments),
     /// Run all tests; the last line counts them
@@ -48,6 +54,8 @@ fn main() -> std::process::ExitCode {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::Ebpf(arguments) => ebpf::run(&arguments),
         Task::Cluster(task) => cluster::cli::run(task),
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::DemoPod(arguments) => demo::serve(&arguments),
         Task::E2e(arguments) => e2e::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(task) => bench::run(&task),

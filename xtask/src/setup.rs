@@ -22,6 +22,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Purpose {
     /// Building the kernel programs
     Ebpf,
+    /// Running the demo
+    Demo,
     /// Running a cluster
     Cluster,
     /// Running a cluster whose NetworkPolicy Cilium enforces
@@ -40,7 +42,7 @@ struct Package {
 const PYTHON_PACKAGES: [&str; 2] = ["mcp==2.3.0", "skills-ref==0.1.1"];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let all = [Purpose::Ebpf, Purpose::Cluster, Purpose::Cilium, Purpose::Tests];
+    let all = [Purpose::Ebpf, Purpose::Demo, Purpose::Cluster, Purpose::Cilium, Purpose::Tests];
     let purposes = if arguments.purposes.is_empty() { &all[..] } else { &arguments.purposes };
     for &purpose in purposes {
         prepare(purpose)?;
@@ -53,6 +55,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 pub(crate) fn prepare(purpose: Purpose) -> Result<()> {
     match purpose {
         Purpose::Ebpf => prepare_ebpf(),
+        Purpose::Demo => install(&[
+            package("nftables", "/usr/sbin/nft"),
+            package("iproute2", "/usr/bin/ip"),
+            package("procps", "/usr/sbin/sysctl"),
+        ]),
         Purpose::Cluster => {
             parts::go()?;
             install(&[
