@@ -27,7 +27,7 @@ pub(crate) struct Budget {
 #[derive(Default)]
 struct Counted {
     kept: usize,
-    left_out: usize,
+    cut: bool,
 }
 
 impl Budget {
@@ -39,11 +39,11 @@ impl Budget {
         self.limits.with_text
     }
 
-    /// Whether one more rule of this chain is kept. Counts those that are not.
+    /// Whether one more rule of this chain is kept. Remembers when one is not.
     pub(crate) fn admits(&mut self, table: &str, chain: &str) -> bool {
         let (counted, most) = self.counted(table, chain);
         let admitted = counted.kept < most;
-        counted.left_out += usize::from(!admitted);
+        counted.cut |= !admitted;
         admitted
     }
 
@@ -57,11 +57,18 @@ impl Budget {
         admitted
     }
 
+    pub(crate) fn is_out_of_service_elements(&self) -> bool {
+        self.service_elements >= self.limits.service_elements
+    }
+
     /// What was left out, in words.
     pub(crate) fn left_out(&self) -> Vec<String> {
         let counted = [(&self.rules, "rules"), (&self.service_rules, "rules in chains of Services")];
-        let beyond = counted.iter().filter(|(counted, _)| counted.left_out > 0);
-        beyond.map(|(counted, what)| format!("{} {what} after the first {}", counted.left_out, counted.kept)).collect()
+        let beyond = counted.iter().filter(|(counted, _)| counted.cut);
+        let words = |(counted, what): &(&Counted, &str)| {
+            format!("{what} after the first {}, with the chains they are in", counted.kept)
+        };
+        beyond.map(words).collect()
     }
 
     fn counted(&mut self, table: &str, chain: &str) -> (&mut Counted, usize) {
@@ -98,7 +105,7 @@ mod tests {
             }
         }
         assert!(budget.admits("filter", "INPUT"));
-        assert_eq!(budget.left_out(), ["3 rules in chains of Services after the first 2"]);
+        assert_eq!(budget.left_out(), ["rules in chains of Services after the first 2, with the chains they are in"]);
     }
 
     #[test]

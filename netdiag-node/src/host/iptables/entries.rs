@@ -1,7 +1,7 @@
 //! Decodes the entries of a table: one after the other, chains told apart by offsets (`struct ipt_entry`,
 //! `struct ip6t_entry`; layouts checked against the headers of Linux 6.1 on a 64-bit machine).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -74,6 +74,7 @@ pub(super) fn parse(family: Family, name: &str, blob: &Blob, budget: &mut Budget
     let starts = chain_starts(blob, &entries);
     let mut chains: Vec<Chain> = Vec::new();
     let mut underflow = None;
+    let mut cut = HashSet::new();
     for entry in &entries {
         if let Some(hook) = hook_at(blob, &blob.hook_entry, entry.at) {
             let (chain, at) = HOOK_NAMES[hook];
@@ -102,6 +103,9 @@ pub(super) fn parse(family: Family, name: &str, blob: &Blob, budget: &mut Budget
             budget.add(name, &chain.name, 1);
             let position = chain.rules.len() as u64 + 1;
             chain.rules.push(entry.rule(&chain.name, position, &starts, budget.with_text()));
+        } else if chain.base.is_none() {
+            // As in nf_tables: a jump to a chain that is not there is seen to be unknown.
+            cut.insert(chain.name.clone());
         }
     }
     for chain in chains.iter_mut().filter(|chain| chain.base.is_none()) {
@@ -111,7 +115,7 @@ pub(super) fn parse(family: Family, name: &str, blob: &Blob, budget: &mut Budget
         }
     }
     // The end of the table looks like a chain of this name.
-    chains.retain(|chain| chain.name != ERROR_TARGET);
+    chains.retain(|chain| chain.name != ERROR_TARGET && !cut.contains(&chain.name));
     Ok(Table { backend: Backend::IptablesLegacy, family: family.name().into(), name: name.into(), chains })
 }
 

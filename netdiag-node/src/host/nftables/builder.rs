@@ -1,7 +1,7 @@
 //! Puts the messages of a dump together: tables, chains, sets and elements first, then rules, which are decoded as they
 //! come, so that only one copy of the ruleset is held.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use netdiag_common::observation::rules::{Backend, BaseChain, Chain, Hook, Table, Verdict};
@@ -41,6 +41,8 @@ struct Building {
     family: u8,
     table: Table,
     chains: HashMap<String, usize>,
+    /// Chains of which rules were left out, by index.
+    cut: HashSet<usize>,
     sets: HashMap<String, Set>,
     /// Known when all chains are, so at the first rule.
     style: Option<Style>,
@@ -55,13 +57,45 @@ impl Builder {
         self.generation
     }
 
-    /// Family, table and name of all sets.
+    /// Family, table and name of all sets, those with a name of their own first: where elements are limited, they say
+    /// more.
     pub(super) fn set_names(&self) -> Vec<(u8, String, String)> {
-        let of = |table: &Building| {
-            let name = |set: &Set| (set.family, set.table.clone(), set.name.clone());
-            table.sets.values().map(name).collect::<Vec<_>>()
+        let mut sets: Vec<&Set> = self.tables.iter().flat_map(|table| table.sets.values()).collect();
+        sets.sort_by_key(|set| set.is_anonymous());
+        sets.into_iter().map(|set| (set.family, set.table.clone(), set.name.clone())).collect()
+    }
+
+    /// Whether the elements of a set should be asked for. A set for which there is no room is marked as such.
+    pub(super) fn wants_elements(&mut self, family: u8, table: &str, set: &str) -> bool {
+        let full = self.budget.is_out_of_service_elements();
+        let set = self.table(family, table).and_then(|building| building.sets.get_mut(set));
+        let unwanted = set.filter(|set| full && is_service_map(set));
+        let wanted = unwanted.is_none();
+        if let Some(set) = unwanted {
+            set.complete = false;
+        }
+        wanted
+    }
+
+    /// Family, table and name of all chains.
+    pub(super) fn chain_names(&self) -> Vec<(u8, String, String)> {
+        let of = |building: &Building| {
+            let name = |chain: &Chain| (building.family, building.table.name.clone(), chain.name.clone());
+            building.table.chains.iter().map(name).collect::<Vec<_>>()
         };
         self.tables.iter().flat_map(of).collect()
+    }
+
+    /// Whether the rules of a chain should be asked for. A chain for which there is no room is marked as such.
+    pub(super) fn wants_rules(&mut self, family: u8, table: &str, chain: &str) -> bool {
+        let wanted = self.budget.admits(table, chain);
+        if !wanted
+            && let Some(building) = self.table(family, table)
+            && let Some(index) = building.chains.get(chain)
+        {
+            building.cut.insert(*index);
+        }
+        wanted
     }
 
     /// Takes one message. Breaks when the rest of this dump is not wanted.
@@ -95,6 +129,13 @@ impl Builder {
             if style_of(&building.table) == Style::Iptables {
                 building.table.backend = Backend::IptablesNft;
             }
+            // A jump to a chain that is not there is seen to be unknown; a chain without its last rules would not be.
+            // A base chain stays, since without it nothing would say that there is one.
+            let mut index = 0..;
+            building.table.chains.retain(|chain| {
+                let cut = index.next().is_some_and(|index| building.cut.contains(&index));
+                !cut || chain.base.is_some()
+            });
             sets.extend(building.sets.into_values().filter(|set| !set.is_anonymous()));
             tables.push(building.table);
         }
@@ -115,8 +156,8 @@ impl Builder {
             name: name.into_owned(),
             chains: Vec::new(),
         };
-        let (chains, sets) = (HashMap::new(), HashMap::new());
-        self.tables.push(Building { family, table, chains, sets, style: None });
+        let (chains, cut, sets) = (HashMap::new(), HashSet::new(), HashMap::new());
+        self.tables.push(Building { family, table, chains, cut, sets, style: None });
     }
 
     fn add_chain(&mut self, family: u8, attributes: Attributes<'_>) {
@@ -148,7 +189,7 @@ impl Builder {
         let Some(set) = building.and_then(|building| building.sets.get_mut(&*name)) else {
             return ControlFlow::Continue(());
         };
-        let is_service_map = set.table == KUBE_PROXY_TABLE && set.flags & IS_MAP != 0;
+        let is_service_map = is_service_map(set);
         for (_, body) in Attributes(list) {
             let admitted =
                 if is_service_map { self.budget.admits_service_element() } else { set.elements.len() < OTHER_ELEMENTS };
@@ -178,6 +219,7 @@ impl Builder {
         };
         let Some(index) = building.chains.get(&*chain) else { return };
         if !self.budget.admits(&table, &chain) {
+            building.cut.insert(*index);
             return;
         }
         let list = attributes.find(expressions).unwrap_or_default();
@@ -199,6 +241,10 @@ impl Builder {
         self.budget.add(&table, &chain, rules.len());
         building.table.chains[*index].rules.extend(rules);
     }
+}
+
+fn is_service_map(set: &Set) -> bool {
+    set.table == KUBE_PROXY_TABLE && set.flags & IS_MAP != 0
 }
 
 /// iptables-nft uses fixed table names, and upper-case names for base chains.
