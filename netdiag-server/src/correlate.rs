@@ -166,6 +166,7 @@ fn explains(by: &Cause, other: &Cause) -> bool {
         Relation::SamePath => true,
         Relation::SameService => share(by, other, "Service"),
         Relation::SameNode => share(by, other, "Node"),
+        Relation::SamePolicy => share(by, other, "NetworkPolicy"),
     })
 }
 

@@ -9,6 +9,7 @@ use crate::finding::Finding;
 use crate::path::Path;
 
 pub mod cluster_dns_has_no_endpoints;
+pub mod egress_policy_blocks_dns;
 mod enforced;
 pub mod host_firewall_drops_path;
 pub mod kube_proxy_rules_stale;
@@ -28,6 +29,7 @@ mod unready;
 /// Every condition, in the order of the path a packet takes.
 pub const ALL: &[&Condition] = &[
     &name_does_not_exist::CONDITION,
+    &egress_policy_blocks_dns::CONDITION,
     &cluster_dns_has_no_endpoints::CONDITION,
     &service_port_not_defined::CONDITION,
     &service_selects_no_pods::CONDITION,
@@ -111,6 +113,8 @@ pub enum Relation {
     SameService,
     /// Both name the same node.
     SameNode,
+    /// Both name the same NetworkPolicy.
+    SamePolicy,
     /// Both were found for the same question.
     SamePath,
 }

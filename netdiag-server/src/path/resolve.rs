@@ -139,7 +139,8 @@ fn to_service(
     Ok(())
 }
 
-fn backends(cluster: &Cluster, service: &Service, port: &ServicePort) -> Vec<Backend> {
+/// The endpoints of one port of a Service, by its EndpointSlices.
+pub(crate) fn backends(cluster: &Cluster, service: &Service, port: &ServicePort) -> Vec<Backend> {
     let slices: Vec<&Arc<EndpointSlice>> = cluster.slices_of(service).collect();
     let mut found: Vec<Backend> = Vec::new();
     for slice in slices {
