@@ -126,6 +126,7 @@ fn relation(relation: Relation) -> &'static str {
     match relation {
         Relation::SameService => "same Service",
         Relation::SameNode => "same node",
+        Relation::SamePolicy => "same NetworkPolicy",
         Relation::SamePath => "same path",
     }
 }

@@ -123,7 +123,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         claim: claim(pod, denial, &dns, first.port, denials.len(), tcp_too(cluster, client, &dns)),
         proofs,
         predicts: if path.name.is_some() { lookup_fates(&enforcer) } else { enforcer.denies },
-        fix: fix(path, &denial.policies[0], &dns, first.port),
+        fix: fix(path, denial.policies[0], &dns, first.port),
     })
 }
 

@@ -184,7 +184,8 @@ fn on_node(path: &Path, client: &Client, backend: &Backend, hop: &NodeHop, view:
         let counted = stop.rule.and_then(|rule| rule.counter).map(|counter| counter.packets);
         let shown = counted.is_some_and(|packets| packets > 0) || observed.is_some();
         let failed_so = matches!(met, Met::Failed(fate) if predicts.contains(&fate));
-        if !stop.sure && !(shown && failed_so) {
+        let believed = stop.sure || (shown && failed_so);
+        if !believed {
             continue;
         }
         return Found::Stopped(Box::new(Stopped {
