@@ -162,6 +162,31 @@ fn small_sets_are_listed_and_tuples_become_one_rule_each() {
 }
 
 #[test]
+fn lookups_in_several_sets_of_tuples_do_not_multiply() {
+    in_namespace("several_sets", || {
+        let tuples = |first: &str| (1..=100).map(|i| format!("{first}.{i} . {i}")).collect::<Vec<_>>().join(", ");
+        let (a, b) = (tuples("10.0.0"), tuples("10.0.1"));
+        let rules = format!(
+            "table ip t {{
+                chain c {{
+                    ip saddr . tcp sport {{ {a} }} ip daddr . tcp dport {{ {b} }} drop
+                }}
+            }}"
+        );
+        if run("several_sets", "nft", &["-f", "-"], &rules) {
+            let ruleset = read();
+            let rules = &chain(table(&ruleset, "ip", "t"), "c").rules;
+            assert_eq!(rules.len(), 100);
+            assert!(
+                rules.iter().all(|rule| matches!(rule.matches.last(), Some(Match::Other { .. }))),
+                "{:?}",
+                rules[0]
+            );
+        }
+    });
+}
+
+#[test]
 fn large_sets_are_named_and_leave_the_rule_undecided() {
     in_namespace("large_sets", || {
         let elements: Vec<_> = (0..2000u32).map(|i| format!("10.{}.{}.1", i / 250, i % 250)).collect();

@@ -68,13 +68,17 @@ impl Draft {
             return vec![self];
         };
         let small = set.elements.len() <= 2 * MAX_INLINE_ELEMENTS;
-        let entries = small.then(|| set.entries()).flatten().filter(|entries| entries.len() <= MAX_INLINE_ELEMENTS);
         let Some(key) = self.key(from, set) else {
             let verb = if negated { "not in" } else { "in" };
             self.other(format!("register {from} {verb} @{name}"));
             return vec![self];
         };
         let key_words = key.iter().map(|(_, content)| content.words()).collect::<Vec<_>>().join(" . ");
+        let entries = small.then(|| set.entries()).flatten().filter(|entries| entries.len() <= MAX_INLINE_ELEMENTS);
+        // A second unfolding would multiply the rules: what it asks is named instead.
+        let unfolds =
+            key.len() > 1 || to == Some(0) || !matches!(key[..], [(_, Content::Computed { .. })]) && to.is_some();
+        let entries = entries.filter(|_| !(unfolds && self.unfolded));
         let is_verdict_map = to == Some(0);
         match entries {
             Some(entries) if to.is_some() => self.map(context, set, &entries, &key, &key_words, to.unwrap_or_default()),
@@ -190,6 +194,7 @@ impl Draft {
     ) -> Vec<Self> {
         let forked = |entry: &Entry<'_>| {
             let mut draft = self.clone();
+            draft.unfolded = true;
             match &entry.keys {
                 Some(keys) => {
                     for (range, content) in key {

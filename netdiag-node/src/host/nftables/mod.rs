@@ -165,6 +165,9 @@ mod tests {
     const LIMITS: Limits = Limits { rules: 1000, service_rules: 1000, service_elements: 1000, with_text: true };
 
     proptest! {
+        // Each case replays a whole recording.
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         /// Whatever a broken or newer kernel sends, the reading ends, and keeps within its limits.
         #[test]
         fn damaged_messages_never_panic(

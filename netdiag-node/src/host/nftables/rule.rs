@@ -48,6 +48,8 @@ pub(super) struct Draft {
     pub layers: Layers,
     /// The lower bound that the last match asked for, and the number of matches then.
     pub lower_bound: Option<(Field, Vec<u8>, usize)>,
+    /// This is one of several rules that a lookup became.
+    pub unfolded: bool,
     counter: Option<Counter>,
     comment: Option<String>,
 }
@@ -72,6 +74,7 @@ pub(super) fn decode(
         registers: Registers::default(),
         layers: Layers { network, transport: None },
         lower_bound: None,
+        unfolded: false,
         counter: None,
         comment,
     }];
