@@ -143,7 +143,7 @@ fn unsearched(name: &DnsName, namespace: &str, services: &Kind<Service>) -> Opti
 
 /// The Service the client most likely means; none for names that need not be the cluster's, like `example.com`.
 fn meant(name: &DnsName, services: &Kind<Service>, exists: impl Fn(&str) -> bool) -> Option<ServiceName> {
-    let explicit = name.is_in_cluster_domain() || name.asked.ends_with(".svc");
+    let explicit = name.is_in_cluster_domain() || name.asked.rsplit('.').next() == Some("svc");
     let close = |named: &ServiceName| {
         services.iter().any(|service| {
             service.metadata.name == named.service && edit_distance(&service.metadata.namespace, &named.namespace) <= 2

@@ -1,6 +1,7 @@
 //! Who listens behind a path: the endpoints of the path joined with the sockets of their network namespaces.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use netdiag_common::Netns;
@@ -59,7 +60,7 @@ impl<'p> Sockets<'p> {
 
 pub(super) fn behind<'p>(path: &'p Path, view: &mut View) -> Sockets<'p> {
     let mut found = Sockets { behind: Vec::new(), dark: 0, unread: 0 };
-    let families: BTreeSet<bool> = path.clients.iter().flat_map(|c| &c.addresses).map(|a| a.is_ipv4()).collect();
+    let families: BTreeSet<bool> = path.clients.iter().flat_map(|c| &c.addresses).map(IpAddr::is_ipv4).collect();
     let spoken = |backend: &&Backend| families.is_empty() || families.contains(&backend.address.is_ipv4());
     for (index, backend) in path.ready_backends().filter(spoken).enumerate() {
         let (Some(pod), Some(netns), true) = (backend.pod.as_deref(), backend.netns(), index < MAX_ENDPOINTS) else {
@@ -144,7 +145,7 @@ pub(super) fn refused_packets(behind: &Behind, protocol: Protocol, view: &mut Vi
             })
     });
     let packets: u64 = groups.map(|group| group.packets).sum();
-    let socket = std::net::SocketAddr::new(backend.address, backend.port);
+    let socket = SocketAddr::new(backend.address, backend.port);
     let text = format!("{packets} packets to {socket} found no socket (NO_SOCKET) in {:.0} s", drops.value.window_s);
     (packets > 0).then(|| Proof::observed("dropped packets", &backend.node, drops.at, text))
 }
