@@ -15,8 +15,9 @@ use crate::question::Origin;
 /// Connects made to the address the client dials: with three tries a path that loses every second connection shows in 7 of 8
 /// questions, and endpoints are probed one by one besides.
 const ADDRESS_ATTEMPTS: u8 = 3;
-/// One SYN and its first retransmission (1 s after the SYN, RFC 6298) with a margin for slow nodes.
-const ADDRESS_TIMEOUT_MS: u32 = 1_200;
+/// One SYN and its first retransmission (1 s after the SYN, RFC 6298) with a margin for slow nodes. Not less: the kernel limits
+/// the rate of ICMP errors per destination, so the refusal of the first SYN may be lost and only the second one be answered.
+const ADDRESS_TIMEOUT_MS: u32 = 1_500;
 const BACKEND_TIMEOUT_MS: u32 = 1_500;
 const DNS_TIMEOUT_MS: u32 = 1_500;
 /// Endpoints probed one by one; a larger Service is sampled, and the rest is named as not seen.
