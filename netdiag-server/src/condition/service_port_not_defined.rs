@@ -5,9 +5,9 @@ use netdiag_common::observation::service_rules::Proxier;
 
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::object::{IntOrString, Object, Service};
-use crate::evidence::{Look, View};
+use crate::evidence::{KindName, Look, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
-use crate::path::Path;
+use crate::path::{Path, TargetObject};
 use crate::question::{PortName, Target};
 
 pub const CONDITION: Condition = Condition {
@@ -24,7 +24,7 @@ pub const CONDITION: Condition = Condition {
         ],
     },
     faults: &["svc-client-uses-wrong-port"],
-    reads: &[Read::Topic("service_rules")],
+    reads: &[Read::Kind(KindName::Services), Read::Topic("service_rules")],
     lookalikes: &["service_has_no_ready_endpoints", "kube_proxy_rules_stale"],
     explains: &[],
     judge,
@@ -32,7 +32,12 @@ pub const CONDITION: Condition = Condition {
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
     let Some(service) = path.service() else {
-        return Verdict::not_applicable("the path does not lead to a Service");
+        // A name or an address may well be a Service's that we were not shown.
+        let may_be = matches!(path.target, TargetObject::UnknownName | TargetObject::Address);
+        return match view.services() {
+            Look::Dark if may_be => Verdict::unknown(view),
+            _ => Verdict::not_applicable("the path does not lead to a Service"),
+        };
     };
     if let Some(port) = path.service_port() {
         let protocol = port.protocol.0.kubernetes();
