@@ -149,10 +149,10 @@ fn a_namespace_without_kube_proxy_has_no_services() {
 }
 
 /// Writes the rules of the namespace this runs in as a fixture: `NETDIAG_RECORD=kube-proxy-nftables cargo test record`.
+/// Nothing is recorded, and so nothing is tested, without that variable.
 #[test]
-#[ignore = "writes a fixture"]
 fn record() {
-    let name = std::env::var("NETDIAG_RECORD").expect("NETDIAG_RECORD names the fixture");
+    let Ok(name) = std::env::var("NETDIAG_RECORD") else { return };
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/rules");
     std::fs::create_dir_all(folder).unwrap();
     let netlink = crate::host::nftables::record(LIMITS).unwrap();
