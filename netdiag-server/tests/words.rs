@@ -52,6 +52,15 @@ fn read(path: &std::path::Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
+/// The text of one condition, in one file or in a folder of them.
+fn source_of(code: &str) -> String {
+    let mut text = read(&server(&format!("src/condition/{code}.rs")));
+    for entry in std::fs::read_dir(server(&format!("src/condition/{code}"))).into_iter().flatten() {
+        text.push_str(&read(&entry.expect("a condition's folder can be listed").path()));
+    }
+    text
+}
+
 fn codes() -> BTreeSet<String> {
     condition::ALL.iter().map(|condition| condition.code.to_owned()).collect()
 }
@@ -70,8 +79,11 @@ fn every_file_is_a_condition_of_the_list_and_has_its_fixture() {
 fn fixtures_tell_when_a_condition_fires_is_silent_and_cannot_tell() {
     for code in codes() {
         let text = read(&server(&format!("fixtures/{code}.md"))).to_lowercase();
-        for story in ["fires when", "stays silent when", "cannot tell when"] {
-            assert!(text.contains(story), "fixtures/{code}.md tells no story that {story}");
+        // Some can always tell: what they judge by is there whenever there is a path at all.
+        let may_be_unknown = source_of(&code).contains("Verdict::unknown");
+        for (story, wanted) in [("fires when", true), ("stays silent when", true), ("cannot tell when", may_be_unknown)]
+        {
+            assert!(!wanted || text.contains(story), "fixtures/{code}.md tells no story that {story}");
         }
     }
 }
