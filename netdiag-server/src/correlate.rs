@@ -198,11 +198,12 @@ fn status(causes: &[Cause], judged: &Judged) -> Status {
     if !causes.is_empty() {
         return Status::Degraded;
     }
+    let nothing_seen = judged.needs_raised > 0 && judged.needs_answered == 0;
     let undecided = judged.verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Unknown(_)));
     match judged.symptom.state {
         SymptomState::Works => Status::Healthy,
         SymptomState::Fails | SymptomState::Partial => Status::Unknown,
-        SymptomState::Unknown if undecided => Status::Unknown,
+        SymptomState::Unknown if undecided || nothing_seen => Status::Unknown,
         SymptomState::Unknown => Status::Healthy,
     }
 }

@@ -5,10 +5,13 @@
 
 pub mod answer;
 pub mod ask;
+pub mod cli;
 pub mod condition;
 pub mod correlate;
 pub mod evidence;
 pub mod finding;
+pub mod kube;
 pub mod mcp;
+pub mod nodes;
 pub mod path;
 pub mod question;

@@ -16,9 +16,15 @@ use crate::evidence::{Cluster, Evidence, Look, View};
 use crate::path::{self, Path, ResolveError};
 use crate::question::Question;
 
+mod any;
+pub mod bundle;
+pub mod live;
 mod scan;
 pub mod step;
 
+pub use any::AnySource;
+pub use bundle::BundleSource;
+pub use live::LiveSource;
 pub use scan::{MAX_SCAN_PATHS, Scope, scan};
 pub use step::Step;
 
@@ -141,7 +147,7 @@ async fn ask_once<S: Source>(source: &S, question: &Question) -> Result<Inquiry,
 /// All conditions over one path, and what they still need. Pure.
 pub fn judge(question: &Question, evidence: &Evidence) -> Result<(Judged, Vec<Need>), ResolveError> {
     let mut needs = Vec::new();
-    let mut gaps: Vec<Gap> = Vec::new();
+    let mut gaps: Vec<Gap> = evidence.cluster.unread.clone();
     let mut raised: BTreeSet<Need> = BTreeSet::new();
     let path = resolve(question, evidence, &mut needs)?;
     let mut note = |view: &View, needs: &mut Vec<Need>| {

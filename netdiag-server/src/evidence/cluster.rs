@@ -20,9 +20,13 @@ impl<T> Kind<T> {
         Self { objects: BTreeMap::new(), gap: Some(gap) }
     }
 
-    /// Why this kind could not be listed; then it holds nothing, and nothing may be concluded from that.
+    /// Why this kind could not be listed, or not all of it; then nothing may be concluded from what it holds.
     pub fn gap(&self) -> Option<&Gap> {
         self.gap.as_ref()
+    }
+
+    pub fn set_gap(&mut self, gap: Option<Gap>) {
+        self.gap = gap;
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<&Arc<T>> {
@@ -48,6 +52,16 @@ impl<T> Kind<T> {
 
     pub fn insert(&mut self, namespace: &str, name: &str, object: Arc<T>) {
         self.objects.insert((namespace.to_owned(), name.to_owned()), object);
+    }
+
+    pub fn remove(&mut self, namespace: &str, name: &str) {
+        self.objects.remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    /// Replaces the objects whose key's name starts with `prefix` by those of `fresh`. The gap stays.
+    pub fn replace_prefixed(&mut self, prefix: &str, fresh: Self) {
+        self.objects.retain(|(_, name), _| !name.starts_with(prefix));
+        self.objects.extend(fresh.objects);
     }
 }
 
@@ -84,6 +98,8 @@ pub struct Cluster {
     pub events: Kind<Event>,
     /// `kube-system/coredns` alone.
     pub config_maps: Kind<ConfigMap>,
+    /// Single objects and files that could not be understood; the rest of their kind is there.
+    pub unread: Vec<Gap>,
 }
 
 impl Cluster {

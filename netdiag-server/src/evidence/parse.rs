@@ -16,21 +16,64 @@ pub struct ObjectError {
     pub why: String,
 }
 
+/// The object itself, or the items of a `List`, each with its kind.
+pub fn items(value: Value) -> Vec<Value> {
+    let Value::Object(mut list) = value else { return vec![value] };
+    let kind = list.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let Some(item_kind) = kind.strip_suffix("List").map(str::to_owned) else { return vec![Value::Object(list)] };
+    let Some(Value::Array(mut items)) = list.remove("items") else { return Vec::new() };
+    // Items of a typed list carry no kind of their own.
+    for object in items.iter_mut().filter_map(Value::as_object_mut).filter(|_| !item_kind.is_empty()) {
+        object.entry("kind").or_insert_with(|| Value::String(item_kind.clone()));
+    }
+    items
+}
+
 /// Adds one object, or each item of a `List`, to the snapshot. Kinds that are never judged are skipped.
 pub fn add(cluster: &mut Cluster, value: Value) -> Result<(), ObjectError> {
-    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
-    if let (true, Value::Object(mut list)) = (kind.ends_with("List"), value.clone()) {
-        let item_kind = kind.trim_end_matches("List").to_owned();
-        let Some(Value::Array(items)) = list.remove("items") else { return Ok(()) };
-        for mut item in items {
-            // Items of a typed list carry no kind of their own.
-            if let (Some(object), false) = (item.as_object_mut(), item_kind.is_empty()) {
-                object.entry("kind").or_insert_with(|| Value::String(item_kind.clone()));
-            }
-            add(cluster, item)?;
+    items(value).into_iter().try_for_each(|object| add_object(cluster, object))
+}
+
+/// Adds one object of a known kind straight from its JSON, without a tree in between: what lists of the API are made of.
+pub fn add_json(cluster: &mut Cluster, kind: &str, json: &str) -> Result<(), ObjectError> {
+    let result = match kind {
+        "Namespace" => insert_json(&mut cluster.namespaces, json),
+        "Node" => insert_json(&mut cluster.nodes, json),
+        "Pod" => insert_json(&mut cluster.pods, json),
+        "Service" => insert_json(&mut cluster.services, json),
+        "EndpointSlice" => insert_json(&mut cluster.endpoint_slices, json),
+        "NetworkPolicy" => insert_json(&mut cluster.network_policies, json),
+        "Event" => insert_json(&mut cluster.events, json),
+        "ConfigMap" => insert_json(&mut cluster.config_maps, json),
+        "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => {
+            serde_json::from_str::<Workload>(json).map(|mut workload| {
+                kind.clone_into(&mut workload.kind);
+                insert_workload(cluster, workload);
+            })
         }
-        return Ok(());
-    }
+        _ => Ok(()),
+    };
+    result.map_err(|error| {
+        let value = serde_json::from_str(json).unwrap_or(Value::Null);
+        ObjectError { object: named(kind, &value), why: error.to_string() }
+    })
+}
+
+fn insert_json<T: Object + DeserializeOwned>(kind: &mut super::Kind<T>, json: &str) -> serde_json::Result<()> {
+    let object: T = serde_json::from_str(json)?;
+    let (namespace, name) = (object.meta().namespace.clone(), object.meta().name.clone());
+    kind.insert(&namespace, &name, Arc::new(object));
+    Ok(())
+}
+
+fn insert_workload(cluster: &mut Cluster, workload: Workload) {
+    let key = format!("{}/{}", workload.kind, workload.metadata.name);
+    cluster.workloads.insert(&workload.metadata.namespace.clone(), &key, Arc::new(workload));
+}
+
+/// Adds one object that is no list.
+pub fn add_object(cluster: &mut Cluster, value: Value) -> Result<(), ObjectError> {
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
     match kind.as_str() {
         "Namespace" => insert(&mut cluster.namespaces, value),
         "Node" => insert(&mut cluster.nodes, value),
@@ -41,9 +84,7 @@ pub fn add(cluster: &mut Cluster, value: Value) -> Result<(), ObjectError> {
         "Event" => insert(&mut cluster.events, value),
         "ConfigMap" => insert(&mut cluster.config_maps, value),
         "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => {
-            let workload: Workload = decode(value)?;
-            let key = format!("{kind}/{}", workload.metadata.name);
-            cluster.workloads.insert(&workload.metadata.namespace.clone(), &key, Arc::new(workload));
+            insert_workload(cluster, decode(value)?);
             Ok(())
         }
         "" => Err(ObjectError { object: "an object".to_owned(), why: "it has no kind".to_owned() }),
@@ -59,10 +100,15 @@ fn insert<T: Object + DeserializeOwned>(kind: &mut super::Kind<T>, value: Value)
 }
 
 fn decode<T: DeserializeOwned>(value: Value) -> Result<T, ObjectError> {
-    let named = |value: &Value| {
-        let text = |pointer| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-        format!("{} {}/{}", text("/kind"), text("/metadata/namespace"), text("/metadata/name"))
-    };
-    let object = named(&value);
+    let object = named(value.get("kind").and_then(Value::as_str).unwrap_or_default(), &value);
     serde_json::from_value(value).map_err(|error| ObjectError { object, why: error.to_string() })
+}
+
+/// `Pod shop/web-1`, `Node n1`.
+fn named(kind: &str, value: &Value) -> String {
+    let text = |pointer| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    match (text("/metadata/namespace"), text("/metadata/name")) {
+        ("", name) => format!("{kind} {name}"),
+        (namespace, name) => format!("{kind} {namespace}/{name}"),
+    }
 }

@@ -107,6 +107,36 @@ impl KindName {
             Self::ConfigMaps => cluster.config_maps.gap(),
         }
     }
+
+    pub fn set_gap(self, cluster: &mut Cluster, gap: Option<Gap>) {
+        match self {
+            Self::Namespaces => cluster.namespaces.set_gap(gap),
+            Self::Nodes => cluster.nodes.set_gap(gap),
+            Self::Pods => cluster.pods.set_gap(gap),
+            Self::Services => cluster.services.set_gap(gap),
+            Self::EndpointSlices => cluster.endpoint_slices.set_gap(gap),
+            Self::NetworkPolicies => cluster.network_policies.set_gap(gap),
+            Self::Workloads => cluster.workloads.set_gap(gap),
+            Self::Events => cluster.events.set_gap(gap),
+            Self::ConfigMaps => cluster.config_maps.set_gap(gap),
+        }
+    }
+
+    /// The kind that an object of this `kind` belongs to; none when it is never judged.
+    pub fn of_object(kind: &str) -> Option<Self> {
+        match kind {
+            "Namespace" => Some(Self::Namespaces),
+            "Node" => Some(Self::Nodes),
+            "Pod" => Some(Self::Pods),
+            "Service" => Some(Self::Services),
+            "EndpointSlice" => Some(Self::EndpointSlices),
+            "NetworkPolicy" => Some(Self::NetworkPolicies),
+            "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => Some(Self::Workloads),
+            "Event" => Some(Self::Events),
+            "ConfigMap" => Some(Self::ConfigMaps),
+            _ => None,
+        }
+    }
 }
 
 /// Records every look, so that declared reads can be compared with actual ones and the user gets a trail for nothing.

@@ -1,0 +1,47 @@
+//! A source chosen at run time.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use netdiag_common::observation::Observation;
+use netdiag_common::{Need, Reading};
+
+use super::{BundleSource, LiveSource, Source, SourceError};
+use crate::evidence::Cluster;
+
+/// What the command line or a tool was pointed at.
+pub enum AnySource {
+    Bundle(BundleSource),
+    Live(Box<LiveSource>),
+}
+
+impl Source for AnySource {
+    async fn cluster(&self) -> Result<Arc<Cluster>, SourceError> {
+        match self {
+            Self::Bundle(source) => source.cluster().await,
+            Self::Live(source) => source.cluster().await,
+        }
+    }
+
+    async fn gather(&self, needs: Vec<Need>, deadline: Instant) -> Vec<(Need, Reading<Observation>)> {
+        match self {
+            Self::Bundle(source) => source.gather(needs, deadline).await,
+            Self::Live(source) => source.gather(needs, deadline).await,
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        match self {
+            Self::Bundle(source) => source.now(),
+            Self::Live(source) => source.now(),
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        match self {
+            Self::Bundle(source) => source.is_live(),
+            Self::Live(source) => source.is_live(),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! `netdiag diagnose`: why one path fails.
+
+use super::output::{self, Format, Progress};
+use super::request::{self, DiagnoseRequest, TransportProtocol};
+use super::source::{self, SourceArgs};
+use super::{Failure, exit_code};
+use crate::{answer, ask};
+
+/// Names the cause why one connection fails
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// pod/NAMESPACE/NAME or node/NAME; without it, from each node's host
+    #[arg(long, value_name = "SOURCE")]
+    from: Option<String>,
+    /// service/NAMESPACE/NAME:PORT, pod/NAMESPACE/NAME:PORT, node/NAME:PORT, ip/ADDRESS:PORT or name/FQDN:PORT
+    #[arg(long, value_name = "TARGET")]
+    to: String,
+    #[arg(long, value_enum, default_value = "tcp")]
+    protocol: TransportProtocol,
+    /// Send no packets: only read what is there
+    #[arg(long)]
+    no_probe: bool,
+    /// Time until the answer must be there: 500ms, 20s, 2m
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = request::parse_timeout)]
+    timeout: u64,
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Format,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+pub(super) async fn run(args: Args) -> Result<u8, Failure> {
+    let request = DiagnoseRequest {
+        from: args.from,
+        to: args.to,
+        protocol: args.protocol,
+        no_probe: args.no_probe,
+        timeout_ms: args.timeout,
+    };
+    let question = request.question().map_err(|error| Failure(error.to_string()))?;
+    let answer = {
+        let _progress = Progress::start("asking the cluster");
+        let source = source::open(&args.source).await?;
+        answer::build(&ask::ask(&source, &question).await?)
+    };
+    output::answer(&answer, args.output)?;
+    Ok(exit_code(&answer))
+}

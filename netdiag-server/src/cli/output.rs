@@ -1,0 +1,70 @@
+//! How results reach the reader: text, JSON or Markdown; colour and progress only on a terminal.
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+
+use super::Failure;
+use crate::answer::{Answer, Paint, markdown, text};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Format {
+    Text,
+    Json,
+    Markdown,
+}
+
+pub(super) fn answer(answer: &Answer, format: Format) -> Result<(), Failure> {
+    let page = match format {
+        Format::Text => text::render(answer, paint()),
+        Format::Markdown => markdown::render(answer),
+        Format::Json => json(answer)?,
+    };
+    print(&page)
+}
+
+pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string_pretty(value).map_err(|error| Failure(format!("cannot write the answer as JSON: {error}")))
+}
+
+/// Writes a page to standard output. A reader that left early (`| head`) is no failure.
+pub(super) fn print(page: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let end = if page.ends_with('\n') { "" } else { "\n" };
+    match write!(out, "{page}{end}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure(format!("cannot write the answer: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// <https://no-color.org>: any value that is not empty turns colour off.
+pub(super) fn paint() -> Paint {
+    let off = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if std::io::stdout().is_terminal() && !off { Paint::Ansi } else { Paint::Plain }
+}
+
+/// One line on a terminal while we wait, gone when there is something to read.
+pub(super) struct Progress {
+    shown: bool,
+}
+
+impl Progress {
+    pub fn start(what: &str) -> Self {
+        let shown = std::io::stderr().is_terminal();
+        if shown {
+            eprint!("{what} …");
+        }
+        Self { shown }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown {
+            // Back to the line's start, and clear it (ECMA-48 EL).
+            eprint!("\r\x1b[K");
+        }
+    }
+}

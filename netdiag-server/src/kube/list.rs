@@ -1,0 +1,136 @@
+//! One reading of everything: all resources listed at once, page by page, decoded object by object.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use http::Request;
+use netdiag_common::{Gap, GapReason};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::Access;
+use super::error::RequestError;
+use super::resource::{RESOURCES, Resource};
+use crate::ask::SourceError;
+use crate::evidence::parse::{self, ObjectError};
+use crate::evidence::{Cluster, KindName};
+
+/// Objects per page: what kubectl asks for.
+const PAGE: usize = 500;
+/// Pages of one resource, so that a cluster that grows while we read cannot hold us: half a million objects.
+const MAX_PAGES: usize = 1_000;
+/// Events are looked at when they are recent, and a storm of them must not hold up the rest.
+const MAX_EVENT_PAGES: usize = 4;
+/// One page of one resource. The largest, 500 pods, is about 5 MiB.
+pub(super) const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Deserialize)]
+struct Page {
+    metadata: PageMeta,
+    items: Option<Vec<Box<RawValue>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PageMeta {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default)]
+    r#continue: String,
+}
+
+/// One resource's objects, and the version to watch from.
+pub(super) struct Listed {
+    pub objects: Cluster,
+    #[expect(dead_code, reason = "for the watch that keeps a server's objects current")]
+    pub resource_version: String,
+}
+
+/// Everything the API lets us read. A resource that it does not is a gap of its kind; an error means that nothing was read.
+pub async fn snapshot(access: &Access) -> Result<Cluster, SourceError> {
+    let all = join_all(RESOURCES.iter().map(|resource| list(access, resource))).await;
+    let mut cluster = Cluster::default();
+    let mut errors = Vec::new();
+    for (resource, result) in RESOURCES.iter().zip(all) {
+        match result {
+            Ok(listed) => resource.replace(&mut cluster, listed.objects),
+            Err(error) => {
+                resource.goes_to.set_gap(&mut cluster, Some(resource.gap(&error)));
+                errors.push(error);
+            }
+        }
+    }
+    if errors.len() == RESOURCES.len() {
+        return Err(errors.remove(0).of_source(access));
+    }
+    cluster.name = name(access, &cluster);
+    Ok(cluster)
+}
+
+/// The context, or inside a cluster the UID that its oldest namespace keeps for life.
+pub(super) fn name(access: &Access, cluster: &Cluster) -> String {
+    if !access.context.is_empty() {
+        return access.context.clone();
+    }
+    cluster
+        .namespaces
+        .get("", "kube-system")
+        .map_or_else(|| access.server.clone(), |system| system.metadata.uid.clone())
+}
+
+/// All objects of one resource. Consistent reads, except for events: a stale one costs nothing.
+pub(super) async fn list(access: &Access, resource: &Resource) -> Result<Listed, RequestError> {
+    let is_event = resource.goes_to == KindName::Events;
+    let pages = if is_event { MAX_EVENT_PAGES } else { MAX_PAGES };
+    let mut objects = Cluster::default();
+    let mut token = String::new();
+    let mut resource_version = String::new();
+    for _ in 0..pages {
+        let mut uri = format!("{}?limit={PAGE}", resource.path);
+        for (key, value) in [("&", resource.query), ("&continue=", token.as_str())] {
+            if !value.is_empty() {
+                uri.push_str(key);
+                uri.push_str(value);
+            }
+        }
+        let page: Page = get(access, &uri).await?;
+        resource_version = page.metadata.resource_version;
+        for item in page.items.unwrap_or_default() {
+            add(&mut objects, resource, item.get());
+        }
+        token = page.metadata.r#continue;
+        if token.is_empty() {
+            break;
+        }
+    }
+    Ok(Listed { objects, resource_version })
+}
+
+/// Adds one object; one that cannot be understood is named, and the others stay.
+pub(super) fn add(cluster: &mut Cluster, resource: &Resource, json: &str) {
+    if let Err(error) = parse::add_json(cluster, resource.kind, json) {
+        cluster.unread.push(unread(&error));
+    }
+}
+
+fn unread(error: &ObjectError) -> Gap {
+    Gap {
+        what: error.object.clone(),
+        node: None,
+        reason: GapReason::Malformed,
+        why: format!("the API server's JSON is not what netdiag understands: {}", error.why),
+        remedy: "look at the object with `kubectl get -o yaml`; everything else was judged".to_owned(),
+    }
+}
+
+/// One GET, bounded in time.
+pub(super) async fn get<T: serde::de::DeserializeOwned>(access: &Access, uri: &str) -> Result<T, RequestError> {
+    let request = Request::get(uri).body(Vec::new()).map_err(|error| RequestError::Failed(error.to_string()))?;
+    match tokio::time::timeout(PAGE_TIMEOUT, access.client.request_text(request)).await {
+        Ok(Ok(text)) => serde_json::from_str(&text).map_err(|error| {
+            RequestError::Failed(format!("the answer to GET {uri} is not what was asked for: {error}"))
+        }),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(RequestError::TimedOut(PAGE_TIMEOUT)),
+    }
+}

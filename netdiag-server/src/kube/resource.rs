@@ -1,0 +1,115 @@
+//! The resources that are read, and where each one's objects go in the snapshot.
+
+use netdiag_common::{Gap, GapReason};
+
+use super::error::RequestError;
+use crate::evidence::{Cluster, KindName};
+
+/// One resource of the API.
+#[derive(Debug)]
+pub(super) struct Resource {
+    /// As in YAML.
+    pub kind: &'static str,
+    /// As in RBAC.
+    pub plural: &'static str,
+    /// Of the collection over all namespaces, or of the one namespace that is read.
+    pub path: &'static str,
+    /// Narrows the list; empty for all objects.
+    pub query: &'static str,
+    pub goes_to: KindName,
+}
+
+const fn resource(
+    kind: &'static str,
+    plural: &'static str,
+    path: &'static str,
+    query: &'static str,
+    goes_to: KindName,
+) -> Resource {
+    Resource { kind, plural, path, query, goes_to }
+}
+
+pub(super) const RESOURCES: [Resource; 12] = [
+    resource("Namespace", "namespaces", "/api/v1/namespaces", "", KindName::Namespaces),
+    resource("Node", "nodes", "/api/v1/nodes", "", KindName::Nodes),
+    resource("Pod", "pods", "/api/v1/pods", "", KindName::Pods),
+    resource("Service", "services", "/api/v1/services", "", KindName::Services),
+    resource(
+        "EndpointSlice",
+        "endpointslices.discovery.k8s.io",
+        "/apis/discovery.k8s.io/v1/endpointslices",
+        "",
+        KindName::EndpointSlices,
+    ),
+    resource(
+        "NetworkPolicy",
+        "networkpolicies.networking.k8s.io",
+        "/apis/networking.k8s.io/v1/networkpolicies",
+        "",
+        KindName::NetworkPolicies,
+    ),
+    resource("Deployment", "deployments.apps", "/apis/apps/v1/deployments", "", KindName::Workloads),
+    resource("ReplicaSet", "replicasets.apps", "/apis/apps/v1/replicasets", "", KindName::Workloads),
+    resource("DaemonSet", "daemonsets.apps", "/apis/apps/v1/daemonsets", "", KindName::Workloads),
+    resource("StatefulSet", "statefulsets.apps", "/apis/apps/v1/statefulsets", "", KindName::Workloads),
+    // Most events are Normal and say that something went well.
+    resource("Event", "events", "/api/v1/events", "fieldSelector=type%21%3DNormal", KindName::Events),
+    resource(
+        "ConfigMap",
+        "configmaps",
+        "/api/v1/namespaces/kube-system/configmaps",
+        "fieldSelector=metadata.name%3Dcoredns",
+        KindName::ConfigMaps,
+    ),
+];
+
+impl Resource {
+    /// Why this resource is not in the snapshot.
+    pub fn gap(&self, error: &RequestError) -> Gap {
+        match error {
+            RequestError::Forbidden(why) => Cluster::forbidden(self.plural, why.clone()),
+            other => Gap {
+                what: format!("{} of the cluster", self.plural),
+                node: None,
+                reason: GapReason::Failed,
+                why: format!("cannot list {}: {other}", self.plural),
+                remedy: format!("see whether `kubectl get {} -A` works, then ask again", self.plural),
+            },
+        }
+    }
+
+    /// Replaces this resource's objects in `cluster` with those of `fresh`, which holds nothing else.
+    pub fn replace(&self, cluster: &mut Cluster, fresh: Cluster) {
+        match self.goes_to {
+            KindName::Namespaces => cluster.namespaces = fresh.namespaces,
+            KindName::Nodes => cluster.nodes = fresh.nodes,
+            KindName::Pods => cluster.pods = fresh.pods,
+            KindName::Services => cluster.services = fresh.services,
+            KindName::EndpointSlices => cluster.endpoint_slices = fresh.endpoint_slices,
+            KindName::NetworkPolicies => cluster.network_policies = fresh.network_policies,
+            KindName::Events => cluster.events = fresh.events,
+            KindName::ConfigMaps => cluster.config_maps = fresh.config_maps,
+            // Four resources share this kind.
+            KindName::Workloads => cluster.workloads.replace_prefixed(&format!("{}/", self.kind), fresh.workloads),
+        }
+        let own = format!("{} ", self.kind);
+        cluster.unread.retain(|gap| !gap.what.starts_with(&own));
+        cluster.unread.extend(fresh.unread);
+    }
+
+    /// Takes one object out.
+    #[expect(dead_code, reason = "for the watch that keeps a server's objects current")]
+    pub fn remove(&self, cluster: &mut Cluster, namespace: &str, name: &str) {
+        match self.goes_to {
+            KindName::Namespaces => cluster.namespaces.remove(namespace, name),
+            KindName::Nodes => cluster.nodes.remove(namespace, name),
+            KindName::Pods => cluster.pods.remove(namespace, name),
+            KindName::Services => cluster.services.remove(namespace, name),
+            KindName::EndpointSlices => cluster.endpoint_slices.remove(namespace, name),
+            KindName::NetworkPolicies => cluster.network_policies.remove(namespace, name),
+            KindName::Events => cluster.events.remove(namespace, name),
+            KindName::ConfigMaps => cluster.config_maps.remove(namespace, name),
+            KindName::Workloads => cluster.workloads.remove(namespace, &format!("{}/{name}", self.kind)),
+        }
+    }
+}

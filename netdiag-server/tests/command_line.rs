@@ -1,0 +1,167 @@
+//! The binary as people run it: exit codes, messages, and what a broken bundle still answers.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A bundle of the fixtures' small world in a directory of its own.
+struct Bundle {
+    directory: tempfile::TempDir,
+}
+
+impl Bundle {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let bundle = Self { directory };
+        let world = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world.yaml"));
+        let world = world.expect("the fixtures' world");
+        let objects = world.split("objects:\n").nth(1).and_then(|rest| rest.split("readings:\n").next());
+        bundle.write("objects/world.yaml", &format!("kind: List\nitems:\n{}", objects.expect("its objects")));
+        for kind in ["networkpolicies", "events"] {
+            bundle.write(&format!("objects/{kind}.yaml"), "apiVersion: v1\nitems: []\nkind: List\n");
+        }
+        bundle
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().to_owned()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.directory.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        std::fs::write(path, text).expect("a file of the bundle");
+    }
+
+    fn diagnose(&self, arguments: &[&str]) -> Output {
+        let path = self.path();
+        let bundle = ["diagnose", "--bundle", path.to_str().expect("UTF-8")];
+        netdiag(&[&bundle, arguments].concat())
+    }
+}
+
+fn netdiag(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_netdiag"))
+        .args(arguments)
+        .env_remove("KUBECONFIG")
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .env("HOME", "/nonexistent")
+        .output()
+        .expect("netdiag runs")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("ended by a signal: {output:?}"))
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+const TO_WEB: [&str; 4] = ["--to", "service/shop/web:80", "-o", "json"];
+
+#[test]
+fn a_cause_ends_with_1_and_is_named() {
+    let bundle = Bundle::new();
+    let text = std::fs::read_to_string(bundle.path().join("objects/world.yaml")).expect("the world");
+    let broken = text.replacen("selector: {app: web}", "selector: {app: webb}", 1);
+    assert_ne!(text, broken, "the world has a Service that selects app: web");
+    bundle.write("objects/world.yaml", &broken);
+    let output = bundle.diagnose(&TO_WEB);
+    assert_eq!(code(&output), 1, "{output:?}");
+    assert_eq!(json(&output)["causes"][0]["code"], "service_selects_no_pods");
+}
+
+#[test]
+fn gaps_without_a_cause_end_with_3() {
+    let output = Bundle::new().diagnose(&TO_WEB);
+    assert_eq!(code(&output), 3, "no node was recorded, so nothing is known for sure: {output:?}");
+    let answer = json(&output);
+    assert_eq!(answer["causes"].as_array().map(Vec::len), Some(0));
+    assert!(answer["not_seen"].as_array().is_some_and(|gaps| !gaps.is_empty()));
+}
+
+#[test]
+fn a_broken_file_is_named_with_its_line_and_the_rest_is_answered() {
+    let bundle = Bundle::new();
+    bundle
+        .write("objects/extra.yaml", "kind: Pod\nmetadata: {name: a, namespace: shop}\n---\nkind: Pod\nmetadata: [\n");
+    bundle.write("nodes/n1.json", "{\n  \"wire\": 1,\n  oops\n}\n");
+    let output = bundle.diagnose(&TO_WEB);
+    assert_eq!(code(&output), 3, "{output:?}");
+    let not_seen = json(&output)["not_seen"].to_string();
+    assert!(not_seen.contains("extra.yaml") && not_seen.contains("line "), "{not_seen}");
+    assert!(not_seen.contains("line 3 of") && not_seen.contains("n1.json"), "{not_seen}");
+}
+
+#[test]
+fn an_object_that_makes_no_sense_is_named_with_the_line_where_it_starts() {
+    let bundle = Bundle::new();
+    let items = "- kind: Pod\n  metadata: {name: a, namespace: shop}\n- kind: Service\n  metadata: {name: odd, namespace: shop}\n  \
+                 spec: {ports: [{port: 70000}]}\n";
+    bundle.write("objects/odd.yaml", &format!("apiVersion: v1\nitems:\n{items}kind: List\n"));
+    let not_seen = json(&bundle.diagnose(&TO_WEB))["not_seen"].to_string();
+    assert!(not_seen.contains("line 5 of") && not_seen.contains("Service shop/odd"), "{not_seen}");
+}
+
+#[test]
+fn a_kind_that_nobody_recorded_is_not_taken_for_empty() {
+    let bundle = Bundle::new();
+    std::fs::remove_file(bundle.path().join("objects/networkpolicies.yaml")).expect("it was written");
+    let not_seen = json(&bundle.diagnose(&TO_WEB))["not_seen"].to_string();
+    assert!(not_seen.contains("networkpolicies of the cluster"), "{not_seen}");
+}
+
+#[test]
+fn a_bundle_with_nothing_in_it_ends_with_2() {
+    let empty = tempfile::tempdir().expect("a directory");
+    let output = netdiag(&["diagnose", "--bundle", empty.path().to_str().expect("UTF-8"), "--to", "node/n1:80"]);
+    assert_eq!(code(&output), 2);
+    assert!(stderr(&output).contains("holds no objects"), "{output:?}");
+    let output = netdiag(&["diagnose", "--bundle", "/no/such/directory", "--to", "node/n1:80"]);
+    assert_eq!(code(&output), 2);
+    assert!(stderr(&output).contains("/no/such/directory is not a directory"), "{output:?}");
+}
+
+#[test]
+fn what_is_not_there_says_what_is() {
+    let output = Bundle::new().diagnose(&["--to", "service/shop/wob:80"]);
+    assert_eq!(code(&output), 2);
+    assert!(stderr(&output).contains("there is no Service shop/wob; there is shop/web"), "{}", stderr(&output));
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_says_what_would_be_right() {
+    let bundle = Bundle::new();
+    for (arguments, says) in [
+        (vec!["--to", "web"], "use service/NAMESPACE/NAME:PORT"),
+        (vec!["--to", "node/n1:80", "--from", "web"], "use pod/NAMESPACE/NAME"),
+        (vec!["--to", "node/n1:80", "--timeout", "soon"], "use a time such as"),
+        (vec!["--to", "node/n1:80", "--direct"], "cannot be used with"),
+    ] {
+        let output = bundle.diagnose(&arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}");
+        assert!(stderr(&output).contains(says), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_missing_kubeconfig_is_named_with_the_way_out() {
+    let output = netdiag(&["diagnose", "--kubeconfig", "/no/such/config", "--to", "node/n1:80"]);
+    assert_eq!(code(&output), 2);
+    let message = stderr(&output);
+    assert!(message.contains("/no/such/config") && message.contains("--bundle"), "{message}");
+}
+
+#[test]
+fn explain_knows_every_code_and_names_them_when_asked_for_another() {
+    let output = netdiag(&["explain", "service_selects_no_pods"]);
+    assert_eq!(code(&output), 0);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("what to do"));
+    let output = netdiag(&["explain", "nothing_like_this"]);
+    assert_eq!(code(&output), 2);
+    assert!(stderr(&output).contains("service_selects_no_pods"), "{output:?}");
+}
