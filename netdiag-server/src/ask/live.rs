@@ -10,7 +10,7 @@ use netdiag_common::{Need, Reading};
 
 use super::{Source, SourceError};
 use crate::evidence::Cluster;
-use crate::kube::{self, Access};
+use crate::kube::{self, Access, Warm};
 use crate::nodes::Agents;
 use crate::nodes::agents::{self, Dial};
 use crate::nodes::failure::Failure;
@@ -19,6 +19,8 @@ use crate::nodes::failure::Failure;
 pub enum Intent {
     /// Listed anew for each question: the command line's way.
     Listed(Access),
+    /// Kept current by watches: the server's way.
+    Watched(Warm),
     /// Recorded objects over real nodes: a laboratory without an API server.
     Recorded(Arc<Cluster>),
 }
@@ -36,6 +38,14 @@ impl LiveSource {
     /// Without agents every node is a gap.
     pub fn new(intent: Intent, agents: Option<Agents>, agent_port: u16) -> Self {
         Self { intent, agents, agent_port, last: Mutex::default() }
+    }
+
+    /// Whether the objects are at hand.
+    pub fn is_ready(&self) -> bool {
+        match &self.intent {
+            Intent::Watched(warm) => warm.is_ready(),
+            Intent::Listed(_) | Intent::Recorded(_) => true,
+        }
     }
 
     pub fn agents(&self) -> Option<&Agents> {
@@ -61,6 +71,7 @@ impl Source for LiveSource {
     async fn cluster(&self) -> Result<Arc<Cluster>, SourceError> {
         let cluster = match &self.intent {
             Intent::Listed(access) => Arc::new(kube::snapshot(access).await?),
+            Intent::Watched(warm) => warm.cluster().await?,
             Intent::Recorded(cluster) => cluster.clone(),
         };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = cluster.clone();

@@ -20,12 +20,14 @@ mod any;
 pub mod bundle;
 pub mod live;
 mod scan;
+mod status;
 pub mod step;
 
 pub use any::AnySource;
 pub use bundle::BundleSource;
 pub use live::LiveSource;
 pub use scan::{MAX_SCAN_PATHS, Scope, scan};
+pub use status::status;
 pub use step::Step;
 
 /// The one door to the world: a live cluster, a bundle, a fixture.
@@ -45,6 +47,29 @@ pub trait Source: Sync {
 
     /// Whether looking again may show something else.
     fn is_live(&self) -> bool;
+}
+
+/// A source that several front ends share.
+impl<S: Source + Send> Source for Arc<S> {
+    fn cluster(&self) -> impl Future<Output = Result<Arc<Cluster>, SourceError>> + Send {
+        S::cluster(self)
+    }
+
+    fn gather(
+        &self,
+        needs: Vec<Need>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<(Need, Reading<Observation>)>> + Send {
+        S::gather(self, needs, deadline)
+    }
+
+    fn now(&self) -> Timestamp {
+        S::now(self)
+    }
+
+    fn is_live(&self) -> bool {
+        S::is_live(self)
+    }
 }
 
 /// The source cannot be used at all. The message names the thing and the way out.

@@ -2,9 +2,10 @@
 
 use super::output::{self, Format, Progress};
 use super::request::{self, DiagnoseRequest, TransportProtocol};
-use super::source::{self, SourceArgs};
+use super::source::{self, Route, SourceArgs};
 use super::{Failure, exit_code};
-use crate::{answer, ask};
+use crate::answer::{self, Answer};
+use crate::ask;
 
 /// Names the cause why one connection fails
 #[derive(Debug, clap::Args)]
@@ -38,10 +39,17 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         timeout_ms: args.timeout,
     };
     let question = request.question().map_err(|error| Failure(error.to_string()))?;
-    let answer = {
+    let answer: Answer = {
         let _progress = Progress::start("asking the cluster");
-        let source = source::open(&args.source).await?;
-        answer::build(&ask::ask(&source, &question).await?)
+        match source::route(&args.source).await? {
+            Route::Server(way) => {
+                match way.server.post("/v1/diagnose", &request, request::patience(args.timeout)).await {
+                    Ok(answer) => answer,
+                    Err(error) => answer::build(&ask::ask(&way.without(error)?, &question).await?),
+                }
+            }
+            Route::Here(source) => answer::build(&ask::ask(&source, &question).await?),
+        }
     };
     output::answer(&answer, args.output)?;
     Ok(exit_code(&answer))

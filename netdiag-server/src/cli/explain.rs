@@ -1,47 +1,34 @@
 //! `netdiag explain CODE`: what a condition means, how we know, when we stay silent, what to do.
 
+use super::output::{self, ShortFormat};
 use super::{EXIT_HEALTHY, Failure};
-use crate::condition::{self, Condition};
+use crate::answer::explain;
 
-/// Prints what a cause's code means; without one, all codes
+/// Says what a cause's code means; without one, lists all codes
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// As in an answer: service_selects_no_pods
     code: Option<String>,
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: ShortFormat,
 }
 
 pub(super) fn run(args: &Args) -> Result<u8, Failure> {
-    match &args.code {
-        None => {
-            for condition in condition::ALL {
-                println!("{:34} {}", condition.code, condition.words.means);
+    let page = match (&args.code, args.output) {
+        (None, ShortFormat::Json) => output::json(&explain::all())?,
+        (None, ShortFormat::Text) => explain::all()
+            .iter()
+            .map(|entry| format!("{:32} {}", entry.code, entry.means))
+            .collect::<Vec<_>>()
+            .join("\n"),
+        (Some(code), format) => {
+            let entry = explain::explain(code).map_err(|error| Failure(error.to_string()))?;
+            match format {
+                ShortFormat::Json => output::json(&entry)?,
+                ShortFormat::Text => entry.text(output::paint()),
             }
         }
-        Some(code) => print!("{}", in_words(find(code)?)),
-    }
+    };
+    output::print(&page)?;
     Ok(EXIT_HEALTHY)
-}
-
-fn find(code: &str) -> Result<&'static Condition, Failure> {
-    condition::find(code).ok_or_else(|| {
-        let codes: Vec<&str> = condition::ALL.iter().map(|condition| condition.code).collect();
-        Failure(format!("there is no condition {code:?}; there is {}", codes.join(", ")))
-    })
-}
-
-fn in_words(condition: &Condition) -> String {
-    let words = &condition.words;
-    let mut text = format!("{} (severity {})\n", condition.code, condition.severity.name());
-    for (title, body) in [
-        ("means", words.means),
-        ("how we know", words.how_we_know),
-        ("silent when", words.silent_when),
-        ("what to do", words.what_to_do),
-    ] {
-        text.push_str(&format!("\n{title}\n  {body}\n"));
-    }
-    if !words.sources.is_empty() {
-        text.push_str(&format!("\nsources\n  {}\n", words.sources.join("\n  ")));
-    }
-    text
 }

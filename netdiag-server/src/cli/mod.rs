@@ -9,11 +9,17 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::answer::{Answer, StatusName};
 use crate::ask::{AskError, SourceError};
 
+mod bundle;
+mod certs;
 mod diagnose;
 mod explain;
+mod mcp;
 mod output;
 mod request;
+mod scan;
+mod serve;
 mod source;
+mod status;
 
 /// Nothing is wrong.
 pub const EXIT_HEALTHY: u8 = 0;
@@ -38,7 +44,13 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Diagnose(diagnose::Args),
+    Scan(scan::Args),
     Explain(explain::Args),
+    Status(status::Args),
+    Bundle(bundle::Args),
+    Certs(certs::Args),
+    Mcp(mcp::Args),
+    Serve(serve::Args),
 }
 
 impl Cli {
@@ -79,7 +91,13 @@ impl From<AskError> for Failure {
 pub async fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Diagnose(args) => diagnose::run(args).await,
+        Command::Scan(args) => scan::run(args).await,
         Command::Explain(args) => explain::run(&args),
+        Command::Status(args) => status::run(args).await,
+        Command::Bundle(args) => bundle::run(args).await,
+        Command::Certs(args) => certs::run(args).await,
+        Command::Mcp(args) => mcp::run(args).await,
+        Command::Serve(args) => serve::run(args).await,
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -14,6 +14,13 @@ pub(super) enum Format {
     Markdown,
 }
 
+/// For results without a Markdown page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum ShortFormat {
+    Text,
+    Json,
+}
+
 pub(super) fn answer(answer: &Answer, format: Format) -> Result<(), Failure> {
     let page = match format {
         Format::Text => text::render(answer, paint()),

@@ -27,6 +27,19 @@ pub(super) struct DiagnoseRequest {
     pub timeout_ms: u64,
 }
 
+/// `POST /v1/scan`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScanRequest {
+    /// Empty for all.
+    #[serde(default)]
+    pub namespace: String,
+    #[serde(default)]
+    pub no_probe: bool,
+    #[serde(default = "default_timeout_ms")]
+    pub timeout_ms: u64,
+}
+
 /// The protocols a path can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -63,6 +76,11 @@ pub(super) fn tier(no_probe: bool) -> Tier {
 
 pub(super) fn budget(timeout_ms: u64) -> Duration {
     Duration::from_millis(timeout_ms).min(MAX_BUDGET)
+}
+
+/// How long to wait for a server that was given this time: it first reads once more what changed a moment ago.
+pub(super) fn patience(timeout_ms: u64) -> Duration {
+    budget(timeout_ms) * 2 + Duration::from_secs(10)
 }
 
 /// `500ms`, `20s`, `2m`, or seconds without a unit; as milliseconds.

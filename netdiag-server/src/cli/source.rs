@@ -7,7 +7,8 @@ use netdiag_common::wire::AGENT_PORT;
 use super::Failure;
 use crate::ask::live::Intent;
 use crate::ask::{AnySource, BundleSource, LiveSource, Source};
-use crate::kube::{self, AccessOptions};
+use crate::kube::forward::{ForwardError, Server};
+use crate::kube::{self, Access, AccessOptions};
 use crate::nodes::Agents;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -32,21 +33,61 @@ pub(super) struct SourceArgs {
     pub bundle: Option<PathBuf>,
 }
 
-/// Opens the source that the arguments name.
-pub(super) async fn open(args: &SourceArgs) -> Result<AnySource, Failure> {
-    let agents = args.tls_dir.as_deref().map(Agents::new).transpose()?;
-    if let Some(directory) = &args.bundle {
-        let bundle = BundleSource::open(directory)?;
-        return Ok(match agents {
-            None => AnySource::Bundle(bundle),
-            Some(agents) => {
-                let intent = Intent::Recorded(bundle.cluster().await?);
-                AnySource::Live(Box::new(LiveSource::new(intent, Some(agents), args.agent_port)))
-            }
-        });
+/// Who judges.
+pub(super) enum Route {
+    /// netdiag's server in the cluster: it has the agents and fresh objects at hand.
+    Server(Box<Forwarded>),
+    /// This process.
+    Here(AnySource),
+}
+
+/// A server, and the way to answer without it.
+pub(super) struct Forwarded {
+    pub server: Server,
+    access: Access,
+}
+
+/// Finds the way to answer that the arguments name.
+pub(super) async fn route(args: &SourceArgs) -> Result<Route, Failure> {
+    if args.bundle.is_some() || args.direct {
+        return Ok(Route::Here(here(args).await?));
     }
     let access = kube::connect(&args.access()).await?;
-    Ok(AnySource::Live(Box::new(LiveSource::new(Intent::Listed(access), agents, args.agent_port))))
+    match Server::find(&access).await? {
+        Ok(server) => Ok(Route::Server(Box::new(Forwarded { server, access }))),
+        Err(why) => Ok(Route::Here(from_the_api_alone(access, &why))),
+    }
+}
+
+/// A source of this process: for commands that never go through the server.
+pub(super) async fn here(args: &SourceArgs) -> Result<AnySource, Failure> {
+    let agents = args.tls_dir.as_deref().map(Agents::new).transpose()?;
+    let intent = match &args.bundle {
+        None => Intent::Listed(kube::connect(&args.access()).await?),
+        Some(directory) => {
+            let bundle = BundleSource::open(directory)?;
+            if agents.is_none() {
+                return Ok(AnySource::Bundle(bundle));
+            }
+            Intent::Recorded(bundle.cluster().await?)
+        }
+    };
+    Ok(AnySource::Live(Box::new(LiveSource::new(intent, agents, args.agent_port))))
+}
+
+impl Forwarded {
+    /// The way without the server, when it could not be reached; what it refused is final.
+    pub fn without(self, error: ForwardError) -> Result<AnySource, Failure> {
+        match error {
+            ForwardError::Refused(why) => Err(Failure(why)),
+            ForwardError::Unreached(why) => Ok(from_the_api_alone(self.access, &why)),
+        }
+    }
+}
+
+fn from_the_api_alone(access: Access, why: &str) -> AnySource {
+    eprintln!("netdiag: no server to ask ({why}): answering from the Kubernetes API alone, no node is looked at");
+    AnySource::Live(Box::new(LiveSource::new(Intent::Listed(access), None, AGENT_PORT)))
 }
 
 impl SourceArgs {

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::Access;
+use super::list::PAGE_TIMEOUT;
 use crate::ask::SourceError;
 
 /// One request's failure. `Forbidden` and `NotServed` concern that resource alone; the others usually all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum RequestError {
+pub(crate) enum RequestError {
     /// 403, with the API server's sentence: it names user, verb and resource.
     Forbidden(String),
     /// 401.
@@ -20,6 +21,8 @@ pub(super) enum RequestError {
     Unreachable(String),
     /// Nothing within this time.
     TimedOut(Duration),
+    /// 409: it exists already.
+    Conflict(String),
     /// Any other status, or an answer that is not what was asked for.
     Failed(String),
 }
@@ -32,6 +35,7 @@ impl std::fmt::Display for RequestError {
             | Self::NotServed(why)
             | Self::Expired(why)
             | Self::Unreachable(why)
+            | Self::Conflict(why)
             | Self::Failed(why) => f.write_str(why),
             Self::TimedOut(limit) => write!(f, "no answer within {} s", limit.as_secs_f64()),
         }
@@ -45,6 +49,7 @@ impl From<::kube::Error> for RequestError {
                 401 => Self::Unauthorized(status.message),
                 403 => Self::Forbidden(status.message),
                 404 => Self::NotServed(status.message),
+                409 => Self::Conflict(status.message),
                 410 => Self::Expired(status.message),
                 code => Self::Failed(format!("the API server answered {code}: {}", status.message)),
             },
@@ -81,6 +86,14 @@ impl RequestError {
             other => format!("the API server {server} of {who} answers nothing that could be judged: {other}"),
         };
         SourceError { message }
+    }
+}
+
+/// One request of kube's typed client, bounded in time.
+pub(crate) async fn bounded<T>(request: impl Future<Output = ::kube::Result<T>>) -> Result<T, RequestError> {
+    match tokio::time::timeout(PAGE_TIMEOUT, request).await {
+        Ok(result) => result.map_err(RequestError::from),
+        Err(_) => Err(RequestError::TimedOut(PAGE_TIMEOUT)),
     }
 }
 

@@ -6,6 +6,7 @@ use futures::future::join_all;
 use http::Request;
 use netdiag_common::{Gap, GapReason};
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Access;
@@ -42,7 +43,6 @@ struct PageMeta {
 /// One resource's objects, and the version to watch from.
 pub(super) struct Listed {
     pub objects: Cluster,
-    #[expect(dead_code, reason = "for the watch that keeps a server's objects current")]
     pub resource_version: String,
 }
 
@@ -78,32 +78,79 @@ pub(super) fn name(access: &Access, cluster: &Cluster) -> String {
         .map_or_else(|| access.server.clone(), |system| system.metadata.uid.clone())
 }
 
-/// All objects of one resource. Consistent reads, except for events: a stale one costs nothing.
+/// All objects of one resource.
 pub(super) async fn list(access: &Access, resource: &Resource) -> Result<Listed, RequestError> {
-    let is_event = resource.goes_to == KindName::Events;
-    let pages = if is_event { MAX_EVENT_PAGES } else { MAX_PAGES };
     let mut objects = Cluster::default();
+    let resource_version = pages(access, resource, |page| {
+        for item in page {
+            add(&mut objects, resource, item.get());
+        }
+    })
+    .await?;
+    Ok(Listed { objects, resource_version })
+}
+
+/// Reads page by page and returns the version that the whole list has.
+async fn pages(
+    access: &Access,
+    resource: &Resource,
+    mut take: impl FnMut(&[Box<RawValue>]),
+) -> Result<String, RequestError> {
+    let limit = if resource.goes_to == KindName::Events { MAX_EVENT_PAGES } else { MAX_PAGES };
     let mut token = String::new();
     let mut resource_version = String::new();
-    for _ in 0..pages {
+    for _ in 0..limit {
         let mut uri = format!("{}?limit={PAGE}", resource.path);
-        for (key, value) in [("&", resource.query), ("&continue=", token.as_str())] {
-            if !value.is_empty() {
-                uri.push_str(key);
-                uri.push_str(value);
-            }
+        if !resource.query.is_empty() {
+            uri.push_str(&format!("&{}", resource.query));
+        }
+        if !token.is_empty() {
+            uri.push_str(&format!("&continue={token}"));
         }
         let page: Page = get(access, &uri).await?;
         resource_version = page.metadata.resource_version;
-        for item in page.items.unwrap_or_default() {
-            add(&mut objects, resource, item.get());
-        }
+        take(&page.items.unwrap_or_default());
         token = page.metadata.r#continue;
         if token.is_empty() {
             break;
         }
     }
-    Ok(Listed { objects, resource_version })
+    Ok(resource_version)
+}
+
+/// One resource as the API wrote it, for a bundle.
+pub struct RawList {
+    /// As in YAML: `Pod`.
+    pub kind: &'static str,
+    /// As kubectl's short word for it and a bundle's file name: `pods`.
+    pub name: &'static str,
+    pub api_version: String,
+    /// The objects, or why they could not be listed.
+    pub items: Result<Vec<Value>, Gap>,
+}
+
+/// All resources that are judged, whole.
+pub async fn raw_lists(access: &Access) -> Result<Vec<RawList>, SourceError> {
+    let all = join_all(RESOURCES.iter().map(|resource| raw(access, resource))).await;
+    if let Some(Err(error)) = all.first().filter(|_| all.iter().all(Result::is_err)) {
+        return Err(error.of_source(access));
+    }
+    let list = |(resource, items): (&Resource, Result<Vec<Value>, RequestError>)| RawList {
+        kind: resource.kind,
+        name: resource.plural.split('.').next().unwrap_or(resource.plural),
+        api_version: resource.api_version(),
+        items: items.map_err(|error| resource.gap(&error)),
+    };
+    Ok(RESOURCES.iter().zip(all).map(list).collect())
+}
+
+async fn raw(access: &Access, resource: &Resource) -> Result<Vec<Value>, RequestError> {
+    let mut items = Vec::new();
+    pages(access, resource, |page| {
+        items.extend(page.iter().filter_map(|item| serde_json::from_str(item.get()).ok()));
+    })
+    .await?;
+    Ok(items)
 }
 
 /// Adds one object; one that cannot be understood is named, and the others stay.

@@ -2,8 +2,13 @@
 
 mod connect;
 mod error;
+pub mod forward;
 mod list;
 mod resource;
+pub mod review;
+mod watch;
 
 pub use connect::{Access, AccessOptions, connect};
-pub use list::snapshot;
+pub(crate) use error::{RequestError, bounded};
+pub use list::{RawList, raw_lists, snapshot};
+pub use watch::Warm;

@@ -64,6 +64,16 @@ pub(super) const RESOURCES: [Resource; 12] = [
 ];
 
 impl Resource {
+    /// `v1`, `apps/v1`: from the path, where it stands after `api` or `apis`.
+    pub fn api_version(&self) -> String {
+        let mut parts = self.path.trim_start_matches('/').split('/');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some("apis"), Some(group), Some(version)) => format!("{group}/{version}"),
+            (_, Some(version), _) => version.to_owned(),
+            _ => String::new(),
+        }
+    }
+
     /// Why this resource is not in the snapshot.
     pub fn gap(&self, error: &RequestError) -> Gap {
         match error {
@@ -98,7 +108,6 @@ impl Resource {
     }
 
     /// Takes one object out.
-    #[expect(dead_code, reason = "for the watch that keeps a server's objects current")]
     pub fn remove(&self, cluster: &mut Cluster, namespace: &str, name: &str) {
         match self.goes_to {
             KindName::Namespaces => cluster.namespaces.remove(namespace, name),

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{Request, State};
-use axum::middleware::Next;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use rmcp::model::Extensions;
@@ -49,8 +50,13 @@ impl Denied {
     }
 }
 
+/// Every route of the router asks the gate first.
+pub(crate) fn guard(router: Router, gate: Arc<dyn Gate>) -> Router {
+    router.layer(from_fn_with_state(gate, check))
+}
+
 /// Middleware: puts the [`Caller`] into the request, or answers in its place.
-pub(super) async fn check(State(gate): State<Arc<dyn Gate>>, mut request: Request, next: Next) -> Response {
+async fn check(State(gate): State<Arc<dyn Gate>>, mut request: Request, next: Next) -> Response {
     let bearer = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned);
     let caller = match &bearer {

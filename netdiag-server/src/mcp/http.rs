@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 
@@ -40,7 +39,7 @@ pub fn router<S: Source + Send + 'static>(state: Arc<State<S>>, options: HttpOpt
         StreamableHttpService::new(move || Ok(handler.clone()), Arc::new(NeverSessionManager::default()), config);
     let router = Router::new().nest_service("/mcp", service);
     match gate {
-        Some(gate) => router.layer(from_fn_with_state(gate, gate::check)),
+        Some(gate) => gate::guard(router, gate),
         None => router,
     }
 }

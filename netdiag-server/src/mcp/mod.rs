@@ -25,6 +25,7 @@ mod reply;
 mod scan;
 mod store;
 
+pub(crate) use gate::guard;
 pub use gate::{Caller, Denied, Gate};
 pub use http::{HttpOptions, router};
 use reply::Reply;

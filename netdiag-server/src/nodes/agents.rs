@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::stream::{self, StreamExt};
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::probe::ProbeRequest;
-use netdiag_common::wire::{Ask, MAX_NEEDS, WIRE_MAX, WIRE_MIN};
+use netdiag_common::wire::{Ask, MAX_NEEDS, NodeReading, Report, WIRE_MAX, WIRE_MIN};
 use netdiag_common::{Need, Reading, Topic};
 
 use super::failure::Failure;
@@ -26,6 +26,9 @@ const MARGIN: Duration = Duration::from_millis(200);
 /// Rules of 10 000 Services are about 20 MiB of JSON.
 const MAX_REPORT_BYTES: usize = 64 << 20;
 
+/// Needs of one request of a recording: everything about four pods, so that each request stays below [`PASSIVE`].
+const RECORDED: usize = 24;
+
 /// Where an agent is.
 pub(crate) type Dial = Result<SocketAddr, Failure>;
 
@@ -37,6 +40,13 @@ pub struct Agents {
 
 /// When each file of the TLS directory was last written: another one means new certificates.
 type Stamp = [Option<SystemTime>; 3];
+
+/// What one agent said about itself besides its readings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AgentVersion {
+    pub wire: u32,
+    pub agent: String,
+}
 
 impl Agents {
     /// Reads the certificates; sends nothing.
@@ -75,6 +85,49 @@ impl Agents {
             }
         });
         answers.buffer_unordered(IN_FLIGHT).collect::<Vec<_>>().await.into_iter().flatten().collect()
+    }
+
+    /// One agent's version and its preflight.
+    pub(crate) async fn status(
+        &self,
+        node: &str,
+        dial: Dial,
+        deadline: Instant,
+    ) -> Result<(AgentVersion, Reading<Observation>), Failure> {
+        let needs = vec![Need::host(node, Topic::Preflight)];
+        let report = ask(&self.client(), dial?, &needs, deadline).await?;
+        let version = AgentVersion { wire: report.wire, agent: report.agent.clone() };
+        let (_, reading) = pair(needs, report).pop().expect("one need has one answer");
+        Ok((version, reading))
+    }
+
+    /// One agent's report about all these needs, as one bundle keeps it; in as many requests as they take.
+    pub(crate) async fn report(
+        &self,
+        node: &str,
+        dial: Dial,
+        needs: Vec<Need>,
+        deadline: Instant,
+    ) -> Result<Report, Failure> {
+        let (client, address) = (self.client(), dial?);
+        let mut whole: Option<Report> = None;
+        for batch in needs.chunks(RECORDED) {
+            let raw = ask(&client, address, batch, deadline).await?;
+            let report = whole.get_or_insert_with(|| Report {
+                wire: raw.wire,
+                agent: raw.agent.clone(),
+                node: node.to_owned(),
+                boot_id: raw.boot_id.clone(),
+                at: raw.at,
+                boottime_ns: raw.boottime_ns,
+                sequence: raw.sequence,
+                readings: Vec::new(),
+            });
+            (report.at, report.boottime_ns, report.sequence) = (raw.at, raw.boottime_ns, raw.sequence);
+            let readings = pair(batch.to_vec(), raw);
+            report.readings.extend(readings.into_iter().map(|(need, reading)| NodeReading { need, reading }));
+        }
+        whole.ok_or_else(|| Failure::Malformed("nothing was asked".to_owned()))
     }
 
     /// The client, made anew when the certificates were replaced. While the new ones cannot be read, the old ones serve.

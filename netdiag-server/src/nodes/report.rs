@@ -11,7 +11,15 @@ use serde_json::Value;
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct RawReport {
     pub wire: u32,
+    #[serde(default)]
+    pub agent: String,
     pub at: Timestamp,
+    #[serde(default)]
+    pub boot_id: String,
+    #[serde(default)]
+    pub boottime_ns: u64,
+    #[serde(default)]
+    pub sequence: u64,
     #[serde(default)]
     pub readings: Vec<RawReading>,
 }

@@ -14,9 +14,11 @@ use super::{Source, SourceError, not_recorded};
 use crate::evidence::Cluster;
 
 mod read;
+mod redact;
+mod write;
 mod yaml;
 
-pub use read::{MANIFEST_SCHEMA, Manifest};
+pub use write::{Recorded, record};
 
 /// Answers from files alone. What was not recorded is unavailable, and looking again shows the same.
 pub struct BundleSource {

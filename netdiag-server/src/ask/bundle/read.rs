@@ -239,8 +239,11 @@ impl Reader {
     }
 }
 
-/// The kind that a file's name promises: `pods`, `networkpolicies`, `workloads`.
+/// The kind that a file's name promises: `pods`, `networkpolicies`, `deployments`.
 fn kind_of_resource(stem: &str) -> Option<KindName> {
+    if matches!(stem, "deployments" | "replicasets" | "daemonsets" | "statefulsets") {
+        return Some(KindName::Workloads);
+    }
     KindName::ALL.into_iter().find(|kind| kind.name() == stem)
 }
 

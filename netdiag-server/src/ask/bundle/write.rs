@@ -1,0 +1,123 @@
+//! A living cluster as a bundle that [`BundleSource`](super::BundleSource) reads again.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use futures::stream::{self, StreamExt};
+use netdiag_common::wire::Report;
+use netdiag_common::{Gap, Need, Netns, Topic};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::read::{MANIFEST_SCHEMA, Manifest};
+use super::redact::redact;
+use crate::ask::{LiveSource, Source, SourceError};
+use crate::evidence::Cluster;
+use crate::kube::{self, Access};
+use crate::nodes::failure::Failure;
+
+/// Nodes recorded at the same time: each holds its whole report.
+const IN_FLIGHT: usize = 16;
+/// A node with 110 pods takes about 30 requests.
+const NODE_LIMIT: Duration = Duration::from_mins(1);
+
+/// What was written, and what could not be.
+pub struct Recorded {
+    pub objects: usize,
+    pub nodes: usize,
+    pub gaps: Vec<Gap>,
+}
+
+/// Records what is judged: objects without Secrets and values, and what each agent sees passively. Sends no probes.
+pub async fn record(source: &LiveSource, access: &Access, directory: &Path) -> Result<Recorded, SourceError> {
+    let (cluster, lists) = (source.cluster().await?, kube::raw_lists(access).await?);
+    let mut recorded = Recorded { objects: 0, nodes: 0, gaps: Vec::new() };
+    for list in lists {
+        match list.items {
+            Err(gap) => recorded.gaps.push(gap),
+            Ok(items) => {
+                recorded.objects += items.len();
+                let items: Vec<Value> =
+                    items.into_iter().map(|item| whole(item, list.kind, &list.api_version)).collect();
+                let list_of =
+                    json!({"apiVersion": "v1", "items": items, "kind": "List", "metadata": {"resourceVersion": ""}});
+                yaml(&directory.join("objects").join(format!("{}.yaml", list.name)), &list_of)?;
+            }
+        }
+    }
+    let names: Vec<String> = cluster.nodes.iter().map(|node| node.metadata.name.clone()).collect();
+    let mut reports = stream::iter(names)
+        .map(|node| {
+            let cluster = &cluster;
+            async move { (report(source, cluster, &node).await, node) }
+        })
+        .buffer_unordered(IN_FLIGHT);
+    while let Some((report, node)) = reports.next().await {
+        match report {
+            Ok(report) => {
+                json_file(&directory.join("nodes").join(format!("{node}.json")), &report)?;
+                recorded.nodes += 1;
+            }
+            Err(gap) => recorded.gaps.push(gap),
+        }
+    }
+    let manifest = Manifest {
+        schema: MANIFEST_SCHEMA.to_owned(),
+        cluster: cluster.name.clone(),
+        at: source.now(),
+        netdiag: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    json_file(&directory.join("bundle.json"), &manifest)?;
+    Ok(recorded)
+}
+
+/// As `kubectl get -o yaml` shows it: with its kind, which items of a list do not carry.
+fn whole(mut item: Value, kind: &str, api_version: &str) -> Value {
+    if let Some(object) = item.as_object_mut() {
+        object.insert("kind".to_owned(), Value::from(kind));
+        object.insert("apiVersion".to_owned(), Value::from(api_version));
+    }
+    redact(&mut item);
+    item
+}
+
+async fn report(source: &LiveSource, cluster: &Cluster, node: &str) -> Result<Report, Gap> {
+    let needs = passive_needs(cluster, node);
+    let failed = |failure: Failure| failure.gap(&Need::host(node, Topic::Preflight));
+    let agents = source.agents().ok_or(Failure::NotAsked).map_err(failed)?;
+    agents.report(node, source.dial(cluster, node), needs, Instant::now() + NODE_LIMIT).await.map_err(failed)
+}
+
+/// Everything that can be read on a node without sending a packet.
+fn passive_needs(cluster: &Cluster, node: &str) -> Vec<Need> {
+    let host_only = [Topic::Preflight, Topic::Pods, Topic::ServiceRules, Topic::KubeProxy, Topic::Drops]
+        .map(|t| Need::host(node, t));
+    let everywhere =
+        [Topic::Network, Topic::Sysctls, Topic::Listeners, Topic::Conntrack, Topic::Resolver, Topic::Rules];
+    let pods =
+        cluster.pods.iter().filter(|pod| pod.spec.node_name == node && !pod.is_finished() && !pod.spec.host_network);
+    let namespaces = std::iter::once(Netns::Host).chain(pods.map(|pod| Netns::Pod(pod.metadata.uid.clone())));
+    let each = namespaces
+        .flat_map(|netns| everywhere.clone().map(|topic| Need { node: node.to_owned(), netns: netns.clone(), topic }));
+    host_only.into_iter().chain(each).collect()
+}
+
+fn yaml(path: &Path, value: &Value) -> Result<(), SourceError> {
+    let text = serde_saphyr::to_string(value).map_err(|error| failed(path, &error))?;
+    write(path, &text)
+}
+
+fn json_file(path: &Path, value: &impl Serialize) -> Result<(), SourceError> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| failed(path, &error))?;
+    write(path, &text)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), SourceError> {
+    let parent: PathBuf = path.parent().unwrap_or(path).to_owned();
+    std::fs::create_dir_all(&parent).map_err(|error| failed(&parent, &error))?;
+    std::fs::write(path, text).map_err(|error| failed(path, &error))
+}
+
+fn failed(path: &Path, error: &impl ToString) -> SourceError {
+    SourceError { message: format!("cannot write {}: {}", path.display(), error.to_string()) }
+}

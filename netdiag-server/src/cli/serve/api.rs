@@ -1,0 +1,130 @@
+//! The server's HTTP API: `POST /v1/{diagnose,scan,status}`, `/healthz`, `/readyz`. Errors are `{"error": …}`.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use http::StatusCode;
+use tokio::sync::Semaphore;
+
+use crate::answer;
+use crate::ask::{self, LiveSource};
+use crate::cli::Failure;
+use crate::cli::request::{DiagnoseRequest, ScanRequest};
+use crate::cli::scan::scan_with;
+use crate::mcp::{Caller, Gate, guard};
+use crate::question::Origin;
+
+/// Questions answered at the same time; each holds one snapshot and its readings.
+const MAX_QUESTIONS: usize = 8;
+/// A question is a few names.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+#[derive(Clone)]
+struct Api {
+    source: Arc<LiveSource>,
+    gate: Option<Arc<dyn Gate>>,
+    questions: Arc<Semaphore>,
+}
+
+/// Without a gate everybody who reaches it may ask: for loopback.
+pub(super) fn router(source: Arc<LiveSource>, gate: Option<Arc<dyn Gate>>) -> Router {
+    let api = Api { source, gate: gate.clone(), questions: Arc::new(Semaphore::new(MAX_QUESTIONS)) };
+    let router = Router::new()
+        .route("/v1/diagnose", post(diagnose))
+        .route("/v1/scan", post(scan))
+        .route("/v1/status", post(status))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(api);
+    match gate {
+        Some(gate) => guard(router, gate),
+        None => router,
+    }
+}
+
+/// For the kubelet: no secrets, no token.
+pub(super) fn health(source: Arc<LiveSource>) -> Router {
+    let ready = move || {
+        let is_ready = source.is_ready();
+        async move {
+            if is_ready {
+                (StatusCode::OK, "ok")
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, "objects are being listed")
+            }
+        }
+    };
+    Router::new().route("/healthz", get(|| async { "ok" })).route("/readyz", get(ready))
+}
+
+/// What is said instead of a result.
+struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(serde_json::json!({"error": self.1}))).into_response()
+    }
+}
+
+impl From<Failure> for Refused {
+    fn from(Failure(message): Failure) -> Self {
+        Self(StatusCode::UNPROCESSABLE_ENTITY, message)
+    }
+}
+
+type Asked<T> = Result<Json<T>, JsonRejection>;
+
+fn body<T>(asked: Asked<T>) -> Result<T, Refused> {
+    asked.map(|Json(request)| request).map_err(|error| Refused(error.status(), error.body_text()))
+}
+
+impl Api {
+    fn busy() -> Refused {
+        let message = format!("{MAX_QUESTIONS} questions are being answered right now; ask again in a few seconds");
+        Refused(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// Probes start in a namespace, or on the nodes themselves.
+    async fn allow_probes(&self, caller: Option<Extension<Caller>>, namespace: &str) -> Result<(), Refused> {
+        let (Some(gate), Some(Extension(caller))) = (&self.gate, caller) else { return Ok(()) };
+        let denied = gate.may_probe(&caller, namespace).await;
+        denied.map_err(|denied| Refused(StatusCode::FORBIDDEN, format!("{}; ask again with --no-probe", denied.text())))
+    }
+}
+
+async fn diagnose(
+    State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
+    asked: Asked<DiagnoseRequest>,
+) -> Result<Response, Refused> {
+    let request = body(asked)?;
+    let question = request.question().map_err(|error| Refused(StatusCode::BAD_REQUEST, error.to_string()))?;
+    if !request.no_probe {
+        let namespace = if let Origin::Pod { namespace, .. } = &question.from { namespace.as_str() } else { "" };
+        api.allow_probes(caller, namespace).await?;
+    }
+    let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
+    let inquiry = ask::ask(&api.source, &question).await.map_err(Failure::from)?;
+    Ok(Json(answer::build(&inquiry)).into_response())
+}
+
+async fn scan(
+    State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
+    asked: Asked<ScanRequest>,
+) -> Result<Response, Refused> {
+    let request = body(asked)?;
+    if !request.no_probe {
+        api.allow_probes(caller, "").await?;
+    }
+    let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
+    Ok(Json(scan_with(&api.source, &request).await?).into_response())
+}
+
+async fn status(State(api): State<Api>) -> Result<Response, Refused> {
+    let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
+    Ok(Json(ask::status(&api.source).await.map_err(Failure::from)?).into_response())
+}

@@ -1,0 +1,75 @@
+//! Who is asking, and what they may do: TokenReview and SubjectAccessReview.
+
+use std::collections::BTreeMap;
+
+use ::kube::Api;
+use ::kube::api::PostParams;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+
+use super::Access;
+use super::error::bounded;
+use crate::ask::SourceError;
+
+/// Somebody whom the API server knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// Whose bearer token this is; none when the API server does not accept it.
+pub async fn who(access: &Access, token: &str) -> Result<Option<User>, SourceError> {
+    let review = TokenReview {
+        spec: TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() },
+        ..TokenReview::default()
+    };
+    let reviewed = create(access, review, "tokenreviews.authentication.k8s.io").await?;
+    let status = reviewed.status.unwrap_or_default();
+    Ok(status.user.filter(|_| status.authenticated == Some(true)).map(|user| User {
+        name: user.username.unwrap_or_default(),
+        uid: user.uid.unwrap_or_default(),
+        groups: user.groups.unwrap_or_default(),
+        extra: user.extra.unwrap_or_default(),
+    }))
+}
+
+/// Whether this user may let probes start in a namespace: `create` on `probes.netdiag.dev` there. Hosts of nodes belong to no
+/// namespace, so starting there (empty) asks for the right in all of them.
+pub async fn may_probe(access: &Access, user: &User, namespace: &str) -> Result<bool, SourceError> {
+    let attributes = ResourceAttributes {
+        group: Some("netdiag.dev".to_owned()),
+        resource: Some("probes".to_owned()),
+        verb: Some("create".to_owned()),
+        namespace: Some(namespace.to_owned()).filter(|namespace| !namespace.is_empty()),
+        ..ResourceAttributes::default()
+    };
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(user.name.clone()),
+            uid: Some(user.uid.clone()),
+            groups: Some(user.groups.clone()),
+            extra: Some(user.extra.clone()),
+            resource_attributes: Some(attributes),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    };
+    let reviewed = create(access, review, "subjectaccessreviews.authorization.k8s.io").await?;
+    Ok(reviewed.status.is_some_and(|status| status.allowed))
+}
+
+async fn create<K>(access: &Access, review: K, resource: &str) -> Result<K, SourceError>
+where
+    K: ::kube::Resource<DynamicType = ()> + serde::Serialize + serde::de::DeserializeOwned + Clone + std::fmt::Debug,
+{
+    let api: Api<K> = Api::all(access.client.clone());
+    let parameters = PostParams::default();
+    bounded(api.create(&parameters, &review)).await.map_err(|error| SourceError {
+        message: format!(
+            "cannot check who asks: {error}; netdiag's ServiceAccount needs the verb create on {resource}"
+        ),
+    })
+}
