@@ -1,75 +1,15 @@
 //! The binary as people run it: exit codes, messages, and what a broken bundle still answers.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod lab;
 
-/// A bundle of the fixtures' small world in a directory of its own.
-struct Bundle {
-    directory: tempfile::TempDir,
-}
-
-impl Bundle {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let bundle = Self { directory };
-        let world = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world.yaml"));
-        let world = world.expect("the fixtures' world");
-        let objects = world.split("objects:\n").nth(1).and_then(|rest| rest.split("readings:\n").next());
-        bundle.write("objects/world.yaml", &format!("kind: List\nitems:\n{}", objects.expect("its objects")));
-        for kind in ["networkpolicies", "events"] {
-            bundle.write(&format!("objects/{kind}.yaml"), "apiVersion: v1\nitems: []\nkind: List\n");
-        }
-        bundle
-    }
-
-    fn path(&self) -> PathBuf {
-        self.directory.path().to_owned()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        let path = self.directory.path().join(name);
-        std::fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-        std::fs::write(path, text).expect("a file of the bundle");
-    }
-
-    fn diagnose(&self, arguments: &[&str]) -> Output {
-        let path = self.path();
-        let bundle = ["diagnose", "--bundle", path.to_str().expect("UTF-8")];
-        netdiag(&[&bundle, arguments].concat())
-    }
-}
-
-fn netdiag(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_netdiag"))
-        .args(arguments)
-        .env_remove("KUBECONFIG")
-        .env_remove("KUBERNETES_SERVICE_HOST")
-        .env("HOME", "/nonexistent")
-        .output()
-        .expect("netdiag runs")
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap_or_else(|| panic!("ended by a signal: {output:?}"))
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json(output: &Output) -> serde_json::Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
-}
+use lab::{Bundle, code, json, netdiag, not_seen, stderr};
 
 const TO_WEB: [&str; 4] = ["--to", "service/shop/web:80", "-o", "json"];
 
 #[test]
 fn a_cause_ends_with_1_and_is_named() {
     let bundle = Bundle::new();
-    let text = std::fs::read_to_string(bundle.path().join("objects/world.yaml")).expect("the world");
-    let broken = text.replacen("selector: {app: web}", "selector: {app: webb}", 1);
-    assert_ne!(text, broken, "the world has a Service that selects app: web");
-    bundle.write("objects/world.yaml", &broken);
+    bundle.change("selector: {app: web}", "selector: {app: webb}");
     let output = bundle.diagnose(&TO_WEB);
     assert_eq!(code(&output), 1, "{output:?}");
     assert_eq!(json(&output)["causes"][0]["code"], "service_selects_no_pods");
@@ -92,7 +32,7 @@ fn a_broken_file_is_named_with_its_line_and_the_rest_is_answered() {
     bundle.write("nodes/n1.json", "{\n  \"wire\": 1,\n  oops\n}\n");
     let output = bundle.diagnose(&TO_WEB);
     assert_eq!(code(&output), 3, "{output:?}");
-    let not_seen = json(&output)["not_seen"].to_string();
+    let not_seen = not_seen(&json(&output)).join("\n");
     assert!(not_seen.contains("extra.yaml") && not_seen.contains("line "), "{not_seen}");
     assert!(not_seen.contains("line 3 of") && not_seen.contains("n1.json"), "{not_seen}");
 }
@@ -103,7 +43,7 @@ fn an_object_that_makes_no_sense_is_named_with_the_line_where_it_starts() {
     let items = "- kind: Pod\n  metadata: {name: a, namespace: shop}\n- kind: Service\n  metadata: {name: odd, namespace: shop}\n  \
                  spec: {ports: [{port: 70000}]}\n";
     bundle.write("objects/odd.yaml", &format!("apiVersion: v1\nitems:\n{items}kind: List\n"));
-    let not_seen = json(&bundle.diagnose(&TO_WEB))["not_seen"].to_string();
+    let not_seen = not_seen(&json(&bundle.diagnose(&TO_WEB))).join("\n");
     assert!(not_seen.contains("line 5 of") && not_seen.contains("Service shop/odd"), "{not_seen}");
 }
 
@@ -111,7 +51,7 @@ fn an_object_that_makes_no_sense_is_named_with_the_line_where_it_starts() {
 fn a_kind_that_nobody_recorded_is_not_taken_for_empty() {
     let bundle = Bundle::new();
     std::fs::remove_file(bundle.path().join("objects/networkpolicies.yaml")).expect("it was written");
-    let not_seen = json(&bundle.diagnose(&TO_WEB))["not_seen"].to_string();
+    let not_seen = not_seen(&json(&bundle.diagnose(&TO_WEB))).join("\n");
     assert!(not_seen.contains("networkpolicies of the cluster"), "{not_seen}");
 }
 
@@ -154,6 +94,22 @@ fn a_missing_kubeconfig_is_named_with_the_way_out() {
     assert_eq!(code(&output), 2);
     let message = stderr(&output);
     assert!(message.contains("/no/such/config") && message.contains("--bundle"), "{message}");
+}
+
+#[test]
+fn what_was_recorded_with_an_answer_answers_the_same() {
+    let bundle = Bundle::new();
+    bundle.change("selector: {app: web}", "selector: {app: webb}");
+    let kept = tempfile::tempdir().expect("a directory");
+    let kept = kept.path().join("case");
+    let kept = kept.to_str().expect("UTF-8");
+    let first = bundle.diagnose(&[TO_WEB[0], TO_WEB[1], TO_WEB[2], TO_WEB[3], "--record", kept]);
+    assert_eq!(code(&first), 1, "{}", stderr(&first));
+    let again = netdiag(&["diagnose", "--bundle", kept, TO_WEB[0], TO_WEB[1], TO_WEB[2], TO_WEB[3]]);
+    assert_eq!(json(&first), json(&again));
+    let twice = bundle.diagnose(&[TO_WEB[0], TO_WEB[1], TO_WEB[2], TO_WEB[3], "--record", kept]);
+    assert_eq!(code(&twice), 2);
+    assert!(stderr(&twice).contains("is not empty"), "{}", stderr(&twice));
 }
 
 #[test]

@@ -145,6 +145,8 @@ pub async fn ask_many<S: Source>(source: &S, questions: &[Question]) -> Result<V
         } else {
             source.gather(now, deadline).await
         };
+        let readings: Vec<(Need, Reading<Observation>)> =
+            readings.into_iter().map(|(need, reading)| named(need, reading, &evidence.cluster)).collect();
         steps.extend(readings.iter().map(|(need, reading)| Step::new(round, need, reading, &evidence)));
         evidence = evidence.with(source.now(), readings);
         if let (Some(question), Some(last)) = (questions.first(), steps.last_mut()) {
@@ -195,7 +197,7 @@ pub fn judge(question: &Question, evidence: &Evidence) -> Result<(Judged, Vec<Ne
     let symptom = path::symptom(&path, &mut view);
     note(&view, &mut needs);
     for need in needs.iter().filter(|need| need.tier() > question.tier) {
-        let gap = not_allowed(need);
+        let gap = not_allowed(need, &evidence.cluster);
         if !gaps.contains(&gap) {
             gaps.push(gap);
         }
@@ -205,6 +207,14 @@ pub fn judge(question: &Question, evidence: &Evidence) -> Result<(Judged, Vec<Ne
         .filter(|need| matches!(evidence.reading(need), Some(Reading::Seen { .. } | Reading::Absent { .. })));
     let needs_answered = answered.count();
     Ok((Judged { path, verdicts, symptom, needs_raised: raised.len(), needs_answered, gaps }, needs))
+}
+
+/// Sources know pods by UID: a gap gets the name that its reader knows.
+fn named(need: Need, mut reading: Reading<Observation>, cluster: &Cluster) -> (Need, Reading<Observation>) {
+    if let Reading::Unavailable { gap } = &mut reading {
+        gap.what = step::need_in_words(&need, Some(cluster));
+    }
+    (need, reading)
 }
 
 /// The path, with the search list of the asking pod when a name is asked.
@@ -236,9 +246,9 @@ fn unsettled(inquiry: &Inquiry) -> Option<Duration> {
     SETTLE.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
-fn not_allowed(need: &Need) -> Gap {
+fn not_allowed(need: &Need, cluster: &Cluster) -> Gap {
     Gap {
-        what: step::need_in_words(need, None),
+        what: step::need_in_words(need, Some(cluster)),
         node: Some(need.node.clone()),
         reason: GapReason::NotAllowed,
         why: "probes were not allowed for this question".to_owned(),

@@ -1,6 +1,6 @@
 //! `netdiag bundle`: records a living cluster for `--bundle`, without Secrets and values.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::output::Progress;
 use super::source::SourceArgs;
@@ -26,9 +26,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     if args.source.bundle.is_some() {
         return Err(Failure("a bundle is recorded from a living cluster; leave out --bundle".to_owned()));
     }
-    if std::fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(Failure(format!("{out} is not empty; name a new directory")));
-    }
+    refuse_full(&args.out)?;
     let recorded = {
         let _progress = Progress::start("recording the cluster");
         let agents = args.source.tls_dir.as_deref().map(Agents::new).transpose()?;
@@ -41,4 +39,12 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         eprintln!("netdiag: not recorded: {}: {}; {}", gap.what, gap.why, gap.remedy);
     }
     Ok(if recorded.gaps.is_empty() { EXIT_HEALTHY } else { EXIT_UNEXPLAINED })
+}
+
+/// Two recordings in one directory would be read as one.
+pub(super) fn refuse_full(directory: &Path) -> Result<(), Failure> {
+    if std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Failure(format!("{} is not empty; name a new directory", directory.display())));
+    }
+    Ok(())
 }

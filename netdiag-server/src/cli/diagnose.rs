@@ -1,11 +1,16 @@
 //! `netdiag diagnose`: why one path fails.
 
+use std::path::{Path, PathBuf};
+
+use super::bundle::refuse_full;
 use super::output::{self, Format, Progress};
 use super::request::{self, DiagnoseRequest, TransportProtocol};
 use super::source::{self, Route, SourceArgs};
 use super::{Failure, exit_code};
 use crate::answer::{self, Answer};
-use crate::ask;
+use crate::ask::bundle::{Objects, record_inquiry};
+use crate::ask::{self, Inquiry};
+use crate::kube;
 
 /// Names the cause why one connection fails
 #[derive(Debug, clap::Args)]
@@ -24,6 +29,9 @@ pub(super) struct Args {
     /// Time until the answer must be there: 500ms, 20s, 2m
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = request::parse_timeout)]
     timeout: u64,
+    /// Keep what the answer was judged on, for `--bundle DIR`; needs --direct or --bundle
+    #[arg(long, value_name = "DIR", requires = "asks_agents")]
+    record: Option<PathBuf>,
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
     #[command(flatten)]
@@ -48,9 +56,24 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
                     Err(error) => answer::build(&ask::ask(&way.without(error)?, &question).await?),
                 }
             }
-            Route::Here(source) => answer::build(&ask::ask(&source, &question).await?),
+            Route::Here(source) => {
+                let inquiry = ask::ask(&source, &question).await?;
+                if let Some(directory) = &args.record {
+                    record(&inquiry, &args.source, directory).await?;
+                }
+                answer::build(&inquiry)
+            }
         }
     };
     output::answer(&answer, args.output)?;
     Ok(exit_code(&answer))
+}
+
+async fn record(inquiry: &Inquiry, source: &SourceArgs, directory: &Path) -> Result<(), Failure> {
+    refuse_full(directory)?;
+    match &source.bundle {
+        Some(bundle) => record_inquiry(inquiry, Objects::Of(bundle), directory).await?,
+        None => record_inquiry(inquiry, Objects::Api(&kube::connect(&source.access()).await?), directory).await?,
+    }
+    Ok(())
 }

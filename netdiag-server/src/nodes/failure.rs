@@ -40,17 +40,13 @@ impl Failure {
             if let Some(tls) = layer.downcast_ref::<rustls::Error>() {
                 return Self::Tls(address, tls.to_string());
             }
-            if let Some(io) = layer.downcast_ref::<io::Error>() {
-                if io.kind() == io::ErrorKind::ConnectionRefused {
-                    return Self::Refused(address);
-                }
-                // An io::Error hides what it wraps from `source()`.
-                if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                    return Self::Tls(address, tls.to_string());
-                }
-            }
             last = layer.to_string();
-            current = layer.source();
+            current = match layer.downcast_ref::<io::Error>() {
+                Some(io) if io.kind() == io::ErrorKind::ConnectionRefused => return Self::Refused(address),
+                // An io::Error's `source()` skips the error that it wraps.
+                Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+                None => layer.source(),
+            };
         }
         if error.is_timeout() { Self::TimedOut(address, limit) } else { Self::Broken(address, last) }
     }

@@ -18,7 +18,7 @@ mod redact;
 mod write;
 mod yaml;
 
-pub use write::{Recorded, record};
+pub use write::{Objects, Recorded, record, record_inquiry};
 
 /// Answers from files alone. What was not recorded is unavailable, and looking again shows the same.
 pub struct BundleSource {

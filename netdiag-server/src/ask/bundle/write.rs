@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt};
-use netdiag_common::wire::Report;
-use netdiag_common::{Gap, Need, Netns, Topic};
+use jiff::Timestamp;
+use netdiag_common::observation::Observation;
+use netdiag_common::wire::{NodeReading, Report};
+use netdiag_common::{Gap, Need, Netns, Reading, Topic};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::read::{MANIFEST_SCHEMA, Manifest};
 use super::redact::redact;
-use crate::ask::{LiveSource, Source, SourceError};
+use crate::ask::{Inquiry, LiveSource, Source, SourceError};
 use crate::evidence::Cluster;
 use crate::kube::{self, Access};
 use crate::nodes::failure::Failure;
@@ -30,21 +32,9 @@ pub struct Recorded {
 
 /// Records what is judged: objects without Secrets and values, and what each agent sees passively. Sends no probes.
 pub async fn record(source: &LiveSource, access: &Access, directory: &Path) -> Result<Recorded, SourceError> {
-    let (cluster, lists) = (source.cluster().await?, kube::raw_lists(access).await?);
-    let mut recorded = Recorded { objects: 0, nodes: 0, gaps: Vec::new() };
-    for list in lists {
-        match list.items {
-            Err(gap) => recorded.gaps.push(gap),
-            Ok(items) => {
-                recorded.objects += items.len();
-                let items: Vec<Value> =
-                    items.into_iter().map(|item| whole(item, list.kind, &list.api_version)).collect();
-                let list_of =
-                    json!({"apiVersion": "v1", "items": items, "kind": "List", "metadata": {"resourceVersion": ""}});
-                yaml(&directory.join("objects").join(format!("{}.yaml", list.name)), &list_of)?;
-            }
-        }
-    }
+    let cluster = source.cluster().await?;
+    let (objects, gaps) = listed_objects(access, directory).await?;
+    let mut recorded = Recorded { objects, nodes: 0, gaps };
     let names: Vec<String> = cluster.nodes.iter().map(|node| node.metadata.name.clone()).collect();
     let mut reports = stream::iter(names)
         .map(|node| {
@@ -61,14 +51,70 @@ pub async fn record(source: &LiveSource, access: &Access, directory: &Path) -> R
             Err(gap) => recorded.gaps.push(gap),
         }
     }
+    manifest(&cluster.name, source.now(), directory)?;
+    Ok(recorded)
+}
+
+/// Where the objects of an inquiry can be had once more, whole.
+pub enum Objects<'a> {
+    /// The bundle that was asked.
+    Of(&'a Path),
+    Api(&'a Access),
+}
+
+/// Records what one answer was judged on, probes included, so that the bundle answers the same question the same way.
+pub async fn record_inquiry(inquiry: &Inquiry, objects: Objects<'_>, directory: &Path) -> Result<(), SourceError> {
+    match objects {
+        Objects::Api(access) => {
+            listed_objects(access, directory).await?;
+        }
+        Objects::Of(bundle) => copy_objects(&bundle.join("objects"), &directory.join("objects"))?,
+    }
+    let evidence = &inquiry.evidence;
+    let reading =
+        |(need, reading): (&Need, &Reading<Observation>)| NodeReading { need: need.clone(), reading: reading.clone() };
+    let readings: Vec<NodeReading> = evidence.readings().map(reading).collect();
+    json_file(&directory.join("readings/answer.json"), &readings)?;
+    manifest(&evidence.cluster.name, evidence.now, directory)
+}
+
+/// Writes each resource as `kubectl get -o yaml` does; returns how many objects, and which resources could not be listed.
+async fn listed_objects(access: &Access, directory: &Path) -> Result<(usize, Vec<Gap>), SourceError> {
+    let (mut objects, mut gaps) = (0, Vec::new());
+    for list in kube::raw_lists(access).await? {
+        match list.items {
+            Err(gap) => gaps.push(gap),
+            Ok(items) => {
+                objects += items.len();
+                let items: Vec<Value> =
+                    items.into_iter().map(|item| whole(item, list.kind, &list.api_version)).collect();
+                let list_of =
+                    json!({"apiVersion": "v1", "items": items, "kind": "List", "metadata": {"resourceVersion": ""}});
+                yaml(&directory.join("objects").join(format!("{}.yaml", list.name)), &list_of)?;
+            }
+        }
+    }
+    Ok((objects, gaps))
+}
+
+fn copy_objects(from: &Path, to: &Path) -> Result<(), SourceError> {
+    let entries = std::fs::read_dir(from).map_err(|error| failed(from, &error))?;
+    std::fs::create_dir_all(to).map_err(|error| failed(to, &error))?;
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()) {
+        let target = to.join(path.file_name().unwrap_or_default());
+        std::fs::copy(&path, &target).map_err(|error| failed(&target, &error))?;
+    }
+    Ok(())
+}
+
+fn manifest(cluster: &str, at: Timestamp, directory: &Path) -> Result<(), SourceError> {
     let manifest = Manifest {
         schema: MANIFEST_SCHEMA.to_owned(),
-        cluster: cluster.name.clone(),
-        at: source.now(),
+        cluster: cluster.to_owned(),
+        at,
         netdiag: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    json_file(&directory.join("bundle.json"), &manifest)?;
-    Ok(recorded)
+    json_file(&directory.join("bundle.json"), &manifest)
 }
 
 /// As `kubectl get -o yaml` shows it: with its kind, which items of a list do not carry.
