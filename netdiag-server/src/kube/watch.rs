@@ -106,11 +106,11 @@ impl Store {
     fn failed(&self, resource: &'static Resource, error: RequestError) {
         let had = self.state().had.contains(&resource.plural);
         if had && !matches!(error, RequestError::Forbidden(_)) {
-            let what = format!("{} changes since {}", resource.kind, now());
+            let what = format!("{} changes since {:.0}", resource.kind, now());
             let known = format!("{} changes since ", resource.kind);
             self.change(|cluster| {
                 if !cluster.unread.iter().any(|gap| gap.what.starts_with(&known)) {
-                    cluster.unread.push(stale(what, resource, &error));
+                    cluster.unread.push(stale(what, &error));
                 }
             });
             self.ended(resource, None);
@@ -140,12 +140,13 @@ fn now() -> Timestamp {
     Timestamp::now()
 }
 
-fn stale(what: String, resource: &Resource, error: &RequestError) -> Gap {
+fn stale(what: String, error: &RequestError) -> Gap {
     Gap {
         what,
         node: None,
         reason: GapReason::Failed,
-        why: format!("the API server stopped answering about {}: {error}", resource.plural),
+        // The same for every resource, so that an answer says it once.
+        why: format!("the API server stopped answering: {error}"),
         remedy: "see whether the API server is healthy; what it said last was judged".to_owned(),
     }
 }
