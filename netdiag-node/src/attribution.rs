@@ -76,8 +76,15 @@ impl Attribution {
         if pod.observed.host_network {
             return Ok(self.host.netns.clone());
         }
-        open_netns(&self.host.proc, &pod.pids, pod.observed.netns_inode)
-            .ok_or_else(|| ReadError::Gone { what: format!("the network namespace of pod {}", pod.observed.uid) })
+        let uid = &pod.observed.uid;
+        let open = |pod: &Pod| open_netns(&self.host.proc, &pod.pids, pod.observed.netns_inode);
+        if let Some(netns) = open(pod) {
+            return Ok(netns);
+        }
+        // The processes that were seen may have been replaced since.
+        let again = self.newer_than(RESCAN_AFTER)?;
+        let pod = again.pods.iter().find(|pod| pod.observed.uid == *uid);
+        pod.and_then(open).ok_or_else(|| ReadError::Gone { what: format!("the network namespace of pod {uid}") })
     }
 
     fn newer_than(&self, age: Duration) -> Result<Arc<PodsOnNode>, ReadError> {
