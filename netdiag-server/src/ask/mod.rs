@@ -13,7 +13,7 @@ use netdiag_common::{Gap, GapReason, Need, Reading, Tier, Topic};
 use crate::condition::{self, Because, Verdict};
 use crate::correlate::Judged;
 use crate::evidence::{Cluster, Evidence, Look, View};
-use crate::path::{self, Path, ResolveError};
+use crate::path::{self, Path, ResolveError, SymptomState};
 use crate::question::Question;
 
 mod any;
@@ -104,14 +104,13 @@ const SETTLE: Duration = Duration::from_secs(3);
 
 /// Answers one question.
 pub async fn ask<S: Source>(source: &S, question: &Question) -> Result<Inquiry, AskError> {
+    let started = Instant::now();
     let inquiry = ask_once(source, question).await?;
-    match unsettled(&inquiry).filter(|_| source.is_live()) {
-        Some(wait) => {
-            tokio::time::sleep(wait).await;
-            ask_once(source, question).await
-        }
-        None => Ok(inquiry),
-    }
+    let wait = unsettled(&inquiry).or_else(|| unexplained(&inquiry)).filter(|_| source.is_live());
+    let Some(wait) = wait.filter(|wait| started.elapsed() + *wait < question.budget) else { return Ok(inquiry) };
+    tokio::time::sleep(wait).await;
+    let rest = Question { budget: question.budget.saturating_sub(started.elapsed()), ..question.clone() };
+    ask_once(source, &rest).await
 }
 
 /// Answers many questions over one evidence: each need is asked once for all of them.
@@ -244,6 +243,14 @@ fn unsettled(inquiry: &Inquiry) -> Option<Duration> {
         .max()?;
     let age = Duration::try_from(inquiry.evidence.now.duration_since(newest)).unwrap_or(Duration::ZERO);
     SETTLE.checked_sub(age).filter(|wait| !wait.is_zero())
+}
+
+/// A failure that nothing explains may be ahead of the API: endpoints and rules follow a change within seconds.
+fn unexplained(inquiry: &Inquiry) -> Option<Duration> {
+    let judged = &inquiry.judged;
+    let fails = matches!(judged.symptom.state, SymptomState::Fails | SymptomState::Partial);
+    let found = judged.verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Found(_)));
+    (fails && !found).then_some(SETTLE)
 }
 
 fn not_allowed(need: &Need, cluster: &Cluster) -> Gap {
