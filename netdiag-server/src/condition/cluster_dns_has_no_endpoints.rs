@@ -94,9 +94,10 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         proofs,
         predicts: if by_name {
             // A cache on the node (NodeLocal DNSCache) answers SERVFAIL instead.
-            &[Fate::LookupRefused, Fate::LookupUnreachable, Fate::LookupServerError]
+            // Most proxies refuse; some drop what has nowhere to go.
+            &[Fate::LookupRefused, Fate::LookupUnreachable, Fate::LookupServerError, Fate::LookupSilence]
         } else {
-            &[Fate::Refused, Fate::Unreachable]
+            &[Fate::Refused, Fate::Unreachable, Fate::Silence]
         },
         fix: Fix { verify: path.ask_again(), ..fix },
     })

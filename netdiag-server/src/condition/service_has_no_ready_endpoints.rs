@@ -61,7 +61,8 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     let mut proofs = lack.proofs;
     proofs.extend(proof::nothing_to_forward_to(path, view));
     let predicts: &'static [Fate] = match (service.is_headless(), &path.name) {
-        (false, _) => &[Fate::Refused, Fate::Unreachable],
+        // Most proxies refuse; some drop what has nowhere to go.
+        (false, _) => &[Fate::Refused, Fate::Unreachable, Fate::Silence],
         (true, Some(_)) => &[Fate::LookupNoSuchName],
         (true, None) => &[],
     };

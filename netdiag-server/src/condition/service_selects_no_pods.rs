@@ -51,7 +51,8 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         return Verdict::clear(format!("the selector of {} matches {selected} pods", service.reference()));
     }
     let Look::Seen(workloads) = view.workloads() else { return Verdict::unknown(view) };
-    let template = workloads.value.in_namespace(namespace).find(|w| selects(&w.spec.template.metadata.labels));
+    let mut makers = workloads.value.in_namespace(namespace).filter(|workload| !workload.is_revision());
+    let template = makers.find(|workload| selects(&workload.spec.template.metadata.labels));
     if let Some(workload) = template {
         return Verdict::clear(format!(
             "the selector matches the pods that {} makes, which has none now",
@@ -98,7 +99,8 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         impact: Impact::Breaks,
         claim,
         proofs,
-        predicts: &[Fate::Refused],
+        // Most proxies refuse; some drop what has nowhere to go.
+        predicts: &[Fate::Refused, Fate::Unreachable, Fate::Silence],
         fix: fix(path, service, near.as_ref()),
     })
 }

@@ -90,9 +90,10 @@ pub(super) fn endpoints(service: &Service, port: Option<&ServicePort>, view: &mu
         let mut makers: Vec<&Arc<Workload>> = workloads
             .value
             .in_namespace(&service.metadata.namespace)
+            .filter(|workload| !workload.is_revision())
             .filter(|workload| selects(service, &workload.spec.template.metadata.labels))
             .collect();
-        // A ReplicaSet that a Deployment made is not what a person changes.
+        // What another object made is not what a person changes.
         makers.sort_by_key(|workload| workload.metadata.controller.is_some());
         return match makers.first() {
             Some(workload) => Endpoints::Lacking(no_pods(workload, proofs, view)),

@@ -18,6 +18,11 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// A revision that a Deployment keeps, be it the current or a past one: what its pods will carry is in the Deployment.
+    pub fn is_revision(&self) -> bool {
+        self.metadata.controller.as_ref().is_some_and(|(kind, _)| kind == "Deployment")
+    }
+
     pub fn reference(&self) -> ObjectRef {
         ObjectRef::new(&self.kind, &self.metadata)
     }
