@@ -13,13 +13,14 @@ use netdiag_common::{Gap, GapReason, Need, Reading, Tier, Topic};
 use crate::condition::{self, Because, Verdict};
 use crate::correlate::Judged;
 use crate::evidence::{Cluster, Evidence, Look, View};
-use crate::path::{self, Path, ResolveError, SymptomState};
+use crate::path::{self, Path, ResolveError};
 use crate::question::Question;
 
 mod any;
 pub mod bundle;
 pub mod live;
 mod scan;
+mod settle;
 mod status;
 pub mod step;
 
@@ -98,27 +99,56 @@ pub struct Inquiry {
 
 /// More rounds than any chain of needs is long (resolver → network → rules → probe); a guard, not a limit that is met.
 const MAX_ROUNDS: usize = 8;
-/// An object that changed this recently may not have reached the nodes: it is read once more before anybody concludes.
-/// kube-proxy's default minimum between two syncs is 1 s, Cilium needs less (measured).
-const SETTLE: Duration = Duration::from_secs(3);
 
 /// Answers one question.
 pub async fn ask<S: Source>(source: &S, question: &Question) -> Result<Inquiry, AskError> {
-    let started = Instant::now();
-    let inquiry = ask_once(source, question).await?;
-    let wait = unsettled(&inquiry).or_else(|| unexplained(&inquiry)).filter(|_| source.is_live());
-    let Some(wait) = wait.filter(|wait| started.elapsed() + *wait < question.budget) else { return Ok(inquiry) };
-    tokio::time::sleep(wait).await;
-    let rest = Question { budget: question.budget.saturating_sub(started.elapsed()), ..question.clone() };
-    ask_once(source, &rest).await
+    let mut inquiries = ask_many(source, std::slice::from_ref(question)).await?;
+    Ok(inquiries.pop().expect("one question has one inquiry"))
 }
 
-/// Answers many questions over one evidence: each need is asked once for all of them.
+/// Answers many questions over one evidence: each need is asked once for all of them. Where a cause rests on what moved
+/// meanwhile, the question is asked once more, as long as its time is not over.
 pub async fn ask_many<S: Source>(source: &S, questions: &[Question]) -> Result<Vec<Inquiry>, AskError> {
+    let started = Instant::now();
+    let mut inquiries = ask_once(source, questions).await?;
+    let waits: Vec<Option<Duration>> = inquiries.iter().map(settle::wait).collect();
+    let is_worth_it = waits.iter().any(Option::is_some) || inquiries.iter().any(has_cause);
+    let wait = waits.iter().flatten().max().copied().unwrap_or_default();
+    let budget = questions.iter().map(|question| question.budget).max().unwrap_or_default();
+    if !source.is_live() || !is_worth_it || started.elapsed() + wait >= budget {
+        return Ok(inquiries);
+    }
+    tokio::time::sleep(wait).await;
+    // An answer that cannot be checked again is still an answer.
+    let Ok(cluster) = source.cluster().await else { return Ok(inquiries) };
+    let is_open = |index: &usize| {
+        let inquiry = &inquiries[*index];
+        waits[*index].is_some() || (has_cause(inquiry) && settle::endpoints_moved(&inquiry.judged.path, &cluster))
+    };
+    let again: Vec<usize> = (0..inquiries.len()).filter(is_open).collect();
+    let rest = budget.saturating_sub(started.elapsed());
+    let asked: Vec<Question> =
+        again.iter().map(|index| Question { budget: rest, ..questions[*index].clone() }).collect();
+    let fresh = match ask_once(source, &asked).await {
+        // What was asked about is gone by now: that ends one question, but not a scan of many.
+        Err(AskError::Question(_)) if questions.len() > 1 => return Ok(inquiries),
+        fresh => fresh?,
+    };
+    for (index, inquiry) in again.into_iter().zip(fresh) {
+        inquiries[index] = inquiry;
+    }
+    Ok(inquiries)
+}
+
+fn has_cause(inquiry: &Inquiry) -> bool {
+    inquiry.judged.verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Found(_)))
+}
+
+async fn ask_once<S: Source>(source: &S, questions: &[Question]) -> Result<Vec<Inquiry>, AskError> {
+    let Some(budget) = questions.iter().map(|q| q.budget).max() else { return Ok(Vec::new()) };
     let cluster = source.cluster().await?;
     let mut evidence = Evidence::new(source.now(), cluster);
     let mut steps = Vec::new();
-    let Some(budget) = questions.iter().map(|q| q.budget).max() else { return Ok(Vec::new()) };
     let allowed = questions.iter().map(|q| q.tier).max().unwrap_or(Tier::Passive);
     let deadline = Instant::now() + budget;
     let mut tier = Tier::Passive;
@@ -163,11 +193,6 @@ pub async fn ask_many<S: Source>(source: &S, questions: &[Question]) -> Result<V
         inquiries.push(Inquiry { judged, evidence: evidence.clone(), steps: steps.clone() });
     }
     Ok(inquiries)
-}
-
-async fn ask_once<S: Source>(source: &S, question: &Question) -> Result<Inquiry, AskError> {
-    let mut inquiries = ask_many(source, std::slice::from_ref(question)).await?;
-    Ok(inquiries.pop().expect("one question has one inquiry"))
 }
 
 /// All conditions over one path, and what they still need. Pure.
@@ -228,29 +253,6 @@ fn resolve(question: &Question, evidence: &Evidence, needs: &mut Vec<Need>) -> R
         Look::Seen(seen) => path::resolve(question, cluster, Some((&seen.value.search, seen.value.ndots))),
         Look::Absent(_) | Look::Dark => Ok(path),
     }
-}
-
-/// How long to wait when a cause rests on an object that changed a moment ago.
-fn unsettled(inquiry: &Inquiry) -> Option<Duration> {
-    let newest = inquiry
-        .judged
-        .verdicts
-        .iter()
-        .filter_map(|(_, verdict)| match verdict {
-            Verdict::Found(finding) => finding.since,
-            Verdict::Clear(_) | Verdict::Unknown(_) => None,
-        })
-        .max()?;
-    let age = Duration::try_from(inquiry.evidence.now.duration_since(newest)).unwrap_or(Duration::ZERO);
-    SETTLE.checked_sub(age).filter(|wait| !wait.is_zero())
-}
-
-/// A failure that nothing explains may be ahead of the API: endpoints and rules follow a change within seconds.
-fn unexplained(inquiry: &Inquiry) -> Option<Duration> {
-    let judged = &inquiry.judged;
-    let fails = matches!(judged.symptom.state, SymptomState::Fails | SymptomState::Partial);
-    let found = judged.verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Found(_)));
-    (fails && !found).then_some(SETTLE)
 }
 
 fn not_allowed(need: &Need, cluster: &Cluster) -> Gap {
