@@ -76,6 +76,10 @@ pub struct Question {
 /// How long an answer may take unless told otherwise: below the patience of a person and of most MCP clients.
 pub const DEFAULT_BUDGET: Duration = Duration::from_secs(20);
 
+/// Kind, namespace (63), name (253, RFC 1123) and port with what separates them, rounded up. Unknown names are compared with
+/// those that exist, which takes time with their length.
+const MAX_LENGTH: usize = 400;
+
 /// The text of an argument that is not understood, and what is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
@@ -86,6 +90,10 @@ pub enum ParseError {
          ip/ADDRESS:PORT (IPv6 in brackets) or name/FQDN:PORT"
     )]
     Target { text: String },
+    #[error(
+        "a source or target of {length} characters is too long: no name in Kubernetes needs more than {MAX_LENGTH}"
+    )]
+    TooLong { length: usize },
     #[error("{port:?} in {text:?} is not a port: use a number from 1 to 65535{}", if *.named { " or a port's name" } else { "" })]
     Port { text: String, port: String, named: bool },
 }
@@ -94,6 +102,7 @@ impl std::str::FromStr for Origin {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
+        not_too_long(text)?;
         let bad = || ParseError::Origin { text: text.to_owned() };
         match *text.split('/').collect::<Vec<_>>().as_slice() {
             ["pod", namespace, name] if !namespace.is_empty() && !name.is_empty() => {
@@ -109,6 +118,7 @@ impl std::str::FromStr for Target {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
+        not_too_long(text)?;
         let bad = || ParseError::Target { text: text.to_owned() };
         let (kind, rest) = text.split_once('/').ok_or_else(bad)?;
         if kind == "ip" {
@@ -145,6 +155,10 @@ impl std::str::FromStr for Target {
             _ => Err(bad()),
         }
     }
+}
+
+fn not_too_long(text: &str) -> Result<(), ParseError> {
+    if text.len() > MAX_LENGTH { Err(ParseError::TooLong { length: text.len() }) } else { Ok(()) }
 }
 
 /// An IANA service name as Kubernetes allows it: at least one letter (validation `IsValidPortName`).
@@ -219,6 +233,16 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Target>().expect(text).to_string(), text);
         }
+    }
+
+    #[test]
+    fn what_no_object_can_be_named_is_not_looked_for() {
+        let name = "a".repeat(MAX_LENGTH);
+        assert_eq!(
+            format!("pod/shop/{name}:80").parse::<Target>(),
+            Err(ParseError::TooLong { length: MAX_LENGTH + 12 })
+        );
+        assert_eq!(format!("pod/shop/{name}").parse::<Origin>(), Err(ParseError::TooLong { length: MAX_LENGTH + 9 }));
     }
 
     #[test]

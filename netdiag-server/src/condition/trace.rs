@@ -7,7 +7,7 @@ use netdiag_common::observation::Protocol;
 
 use crate::evidence::{Look, View};
 use crate::finding::{Fate, Proof};
-use crate::path::{Backend, Client, MAX_BACKEND_PROBES, Path};
+use crate::path::{Backend, Client, MAX_BACKEND_PROBES, MAX_CLIENT_PROBES, Path};
 
 /// What the probe of one endpoint met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,11 @@ pub enum Met {
 
 /// The client's probe of this endpoint: the same that shows the symptom, so that it is sent once.
 pub fn probe_of(path: &Path, view: &mut View, client: &Client, backend: &Backend) -> Met {
-    // Beyond the first endpoints no probe is made: asking for it would send one.
+    // Beyond the first clients and endpoints no probe is made: asking for it would send one.
+    let own = |other: &Client| other.node == client.node && other.netns == client.netns;
+    if !path.clients.iter().take(MAX_CLIENT_PROBES).any(own) {
+        return Met::Nothing;
+    }
     let index = path.ready_backends().position(|other| other.address == backend.address);
     let request = if path.service().is_none() {
         path.address_probe(backend.address)

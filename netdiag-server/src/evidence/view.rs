@@ -1,5 +1,7 @@
 //! Evidence through the eyes of one condition: what it looked at, what it could not see, what it needs next.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use netdiag_common::observation::conntrack::Conntrack;
 use netdiag_common::observation::kfree_skb::Drops;
@@ -143,8 +145,8 @@ impl KindName {
 pub struct View<'e> {
     evidence: &'e Evidence,
     kinds: Vec<KindName>,
-    topics: Vec<Need>,
-    needs: Vec<Need>,
+    topics: BTreeSet<Need>,
+    needs: BTreeSet<Need>,
     gaps: Vec<Gap>,
 }
 
@@ -171,7 +173,7 @@ macro_rules! topics {
 
 impl<'e> View<'e> {
     pub fn new(evidence: &'e Evidence) -> Self {
-        Self { evidence, kinds: Vec::new(), topics: Vec::new(), needs: Vec::new(), gaps: Vec::new() }
+        Self { evidence, kinds: Vec::new(), topics: BTreeSet::new(), needs: BTreeSet::new(), gaps: Vec::new() }
     }
 
     pub fn now(&self) -> Timestamp {
@@ -224,7 +226,7 @@ impl<'e> View<'e> {
     }
 
     /// What was asked for and nobody has looked at yet.
-    pub fn needs(&self) -> &[Need] {
+    pub fn needs(&self) -> &BTreeSet<Need> {
         &self.needs
     }
 
@@ -236,7 +238,7 @@ impl<'e> View<'e> {
         &self.kinds
     }
 
-    pub fn topics_read(&self) -> &[Need] {
+    pub fn topics_read(&self) -> &BTreeSet<Need> {
         &self.topics
     }
 
@@ -254,14 +256,10 @@ impl<'e> View<'e> {
     }
 
     fn look<T>(&mut self, need: Need, pick: impl FnOnce(&'e Observation) -> Option<&'e T>) -> Look<'e, T> {
-        if !self.topics.contains(&need) {
-            self.topics.push(need.clone());
-        }
+        self.topics.insert(need.clone());
         match self.evidence.reading(&need) {
             None | Some(Reading::NotAsked { .. }) => {
-                if !self.needs.contains(&need) {
-                    self.needs.push(need);
-                }
+                self.needs.insert(need);
                 Look::Dark
             }
             Some(Reading::Unavailable { gap }) => {
