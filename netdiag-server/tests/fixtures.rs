@@ -68,6 +68,13 @@ fn differences(story: &Story) -> Vec<String> {
     for code in story.expect.unknown.iter().filter(|code| !ending.unknown.contains(&code.as_str())) {
         differences.push(format!("{code} is not among those that cannot tell: {:?}", ending.unknown));
     }
+    for code in &story.expect.not_excluded {
+        let excluded = ending.correlated.excluded.iter().filter(|(excluded, _)| excluded == code);
+        differences.extend(excluded.map(|(code, because)| format!("{code} is excluded: {because}")));
+    }
+    if story.expect.confidence_at_most.is_some_and(|most| ending.correlated.confidence > most) {
+        differences.push(format!("the answer's confidence is {}", ending.correlated.confidence));
+    }
     differences
 }
 

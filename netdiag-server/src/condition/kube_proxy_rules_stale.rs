@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use netdiag_common::Netns;
+use netdiag_common::observation::Protocol;
 use netdiag_common::observation::kube_proxy::KubeProxy;
 use netdiag_common::observation::service_rules::{Endpoint, Proxier, ServiceAction, ServiceRules};
 
@@ -62,6 +63,9 @@ struct Stale {
 enum Node {
     Stale(Stale),
     Right,
+    /// Rules have nothing to do there, whatever they are.
+    Idle(&'static str),
+    /// They were not compared.
     Silent(&'static str),
     Dark,
 }
@@ -79,20 +83,23 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     let nodes: BTreeSet<&str> = path.clients.iter().map(|client| client.node.as_str()).collect();
     let mut stale = Vec::new();
     let (mut dark, mut right) = (false, 0);
-    let mut silent = None;
+    let (mut silent, mut idle) = (None, None);
     for node in &nodes {
         match on_node(path, service, port, node, view) {
             Node::Stale(found) => stale.push(found),
             Node::Right => right += 1,
+            Node::Idle(because) => idle = Some(because),
             Node::Silent(because) => silent = Some(because),
             Node::Dark => dark = true,
         }
     }
     let Some(first) = stale.first() else {
-        return match silent {
+        return match (silent, idle) {
             _ if dark => Verdict::unknown(view),
-            Some(because) => Verdict::clear(because),
-            None => Verdict::clear(format!("the rules of {right} nodes lead to the endpoints of the EndpointSlices")),
+            // Where rules were not compared, nothing is excluded.
+            (Some(because), _) if right == 0 => Verdict::not_applicable(because),
+            (None, Some(because)) if right == 0 => Verdict::clear(because),
+            _ => Verdict::clear(format!("the rules of {right} nodes lead to the endpoints of the EndpointSlices")),
         };
     };
     let impact =
@@ -129,7 +136,7 @@ fn on_node(path: &Path, service: &Service, port: &ServicePort, node: &str, view:
         .filter(|address| !wanted(cluster, service, port, *address, node).endpoints.is_empty())
         .collect();
     if addresses.is_empty() {
-        return Node::Silent("the Service has no endpoint that rules could lead to");
+        return Node::Idle("the Service has no endpoint that rules could lead to");
     }
     let rules = match view.service_rules(node, &Netns::Host) {
         Look::Seen(rules) if rules.value.proxier != Proxier::None => rules,
@@ -260,9 +267,12 @@ fn all_missing(node: &str, view: &View) -> String {
 
 /// Services with endpoints of which not one address and port has an entry.
 fn missing_services(rules: &ServiceRules, node: &str, view: &View) -> usize {
+    // Not by `find`: with ten thousand Services that would be a search in the rules for each of them.
+    let own: BTreeSet<(IpAddr, Protocol, u16)> =
+        rules.entries.iter().map(|entry| (entry.address, entry.protocol, entry.port)).collect();
     let has = |service: &Service| {
         let ports =
-            |address| service.spec.ports.iter().any(|port| rules.find(address, port.protocol.0, port.port).is_some());
+            |address| service.spec.ports.iter().any(|port| own.contains(&(address, port.protocol.0, port.port)));
         service.cluster_ips().into_iter().any(ports)
     };
     services_with_endpoints(view.cluster(), node).filter(|service| !has(service)).count()

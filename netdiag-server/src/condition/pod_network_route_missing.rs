@@ -157,8 +157,12 @@ fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
         Way::Nothing | Way::Known(_) => "nothing in its table fits".to_owned(),
     };
     let explicit = explicit_routes(&leg, view);
-    // Without such routes anywhere, the default gateway may be the one that routes pods.
-    if matches!(way, Way::OnlyDefault(_)) && explicit.is_none() && met != Met::Failed(Fate::Unreachable) {
+    // Without such routes anywhere, the default gateway may be the one that routes pods. An ICMP error does not tell whether
+    // it came from a router that knows no way or from a firewall (`icmp-admin-prohibited`).
+    if matches!(way, Way::OnlyDefault(_)) && explicit.is_none() {
+        if met == Met::Failed(Fate::Unreachable) {
+            return Found::Dark;
+        }
         return Found::Fine(format!(
             "node {} has no route of its own to {}, and no node shows that pods are routed so",
             leg.node, leg.to

@@ -57,6 +57,12 @@ pub struct Expect {
     /// Codes that must be unable to tell.
     #[serde(default)]
     pub unknown: Vec<String>,
+    /// Codes that the answer must not call excluded.
+    #[serde(default)]
+    pub not_excluded: Vec<String>,
+    /// Of the whole answer.
+    #[serde(default)]
+    pub confidence_at_most: Option<f64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -102,7 +108,7 @@ struct ToldProbe {
     from: String,
     #[serde(default)]
     to: Option<SocketAddr>,
-    /// `connected`, `timeout`, an errno name, or a list with one per attempt.
+    /// `connected`, `timeout`, `unseen` (no agent answers), an errno name, or a list with one per attempt.
     #[serde(default)]
     result: Option<Results>,
     #[serde(default)]
@@ -347,10 +353,11 @@ fn probe(need: &Need, request: &ProbeRequest, told: &[ToldProbe]) -> Option<Obse
         Netns::Pod(uid) => uid.as_str(),
     };
     let mut from_here = told.iter().filter(|line| line.from == "any" || line.from == origin);
+    let unseen = |line: &ToldProbe| matches!(&line.result, Some(Results::One(result)) if result == "unseen");
     let attempts = match request {
         ProbeRequest::TcpConnect { address, port, attempts, .. } => {
             let to = SocketAddr::new(*address, *port);
-            let line = from_here.find(|line| line.to == Some(to))?;
+            let line = from_here.find(|line| line.to == Some(to)).filter(|line| !unseen(line))?;
             let result = |index: usize| match line.result.as_ref().expect("a connect has a result") {
                 Results::One(result) => connect_outcome(result),
                 Results::Each(results) => connect_outcome(&results[index % results.len()]),
