@@ -192,18 +192,22 @@ fn confidence(condition: &Condition, finding: &Finding, verdicts: &[(&'static Co
 }
 
 fn status(causes: &[Cause], judged: &Judged) -> Status {
-    if causes.iter().any(|cause| cause.finding.impact == Impact::Breaks) {
+    // Whatever a claim says, a path on which some packets got through is not broken.
+    let some_get_through = judged.symptom.state == SymptomState::Partial;
+    if causes.iter().any(|cause| cause.finding.impact == Impact::Breaks) && !some_get_through {
         return Status::Broken;
     }
     if !causes.is_empty() {
         return Status::Degraded;
     }
     let nothing_seen = judged.needs_raised > 0 && judged.needs_answered == 0;
+    // Nobody was there to be judged: that nothing is wrong on paper says nothing.
+    let nothing_judged = judged.path.ready_backends().next().is_none();
     let undecided = judged.verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Unknown(_)));
     match judged.symptom.state {
         SymptomState::Works => Status::Healthy,
         SymptomState::Fails | SymptomState::Partial => Status::Unknown,
-        SymptomState::Unknown if undecided || nothing_seen => Status::Unknown,
+        SymptomState::Unknown if undecided || nothing_seen || nothing_judged => Status::Unknown,
         SymptomState::Unknown => Status::Healthy,
     }
 }
@@ -211,10 +215,16 @@ fn status(causes: &[Cause], judged: &Judged) -> Status {
 fn overall(status: Status, causes: &[Cause], judged: &Judged) -> f64 {
     match (status, causes.first()) {
         (_, Some(cause)) => cause.confidence,
-        (Status::Healthy, None) if judged.symptom.state == SymptomState::Works => CERTAIN,
+        (Status::Healthy, None) if judged.symptom.state == SymptomState::Works && all_clients_probed(judged) => CERTAIN,
         (Status::Healthy, None) => ONE_VIEW,
         _ => 0.0,
     }
+}
+
+/// Of a question from every node, some agents may be silent: the others cannot speak for them.
+fn all_clients_probed(judged: &Judged) -> bool {
+    let probed: BTreeSet<usize> = judged.symptom.connects().map(|probe| probe.client).collect();
+    probed.len() == judged.path.clients.len()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "needs are counted in hundreds")]

@@ -20,6 +20,13 @@ pub enum ResolveError {
     Unreadable { kind: &'static str, name: String, why: String },
     #[error("pod {name} is {phase}, so no connection can start there; choose a running pod")]
     Finished { name: String, phase: String },
+    #[error("pod {name} is {phase} and has given up its address, so nothing can reach it; choose a running pod")]
+    Gone { name: String, phase: String },
+    #[error(
+        "pod {name} has no address yet (its phase is {phase}), so nothing can reach it; `kubectl -n {namespace} describe pod` \
+         says what it waits for"
+    )]
+    Unaddressed { namespace: String, name: String, phase: String },
     #[error("{target} has {count} ports ({ports}): add :PORT to say which")]
     WhichPort { target: String, count: usize, ports: String },
     #[error("pod {name} is not scheduled to a node yet, so there is no network namespace to look at")]
@@ -50,6 +57,7 @@ pub fn resolve(question: &Question, cluster: &Cluster, search: Option<(&[String]
         }
         Target::Pod { namespace, name, port } => {
             let pod = exists(&cluster.pods, "Pod", namespace, name)?.clone();
+            reachable(&pod)?;
             to_pod(&mut path, pod, *port);
         }
         Target::Node { name, port } => {
@@ -169,6 +177,19 @@ pub(crate) fn backends(cluster: &Cluster, service: &Service, port: &ServicePort)
         }
     }
     found
+}
+
+/// A finished pod's object keeps its address, which another pod may have by now.
+fn reachable(pod: &Pod) -> Result<(), ResolveError> {
+    let name = format!("{}/{}", pod.metadata.namespace, pod.metadata.name);
+    let phase = pod.status.phase.clone();
+    if pod.is_finished() {
+        return Err(ResolveError::Gone { name, phase });
+    }
+    if pod.addresses().next().is_none() {
+        return Err(ResolveError::Unaddressed { namespace: pod.metadata.namespace.clone(), name, phase });
+    }
+    Ok(())
 }
 
 fn to_pod(path: &mut Path, pod: Arc<Pod>, asked: Option<u16>) {
@@ -310,5 +331,45 @@ pub fn target_port_of(port: &ServicePort, pod: &Pod) -> Option<u16> {
         None => Some(port.port),
         Some(IntOrString::Number(number)) => Some(*number),
         Some(IntOrString::Name(name)) => pod.named_port(name, port.protocol.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netdiag_common::Tier;
+    use netdiag_common::observation::Protocol;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::evidence::parse;
+    use crate::question::{DEFAULT_BUDGET, Purpose};
+
+    fn to_pod_with(status: &Value) -> Result<Path, ResolveError> {
+        let mut cluster = Cluster::default();
+        let metadata = json!({"name": "job-1", "namespace": "shop"});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": status});
+        parse::add(&mut cluster, pod).expect("a pod");
+        let question = Question {
+            from: Origin::EveryNode,
+            to: "pod/shop/job-1:80".parse().expect("a target"),
+            protocol: Protocol::Tcp,
+            purpose: Purpose::Diagnose,
+            tier: Tier::Probe,
+            budget: DEFAULT_BUDGET,
+        };
+        resolve(&question, &cluster, None)
+    }
+
+    #[test]
+    fn the_address_of_a_finished_pod_is_not_asked_for() {
+        let error = to_pod_with(&json!({"phase": "Succeeded", "podIP": "10.244.1.9"})).expect_err("a finished pod");
+        assert!(error.to_string().contains("shop/job-1 is Succeeded"), "{error}");
+    }
+
+    #[test]
+    fn a_pod_without_address_is_no_healthy_path() {
+        let error = to_pod_with(&json!({"phase": "Pending"})).expect_err("a pending pod");
+        assert!(error.to_string().contains("no address yet"), "{error}");
+        assert!(to_pod_with(&json!({"phase": "Running", "podIP": "10.244.1.9"})).is_ok());
     }
 }
