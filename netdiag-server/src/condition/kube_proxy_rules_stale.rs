@@ -171,7 +171,7 @@ fn compare(
 ) -> Node {
     let wanted = wanted(view.cluster(), service, port, address, node);
     let newest = wanted.changed_at.max(service.metadata.changed_at);
-    if newest.is_some_and(|changed| rules.at.duration_since(changed).as_secs_f64() < SETTLE_S) {
+    if newest.is_some_and(|changed| is_settling(changed, rules.at, view.now())) {
         return Node::Silent("the Service or its EndpointSlices changed less than 10 s before the rules were read");
     }
     let socket = SocketAddr::new(address, port.port);
@@ -208,6 +208,11 @@ fn compare(
         }
     };
     stale(node, breaks, what, rules.at, text)
+}
+
+/// Nodes have clocks of their own: one that is ahead must not make a change look old.
+fn is_settling(changed: Timestamp, read_at: Timestamp, now: Timestamp) -> bool {
+    read_at.min(now).duration_since(changed).as_secs_f64() < SETTLE_S
 }
 
 fn differences(service: &Service, socket: &str, extra: &[String], missing: &[String], have: usize) -> String {
@@ -317,5 +322,19 @@ fn fix(path: &Path, node: &str) -> Fix {
             "kubectl -n kube-system delete pod -l k8s-app=kube-proxy --field-selector spec.nodeName={node}"
         )],
         verify: path.ask_again(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_whose_clock_is_ahead_does_not_make_a_change_old() {
+        let at = |text: &str| text.parse::<Timestamp>().expect("a time");
+        let (changed, now) = (at("2026-01-01T12:00:00Z"), at("2026-01-01T12:00:04Z"));
+        assert!(is_settling(changed, at("2026-01-01T12:00:03Z"), now));
+        assert!(is_settling(changed, at("2026-01-01T12:05:00Z"), now));
+        assert!(!is_settling(changed, at("2026-01-01T12:00:11Z"), at("2026-01-01T12:00:12Z")));
     }
 }
