@@ -90,6 +90,9 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     let flows: Vec<Flow> = dns.servers.iter().filter_map(|server| flow(client, server, Protocol::Udp)).collect();
     let denials: Vec<(&Flow, Denial)> = flows.iter().filter_map(|flow| Some((flow, denied(cluster, flow)?))).collect();
     let Some((first, denial)) = denials.first() else {
+        if flows.iter().any(|flow| matches!(decide(cluster, flow), Decision::Undefined(_))) {
+            return answered(path, client, view).map_or_else(|| Verdict::unknown(view), Verdict::clear);
+        }
         return Verdict::clear(format!("the egress policies allow UDP to {} DNS endpoints", flows.len()));
     };
     if let Some(answered) = answered(path, client, view) {

@@ -89,8 +89,13 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
                 why_not.push(because);
                 continue;
             }
-            Decision::Undefined(_) => {
-                undecided = true;
+            Decision::Undefined(because) => {
+                match probe_of(path, view, client, backend) {
+                    Met::GotThrough => {
+                        why_not.push(format!("{because}, but the probe of {} got through", backend.words()))
+                    }
+                    Met::Failed(_) | Met::Nothing => undecided = true,
+                }
                 continue;
             }
             Decision::Denied(denials) => denials,

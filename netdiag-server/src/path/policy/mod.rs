@@ -157,6 +157,7 @@ pub fn decide<'c>(cluster: &'c Cluster, flow: &Flow<'c>) -> Decision<'c> {
     }
     let mut denials = Vec::new();
     let mut allowed = Vec::new();
+    let mut undefined = None;
     for direction in [Direction::Egress, Direction::Ingress] {
         let (own, peer) = flow.ends(direction);
         let Some(pod) = own.pod else { continue };
@@ -172,12 +173,24 @@ pub fn decide<'c>(cluster: &'c Cluster, flow: &Flow<'c>) -> Decision<'c> {
         let rule = policies.iter().find_map(|policy| {
             let rules = direction.rules(policy);
             let index = rules.iter().position(|rule| allows(cluster, policy, rule, peer, flow))?;
-            Some(format!("{} rule {} of {} allows it", direction.word(), index + 1, policy.reference()))
+            Some((
+                format!("{} rule {} of {} allows it", direction.word(), index + 1, policy.reference()),
+                policy,
+                index,
+            ))
         });
         match rule {
-            Some(rule) => allowed.push(rule),
+            Some((_, policy, index)) if only_by_blocks(cluster, &policies, direction, peer, flow) => {
+                undefined = Some(format!(
+                    "{} rule {} of {} allows the address of a pod by an ipBlock, which engines read differently",
+                    direction.word(),
+                    index + 1,
+                    policy.reference()
+                ));
+            }
+            Some((rule, ..)) => allowed.push(rule),
             None if direction == Direction::Ingress && peer.pod.is_none() && !peer.node.is_empty() => {
-                return Decision::Undefined(format!(
+                undefined = Some(format!(
                     "policies isolate {} for ingress, and engines differ about connections from the host of another node",
                     pod.reference()
                 ));
@@ -191,10 +204,29 @@ pub fn decide<'c>(cluster: &'c Cluster, flow: &Flow<'c>) -> Decision<'c> {
     if !denials.is_empty() {
         return Decision::Denied(denials);
     }
+    if let Some(because) = undefined {
+        return Decision::Undefined(because);
+    }
     if allowed.is_empty() {
         allowed.push("no policy isolates either end".to_owned());
     }
     Decision::Allowed(allowed.join(" and "))
+}
+
+/// Blocks are meant for addresses outside the cluster. Calico lets them hold pods, Cilium does not.
+fn only_by_blocks(
+    cluster: &Cluster,
+    policies: &[&Arc<NetworkPolicy>],
+    direction: Direction,
+    peer: &Side,
+    flow: &Flow,
+) -> bool {
+    let by_labels = |policy: &NetworkPolicy, rule: &PolicyRule| {
+        let mut peers = rule.peers.iter().filter(|peer| peer.ip_block.is_none());
+        rule.peers.is_empty() || peers.any(|other| peer_matches(cluster, policy, other, peer))
+    };
+    let mut rules = policies.iter().flat_map(|policy| direction.rules(policy).iter().map(move |rule| (policy, rule)));
+    peer.pod.is_some() && !rules.any(|(policy, rule)| by_labels(policy, rule) && ports_allow(rule, flow))
 }
 
 fn allows(cluster: &Cluster, policy: &NetworkPolicy, rule: &PolicyRule, peer: &Side, flow: &Flow) -> bool {

@@ -103,8 +103,22 @@ fn a_pod_selector_alone_means_the_policys_own_namespace() {
 #[test]
 fn blocks_hold_addresses_except_some() {
     let rule = |except: &[&str]| json!([{"from": [{"ipBlock": {"cidr": "10.244.0.0/16", "except": except}}]}]);
-    assert!(allowed(ingress(rule(&[])), "pay"));
+    let cluster = cluster(&[ingress(rule(&[]))]);
+    let outside = Flow { from: Side { pod: None, node: "", ..flow(&cluster, "pay").from }, ..flow(&cluster, "pay") };
+    assert!(matches!(decide(&cluster, &outside), Decision::Allowed(_)));
     assert_eq!(lack(ingress(rule(&["10.244.1.0/24"])), "pay").map(|(lack, _)| lack), Some(Lack::Except));
+}
+
+#[test]
+fn a_pod_that_only_a_block_holds_is_undefined() {
+    let block = json!({"ipBlock": {"cidr": "10.244.0.0/16"}});
+    let only_block = cluster(&[ingress(json!([{"from": [block]}]))]);
+    assert!(matches!(decide(&only_block, &flow(&only_block, "pay")), Decision::Undefined(_)));
+    assert!(allowed(ingress(json!([{"from": [block, {"namespaceSelector": {}}]}])), "pay"));
+    // A denial in the other direction is certain all the same.
+    let no_egress = json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"]});
+    let both = cluster(&[ingress(json!([{"from": [block]}])), no_egress]);
+    assert!(matches!(decide(&both, &flow(&both, "shop")), Decision::Denied(_)));
 }
 
 #[test]
