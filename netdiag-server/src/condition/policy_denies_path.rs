@@ -90,11 +90,10 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
                 continue;
             }
             Decision::Undefined(because) => {
-                match probe_of(path, view, client, backend) {
-                    Met::GotThrough => {
-                        why_not.push(format!("{because}, but the probe of {} got through", backend.words()))
-                    }
-                    Met::Failed(_) | Met::Nothing => undecided = true,
+                if probe_of(path, view, client, backend) == Met::GotThrough {
+                    why_not.push(format!("{because}, but the probe of {} got through", backend.words()));
+                } else {
+                    undecided = true;
                 }
                 continue;
             }
