@@ -20,13 +20,15 @@ use super::resource::{RESOURCES, Resource};
 use crate::ask::SourceError;
 use crate::evidence::Cluster;
 
-/// The API server ends a watch after this time, and we start the next from where it ended.
-const WATCH_SECONDS: u64 = 290;
+/// The API server ends a watch after this time, and we start the next from where it ended. Short, because a watch whose
+/// connection died in silence shows only by its missing end: when kube-proxy's rules vanish from the server's node, packets
+/// of connections to the API's Service address are no longer translated, and neither side is told.
+const WATCH_SECONDS: u64 = 20;
 /// Nothing came, not even the end: the connection is dead.
-const WATCH_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS + 20);
+const WATCH_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS + 3);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// Long enough to spare an API server in trouble, short enough that a granted right shows while somebody waits for it.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Long enough to spare an API server in trouble, short enough that its return shows while somebody waits for it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// The intended view, current while this value lives.
 pub struct Warm {

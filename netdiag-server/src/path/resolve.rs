@@ -176,6 +176,9 @@ pub(crate) fn backends(cluster: &Cluster, service: &Service, port: &ServicePort)
             }
         }
     }
+    // Slices list endpoints in no order; answers name them in one.
+    let name = |backend: &Backend| backend.pod.as_ref().map(|pod| pod.metadata.name.clone());
+    found.sort_by_cached_key(|backend| (name(backend), backend.address, backend.port));
     found
 }
 
