@@ -168,14 +168,12 @@ async fn without_a_valid_token_nothing_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs Python with mcp: cargo xtask test runs it"]
 async fn an_independent_client_gets_answers_over_http() {
     let server = serve(None).await;
     client(&["http", &format!("http://{server}/mcp")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs Python with mcp: cargo xtask test runs it"]
 async fn an_independent_client_gets_answers_over_stdio() {
     let bundle = files().join("bundle");
     let netdiag = env!("CARGO_BIN_EXE_netdiag");
@@ -183,7 +181,13 @@ async fn an_independent_client_gets_answers_over_stdio() {
 }
 
 async fn client(arguments: &[&str]) {
-    let python = std::env::var("NETDIAG_PYTHON").expect("NETDIAG_PYTHON names a Python that has mcp");
+    let Ok(python) = std::env::var("NETDIAG_PYTHON") else {
+        println!(
+            "netdiag-skip: mcp {}: NETDIAG_PYTHON names no Python with mcp; cargo xtask test sets it",
+            arguments[0]
+        );
+        return;
+    };
     let mut command = tokio::process::Command::new(python);
     command.arg(files().join("client.py")).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     let run = tokio::time::timeout(CLIENT_LIMIT, command.output()).await;

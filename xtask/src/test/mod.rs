@@ -28,10 +28,10 @@ enum Stage {
     Format,
     /// clippy, warnings denied
     Lint,
-    /// Unit, fixture, property, kernel and agent tests
+    /// Unit, fixture, property, kernel and agent tests, and the MCP server with an independent client
     Cargo,
-    /// The MCP server with an independent client, and the skills' checker
-    Mcp,
+    /// The skills' checker
+    Skills,
     /// What may depend on what
     Tree,
     /// Faults in real clusters, both modes of kube-proxy
@@ -39,7 +39,7 @@ enum Stage {
 }
 
 const ALL: [Stage; 8] =
-    [Stage::Setup, Stage::Ebpf, Stage::Format, Stage::Lint, Stage::Cargo, Stage::Mcp, Stage::Tree, Stage::E2e];
+    [Stage::Setup, Stage::Ebpf, Stage::Format, Stage::Lint, Stage::Cargo, Stage::Skills, Stage::Tree, Stage::E2e];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let stages = if arguments.stages.is_empty() { &ALL[..] } else { &arguments.stages };
@@ -83,9 +83,18 @@ fn take(stage: Stage) -> Result<Tally> {
         Stage::Ebpf => ebpf::build(false).map(|_| Tally::passed()),
         Stage::Format => check(cargo(&["fmt", "--all", "--check"])),
         Stage::Lint => check(cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
-        // What a passing test printed holds the reasons of skips.
-        Stage::Cargo => tests(cargo(&["test", "--workspace", "--no-fail-fast", "--", "--show-output"])),
-        Stage::Mcp => mcp(),
+        Stage::Cargo => {
+            // What a passing test printed holds the reasons of skips.
+            let mut test = cargo(&["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
+            match setup::python_venv() {
+                Ok(programs) => {
+                    test.env("NETDIAG_PYTHON", programs.join("python"));
+                }
+                Err(error) => println!("no Python for the MCP client: {error:#}"),
+            }
+            tests(test)
+        }
+        Stage::Skills => skills(),
         Stage::Tree => tree(),
         Stage::E2e => {
             let score = e2e::score(&e2e::Arguments::default())?;
@@ -94,21 +103,14 @@ fn take(stage: Stage) -> Result<Tally> {
     }
 }
 
-/// The tests that need Python: the independent MCP client, and the checker of skills.
-fn mcp() -> Result<Tally> {
-    let programs = setup::python_venv()?;
-    let mut client =
-        cargo(&["test", "--package", "netdiag-server", "--test", "mcp", "--", "--include-ignored", "--show-output"]);
-    client.env("NETDIAG_PYTHON", programs.join("python"));
-    let mut tally = tests(client)?;
-    let skills = std::fs::read_dir(place::workspace().join("skills")).context("cannot list skills/")?;
-    for skill in skills {
-        let folder = skill.context("cannot list skills/")?.path();
-        let mut validate = command::tool(programs.join("agentskills"));
-        tally.add(&check({
-            validate.arg("validate").arg(folder);
-            validate
-        })?);
+/// Each skill, by the checker of the Agent Skills specification.
+fn skills() -> Result<Tally> {
+    let checker = setup::python_venv()?.join("agentskills");
+    let mut tally = Tally::default();
+    for skill in std::fs::read_dir(place::workspace().join("skills")).context("cannot list skills/")? {
+        let mut validate = command::tool(&checker);
+        validate.arg("validate").arg(skill.context("cannot list skills/")?.path());
+        tally.add(&check(validate)?);
     }
     Ok(tally)
 }
