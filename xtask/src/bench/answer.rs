@@ -147,7 +147,10 @@ fn resident(cluster: &Cluster, installed: &Installed) -> Result<bool> {
     for node in nodes {
         let bytes = node["resident_bytes"].as_u64().with_context(|| format!("no memory in {node}"))?;
         let mebibytes = bytes / (1024 * 1024);
-        println!("agent on {}: {mebibytes} MiB resident, limit {RESIDENT_LIMIT_MIB}", node["node"]);
+        println!(
+            "agent on {}: {mebibytes} MiB resident, limit {RESIDENT_LIMIT_MIB}",
+            node["node"].as_str().unwrap_or("?")
+        );
         heavy |= mebibytes > RESIDENT_LIMIT_MIB;
     }
     Ok(heavy)
