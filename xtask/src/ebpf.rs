@@ -127,7 +127,7 @@ pub(crate) fn build(debug: bool) -> Result<PathBuf> {
         .env("RUSTFLAGS", format!("-C linker={} -C linker-plugin-lto -C link-arg=--btf", linker.display()))
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("CARGO_TARGET_DIR")
-        // The lints of the main workspace's clippy.toml are not this one's.
+        // The lints of the main workspace's .clippy.toml are not this one's.
         .env_remove("RUSTC_WORKSPACE_WRAPPER");
     if debug {
         cargo.args(["--features", "debug"]);

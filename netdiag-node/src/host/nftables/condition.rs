@@ -4,6 +4,7 @@ use netdiag_common::observation::rules::{Match, Verdict};
 
 use super::expression::Operator;
 use super::field::{self, Field, Interval, Subject};
+use super::interval;
 use super::register::Content;
 use super::rule::{Context, Draft, MAX_INLINE_ELEMENTS, Style};
 use super::set::{Entry, Set, Value};
@@ -27,9 +28,9 @@ impl Draft {
             let value = &value[range];
             match &content {
                 Content::Field(field) if matches!(operator, Operator::Equal | Operator::NotEqual) => {
-                    self.hold(context, field, &[equal_to(field, value)], negated, None);
+                    self.hold(context, field, &[interval::equal_to(field, value)], negated, None);
                 }
-                Content::Field(field) => match ordered(field, operator, value) {
+                Content::Field(field) => match interval::ordered(field, operator, value) {
                     Some(interval) => self.bound(context, field, interval, operator),
                     None => self.other(format!("{} {} …", field.name, sign(operator))),
                 },
@@ -126,7 +127,7 @@ impl Draft {
         let not = if negated { "!= " } else { "" };
         let keys: Option<Vec<Interval>> = entries.iter().map(|entry| entry.keys.clone()).collect();
         if let ([(range, Content::Field(field))], Some(keys)) = (key, &keys) {
-            let cut: Vec<_> = keys.iter().filter_map(|interval| cut(interval, range)).collect();
+            let cut: Vec<_> = keys.iter().filter_map(|interval| interval::cut(interval, range)).collect();
             if cut.len() == keys.len() {
                 self.hold(context, field, &cut, negated, label.as_deref());
                 return vec![self];
@@ -304,7 +305,7 @@ impl Draft {
                 return;
             }
         } else if let (Subject::Source | Subject::Destination, Some(prefix), Operator::Equal | Operator::NotEqual) =
-            (field.subject, prefix(mask, value), operator)
+            (field.subject, interval::prefix(mask, value), operator)
         {
             return self.hold(context, field, &[prefix], negated, None);
         }
@@ -342,64 +343,6 @@ fn iptables_option(subject: Subject) -> Option<&'static str> {
     }
 }
 
-/// A value shorter than its field is a prefix: of an address, or of an interface's name.
-fn equal_to(field: &Field, value: &[u8]) -> Interval {
-    let (mut first, mut last) = (value.to_vec(), value.to_vec());
-    first.resize(field.bytes.max(value.len()), 0);
-    last.resize(field.bytes.max(value.len()), 0xff);
-    Interval { first, last }
-}
-
-/// Only for values in network byte order, whose bytes compare like the numbers they are.
-fn ordered(field: &Field, operator: Operator, value: &[u8]) -> Option<Interval> {
-    let network_order = matches!(
-        field.subject,
-        Subject::Source | Subject::Destination | Subject::SourcePort | Subject::DestinationPort | Subject::Number
-    );
-    if !network_order || value.len() != field.bytes {
-        return None;
-    }
-    let (lowest, highest) = (vec![0; value.len()], vec![0xff; value.len()]);
-    Some(match operator {
-        Operator::LessOrEqual => Interval { first: lowest, last: value.to_vec() },
-        Operator::GreaterOrEqual => Interval { first: value.to_vec(), last: highest },
-        Operator::Less => Interval { first: lowest, last: step(value, u8::overflowing_sub)? },
-        Operator::Greater => Interval { first: step(value, u8::overflowing_add)?, last: highest },
-        Operator::Equal | Operator::NotEqual => return None,
-    })
-}
-
-/// One more or one less; none beyond the ends.
-fn step(value: &[u8], by: fn(u8, u8) -> (u8, bool)) -> Option<Vec<u8>> {
-    let mut value = value.to_vec();
-    for byte in value.iter_mut().rev() {
-        let (stepped, carry) = by(*byte, 1);
-        *byte = stepped;
-        if !carry {
-            return Some(value);
-        }
-    }
-    None
-}
-
-/// The interval of a value under a contiguous mask.
-fn prefix(mask: &[u8], value: &[u8]) -> Option<Interval> {
-    let ones: u32 = mask.iter().map(|byte| byte.leading_ones()).take_while(|ones| *ones > 0).sum();
-    let contiguous = mask.iter().map(|byte| byte.count_ones()).sum::<u32>() == ones
-        && mask.iter().skip_while(|byte| **byte == 0xff).skip(1).all(|byte| *byte == 0);
-    (contiguous && mask.len() == value.len() && value.iter().zip(mask).all(|(v, m)| v & !m == 0)).then(|| Interval {
-        first: value.to_vec(),
-        last: value.iter().zip(mask).map(|(value, mask)| value | !mask).collect(),
-    })
-}
-
-fn cut(interval: &Interval, range: &std::ops::Range<usize>) -> Option<Interval> {
-    // A key of unknown width is one field: the whole of it.
-    let range = if range.is_empty() { 0..interval.first.len() } else { range.clone() };
-    let range = range.start..range.end.min(interval.first.len());
-    Some(Interval { first: interval.first.get(range.clone())?.to_vec(), last: interval.last.get(range)?.to_vec() })
-}
-
 fn element_match(
     context: &Context<'_>,
     content: &Content,
@@ -407,7 +350,7 @@ fn element_match(
     range: &std::ops::Range<usize>,
     words: &str,
 ) -> Match {
-    let Some(interval) = cut(keys, range) else { return Match::Other { text: words.to_owned() } };
+    let Some(interval) = interval::cut(keys, range) else { return Match::Other { text: words.to_owned() } };
     match content {
         Content::Field(field) => {
             field.matching(std::slice::from_ref(&interval), false, context.interfaces).unwrap_or_else(|| Match::Other {
@@ -428,7 +371,7 @@ fn spell(context: &Context<'_>, entries: &[Entry<'_>], key: &[(std::ops::Range<u
             None => "*".to_owned(),
             Some(keys) => {
                 let parts = key.iter().filter_map(|(range, content)| {
-                    let interval = cut(keys, range)?;
+                    let interval = interval::cut(keys, range)?;
                     Some(match content {
                         Content::Field(field) => field.value(&interval, context.interfaces),
                         _ => field::host_endian(&interval.first).to_string(),
@@ -445,24 +388,4 @@ fn spell(context: &Context<'_>, entries: &[Entry<'_>], key: &[(std::ops::Range<u
         format!("{key_words} : {value}")
     };
     words::braces(entries.len(), entries.iter().map(one))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_contiguous_masks_are_prefixes() {
-        assert!(prefix(&[255, 255, 0, 255], &[10, 0, 0, 1]).is_none());
-        assert!(prefix(&[255, 240, 128, 0], &[10, 0, 0, 0]).is_none());
-        let found = prefix(&[255, 240, 0, 0], &[172, 16, 0, 0]).unwrap();
-        assert_eq!(found.last, [172, 31, 255, 255]);
-    }
-
-    #[test]
-    fn nothing_is_below_zero() {
-        let field = Field::new(Subject::DestinationPort, "tcp dport", 2);
-        assert!(ordered(&field, Operator::Less, &[0, 0]).is_none());
-        assert_eq!(ordered(&field, Operator::Less, &[1, 0]).map(|i| i.last), Some(vec![0, 255]));
-    }
 }

@@ -5,6 +5,7 @@ mod builder;
 mod condition;
 mod expression;
 mod field;
+mod interval;
 mod load;
 mod register;
 mod rule;
