@@ -106,11 +106,11 @@ fn in_cluster(mode: ProxyMode, cni: Cni, cases: &[&Case], keep: bool) -> Result<
 
 fn with_world(cluster: &Cluster, cases: &[&Case]) -> Result<usize> {
     world::deploy(cluster)?;
-    // Most faults are put on n1. A server there would lose its own way to the API with them, and see old objects until its
-    // watches time out.
-    cluster.kubectl(&["cordon", "n1"])?;
+    // The server goes to n1, so that every run asks from the same place. From n2 it would lose n1's agent together with n1's
+    // route to the pods of n2: it is a pod, and its questions come from a pod's address.
+    cluster.kubectl(&["cordon", "n2"])?;
     let installed = crate::install::install(cluster, Build::Release)?;
-    cluster.kubectl(&["uncordon", "n1"])?;
+    cluster.kubectl(&["uncordon", "n2"])?;
     let asker = Asker::new(cluster, &installed)?;
     client::is_well(cluster)?;
     let mut right = 0;
