@@ -2,6 +2,7 @@
 //! iptables command itself reads them. Only tables that exist are asked for: asking for another would create it.
 
 mod entries;
+mod entry;
 mod sockopt;
 
 use std::io;

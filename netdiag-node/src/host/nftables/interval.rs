@@ -54,6 +54,7 @@ pub(super) fn prefix(mask: &[u8], value: &[u8]) -> Option<Interval> {
     })
 }
 
+/// The bytes of an interval that one field of a longer key takes; none when the key ends before them.
 pub(super) fn cut(interval: &Interval, range: &std::ops::Range<usize>) -> Option<Interval> {
     // A key of unknown width is one field: the whole of it.
     let range = if range.is_empty() { 0..interval.first.len() } else { range.clone() };
@@ -70,7 +71,7 @@ mod tests {
         assert!(prefix(&[255, 255, 0, 255], &[10, 0, 0, 1]).is_none());
         assert!(prefix(&[255, 240, 128, 0], &[10, 0, 0, 0]).is_none());
         let found = prefix(&[255, 240, 0, 0], &[172, 16, 0, 0]).unwrap();
-        assert_eq!(found.last, [172, 31, 255, 255]);
+        assert_eq!((found.first, found.last), (vec![172, 16, 0, 0], vec![172, 31, 255, 255]));
     }
 
     #[test]
