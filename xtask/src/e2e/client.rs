@@ -73,7 +73,7 @@ fn sample(cluster: &Cluster, case: &Case) -> Result<Vec<End>> {
         None => case.symptom.connect.clone(),
     };
     // Go's resolver gives up after 10 s a name when nobody answers, whatever the timeout of the connect.
-    let is_name = target.contains(|c: char| c.is_ascii_alphabetic());
+    let is_name = target.parse::<std::net::SocketAddr>().is_err();
     let tries = match (case.symptom.some, is_name) {
         (true, _) => SAMPLE,
         (false, true) => 1,

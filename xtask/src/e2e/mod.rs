@@ -109,9 +109,9 @@ fn with_world(cluster: &Cluster, cases: &[&Case]) -> Result<usize> {
     // The server goes to n1, so that every run asks from the same place. From n2 it would lose n1's agent together with n1's
     // route to the pods of n2: it is a pod, and its questions come from a pod's address.
     cluster.kubectl(&["cordon", "n2"])?;
-    let installed = crate::install::install(cluster, Build::Release)?;
+    let installed = crate::install::install(cluster, Build::Release);
     cluster.kubectl(&["uncordon", "n2"])?;
-    let asker = Asker::new(cluster, &installed)?;
+    let asker = Asker::new(cluster, &installed?)?;
     client::is_well(cluster)?;
     let mut right = 0;
     for case in cases {
