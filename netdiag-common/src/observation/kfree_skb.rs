@@ -1,11 +1,12 @@
 //! Packets the kernel dropped (tracepoint `skb:kfree_skb`), counted in the kernel on three levels.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Protocol;
+use crate::Gap;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Drops {
@@ -25,6 +26,12 @@ pub struct Drops {
     pub omitted_groups: u64,
     /// A few whole packets, newest first.
     pub exemplars: Vec<DropExemplar>,
+    /// What this kernel or these rights do not let us say about a drop: names, hooks, translations.
+    #[serde(default)]
+    pub unseen: Vec<Gap>,
+    /// Signals whose time of first sight was forgotten for want of room; theirs starts anew when they come back.
+    #[serde(default)]
+    pub forgotten_sights: u64,
 }
 
 /// Each term has its own kernel counter. The identity, in packets:
@@ -100,11 +107,64 @@ pub struct DropGroup {
     pub ifindex: u32,
     /// None at the coarse level.
     #[serde(default)]
+    pub direction: Option<Direction>,
+    /// Where in netfilter, as the stacks of this group's exemplars say. None outside netfilter, when no stack was taken, and
+    /// when stacks disagree.
+    #[serde(default)]
+    pub hook: Option<Hook>,
+    /// None at the coarse level.
+    #[serde(default)]
     pub tuple: Option<DropTuple>,
+    /// Whether the packet had a conntrack entry. None where that cannot be read.
+    #[serde(default)]
+    pub tracked: Option<bool>,
+    /// The connection's destination before and after DNAT, of the group's newest connection. None without DNAT.
+    #[serde(default)]
+    pub translation: Option<Translation>,
     pub packets: u64,
     pub bytes: u64,
+    /// First and last packet in the window.
     pub first_at: Timestamp,
     pub last_at: Timestamp,
+    /// First packet ever, as far back as the agent remembers: an hour of silence, or want of room, makes it forget.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
+}
+
+/// Which way the packet was going through its namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Received by `ifindex` and not yet sent on: also packets that would have been forwarded.
+    In,
+    /// Received by another interface, being sent by `ifindex`.
+    Forwarded,
+    /// Sent by this namespace itself.
+    Out,
+}
+
+/// Where netfilter looks at packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hook {
+    /// Of one device, before the IP layer.
+    Ingress,
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+    /// Of one device, after the IP layer.
+    Egress,
+}
+
+/// What DNAT made of a connection's destination. Port 0 for protocols without ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Translation {
+    /// As the client sent it: a Service's address.
+    pub before: SocketAddr,
+    /// Where it went: an endpoint.
+    pub after: SocketAddr,
 }
 
 /// The service side of the connection: the lower port, as the kernel program keeps it.
@@ -136,6 +196,14 @@ pub struct DropExemplar {
     #[serde(default)]
     pub tcp_flags: u8,
     pub length: u32,
+    #[serde(default)]
+    pub direction: Option<Direction>,
+    #[serde(default)]
+    pub hook: Option<Hook>,
+    #[serde(default)]
+    pub tracked: Option<bool>,
+    #[serde(default)]
+    pub translation: Option<Translation>,
     /// Kernel functions, innermost first; empty when stacks are off.
     #[serde(default)]
     pub stack: Vec<String>,

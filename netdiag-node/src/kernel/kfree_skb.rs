@@ -215,6 +215,8 @@ impl KernelDrops {
             groups: groups.iter().map(|(key, count)| self.group(key, count, clock, &mut owners)).collect(),
             omitted_groups,
             exemplars: exemplars.into_iter().map(|exemplar| self.exemplar(exemplar, clock, &owners)).collect(),
+            unseen: Vec::new(),
+            forgotten_sights: 0,
         }
     }
 
@@ -318,6 +320,11 @@ impl KernelDrops {
                 service_port: tuple.service_port,
                 port_is_destination: tuple.port_is_destination,
             }),
+            direction: None,
+            hook: None,
+            tracked: None,
+            translation: None,
+            since: None,
             packets: count.packets,
             bytes: count.bytes,
             first_at: clock.at(count.first_ns),
@@ -339,6 +346,10 @@ impl KernelDrops {
             destination_port: exemplar.destination_port,
             tcp_flags: exemplar.tcp_flags,
             length: exemplar.length,
+            direction: None,
+            hook: None,
+            tracked: None,
+            translation: None,
             stack: exemplar::frames(exemplar).iter().map(|address| self.function(*address)).collect(),
         }
     }
