@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::observation::flow::FlowQuery;
 use crate::observation::probe::ProbeRequest;
 
 /// One thing to read on one node.
@@ -39,6 +40,10 @@ pub enum Topic {
     Listeners,
     /// Entries, limit and failure counters of connection tracking.
     Conntrack,
+    /// Flows of connection tracking, counted, with where Service addresses lead them. For the node: its pods' tables too.
+    Flows,
+    /// Single entries of connection tracking.
+    FindFlows(FlowQuery),
     /// `/etc/resolv.conf` as the pod sees it; of the node for [`Netns::Host`].
     Resolver,
     /// nftables and iptables rules, structured.
@@ -90,6 +95,8 @@ impl Topic {
             Self::Sysctls => "sysctls",
             Self::Listeners => "listeners",
             Self::Conntrack => "conntrack",
+            Self::Flows => "flows",
+            Self::FindFlows(_) => "find_flows",
             Self::Resolver => "resolver",
             Self::Rules => "rules",
             Self::ServiceRules => "service_rules",

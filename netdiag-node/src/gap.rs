@@ -75,6 +75,8 @@ fn subject(topic: &Topic) -> String {
         Topic::Sysctls => "forwarding sysctls",
         Topic::Listeners => "listening sockets",
         Topic::Conntrack => "connection tracking statistics",
+        Topic::Flows => "tracked flows",
+        Topic::FindFlows(query) => return format!("tracked flows {}", query.words()),
         Topic::Resolver => "resolv.conf",
         Topic::Rules => "packet filter rules",
         Topic::ServiceRules => "service rules",

@@ -183,6 +183,9 @@ impl Job {
             Topic::Sysctls => Some(Observation::Sysctls(sysctl::read(proc)?)),
             Topic::Listeners => Some(Observation::Listeners(listener::read(proc, netns.inode)?)),
             Topic::Conntrack => conntrack::read(proc)?.map(Observation::Conntrack),
+            Topic::Flows | Topic::FindFlows(_) => {
+                return Err(ReadError::Unsupported { feature: "reader of tracked flows yet".to_owned() }.into());
+            }
             Topic::KubeProxy => {
                 process::sees_whole_node(proc)?;
                 kube_proxy::read(proc, netns.inode)?.map(Observation::KubeProxy)

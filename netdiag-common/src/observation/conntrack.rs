@@ -1,9 +1,12 @@
-//! Connection tracking of one network namespace: how full, and what it could not do.
+//! Connection tracking of one network namespace: how full, what it could not do, and the settings in force.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 /// Sums over all CPUs since the namespace was made. Names as in the kernel's `ip_conntrack_stat`
-/// (`net/netfilter/nf_conntrack_netlink.c`, `IPCTNL_MSG_CT_GET_STATS_CPU`).
+/// (`net/netfilter/nf_conntrack_netlink.c`, `IPCTNL_MSG_CT_GET_STATS_CPU`). The kernel counts in 32 bits for each CPU: a
+/// difference between two readings must wrap.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Conntrack {
     /// Entries of this namespace now.
@@ -19,4 +22,18 @@ pub struct Conntrack {
     pub search_restart: u64,
     pub clash_resolve: u64,
     pub chain_too_long: u64,
+    /// One per CPU, in the kernel's order.
+    #[serde(default)]
+    pub cpus: Vec<ConntrackCpu>,
+    /// The sysctls `nf_conntrack_*` of this namespace, by name: timeouts, `tcp_loose`, `events`, `buckets`, whatever this
+    /// kernel has.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConntrackCpu {
+    pub cpu: u16,
+    /// Counters that are not 0, by the kernel's name; `attribute_N` for one that this build has no name for.
+    pub counters: BTreeMap<String, u64>,
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub mod conntrack;
+pub mod flow;
 pub mod kfree_skb;
 pub mod kube_proxy;
 pub mod listener;
@@ -25,6 +26,8 @@ pub enum Observation {
     Sysctls(sysctl::Sysctls),
     Listeners(Vec<listener::Listener>),
     Conntrack(conntrack::Conntrack),
+    Flows(flow::Flows),
+    FoundFlows(flow::FoundFlows),
     Resolver(resolver::Resolver),
     Rules(rules::Ruleset),
     ServiceRules(service_rules::ServiceRules),

@@ -59,6 +59,8 @@ pub fn need_in_words(need: &Need, cluster: Option<&Cluster>) -> String {
         Topic::Sysctls => format!("forwarding sysctls of {place}"),
         Topic::Listeners => format!("listening sockets of {place}"),
         Topic::Conntrack => format!("connection tracking of {place}"),
+        Topic::Flows => format!("tracked flows of {place}"),
+        Topic::FindFlows(query) => format!("tracked flows {} of {place}", query.words()),
         Topic::Resolver => format!("resolv.conf of {place}"),
         Topic::Rules => format!("packet filter of {place}"),
         Topic::ServiceRules => format!("Service rules of {place}"),
@@ -92,6 +94,10 @@ fn value_in_words(value: &Observation) -> String {
         Observation::Sysctls(sysctls) => format!("{} values", sysctls.values.len()),
         Observation::Listeners(listeners) => format!("{} sockets", listeners.len()),
         Observation::Conntrack(conntrack) => format!("{} of {} entries", conntrack.entries, conntrack.limit),
+        Observation::Flows(flows) => {
+            format!("{} entries, {} of them outdated", flows.snapshot.entries, flows.snapshot.outdated_flows)
+        }
+        Observation::FoundFlows(found) => format!("{} entries", found.flows.len() as u64 + found.omitted),
         Observation::Resolver(resolver) => format!("{} name servers", resolver.nameservers.len()),
         Observation::Rules(rules) => format!("{} tables", rules.tables.len()),
         Observation::ServiceRules(rules) => format!("{} Service addresses", rules.entries.len()),

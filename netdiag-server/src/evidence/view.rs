@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use netdiag_common::observation::conntrack::Conntrack;
+use netdiag_common::observation::flow::{FlowQuery, Flows, FoundFlows};
 use netdiag_common::observation::kfree_skb::Drops;
 use netdiag_common::observation::kube_proxy::KubeProxy;
 use netdiag_common::observation::listener::Listener;
@@ -204,6 +205,7 @@ impl<'e> View<'e> {
         sysctls: Sysctls -> Sysctls,
         listeners: Listeners -> Vec<Listener>,
         conntrack: Conntrack -> Conntrack,
+        flows: Flows -> Flows,
         resolver: Resolver -> Resolver,
         rules: Rules -> Ruleset,
         service_rules: ServiceRules -> ServiceRules,
@@ -216,6 +218,15 @@ impl<'e> View<'e> {
         let need = Need { node: node.to_owned(), netns: netns.clone(), topic: Topic::Probe(request) };
         self.look(need, |observation| match observation {
             Observation::Probe(value) => Some(value),
+            _ => None,
+        })
+    }
+
+    /// Single entries of connection tracking.
+    pub fn find_flows(&mut self, node: &str, netns: &Netns, query: FlowQuery) -> Look<'e, FoundFlows> {
+        let need = Need { node: node.to_owned(), netns: netns.clone(), topic: Topic::FindFlows(query) };
+        self.look(need, |observation| match observation {
+            Observation::FoundFlows(value) => Some(value),
             _ => None,
         })
     }

@@ -68,7 +68,7 @@ pub fn tool() -> Tool {
         "properties": {
             "handle": {"type": "string", "description": "Field handle of an earlier diagnose result"},
             "node": {"type": "string", "default": "", "description": "Only readings of this node"},
-            "topic": {"type": "string", "default": "", "description": "Only this topic: preflight, pods, network, sysctls, listeners, conntrack, resolver, rules, service_rules, kube_proxy, drops, probe"},
+            "topic": {"type": "string", "default": "", "description": "Only this topic: preflight, pods, network, sysctls, listeners, conntrack, flows, find_flows, resolver, rules, service_rules, kube_proxy, drops, probe"},
             "offset": {"type": "integer", "minimum": 0, "default": 0, "description": "Where the page starts; next_offset of the page before"}
         }
     });
