@@ -6,6 +6,7 @@ pub mod attribution;
 pub mod clock;
 pub mod config;
 pub mod drops;
+pub mod first_seen;
 pub mod gap;
 pub mod host;
 pub mod kernel;

@@ -1,9 +1,19 @@
-//! What happened in the last minutes, in bounded memory: slots of time, each with a bounded number of counted keys.
+//! What happened in the last minutes and the last hour, in bounded memory: slots of time, each with a bounded number of
+//! counted keys.
 //!
 //! Time is the monotonic clock in nanoseconds, the clock of the kernel's records: wall time may jump.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
+
+/// Length of a slot of the last minutes: the shortest window that can be asked for.
+pub const SLOT_NS: u64 = 10 * SECOND_NS;
+/// How long slots of that length are kept, before several become one of the hour's.
+pub const RECENT_NS: u64 = 300 * SECOND_NS;
+/// Length of the hour's slots: twelve of them.
+const HOUR_SLOT_NS: u64 = 300 * SECOND_NS;
+const HOUR_NS: u64 = 3600 * SECOND_NS;
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// One key's share of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,21 +34,38 @@ impl Count {
     }
 }
 
-/// Counts by key, at most `limit` keys.
-#[derive(Debug, Clone)]
-pub struct Tally<K> {
-    limit: usize,
-    counts: HashMap<K, Count>,
+/// What is counted for one key.
+pub trait Total {
+    fn add(&mut self, other: Self);
+    /// Decides which keys stay when there are too many: usually the number of events.
+    fn weight(&self) -> u64;
 }
 
-impl<K: Eq + Hash> Tally<K> {
+impl Total for Count {
+    fn add(&mut self, other: Self) {
+        Self::add(self, other);
+    }
+
+    fn weight(&self) -> u64 {
+        self.packets
+    }
+}
+
+/// Counts by key, at most `limit` keys.
+#[derive(Debug, Clone)]
+pub struct Tally<K, V = Count> {
+    limit: usize,
+    counts: HashMap<K, V>,
+}
+
+impl<K: Eq + Hash, V: Total> Tally<K, V> {
     pub fn new(limit: usize) -> Self {
         Self { limit, counts: HashMap::new() }
     }
 
     /// Adds to the key's count. False when the key is new and there is no room; then nothing was counted.
     #[must_use]
-    pub fn add(&mut self, key: K, count: Count) -> bool {
+    pub fn add(&mut self, key: K, count: V) -> bool {
         if let Some(known) = self.counts.get_mut(&key) {
             known.add(count);
             return true;
@@ -50,7 +77,28 @@ impl<K: Eq + Hash> Tally<K> {
         true
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&K, &Count)> {
+    /// Adds all of `other`, then takes the smallest out until the limit holds: the caller counts those under a coarser key.
+    #[must_use]
+    pub fn absorb(&mut self, other: Self) -> Vec<(K, V)> {
+        for (key, count) in other.counts {
+            match self.counts.get_mut(&key) {
+                Some(known) => known.add(count),
+                None => {
+                    self.counts.insert(key, count);
+                }
+            }
+        }
+        if self.counts.len() <= self.limit {
+            return Vec::new();
+        }
+        let mut all: Vec<(K, V)> = self.counts.drain().collect();
+        all.sort_unstable_by_key(|(_, count)| std::cmp::Reverse(count.weight()));
+        let smallest = all.split_off(self.limit);
+        self.counts = all.into_iter().collect();
+        smallest
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.counts.iter()
     }
 }
@@ -79,9 +127,7 @@ impl<T> Window<T> {
     /// The slot for what was counted between `start_ns` and `end_ns`: the newest one while it is shorter than a slot's
     /// length, else a new one from `fresh`. Forgets slots that ended before the span.
     pub fn slot(&mut self, start_ns: u64, end_ns: u64, fresh: impl FnOnce() -> T) -> &mut T {
-        while self.slots.front().is_some_and(|slot| slot.end_ns.saturating_add(self.span_ns) < end_ns) {
-            self.slots.pop_front();
-        }
+        while self.take_old(end_ns).is_some() {}
         let room = self.slots.back().is_some_and(|slot| end_ns.saturating_sub(slot.start_ns) <= self.slot_ns);
         if !room {
             self.slots.push_back(Slot { start_ns, end_ns, value: fresh() });
@@ -98,6 +144,64 @@ impl<T> Window<T> {
     /// Start of what the window knows.
     pub fn start_ns(&self) -> Option<u64> {
         self.slots.front().map(|slot| slot.start_ns)
+    }
+
+    /// End of what the window knows.
+    fn end_ns(&self) -> Option<u64> {
+        self.slots.back().map(|slot| slot.end_ns)
+    }
+
+    /// The oldest slot, when it ended before the span that ends at `now_ns`.
+    fn take_old(&mut self, now_ns: u64) -> Option<Slot<T>> {
+        let oldest = self.slots.front()?;
+        if oldest.end_ns.saturating_add(self.span_ns) >= now_ns {
+            return None;
+        }
+        self.slots.pop_front()
+    }
+}
+
+/// A slot's value that several can be put together to one of the hour's slots.
+pub trait Fold {
+    /// An empty value for a slot of the hour. It keeps fewer keys than one of the last minutes.
+    fn hourly() -> Self;
+    /// Takes in a later slot. What there is no room for is counted under a coarser key, and that it was is counted too.
+    fn fold(&mut self, later: Self);
+}
+
+/// The last hour: slots of [`SLOT_NS`] for the last [`RECENT_NS`], coarser ones before.
+#[derive(Debug, Clone)]
+pub struct History<T> {
+    recent: Window<T>,
+    older: Window<T>,
+}
+
+impl<T: Fold> Default for History<T> {
+    fn default() -> Self {
+        Self { recent: Window::new(RECENT_NS, SLOT_NS), older: Window::new(HOUR_NS, HOUR_SLOT_NS) }
+    }
+}
+
+impl<T: Fold> History<T> {
+    /// As [`Window::slot`]; slots that are no longer recent are folded into the hour's.
+    pub fn slot(&mut self, start_ns: u64, end_ns: u64, fresh: impl FnOnce() -> T) -> &mut T {
+        while let Some(old) = self.recent.take_old(end_ns) {
+            self.older.slot(old.start_ns, old.end_ns, T::hourly).fold(old.value);
+        }
+        while self.older.take_old(end_ns).is_some() {}
+        self.recent.slot(start_ns, end_ns, fresh)
+    }
+
+    /// The slots of the last `span_ns`, oldest first. They are whole: the first one may have begun before the span, and its
+    /// `start_ns` says since when the counts are.
+    pub fn view(&self, span_ns: u64) -> impl Iterator<Item = &Slot<T>> {
+        let from_ns = self.recent.end_ns().unwrap_or(0).saturating_sub(span_ns);
+        self.older.slots().chain(self.recent.slots()).filter(move |slot| slot.end_ns > from_ns)
+    }
+
+    /// Start of what is known.
+    pub fn start_ns(&self) -> Option<u64> {
+        self.older.start_ns().or_else(|| self.recent.start_ns())
     }
 }
 
@@ -130,6 +234,55 @@ mod tests {
         assert!((300..=310).contains(&kept), "{kept} readings of the last 300 are kept");
         assert!(window.slots().count() <= 31);
         assert_eq!(window.start_ns(), Some(1000 - kept));
+    }
+
+    #[test]
+    fn a_tally_that_takes_in_another_keeps_the_largest() {
+        let mut tally = Tally::new(2);
+        assert!(tally.add("small", count(1, 5, 5)) && tally.add("both", count(3, 5, 5)));
+        let mut other = Tally::new(9);
+        assert!(other.add("large", count(7, 6, 6)) && other.add("both", count(1, 6, 6)));
+        assert_eq!(tally.absorb(other), [("small", count(1, 5, 5))]);
+        let mut kept: Vec<(&str, u64)> = tally.iter().map(|(key, count)| (*key, count.packets)).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, [("both", 4), ("large", 7)]);
+    }
+
+    impl Fold for u64 {
+        fn hourly() -> Self {
+            0
+        }
+
+        fn fold(&mut self, later: Self) {
+            *self += later;
+        }
+    }
+
+    #[test]
+    fn an_hour_is_kept_in_few_slots_and_nothing_is_counted_twice() {
+        let mut history = History::default();
+        for second in 1..=10_000 {
+            *history.slot((second - 1) * SECOND_NS, second * SECOND_NS, || 0_u64) += 1;
+        }
+        let seconds = |span_s: u64| history.view(span_s * SECOND_NS).map(|slot| slot.value).sum::<u64>();
+        for (span_s, coarsest_s) in [(10, 10), (60, 10), (300, 10), (3600, 300)] {
+            let counted = seconds(span_s);
+            assert!((span_s..=span_s + coarsest_s).contains(&counted), "{counted} s counted of the last {span_s}");
+            let since = history.view(span_s * SECOND_NS).next().unwrap().start_ns;
+            assert_eq!(10_000 - since / SECOND_NS, counted, "the view says since when it counts");
+        }
+        assert!(history.view(u64::MAX).count() <= 31 + 13);
+        assert_eq!(history.start_ns(), history.view(u64::MAX).next().map(|slot| slot.start_ns));
+        let all: Vec<_> = history.view(u64::MAX).collect();
+        assert!(all.windows(2).all(|pair| pair[0].end_ns == pair[1].start_ns), "no gap between slots");
+    }
+
+    #[test]
+    fn a_silence_longer_than_the_hour_empties_the_history() {
+        let mut history = History::default();
+        *history.slot(0, SECOND_NS, || 0_u64) += 1;
+        *history.slot(5000 * SECOND_NS, 5001 * SECOND_NS, || 0_u64) += 1;
+        assert_eq!(history.view(u64::MAX).count(), 1);
     }
 
     #[test]
