@@ -54,6 +54,14 @@ pub enum Topic {
     KubeProxy,
     /// Packets dropped by the kernel, by namespace, reason and place. Host only: the reading covers the node and its pods.
     Drops,
+    /// Network devices: state, errors, queues, driver statistics; for the node also softirq backlogs.
+    Devices,
+    /// Hosts on the link that do not answer, and how full the neighbour tables are.
+    Neighbours,
+    /// Sockets per state, their queues and limits; descriptors and control groups of their processes.
+    Sockets,
+    /// Every SNMP counter, with its growth in the window.
+    Counters,
     /// One active probe.
     Probe(ProbeRequest),
 }
@@ -102,6 +110,10 @@ impl Topic {
             Self::ServiceRules => "service_rules",
             Self::KubeProxy => "kube_proxy",
             Self::Drops => "drops",
+            Self::Devices => "devices",
+            Self::Neighbours => "neighbours",
+            Self::Sockets => "sockets",
+            Self::Counters => "counters",
             Self::Probe(_) => "probe",
         }
     }

@@ -82,6 +82,10 @@ fn subject(topic: &Topic) -> String {
         Topic::ServiceRules => "service rules",
         Topic::KubeProxy => "kube-proxy's own health",
         Topic::Drops => "dropped packets",
+        Topic::Devices => "network devices and their queues",
+        Topic::Neighbours => "neighbours",
+        Topic::Sockets => "sockets and their limits",
+        Topic::Counters => "network counters",
         Topic::Probe(ProbeRequest::TcpConnect { address, port, .. }) => {
             return format!("a TCP connect to {}", std::net::SocketAddr::new(*address, *port));
         }

@@ -196,6 +196,9 @@ impl Job {
                 (!is_empty).then_some(Observation::Rules(found))
             }
             Topic::ServiceRules => Some(Observation::ServiceRules(service_rules::read()?)),
+            Topic::Devices | Topic::Neighbours | Topic::Sockets | Topic::Counters => {
+                return Err(ReadError::Unsupported { feature: format!("reader of {}", self.need.topic.name()) }.into());
+            }
             Topic::Preflight | Topic::Pods | Topic::Resolver | Topic::Drops | Topic::Probe(_) => {
                 unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
             }

@@ -3,10 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 pub mod conntrack;
+pub mod counter;
+pub mod device;
 pub mod flow;
 pub mod kfree_skb;
 pub mod kube_proxy;
 pub mod listener;
+pub mod neighbour;
 pub mod network;
 pub mod pod;
 pub mod preflight;
@@ -14,6 +17,7 @@ pub mod probe;
 pub mod resolver;
 pub mod rules;
 pub mod service_rules;
+pub mod socket;
 pub mod sysctl;
 
 /// The value of a reading, one variant per [`Topic`](crate::Topic).
@@ -33,6 +37,10 @@ pub enum Observation {
     ServiceRules(service_rules::ServiceRules),
     KubeProxy(kube_proxy::KubeProxy),
     Drops(kfree_skb::Drops),
+    Devices(device::Devices),
+    Neighbours(neighbour::Neighbours),
+    Sockets(socket::Sockets),
+    Counters(counter::Counters),
     Probe(probe::ProbeResult),
 }
 

@@ -66,6 +66,10 @@ pub fn need_in_words(need: &Need, cluster: Option<&Cluster>) -> String {
         Topic::ServiceRules => format!("Service rules of {place}"),
         Topic::KubeProxy => format!("kube-proxy on {place}"),
         Topic::Drops => format!("dropped packets on {place}"),
+        Topic::Devices => format!("network devices of {place}"),
+        Topic::Neighbours => format!("neighbours of {place}"),
+        Topic::Sockets => format!("sockets and their limits of {place}"),
+        Topic::Counters => format!("network counters of {place}"),
         Topic::Probe(ProbeRequest::TcpConnect { address, port, .. }) => {
             format!("tcp connect to {} from {place}", SocketAddr::new(*address, *port))
         }
@@ -104,6 +108,15 @@ fn value_in_words(value: &Observation) -> String {
         Observation::KubeProxy(proxy) if proxy.running => "running".to_owned(),
         Observation::KubeProxy(_) => "not running".to_owned(),
         Observation::Drops(drops) => format!("{} packets in {:.0} s", drops.accounts.total, drops.window_s),
+        Observation::Devices(found) => format!("{} devices", found.devices.len()),
+        Observation::Neighbours(found) => format!("{} neighbours without an answer", found.unresolved.len()),
+        Observation::Sockets(found) => {
+            format!("{} sockets", found.states.iter().map(|state| state.count).sum::<u64>())
+        }
+        Observation::Counters(found) => {
+            let grew = found.counters.values().filter(|counter| counter.grew()).count();
+            format!("{grew} counters grew in {:.0} s", found.window_s)
+        }
         Observation::Probe(result) => {
             let words = result.attempts.first().map_or_else(|| "no attempt".to_owned(), |a| a.outcome.words());
             format!("{} of {} got through ({words})", result.succeeded(), result.attempts.len())
