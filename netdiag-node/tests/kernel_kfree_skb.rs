@@ -13,7 +13,7 @@ use std::{fs, thread};
 use netdiag_common::observation::kfree_skb::{DropGroup, DropNetns, Drops};
 use netdiag_node::clock::now;
 use netdiag_node::kernel::{KernelDrops, TableSize};
-use support::{Namespace, eventually, load, owner, packets};
+use support::{Namespace, eventually, load, owner, packets, patient};
 
 const LOCAL4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOCAL6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -79,7 +79,7 @@ fn two_nodes_count_what_nft_counts_under_load() {
     for to in to_pod2 {
         eventually("a path from pod 1 to pod 2", || {
             let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
-            pod1.run(|| TcpStream::connect_timeout(&(to, 8).into(), Duration::from_secs(1)))
+            pod1.run(|| TcpStream::connect_timeout(&(to, 8).into(), patient(Duration::from_secs(1))))
                 .is_err_and(refused)
                 .then_some(())
         });
@@ -315,7 +315,7 @@ fn hostile_packets_are_counted_and_never_break_the_identity() {
     target.sh("nft delete table netdev guard");
     sender.send_frames("out", &frames);
     sender.send_frames("lo", &frames);
-    thread::sleep(Duration::from_millis(200));
+    thread::sleep(patient(Duration::from_millis(200)));
     let seen = harvested(&mut drops, &owner);
     assert!(seen.accounts.unparsed > 30 + 100, "{:?}", seen.accounts);
     assert!(seen.exemplars.iter().all(|exemplar| !exemplar.reason.is_empty() && !exemplar.location.is_empty()));
@@ -361,7 +361,7 @@ const HOLD: &str = "NETDIAG_TEST_HOLD_PROGRAMS";
 fn holds_the_programs_when_asked() {
     if std::env::var_os(HOLD).is_some() {
         let _drops = KernelDrops::load().unwrap();
-        thread::sleep(Duration::from_secs(30));
+        thread::sleep(patient(Duration::from_secs(30)));
     }
 }
 

@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "only tests call this")]
 
+#[path = "../support/patience.rs"]
+mod patience;
+
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -11,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use netdiag_common::wire::{AGENT_TLS_NAME, Ask, NodeReading, Report, SERVER_TLS_NAME, WIRE_MAX};
 use netdiag_common::{Need, Reading};
+pub use patience::patient;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -133,7 +137,7 @@ impl Agent {
         let connection =
             ClientConnection::new(Arc::new(config), ServerName::try_from(AGENT_TLS_NAME).unwrap()).unwrap();
         let stream = TcpStream::connect(self.address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(patient(Duration::from_secs(10))))?;
         Ok(StreamOwned::new(connection, stream))
     }
 }

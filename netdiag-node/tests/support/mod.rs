@@ -1,10 +1,13 @@
 //! What kernel tests share: saying loudly why one is skipped, and network namespaces that vanish with their test.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+mod patience;
+
 use std::fmt::Display;
 use std::fs::File;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -14,6 +17,7 @@ use std::time::{Duration, Instant};
 use netdiag_common::observation::kfree_skb::{DropNetns, Drops};
 use netdiag_node::kernel::{KernelDrops, LoadError, TableSize};
 use netdiag_node::netns::{NetnsHandle, own_cookie};
+pub use patience::patient;
 
 /// The programs in the kernel; or none, after saying why in the format that `cargo xtask test` counts.
 pub fn load(test: &str, size: Option<TableSize>) -> Option<KernelDrops> {
@@ -49,7 +53,8 @@ pub struct Namespace {
     handle: NetnsHandle,
     /// The same, where `ip` can find it.
     file: Arc<File>,
-    pub cookie: u64,
+    /// As the kernel programs write it: the cookie, on kernels without (before Linux 5.14) the inode.
+    pub id: u64,
 }
 
 impl Namespace {
@@ -61,7 +66,8 @@ impl Namespace {
             #[expect(clippy::disallowed_methods, reason = "a test opens its own namespace")]
             let file = Arc::new(File::open(path).unwrap());
             let handle = NetnsHandle::open(Path::new(path)).unwrap();
-            Self { handle, file, cookie: own_cookie().expect("Linux 5.14 or newer") }
+            let id = own_cookie().unwrap_or_else(|| file.metadata().unwrap().ino());
+            Self { handle, file, id }
         };
         let namespace = thread::spawn(create).join().unwrap();
         namespace.sh("ip link set lo up");
@@ -140,8 +146,8 @@ impl Namespace {
 
 /// Pods by namespace; everything else is unknown, like another node's.
 pub fn owner(of: &[(&Namespace, &str)]) -> impl Fn(u64) -> DropNetns + Sync + use<> {
-    let known: Vec<(u64, String)> = of.iter().map(|(space, name)| (space.cookie, (*name).to_owned())).collect();
-    move |id| match known.iter().find(|(cookie, _)| *cookie == id) {
+    let known: Vec<(u64, String)> = of.iter().map(|(space, name)| (space.id, (*name).to_owned())).collect();
+    move |id| match known.iter().find(|(known, _)| *known == id) {
         Some((_, name)) if name == "host" => DropNetns::Host,
         Some((_, name)) => DropNetns::Pod { uid: name.clone() },
         None => DropNetns::Unknown { id },
@@ -153,14 +159,14 @@ pub fn packets(drops: &Drops, wanted: impl Fn(&netdiag_common::observation::kfre
     drops.groups.iter().filter(|group| wanted(group)).map(|group| group.packets).sum()
 }
 
-/// Looks again until `found` has an answer, for at most 10 s.
+/// Looks again until `found` has an answer, for at most 10 s ([`patient`] ones).
 pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let started = Instant::now();
+    let (started, limit) = (Instant::now(), patient(Duration::from_secs(10)));
     loop {
         if let Some(value) = found() {
             return value;
         }
-        assert!(started.elapsed() < Duration::from_secs(10), "{what} did not happen within 10 s");
+        assert!(started.elapsed() < limit, "{what} did not happen within {} s", limit.as_secs());
         thread::sleep(Duration::from_millis(20));
     }
 }
