@@ -154,13 +154,12 @@ async fn ask_once<S: Source>(source: &S, questions: &[Question]) -> Result<Vec<I
     let mut tier = Tier::Passive;
     let mut asked: BTreeSet<Need> = BTreeSet::new();
     let mut excluded: BTreeSet<&'static str> = BTreeSet::new();
+    let mut judged = judge_all(questions, &evidence)?;
     for round in 1..=MAX_ROUNDS {
-        let mut needs: BTreeSet<Need> = BTreeSet::new();
-        for question in questions {
-            let (_, wanted) = judge(question, &evidence)?;
-            needs.extend(wanted.into_iter().filter(|need| need.tier() <= question.tier));
-        }
-        needs.retain(|need| !asked.contains(need));
+        let wanted = questions.iter().zip(&judged).flat_map(|(question, (_, wanted))| {
+            wanted.iter().filter(|need| need.tier() <= question.tier && !asked.contains(*need))
+        });
+        let needs: BTreeSet<Need> = wanted.cloned().collect();
         if needs.iter().all(|need| need.tier() > tier) {
             if needs.is_empty() || tier == allowed {
                 break;
@@ -178,21 +177,21 @@ async fn ask_once<S: Source>(source: &S, questions: &[Question]) -> Result<Vec<I
             readings.into_iter().map(|(need, reading)| named(need, reading, &evidence.cluster)).collect();
         steps.extend(readings.iter().map(|(need, reading)| Step::new(round, need, reading, &evidence)));
         evidence = evidence.with(source.now(), readings);
-        if let (Some(question), Some(last)) = (questions.first(), steps.last_mut()) {
-            let (judged, _) = judge(question, &evidence)?;
+        judged = judge_all(questions, &evidence)?;
+        if let (Some((first, _)), Some(last)) = (judged.first(), steps.last_mut()) {
             let clear =
-                judged.verdicts.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Clear(Because::Seen(_))));
+                first.verdicts.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Clear(Because::Seen(_))));
             let new: Vec<&'static str> = clear.map(|(c, _)| c.code).filter(|code| excluded.insert(code)).collect();
             last.excluded = new.into_iter().map(str::to_owned).collect();
         }
     }
     let steps = Arc::new(steps);
-    let mut inquiries = Vec::new();
-    for question in questions {
-        let (judged, _) = judge(question, &evidence)?;
-        inquiries.push(Inquiry { judged, evidence: evidence.clone(), steps: steps.clone() });
-    }
-    Ok(inquiries)
+    let inquiry = |(judged, _)| Inquiry { judged, evidence: evidence.clone(), steps: steps.clone() };
+    Ok(judged.into_iter().map(inquiry).collect())
+}
+
+fn judge_all(questions: &[Question], evidence: &Evidence) -> Result<Vec<(Judged, Vec<Need>)>, ResolveError> {
+    questions.iter().map(|question| judge(question, evidence)).collect()
 }
 
 /// All conditions over one path, and what they still need. Pure.
