@@ -34,11 +34,8 @@ pub const CONDITION: Condition = Condition {
 const MAX_NAMED: usize = 3;
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
-    if !matches!(path.protocol, Protocol::Tcp | Protocol::Udp) {
-        return Verdict::not_applicable("sockets are read for TCP and UDP alone");
-    }
-    if path.ready_backends().next().is_none() {
-        return Verdict::not_applicable("there is no endpoint that takes connections");
+    if let Some(silent) = sockets::nothing_to_look_at(path) {
+        return silent;
     }
     let sockets = sockets::behind(path, view);
     let bad = sockets.closed(|heard| matches!(heard, Heard::Elsewhere(_)));

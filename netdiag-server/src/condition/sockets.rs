@@ -9,6 +9,7 @@ use netdiag_common::observation::Protocol;
 use netdiag_common::observation::kfree_skb::DropNetns;
 use netdiag_common::observation::listener::Listener;
 
+use super::Verdict;
 use crate::evidence::object::{Object, Pod};
 use crate::evidence::{Look, ObjectRef, View};
 use crate::finding::Proof;
@@ -56,6 +57,15 @@ impl<'p> Sockets<'p> {
     pub fn closed(&self, kind: fn(&Heard) -> bool) -> Vec<&Behind<'p>> {
         self.behind.iter().filter(|behind| kind(&behind.heard)).collect()
     }
+}
+
+/// The verdict of a path that leads to no socket.
+pub(super) fn nothing_to_look_at(path: &Path) -> Option<Verdict> {
+    if !matches!(path.protocol, Protocol::Tcp | Protocol::Udp) {
+        return Some(Verdict::not_applicable("sockets are read for TCP and UDP alone"));
+    }
+    let nobody = path.ready_backends().next().is_none();
+    nobody.then(|| Verdict::not_applicable("there is no endpoint that takes connections"))
 }
 
 pub(super) fn behind<'p>(path: &'p Path, view: &mut View) -> Sockets<'p> {
