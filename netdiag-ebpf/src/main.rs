@@ -1,12 +1,13 @@
 //! netdiag's kernel programs. They count and copy; every judgement is made elsewhere.
 //!
-//! One file per hook in `hook/`, the tables in `map`, everything that touches kernel memory in `read`.
+//! One file per hook in `hook/`, the tables in `map`, counting in them in `table`, everything that touches kernel memory in `read`.
 #![no_std]
 #![no_main]
 
 mod hook;
 mod map;
 mod read;
+mod table;
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]

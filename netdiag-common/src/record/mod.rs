@@ -3,3 +3,4 @@
 //! One module per hook; hook, record, decoder and observation share one name.
 
 pub mod kfree_skb;
+pub mod table;

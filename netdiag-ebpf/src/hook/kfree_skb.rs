@@ -17,12 +17,12 @@ use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_get_stack, bpf_
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use netdiag_common::record::kfree_skb::{
-    Counters, CpuState, Exemplar, FLAG_DESTINATION, REASONS, SHOWN, STACK_DEPTH, Slot, WAYS, place_word, reason_row,
-    service_word,
+    Counters, CpuState, Exemplar, FLAG_DESTINATION, REASONS, SHOWN, STACK_DEPTH, place_word, reason_row, service_word,
 };
 
 use crate::map::{KFREE_COARSE, KFREE_COUNTERS, KFREE_CPUS, KFREE_EXEMPLARS, KFREE_IPV4, KFREE_IPV6, KFREE_SHOWN};
 use crate::read::{Load, O_SKB_LEN, Packet, Parsed, Probed, Typed, netns, packet};
+use crate::table::{add, mix, set};
 
 /// 1 when the tracepoint's third argument is the reason.
 #[unsafe(no_mangle)]
@@ -37,9 +37,6 @@ static MASK_IPV4: Global<u32> = Global::new(0);
 static MASK_IPV6: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static MASK_COARSE: Global<u32> = Global::new(0);
-/// Random per load: who sends packets chooses the keys, and must not be able to choose the set.
-#[unsafe(no_mangle)]
-static SEED: Global<u64> = Global::new(0);
 /// Nanoseconds of one jiffy.
 #[unsafe(no_mangle)]
 static TICK_NS: Global<u64> = Global::new(0);
@@ -134,16 +131,17 @@ unsafe fn count(counters: *mut Counters, event: &Event, packet: &Packet) -> u64 
     let flags = if to_destination { FLAG_DESTINATION } else { 0 };
     let place = place_word(event.location, event.reason);
     let service = service_word(event.ifindex, port, packet.protocol, flags);
+    let bytes = u64::from(event.length);
     let (added, hash) = unsafe {
         if packet.version == 4 {
             let key = [event.netns, (packet.source[0] << 32) | packet.destination[0], place, service];
             let hash = mix(&key);
-            (add(KFREE_IPV4.get_ptr_mut(set(event.row, MASK_IPV4.load(), hash)), &key, event), hash)
+            (add(KFREE_IPV4.get_ptr_mut(set(event.row, MASK_IPV4.load(), hash)), &key, bytes, event.now_ns), hash)
         } else {
             let ([s0, s1], [d0, d1]) = (packet.source, packet.destination);
             let key = [event.netns, s0, s1, d0, d1, place, service];
             let hash = mix(&key);
-            (add(KFREE_IPV6.get_ptr_mut(set(event.row, MASK_IPV6.load(), hash)), &key, event), hash)
+            (add(KFREE_IPV6.get_ptr_mut(set(event.row, MASK_IPV6.load(), hash)), &key, bytes, event.now_ns), hash)
         }
     };
     if let Some(fresh) = added {
@@ -153,75 +151,12 @@ unsafe fn count(counters: *mut Counters, event: &Event, packet: &Packet) -> u64 
     let key = [event.netns, 0, place, service_word(event.ifindex, 0, 0, 0)];
     let hash = mix(&key);
     let set = set(event.row, MASK_COARSE.load(), hash);
-    if let Some(fresh) = unsafe { add(KFREE_COARSE.get_ptr_mut(set), &key, event) } {
+    if let Some(fresh) = unsafe { add(KFREE_COARSE.get_ptr_mut(set), &key, bytes, event.now_ns) } {
         unsafe { (*counters).coarse += 1 };
         return if fresh { hash } else { 0 };
     }
     unsafe { (*counters).reason_only += 1 };
     0
-}
-
-/// Multiply-mix over the key's words.
-#[inline(always)]
-fn mix<const WORDS: usize>(key: &[u64; WORDS]) -> u64 {
-    let mut hash = SEED.load();
-    let mut i = 0;
-    while i < WORDS {
-        hash = (hash ^ key[i]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^= hash >> 32;
-        i += 1;
-    }
-    hash
-}
-
-/// The set where a key is counted.
-#[inline(always)]
-fn set(row: u32, mask: u32, hash: u64) -> u32 {
-    row * (mask + 1) + (hash as u32 & mask)
-}
-
-/// Adds the packet to its key's slot: `Some(true)` into an empty one, `Some(false)` to its count, `None` when the set has
-/// four other keys.
-#[inline(always)]
-unsafe fn add<const WORDS: usize>(
-    set: Option<*mut [Slot<WORDS>; WAYS]>,
-    key: &[u64; WORDS],
-    event: &Event,
-) -> Option<bool> {
-    let set = set?.cast::<Slot<WORDS>>();
-    let mut way = 0;
-    while way < WAYS {
-        let slot = unsafe { &mut *set.add(way) };
-        if slot.packets == 0 {
-            slot.key = *key;
-            slot.bytes = u64::from(event.length);
-            slot.first_ns = event.now_ns;
-            slot.last_ns = event.now_ns;
-            slot.packets = 1;
-            return Some(true);
-        }
-        if same(&slot.key, key) {
-            slot.packets += 1;
-            slot.bytes += u64::from(event.length);
-            slot.last_ns = event.now_ns;
-            return Some(false);
-        }
-        way += 1;
-    }
-    None
-}
-
-/// Word by word: `==` on arrays becomes a call to memcmp, byte by byte.
-#[inline(always)]
-fn same<const WORDS: usize>(one: &[u64; WORDS], other: &[u64; WORDS]) -> bool {
-    let mut i = 0;
-    while i < WORDS {
-        if one[i] != other[i] {
-            return false;
-        }
-        i += 1;
-    }
-    true
 }
 
 /// Sends the whole packet when this CPU's token bucket allows. A key that had no exemplar for a while may take the last

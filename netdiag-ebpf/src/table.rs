@@ -1,0 +1,75 @@
+//! Counting by key in the tables of `netdiag_common::record::table`.
+
+use aya_ebpf::Global;
+use netdiag_common::record::table::{Slot, WAYS};
+
+/// Random per load: who sends packets chooses the keys, and must not be able to choose the set.
+#[unsafe(no_mangle)]
+pub static SEED: Global<u64> = Global::new(0);
+
+/// Multiply-mix over the key's words.
+#[inline(always)]
+pub fn mix<const WORDS: usize>(key: &[u64; WORDS]) -> u64 {
+    let mut hash = SEED.load();
+    let mut i = 0;
+    while i < WORDS {
+        hash = (hash ^ key[i]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 32;
+        i += 1;
+    }
+    hash
+}
+
+/// The set where a key is counted.
+#[inline(always)]
+pub fn set(row: u32, mask: u32, hash: u64) -> u32 {
+    row * (mask + 1) + (hash as u32 & mask)
+}
+
+/// Adds one event to its key's slot: `Some(true)` into an empty one, `Some(false)` to its count, `None` when the set has four
+/// other keys. `amount` is summed: bytes, or microseconds.
+///
+/// # Safety
+/// No other program writes this set at the same time.
+#[inline(always)]
+pub unsafe fn add<const WORDS: usize>(
+    set: Option<*mut [Slot<WORDS>; WAYS]>,
+    key: &[u64; WORDS],
+    amount: u64,
+    now_ns: u64,
+) -> Option<bool> {
+    let set = set?.cast::<Slot<WORDS>>();
+    let mut way = 0;
+    while way < WAYS {
+        let slot = unsafe { &mut *set.add(way) };
+        if slot.packets == 0 {
+            slot.key = *key;
+            slot.bytes = amount;
+            slot.first_ns = now_ns;
+            slot.last_ns = now_ns;
+            slot.packets = 1;
+            return Some(true);
+        }
+        if same(&slot.key, key) {
+            slot.packets += 1;
+            slot.bytes += amount;
+            slot.last_ns = now_ns;
+            return Some(false);
+        }
+        way += 1;
+    }
+    None
+}
+
+/// Word by word: `==` on arrays becomes a call to memcmp, byte by byte.
+#[inline(always)]
+fn same<const WORDS: usize>(one: &[u64; WORDS], other: &[u64; WORDS]) -> bool {
+    let mut i = 0;
+    while i < WORDS {
+        if one[i] != other[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
