@@ -54,6 +54,12 @@ pub enum Topic {
     KubeProxy,
     /// Packets dropped by the kernel, by namespace, reason and place. Host only: the reading covers the node and its pods.
     Drops,
+    /// ICMP errors and TCP resets, sent and received. Host only: the reading covers the node and its pods.
+    Rejects,
+    /// TCP connections by result, with handshake times and retransmits. Host only, as for drops.
+    Tcp,
+    /// Datagrams that found their socket full. Host only, as for drops.
+    Udp,
     /// Network devices: state, errors, queues, driver statistics; for the node also softirq backlogs.
     Devices,
     /// Hosts on the link that do not answer, and how full the neighbour tables are.
@@ -110,6 +116,9 @@ impl Topic {
             Self::ServiceRules => "service_rules",
             Self::KubeProxy => "kube_proxy",
             Self::Drops => "drops",
+            Self::Rejects => "rejects",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
             Self::Devices => "devices",
             Self::Neighbours => "neighbours",
             Self::Sockets => "sockets",

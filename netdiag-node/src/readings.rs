@@ -196,7 +196,13 @@ impl Job {
                 (!is_empty).then_some(Observation::Rules(found))
             }
             Topic::ServiceRules => Some(Observation::ServiceRules(service_rules::read()?)),
-            Topic::Devices | Topic::Neighbours | Topic::Sockets | Topic::Counters => {
+            Topic::Rejects
+            | Topic::Tcp
+            | Topic::Udp
+            | Topic::Devices
+            | Topic::Neighbours
+            | Topic::Sockets
+            | Topic::Counters => {
                 return Err(ReadError::Unsupported { feature: format!("reader of {}", self.need.topic.name()) }.into());
             }
             Topic::Preflight | Topic::Pods | Topic::Resolver | Topic::Drops | Topic::Probe(_) => {
@@ -256,7 +262,17 @@ fn on_thread<T: Send + 'static>(
 }
 
 fn is_host_only(topic: &Topic) -> bool {
-    matches!(topic, Topic::Preflight | Topic::Pods | Topic::ServiceRules | Topic::KubeProxy | Topic::Drops)
+    matches!(
+        topic,
+        Topic::Preflight
+            | Topic::Pods
+            | Topic::ServiceRules
+            | Topic::KubeProxy
+            | Topic::Drops
+            | Topic::Rejects
+            | Topic::Tcp
+            | Topic::Udp
+    )
 }
 
 fn late(budget: Duration) -> Failure {

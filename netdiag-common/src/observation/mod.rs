@@ -6,6 +6,7 @@ pub mod conntrack;
 pub mod counter;
 pub mod device;
 pub mod flow;
+pub mod histogram;
 pub mod kfree_skb;
 pub mod kube_proxy;
 pub mod listener;
@@ -14,11 +15,14 @@ pub mod network;
 pub mod pod;
 pub mod preflight;
 pub mod probe;
+pub mod reject;
 pub mod resolver;
 pub mod rules;
 pub mod service_rules;
 pub mod socket;
 pub mod sysctl;
+pub mod tcp;
+pub mod udp;
 
 /// The value of a reading, one variant per [`Topic`](crate::Topic).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,11 +41,29 @@ pub enum Observation {
     ServiceRules(service_rules::ServiceRules),
     KubeProxy(kube_proxy::KubeProxy),
     Drops(kfree_skb::Drops),
+    Rejects(reject::Rejects),
+    Tcp(tcp::Tcp),
+    Udp(udp::Udp),
     Devices(device::Devices),
     Neighbours(neighbour::Neighbours),
     Sockets(socket::Sockets),
     Counters(counter::Counters),
     Probe(probe::ProbeResult),
+}
+
+/// Whose network namespace something happened in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Owner {
+    Host,
+    Pod {
+        uid: String,
+    },
+    /// A namespace that belongs to no pod we know, by cookie (inode on kernels before 5.12). 0: there was neither device,
+    /// socket nor route, so nobody can say.
+    Unknown {
+        id: u64,
+    },
 }
 
 /// Layer 4 protocol of a tuple.

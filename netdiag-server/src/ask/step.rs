@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::probe::ProbeRequest;
+use netdiag_common::observation::tcp::TcpAccounts;
 use netdiag_common::{Need, Netns, Reading, Tier, Topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,9 @@ pub fn need_in_words(need: &Need, cluster: Option<&Cluster>) -> String {
         Topic::ServiceRules => format!("Service rules of {place}"),
         Topic::KubeProxy => format!("kube-proxy on {place}"),
         Topic::Drops => format!("dropped packets on {place}"),
+        Topic::Rejects => format!("refusals on {place}"),
+        Topic::Tcp => format!("TCP connections on {place}"),
+        Topic::Udp => format!("full UDP sockets on {place}"),
         Topic::Devices => format!("network devices of {place}"),
         Topic::Neighbours => format!("neighbours of {place}"),
         Topic::Sockets => format!("sockets and their limits of {place}"),
@@ -108,6 +112,12 @@ fn value_in_words(value: &Observation) -> String {
         Observation::KubeProxy(proxy) if proxy.running => "running".to_owned(),
         Observation::KubeProxy(_) => "not running".to_owned(),
         Observation::Drops(drops) => format!("{} packets in {:.0} s", drops.accounts.total, drops.window_s),
+        Observation::Rejects(rejects) => format!("{} refusals in {:.0} s", rejects.accounts.total, rejects.window_s),
+        Observation::Tcp(tcp) => {
+            let TcpAccounts { connects, established, .. } = tcp.accounts;
+            format!("{established} of {connects} connects established in {:.0} s", tcp.window_s)
+        }
+        Observation::Udp(udp) => format!("{} datagrams without room in {:.0} s", udp.accounts.total, udp.window_s),
         Observation::Devices(found) => format!("{} devices", found.devices.len()),
         Observation::Neighbours(found) => format!("{} neighbours without an answer", found.unresolved.len()),
         Observation::Sockets(found) => {
