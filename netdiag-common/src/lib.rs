@@ -16,6 +16,6 @@ mod reading;
 pub mod wire;
 
 #[cfg(feature = "wire")]
-pub use need::{Need, Netns, Tier, Topic};
+pub use need::{Need, Netns, Tier, Topic, Window};
 #[cfg(feature = "wire")]
 pub use reading::{Gap, GapReason, Reading};

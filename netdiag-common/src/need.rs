@@ -12,6 +12,24 @@ pub struct Need {
     pub node: String,
     pub netns: Netns,
     pub topic: Topic,
+    /// How far back counts go; means nothing to topics that are read at one moment.
+    #[serde(default, skip_serializing_if = "Window::is_default")]
+    pub window: Window,
+}
+
+/// How far back an answer counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub enum Window {
+    #[serde(rename = "10s")]
+    TenSeconds,
+    #[serde(rename = "1m")]
+    Minute,
+    /// Long enough to see a retry loop, short enough to be about now.
+    #[default]
+    #[serde(rename = "5m")]
+    FiveMinutes,
+    #[serde(rename = "1h")]
+    Hour,
 }
 
 /// Whose network namespace.
@@ -84,11 +102,16 @@ pub enum Tier {
 
 impl Need {
     pub fn host(node: impl Into<String>, topic: Topic) -> Self {
-        Self { node: node.into(), netns: Netns::Host, topic }
+        Self { node: node.into(), netns: Netns::Host, topic, window: Window::default() }
     }
 
     pub fn pod(node: impl Into<String>, uid: impl Into<String>, topic: Topic) -> Self {
-        Self { node: node.into(), netns: Netns::Pod(uid.into()), topic }
+        Self { node: node.into(), netns: Netns::Pod(uid.into()), topic, window: Window::default() }
+    }
+
+    /// The same over another stretch of time.
+    pub fn over(self, window: Window) -> Self {
+        Self { window, ..self }
     }
 
     pub fn tier(&self) -> Tier {
@@ -96,6 +119,35 @@ impl Need {
             Topic::Probe(_) => Tier::Probe,
             _ => Tier::Passive,
         }
+    }
+}
+
+impl Window {
+    pub const ALL: [Self; 4] = [Self::TenSeconds, Self::Minute, Self::FiveMinutes, Self::Hour];
+
+    /// Length in seconds.
+    pub fn seconds(self) -> u64 {
+        match self {
+            Self::TenSeconds => 10,
+            Self::Minute => 60,
+            Self::FiveMinutes => 300,
+            Self::Hour => 3600,
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::fmt::Display for Window {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::TenSeconds => "10s",
+            Self::Minute => "1m",
+            Self::FiveMinutes => "5m",
+            Self::Hour => "1h",
+        })
     }
 }
 

@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api;
 use crate::config::Config;
-use crate::drops::{DropWatch, HARVEST_EVERY};
 use crate::host::{Host, ReadError, file};
 use crate::memory;
 use crate::netns::NetnsHandle;
 use crate::readings::Readings;
 use crate::serve;
 use crate::tls::{Tls, TlsError};
+use crate::watch::{HARVEST_EVERY, Watch};
 
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
         let tls = Arc::clone(&tls);
         tokio::spawn(async move { tls.follow().await })
     };
-    let harvest = tokio::spawn(harvest(readings.drops()));
+    let harvest = tokio::spawn(harvest(readings.watch()));
     serve::run(listener, api::router(readings, Arc::clone(&tls), boot_id), tls, stop).await;
     follow.abort();
     harvest.abort();
@@ -55,16 +55,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
 }
 
 /// For ever. Harvests block, so they leave the reactor's threads.
-async fn harvest(drops: Arc<DropWatch>) {
+async fn harvest(watch: Arc<Watch>) {
     loop {
         tokio::time::sleep(HARVEST_EVERY).await;
-        let drops = Arc::clone(&drops);
+        let watch = Arc::clone(&watch);
         let work = move || {
-            drops.harvest();
+            watch.harvest();
             memory::give_back();
         };
         if tokio::task::spawn_blocking(work).await.is_err() {
-            tracing::error!("a harvest of dropped packets panicked");
+            tracing::error!("a harvest panicked");
         }
     }
 }

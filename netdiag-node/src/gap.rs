@@ -6,6 +6,7 @@ use netdiag_common::observation::probe::ProbeRequest;
 use netdiag_common::{Gap, GapReason, Need, Netns, Topic};
 
 use crate::host::ReadError;
+use crate::kernel::LoadError;
 use crate::probe::ProbeRefused;
 
 /// Why a need could not be met.
@@ -36,6 +37,16 @@ pub struct OtherFailure {
     pub reason: GapReason,
     pub why: String,
     pub remedy: String,
+}
+
+impl From<&LoadError> for Failure {
+    fn from(error: &LoadError) -> Self {
+        Self::Other(OtherFailure {
+            reason: error.gap_reason(),
+            why: error.to_string(),
+            remedy: error.remedy().to_owned(),
+        })
+    }
 }
 
 /// The gap that a failure leaves.

@@ -16,12 +16,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::attribution::{Attribution, Pod};
-use crate::drops::DropWatch;
 use crate::gap::{Failure, gap};
 use crate::host::{
     Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, rules, service_rules, sysctl,
 };
+use crate::kernel::{Kernel, Sizes};
 use crate::netns::NetnsHandle;
+use crate::owners::Owners;
+use crate::watch::Watch;
 use crate::{clock, preflight, probe};
 
 /// Readers at work at one time: two CPUs' worth, since most wait for the kernel.
@@ -36,7 +38,7 @@ pub struct Readings {
     node: String,
     host: Host,
     attribution: Arc<Attribution>,
-    drops: Arc<DropWatch>,
+    watch: Arc<Watch>,
     checks: preflight::Fixed,
     pub shed: AtomicU64,
     readers: Arc<Semaphore>,
@@ -46,12 +48,18 @@ pub struct Readings {
 impl Readings {
     pub fn new(node: String, host: Host) -> Self {
         let attribution = Arc::new(Attribution::new(host.clone()));
-        let drops = Arc::new(DropWatch::load(Arc::clone(&attribution)));
-        let checks = preflight::Fixed::read(&host, vec![drops.check.clone()]);
+        let kernel = Kernel::load(Sizes::for_this_machine());
+        let programs = kernel.checks();
+        for program in &programs {
+            tracing::info!(name = program.name, ok = program.ok, detail = program.detail, "kernel program");
+        }
+        let checks = preflight::Fixed::read(&host, programs);
+        let owners = Arc::new(Owners::new(Arc::clone(&attribution), kernel.netns_id));
+        let watch = Arc::new(Watch::new(owners, kernel));
         Self {
             node,
             attribution,
-            drops,
+            watch,
             host,
             checks,
             shed: AtomicU64::new(0),
@@ -65,8 +73,8 @@ impl Readings {
     }
 
     /// For the task that harvests.
-    pub fn drops(&self) -> Arc<DropWatch> {
-        Arc::clone(&self.drops)
+    pub fn watch(&self) -> Arc<Watch> {
+        Arc::clone(&self.watch)
     }
 
     /// Always an answer: whatever goes wrong, or takes longer than until `deadline`, is a gap.
@@ -124,7 +132,7 @@ impl Readings {
         let job = Job {
             host: self.host.clone(),
             attribution: Arc::clone(&self.attribution),
-            drops: Arc::clone(&self.drops),
+            watch: Arc::clone(&self.watch),
             need: need.clone(),
         };
         let answer = on_thread(place.expect("the semaphore is never closed"), move || job.read())?;
@@ -157,7 +165,7 @@ impl Readings {
 struct Job {
     host: Host,
     attribution: Arc<Attribution>,
-    drops: Arc<DropWatch>,
+    watch: Arc<Watch>,
     need: Need,
 }
 
@@ -168,7 +176,7 @@ impl Job {
             return Ok(Some(Observation::Pods(self.attribution.pods()?.as_ref().into())));
         }
         if self.need.topic == Topic::Drops {
-            return Ok(Some(Observation::Drops(self.drops.observe()?)));
+            return Ok(Some(Observation::Drops(self.watch.drops.observe()?)));
         }
         let pod = match &self.need.netns {
             Netns::Host => None,

@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use std::{fs, thread};
 
-use netdiag_common::observation::kfree_skb::{DropGroup, DropNetns, Drops};
+use netdiag_common::observation::Owner;
+use netdiag_common::observation::kfree_skb::{DropGroup, Drops};
 use netdiag_node::clock::now;
-use netdiag_node::kernel::{KernelDrops, TableSize};
+use netdiag_node::kernel::{Kernel, KernelDrops, Sizes, TableSize};
 use support::{Namespace, eventually, load, owner, packets, patient};
 
 const LOCAL4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOCAL6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-fn harvested(drops: &mut KernelDrops, resolve: &dyn Fn(u64) -> DropNetns) -> Drops {
+fn harvested(drops: &mut KernelDrops, resolve: &dyn Fn(u64) -> Owner) -> Drops {
     drops.harvest(now());
     let seen = drops.observe(now(), resolve);
     assert_eq!(seen.accounts.unaccounted(), 0, "{:?}", seen.accounts);
@@ -29,7 +30,7 @@ fn harvested(drops: &mut KernelDrops, resolve: &dyn Fn(u64) -> DropNetns) -> Dro
 }
 
 fn is_pod(group: &DropGroup, uid: &str) -> bool {
-    matches!(&group.netns, DropNetns::Pod { uid: pod } if pod == uid)
+    matches!(&group.netns, Owner::Pod { uid: pod } if pod == uid)
 }
 
 /// Two nodes with a pod each and a wire between the nodes. The pods have addresses of both families.
@@ -130,7 +131,7 @@ fn two_nodes_count_what_nft_counts_under_load() {
     let on1 = harvested(&mut agent1, &owner1);
     for to in to_pod1 {
         let dropped = |group: &DropGroup| {
-            group.netns == DropNetns::Host
+            group.netns == Owner::Host
                 && group.reason == "NETFILTER_DROP"
                 && group.tuple.as_ref().is_some_and(|tuple| {
                     tuple.destination == to && tuple.service_port == 7070 && tuple.port_is_destination
@@ -158,7 +159,7 @@ fn two_nodes_count_what_nft_counts_under_load() {
     // Nobody's node: one number, at least the flood, and no group.
     for seen in [&on1, &on2] {
         assert!(seen.accounts.foreign_netns >= flooded.load(Ordering::Relaxed), "{:?}", seen.accounts);
-        assert!(!seen.groups.iter().any(|group| matches!(group.netns, DropNetns::Unknown { id } if id != 0)));
+        assert!(!seen.groups.iter().any(|group| matches!(group.netns, Owner::Unknown { id } if id != 0)));
     }
     let exemplar =
         on1.exemplars.iter().find(|exemplar| exemplar.destination == to_pod1[0] && exemplar.reason == "NETFILTER_DROP");
@@ -360,7 +361,7 @@ const HOLD: &str = "NETDIAG_TEST_HOLD_PROGRAMS";
 #[test]
 fn holds_the_programs_when_asked() {
     if std::env::var_os(HOLD).is_some() {
-        let _drops = KernelDrops::load().unwrap();
+        let _kernel = Kernel::load(Sizes::for_this_machine());
         thread::sleep(patient(Duration::from_secs(30)));
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Protocol;
+use super::{Owner, Protocol};
 use crate::Gap;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,24 +81,9 @@ pub struct ReasonTotal {
     pub packets: u64,
 }
 
-/// Where on a node a packet was dropped.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DropNetns {
-    Host,
-    Pod {
-        uid: String,
-    },
-    /// A namespace that belongs to no pod we know, by cookie (inode on kernels before 5.12). 0: the packet had neither
-    /// device, socket nor route, so nobody can say.
-    Unknown {
-        id: u64,
-    },
-}
-
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DropGroup {
-    pub netns: DropNetns,
+    pub netns: Owner,
     /// Name in the running kernel's BTF without its prefix: `NETFILTER_DROP`. `UNREPORTED` on kernels that give no reason
     /// (before 5.17).
     pub reason: String,
@@ -183,7 +168,7 @@ pub struct DropTuple {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DropExemplar {
     pub at: Timestamp,
-    pub netns: DropNetns,
+    pub netns: Owner,
     pub reason: String,
     pub location: String,
     pub ifindex: u32,

@@ -4,9 +4,7 @@ use std::collections::HashMap;
 
 use super::LoadError;
 use super::btf::Btf;
-
-/// Values of the programs' frozen globals, by name.
-pub(super) type Globals = Vec<(&'static str, u32)>;
+use super::plan::Plan;
 
 /// Member and width that the programs load it with. A kernel that differs in width is refused, not misread.
 const MEMBERS: [(&str, &str, &str, u32); 12] = [
@@ -24,24 +22,39 @@ const MEMBERS: [(&str, &str, &str, u32); 12] = [
     ("O_DST_DEV", "dst_entry", "dev", 8),
 ];
 
-/// Offsets for the programs' globals.
-pub(super) fn globals(btf: &Btf<'_>) -> Result<Globals, LoadError> {
-    let mut globals = Vec::new();
+/// Offsets of what every program that looks at packets reads.
+pub(super) fn packet(btf: &Btf<'_>, plan: &mut Plan) -> Result<(), LoadError> {
     for (global, structure, member, size) in MEMBERS {
-        globals.push((global, offset(btf, structure, member, size)?));
+        plan.set(global, offset(btf, structure, member, size)?);
     }
-    // The cookie is never used twice; an inode number is, as soon as its namespace is gone.
-    if let Ok(cookie) = offset(btf, "net", "net_cookie", 8) {
-        globals.extend([("O_NET_ID", cookie), ("NETNS_IS_COOKIE", 1)]);
-    } else {
-        globals.extend([("O_NET_ID", offset(btf, "net", "ns.inum", 4)?), ("NETNS_IS_COOKIE", 0)]);
-    }
-    let arguments = btf.tracepoint_arguments("kfree_skb").unwrap_or_default();
-    globals.push(("HAS_REASON", u32::from(arguments.get(2) == Some(&"skb_drop_reason"))));
-    Ok(globals)
+    netns(btf, plan)
 }
 
-fn offset(btf: &Btf<'_>, structure: &'static str, member: &'static str, size: u32) -> Result<u32, LoadError> {
+/// How a namespace is numbered. The cookie is never used twice; an inode number is, as soon as its namespace is gone.
+pub(super) fn netns(btf: &Btf<'_>, plan: &mut Plan) -> Result<(), LoadError> {
+    let cookie = offset(btf, "net", "net_cookie", 8).ok();
+    let number = match cookie {
+        Some(cookie) => cookie,
+        None => offset(btf, "net", "ns.inum", 4)?,
+    };
+    plan.set("O_NET_ID", number);
+    plan.set("NETNS_IS_COOKIE", u32::from(cookie.is_some()));
+    Ok(())
+}
+
+/// Whether the tracepoint's third argument is the reason.
+pub(super) fn kfree_skb(btf: &Btf<'_>, plan: &mut Plan) {
+    let arguments = btf.tracepoint_arguments("kfree_skb").unwrap_or_default();
+    plan.set("HAS_REASON", u32::from(arguments.get(2) == Some(&"skb_drop_reason")));
+}
+
+/// Where a member lies. A member of another width is refused: programs load exactly `size` bytes.
+pub(super) fn offset(
+    btf: &Btf<'_>,
+    structure: &'static str,
+    member: &'static str,
+    size: u32,
+) -> Result<u32, LoadError> {
     match btf.member(structure, member) {
         Some(found) if found.size == size => Ok(found.offset),
         _ => Err(LoadError::Member { structure, member }),
@@ -112,9 +125,10 @@ mod tests {
             Err(error) => return eprintln!("netdiag-skip: this_kernels_layout_and_names_are_found: {error}"),
         };
         let btf = btf::parse(&bytes).unwrap();
-        let globals = globals(&btf).unwrap();
-        assert!(globals.contains(&("O_SKB_DEV", 16)));
-        assert!(globals.iter().any(|(name, _)| *name == "NETNS_IS_COOKIE"));
+        let mut plan = Plan::default();
+        packet(&btf, &mut plan).unwrap();
+        assert!(plan.has("O_SKB_DEV", 16_u32));
+        assert!(plan.has("NETNS_IS_COOKIE", 1_u32) || plan.has("NETNS_IS_COOKIE", 0_u32));
         let reasons = Reasons::of(&btf, true);
         let (_, number) =
             *btf.enumerators("skb_drop_reason").iter().find(|(name, _)| name.ends_with("NETFILTER_DROP")).unwrap();

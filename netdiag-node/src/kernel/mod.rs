@@ -2,10 +2,14 @@
 //!
 //! Nothing is pinned: when the agent ends, however it ends, the kernel removes the programs and their tables.
 
+use std::sync::Arc;
+
 use netdiag_common::GapReason;
 use netdiag_common::observation::preflight::Check;
 
-use crate::host::ReadError;
+use crate::host::{self, ReadError};
+use object::Object;
+use plan::Plan;
 
 pub mod btf;
 mod exemplar;
@@ -13,20 +17,74 @@ mod failure;
 mod key;
 pub mod kfree_skb;
 mod layout;
-mod program;
+mod object;
+mod plan;
+mod program_info;
 pub mod symbols;
 mod table;
 
-pub use kfree_skb::{KernelDrops, NetnsId};
-pub use program::TableSize;
+pub use kfree_skb::{KernelDrops, TableSize};
+
+/// All programs: each runs or says why not, whatever becomes of the others. Nothing remains when the last is dropped.
+pub struct Kernel {
+    /// How the programs number namespaces.
+    pub netns_id: NetnsId,
+    pub drops: Result<KernelDrops, LoadError>,
+}
+
+/// How large the programs' tables are.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    pub drops: TableSize,
+}
+
+/// How the kernel programs name a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetnsId {
+    /// `SO_NETNS_COOKIE`, never used twice.
+    Cookie,
+    /// Inode of `/proc/PID/ns/net`, on kernels before 5.12.
+    Inode,
+}
+
+impl Kernel {
+    /// Loads and attaches everything. Takes about half a second.
+    pub fn load(sizes: Sizes) -> Self {
+        Self::try_load(sizes).unwrap_or_else(|error| Self { netns_id: NetnsId::Cookie, drops: Err(error) })
+    }
+
+    fn try_load(sizes: Sizes) -> Result<Self, LoadError> {
+        let mut plan = Plan::for_this_machine();
+        let drops = {
+            let bytes = host::kernel::btf().map_err(|error| LoadError::NoBtf(Arc::new(error)))?;
+            let btf = btf::parse(&bytes).map_err(LoadError::DamagedBtf)?;
+            KernelDrops::plan(&btf, sizes.drops, &mut plan)
+        };
+        let netns_id = if plan.has("NETNS_IS_COOKIE", 1_u32) { NetnsId::Cookie } else { NetnsId::Inode };
+        let object = Object::create(&plan)?;
+        Ok(Self { netns_id, drops: drops.and_then(|planned| KernelDrops::attach(&object, planned)) })
+    }
+
+    /// The preflight's lines about the programs.
+    pub fn checks(&self) -> Vec<Check> {
+        let lost = "packets dropped by the kernel: how many, why, where";
+        vec![check("kfree_skb", lost, self.drops.as_ref().map(KernelDrops::tier))]
+    }
+}
+
+impl Sizes {
+    pub fn for_this_machine() -> Self {
+        Self { drops: TableSize::for_cpus(plan::cpus()) }
+    }
+}
 
 /// Why the kernel programs do not run. None of it is worth a retry: report a gap, with [`LoadError::remedy`].
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum LoadError {
     #[error("this binary was built without kernel programs")]
     NotBuilt,
     #[error("the kernel's type information is not readable: {0}")]
-    NoBtf(ReadError),
+    NoBtf(Arc<ReadError>),
     #[error("the kernel's type information in /sys/kernel/btf/vmlinux is damaged: {0}")]
     DamagedBtf(btf::BtfError),
     #[error("this kernel's struct {structure} has no member {member} of the expected size")]
@@ -38,7 +96,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// What to do so that drops can be seen.
+    /// What to do so that the program can run.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::NotBuilt => "run cargo xtask ebpf first, then build the agent again",
@@ -64,16 +122,15 @@ impl LoadError {
     }
 }
 
-/// The line of the preflight report about this program.
-pub fn check(loaded: &Result<KernelDrops, LoadError>) -> Check {
-    let name = "program kfree_skb".to_owned();
-    match loaded {
-        Ok(drops) => Check { name, ok: true, detail: drops.attach().to_owned(), ..Check::default() },
+fn check(hook: &str, lost: &str, tier: Result<&'static str, &LoadError>) -> Check {
+    let name = format!("program {hook}");
+    match tier {
+        Ok(tier) => Check { name, ok: true, detail: tier.to_owned(), ..Check::default() },
         Err(error) => Check {
             name,
             ok: false,
             detail: error.to_string(),
-            lost: "packets dropped by the kernel: how many, why, where".to_owned(),
+            lost: lost.to_owned(),
             remedy: error.remedy().to_owned(),
         },
     }
@@ -85,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_binary_without_programs_says_how_to_get_them() {
-        let check = check(&Err(LoadError::NotBuilt));
+        let check = check("kfree_skb", "packets dropped by the kernel", Err(&LoadError::NotBuilt));
         assert!(!check.ok);
         assert_eq!(check.detail, "this binary was built without kernel programs");
         assert_eq!(check.remedy, "run cargo xtask ebpf first, then build the agent again");

@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netdiag_common::observation::kfree_skb::{DropNetns, Drops};
-use netdiag_node::kernel::{KernelDrops, LoadError, TableSize};
+use netdiag_common::observation::Owner;
+use netdiag_common::observation::kfree_skb::Drops;
+use netdiag_node::kernel::{Kernel, KernelDrops, LoadError, Sizes, TableSize};
 use netdiag_node::netns::{NetnsHandle, own_cookie};
 pub use patience::patient;
 
@@ -29,11 +30,9 @@ pub fn load(test: &str, size: Option<TableSize>) -> Option<KernelDrops> {
             return skip(test, format!("{tool} is not installed"));
         }
     }
-    let loaded = match size {
-        Some(size) => KernelDrops::load_sized(size),
-        None => KernelDrops::load(),
-    };
-    match loaded {
+    let mut sizes = Sizes::for_this_machine();
+    sizes.drops = size.unwrap_or(sizes.drops);
+    match Kernel::load(sizes).drops {
         Ok(drops) => Some(drops),
         Err(error @ (LoadError::NotBuilt | LoadError::NoBtf(_) | LoadError::NotPermitted { .. })) => {
             skip(test, format!("{error}; {}", error.remedy()))
@@ -145,12 +144,12 @@ impl Namespace {
 }
 
 /// Pods by namespace; everything else is unknown, like another node's.
-pub fn owner(of: &[(&Namespace, &str)]) -> impl Fn(u64) -> DropNetns + Sync + use<> {
+pub fn owner(of: &[(&Namespace, &str)]) -> impl Fn(u64) -> Owner + Sync + use<> {
     let known: Vec<(u64, String)> = of.iter().map(|(space, name)| (space.id, (*name).to_owned())).collect();
     move |id| match known.iter().find(|(known, _)| *known == id) {
-        Some((_, name)) if name == "host" => DropNetns::Host,
-        Some((_, name)) => DropNetns::Pod { uid: name.clone() },
-        None => DropNetns::Unknown { id },
+        Some((_, name)) if name == "host" => Owner::Host,
+        Some((_, name)) => Owner::Pod { uid: name.clone() },
+        None => Owner::Unknown { id },
     }
 }
 

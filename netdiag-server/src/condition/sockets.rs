@@ -5,9 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use netdiag_common::Netns;
-use netdiag_common::observation::Protocol;
-use netdiag_common::observation::kfree_skb::DropNetns;
 use netdiag_common::observation::listener::Listener;
+use netdiag_common::observation::{Owner, Protocol};
 
 use super::Verdict;
 use crate::evidence::object::{Object, Pod};
@@ -141,8 +140,8 @@ pub(super) fn refused_packets(behind: &Behind, protocol: Protocol, view: &mut Vi
     let backend = behind.backend;
     let Look::Seen(drops) = view.drops(&backend.node, &Netns::Host) else { return None };
     let here = match backend.netns()? {
-        Netns::Host => DropNetns::Host,
-        Netns::Pod(uid) => DropNetns::Pod { uid },
+        Netns::Host => Owner::Host,
+        Netns::Pod(uid) => Owner::Pod { uid },
     };
     let groups = drops.value.groups.iter().filter(|group| {
         group.reason == "NO_SOCKET"

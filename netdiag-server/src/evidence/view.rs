@@ -16,7 +16,7 @@ use netdiag_common::observation::rules::Ruleset;
 use netdiag_common::observation::service_rules::ServiceRules;
 use netdiag_common::observation::sysctl::Sysctls;
 use netdiag_common::observation::{Observation, preflight};
-use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
+use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic, Window};
 
 use super::Evidence;
 use super::cluster::{Cluster, Kind};
@@ -163,7 +163,7 @@ macro_rules! kinds {
 macro_rules! topics {
     ($($method:ident: $topic:ident -> $type:ty),* $(,)?) => {$(
         pub fn $method(&mut self, node: &str, netns: &Netns) -> Look<'e, $type> {
-            let need = Need { node: node.to_owned(), netns: netns.clone(), topic: Topic::$topic };
+            let need = Need { node: node.to_owned(), netns: netns.clone(), topic: Topic::$topic, window: Window::default() };
             self.look(need, |observation| match observation {
                 Observation::$topic(value) => Some(value),
                 _ => None,
@@ -215,7 +215,12 @@ impl<'e> View<'e> {
 
     /// A probe that the condition wants; sent only when the question's tier allows it.
     pub fn probe(&mut self, node: &str, netns: &Netns, request: ProbeRequest) -> Look<'e, ProbeResult> {
-        let need = Need { node: node.to_owned(), netns: netns.clone(), topic: Topic::Probe(request) };
+        let need = Need {
+            node: node.to_owned(),
+            netns: netns.clone(),
+            topic: Topic::Probe(request),
+            window: Window::default(),
+        };
         self.look(need, |observation| match observation {
             Observation::Probe(value) => Some(value),
             _ => None,
@@ -224,7 +229,12 @@ impl<'e> View<'e> {
 
     /// Single entries of connection tracking.
     pub fn find_flows(&mut self, node: &str, netns: &Netns, query: FlowQuery) -> Look<'e, FoundFlows> {
-        let need = Need { node: node.to_owned(), netns: netns.clone(), topic: Topic::FindFlows(query) };
+        let need = Need {
+            node: node.to_owned(),
+            netns: netns.clone(),
+            topic: Topic::FindFlows(query),
+            window: Window::default(),
+        };
         self.look(need, |observation| match observation {
             Observation::FoundFlows(value) => Some(value),
             _ => None,

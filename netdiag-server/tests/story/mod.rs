@@ -12,7 +12,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::probe::{Attempt, Outcome, ProbeRequest, ProbeResult, Stage};
-use netdiag_common::{Gap, Need, Netns, Reading, Tier, Topic};
+use netdiag_common::{Gap, Need, Netns, Reading, Tier, Topic, Window};
 use netdiag_server::ask;
 use netdiag_server::correlate::{Correlated, correlate};
 use netdiag_server::evidence::{Cluster, Evidence, parse};
@@ -318,7 +318,7 @@ fn reading(told: Told, place: &str) -> (Need, Reading<Observation>) {
     let at: Timestamp = NOW.parse().expect("a time");
     let topic: Topic = serde_json::from_value(Value::String(told.topic.clone()))
         .unwrap_or_else(|error| panic!("{place}: topic {}: {error}", told.topic));
-    let need = Need { node: told.node, netns: told.netns, topic };
+    let need = Need { node: told.node, netns: told.netns, topic, window: Window::default() };
     let reading = match (told.seen, told.absent, told.unavailable) {
         (Some(value), false, None) => {
             let value = serde_json::json!({"topic": told.topic, "value": value});

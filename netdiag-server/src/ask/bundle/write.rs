@@ -7,7 +7,7 @@ use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
 use netdiag_common::observation::Observation;
 use netdiag_common::wire::{NodeReading, Report};
-use netdiag_common::{Gap, Need, Netns, Reading, Topic};
+use netdiag_common::{Gap, Need, Netns, Reading, Topic, Window};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -143,8 +143,14 @@ fn passive_needs(cluster: &Cluster, node: &str) -> Vec<Need> {
     let pods =
         cluster.pods.iter().filter(|pod| pod.spec.node_name == node && !pod.is_finished() && !pod.spec.host_network);
     let namespaces = std::iter::once(Netns::Host).chain(pods.map(|pod| Netns::Pod(pod.metadata.uid.clone())));
-    let each = namespaces
-        .flat_map(|netns| everywhere.clone().map(|topic| Need { node: node.to_owned(), netns: netns.clone(), topic }));
+    let each = namespaces.flat_map(|netns| {
+        everywhere.clone().map(|topic| Need {
+            node: node.to_owned(),
+            netns: netns.clone(),
+            topic,
+            window: Window::default(),
+        })
+    });
     host_only.into_iter().chain(each).collect()
 }
 

@@ -3,25 +3,29 @@
 //! A harvest flips the epoch, waits until no program writes the half that was left, sums and clears it. What it takes is
 //! exact while packets keep coming, and every term of [`DropAccounts`] comes from that same half.
 
+mod tables;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use jiff::{SignedDuration, Timestamp};
-use netdiag_common::observation::Protocol;
-use netdiag_common::observation::kfree_skb::{
-    DropAccounts, DropExemplar, DropGroup, DropNetns, DropTuple, Drops, ReasonTotal,
-};
+use netdiag_common::observation::kfree_skb::{DropAccounts, DropExemplar, DropGroup, DropTuple, Drops, ReasonTotal};
+use netdiag_common::observation::{Owner, Protocol};
 use netdiag_common::record::kfree_skb::{Exemplar, REASONS, SlotV4, SlotV6, row_reason};
 
+use super::LoadError;
+use super::btf::Btf;
 use super::exemplar::{self, Exemplars};
 use super::key::{GroupKey, coarse_key, count_of, ipv4_key, ipv6_key, take};
-use super::layout::{self, Reasons};
-use super::program::{self, Loaded, TableSize};
+use super::layout::Reasons;
+use super::object::Object;
+use super::plan::Plan;
 use super::symbols::{Symbols, hex};
 use super::table::flip;
-use super::{LoadError, btf};
 use crate::host;
 use crate::window::{Count, Tally, Window};
+pub use tables::TableSize;
+use tables::Tables;
 
 /// What the agent answers for: long enough to see a retry loop, short enough to be about now.
 const WINDOW_NS: u64 = 300 * SECOND_NS;
@@ -42,8 +46,7 @@ const SYMBOLS_AGE_NS: u64 = 60 * SECOND_NS;
 
 /// The running program and what it counted in the last minutes.
 pub struct KernelDrops {
-    loaded: Loaded,
-    netns_id: NetnsId,
+    loaded: Tables,
     reasons: Reasons,
     symbols: Symbols,
     symbols_read_ns: u64,
@@ -59,13 +62,10 @@ pub struct KernelDrops {
     missed: u64,
 }
 
-/// How the kernel program names a namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetnsId {
-    /// `SO_NETNS_COOKIE`, never used twice.
-    Cookie,
-    /// Inode of `/proc/PID/ns/net`, on kernels before 5.12.
-    Inode,
+/// What the plan said, until the program is attached.
+pub(super) struct Planned {
+    size: TableSize,
+    reasons: Reasons,
 }
 
 /// What one slot of the window counted.
@@ -89,27 +89,16 @@ impl Counted {
 }
 
 impl KernelDrops {
-    /// Loads and attaches the program. Takes about half a second; nothing remains when the value is dropped.
-    pub fn load() -> Result<Self, LoadError> {
-        let cpus = aya::util::nr_cpus().unwrap_or(1);
-        Self::load_sized(TableSize::for_cpus(cpus))
+    /// The program's part of the plan.
+    pub(super) fn plan(btf: &Btf<'_>, size: TableSize, plan: &mut Plan) -> Result<Planned, LoadError> {
+        tables::plan(btf, size, plan)?;
+        Ok(Planned { size, reasons: Reasons::of(btf, plan.has("HAS_REASON", 1_u32)) })
     }
 
-    /// As [`KernelDrops::load`], with tables of a given size.
-    pub fn load_sized(size: TableSize) -> Result<Self, LoadError> {
-        let (globals, reasons) = {
-            let bytes = host::kernel::btf().map_err(LoadError::NoBtf)?;
-            let btf = btf::parse(&bytes).map_err(LoadError::DamagedBtf)?;
-            let globals = layout::globals(&btf)?;
-            let reported = globals.contains(&("HAS_REASON", 1));
-            (globals, Reasons::of(&btf, reported))
-        };
-        let netns_id = if globals.contains(&("NETNS_IS_COOKIE", 1)) { NetnsId::Cookie } else { NetnsId::Inode };
-        let loaded = program::load(&globals, size)?;
+    pub(super) fn attach(object: &Object, planned: Planned) -> Result<Self, LoadError> {
         Ok(Self {
-            loaded,
-            netns_id,
-            reasons,
+            loaded: tables::open(object, planned.size, &tables::WAYS_TO_ATTACH)?,
+            reasons: planned.reasons,
             symbols: read_symbols(),
             symbols_read_ns: monotonic_ns(),
             high_half: u32::MAX,
@@ -122,13 +111,8 @@ impl KernelDrops {
     }
 
     /// How the program is attached: `tp_btf` or `raw_tracepoint`.
-    pub fn attach(&self) -> &'static str {
-        self.loaded.attach
-    }
-
-    /// What the number is that [`KernelDrops::observe`] asks about.
-    pub fn netns_id(&self) -> NetnsId {
-        self.netns_id
+    pub fn tier(&self) -> &'static str {
+        self.loaded.program.tier
     }
 
     /// Whether locations get names; false without the right to read kernel symbols.
@@ -168,14 +152,14 @@ impl KernelDrops {
             }
         }
         #[cfg(feature = "debug")]
-        self.loaded.print_log();
+        self.loaded.running.print_log();
         self.exemplars.forget_before(now_ns.saturating_sub(WINDOW_NS));
         self.harvested = (now_ns, Some(now));
     }
 
     /// What was harvested in the window. `resolve` says whose namespace a cookie (an inode before Linux 5.12) is: on a
     /// kernel shared by several nodes the others' are unknown, and their packets become one number.
-    pub fn observe(&self, now: Timestamp, resolve: &dyn Fn(u64) -> DropNetns) -> Drops {
+    pub fn observe(&self, now: Timestamp, resolve: &dyn Fn(u64) -> Owner) -> Drops {
         let clock = Clock { wall: self.harvested.1.unwrap_or(now), monotonic_ns: self.harvested.0 };
         let mut owners = Owners { resolve, known: HashMap::new() };
         let mut accounts = DropAccounts::default();
@@ -257,7 +241,7 @@ impl KernelDrops {
     /// Events that found the program running: counted by the kernel, and before Linux 6.1 by the program itself.
     fn missed(&self) -> u64 {
         let nested: u64 = (0..self.loaded.cpus).map(|cpu| self.loaded.states.read(cpu).nested).sum();
-        nested + self.loaded.recursion_misses()
+        nested + self.loaded.program.recursion_misses()
     }
 
     /// Looks up the names of locations not seen before, in fresh symbols when one is missing.
@@ -335,7 +319,7 @@ impl KernelDrops {
     fn exemplar(&self, exemplar: &Exemplar, clock: Clock, owners: &Owners<'_>) -> DropExemplar {
         DropExemplar {
             at: clock.at(exemplar.at_ns),
-            netns: owners.known.get(&exemplar.netns).cloned().unwrap_or(DropNetns::Unknown { id: exemplar.netns }),
+            netns: owners.known.get(&exemplar.netns).cloned().unwrap_or(Owner::Unknown { id: exemplar.netns }),
             reason: self.reasons.name(exemplar.reason),
             location: self.function(exemplar.location),
             ifindex: exemplar.ifindex,
@@ -357,26 +341,26 @@ impl KernelDrops {
 
 /// Answers of `resolve`, each asked once.
 struct Owners<'a> {
-    resolve: &'a dyn Fn(u64) -> DropNetns,
-    known: HashMap<u64, DropNetns>,
+    resolve: &'a dyn Fn(u64) -> Owner,
+    known: HashMap<u64, Owner>,
 }
 
 impl Owners<'_> {
-    fn of(&mut self, netns: u64) -> &DropNetns {
+    fn of(&mut self, netns: u64) -> &Owner {
         let resolve = self.resolve;
         self.known.entry(netns).or_insert_with(|| match netns {
             // No namespace at all: nobody can say whose it is, so it is kept and named as such.
-            0 => DropNetns::Unknown { id: 0 },
+            0 => Owner::Unknown { id: 0 },
             _ => resolve(netns),
         })
     }
 
     fn ours(&mut self, netns: u64) -> bool {
-        netns == 0 || !matches!(self.of(netns), DropNetns::Unknown { .. })
+        netns == 0 || !matches!(self.of(netns), Owner::Unknown { .. })
     }
 
     fn is_known_ours(&self, netns: u64) -> bool {
-        netns == 0 || self.known.get(&netns).is_some_and(|owner| !matches!(owner, DropNetns::Unknown { .. }))
+        netns == 0 || self.known.get(&netns).is_some_and(|owner| !matches!(owner, Owner::Unknown { .. }))
     }
 }
 

@@ -1,0 +1,190 @@
+//! The programs' object file in the kernel: its tables are created once, each hook is attached by the first way that works.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{Map, MapData, RingBuf};
+use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint};
+use aya::{Btf, Ebpf, EbpfLoader};
+
+use super::LoadError;
+use super::failure::{errno, failed, shortened};
+use super::plan::Plan;
+use super::program_info::program_info;
+use super::table::Table;
+
+/// The object file, empty when the agent was built without it (see `build.rs`).
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdiag-ebpf"));
+
+/// How a program can be attached, best first in a list of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way {
+    /// Loads kernel fields directly. Linux 5.5, with BTF.
+    TpBtf { program: &'static str, tracepoint: &'static str },
+    /// Reads each field by a helper, but asks less of the kernel. Linux 4.17.
+    RawTracepoint { program: &'static str, tracepoint: &'static str },
+}
+
+impl Way {
+    /// The tier's name in preflight reports.
+    fn tier(self) -> &'static str {
+        match self {
+            Self::TpBtf { .. } => "tp_btf",
+            Self::RawTracepoint { .. } => "raw_tracepoint",
+        }
+    }
+}
+
+/// A program that runs.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) tier: &'static str,
+    program: OwnedFd,
+}
+
+impl Attached {
+    /// Runs that the kernel skipped since the program was loaded because it was already running on that CPU
+    /// (`bpf_prog_info.recursion_misses`, Linux 5.12). 0 on kernels that do not say.
+    pub(super) fn recursion_misses(&self) -> u64 {
+        program_info(self.program.as_fd()).map_or(0, |info| info.recursion_misses)
+    }
+}
+
+/// The object while hooks are being attached.
+pub(super) struct Object {
+    running: Running,
+    /// aya needs the kernel's types itself, to find tracepoints. Tens of MiB: dropped with this value.
+    types: Btf,
+}
+
+impl Object {
+    /// Creates all tables. No program runs yet.
+    pub(super) fn create(plan: &Plan) -> Result<Self, LoadError> {
+        if OBJECT.is_empty() {
+            return Err(LoadError::NotBuilt);
+        }
+        lift_memory_limit();
+        let types = Btf::from_sys_fs().map_err(|error| LoadError::Failed {
+            step: "read /sys/kernel/btf/vmlinux".to_owned(),
+            why: error.to_string(),
+        })?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&types));
+        plan.apply(&mut loader);
+        #[cfg_attr(not(feature = "debug"), expect(unused_mut, reason = "only the log changes it"))]
+        let mut programs = loader.load(OBJECT).map_err(|error| failed("create the kernel programs' tables", &error))?;
+        #[cfg(feature = "debug")]
+        let log = aya_log::EbpfLogger::init(&mut programs).ok();
+        let running = Running {
+            #[cfg(feature = "debug")]
+            log: Arc::new(Mutex::new(log)),
+            programs: Arc::new(Mutex::new(programs)),
+        };
+        Ok(Self { running, types })
+    }
+
+    /// Attaches a hook by the first of `ways` that the kernel accepts.
+    pub(super) fn attach(&self, hook: &str, ways: &[Way]) -> Result<Attached, LoadError> {
+        let mut refused = Vec::new();
+        for way in ways {
+            match self.attach_by(*way) {
+                Ok(program) => return Ok(Attached { tier: way.tier(), program }),
+                Err(error) => refused.push((way.tier(), error)),
+            }
+        }
+        let step = format!("attach to {hook}");
+        // The last way asks least: when it lacks the right, so do all.
+        if refused.last().is_some_and(|(_, error)| errno(error) == Some(libc::EPERM)) {
+            return Err(LoadError::NotPermitted { step });
+        }
+        let why: Vec<String> = refused.iter().map(|(tier, error)| format!("{tier}: {}", shortened(error))).collect();
+        Err(LoadError::Failed { step, why: why.join("; ") })
+    }
+
+    fn attach_by(&self, way: Way) -> Result<OwnedFd, ProgramError> {
+        let mut programs = self.running.lock();
+        match way {
+            Way::TpBtf { program, tracepoint } => {
+                let program: &mut BtfTracePoint = find(&mut programs, program)?.try_into()?;
+                program.load(tracepoint, &self.types)?;
+                program.attach()?;
+                owned(program.fd()?.as_fd())
+            }
+            Way::RawTracepoint { program, tracepoint } => {
+                let program: &mut RawTracePoint = find(&mut programs, program)?.try_into()?;
+                program.load()?;
+                program.attach(tracepoint)?;
+                owned(program.fd()?.as_fd())
+            }
+        }
+    }
+
+    /// An array that was declared mmapable, in this process's memory.
+    pub(super) fn table<T: Copy>(&self, name: &'static str, rows: usize) -> Result<Table<T>, LoadError> {
+        let step = || format!("map table {name} into memory");
+        let programs = self.running.lock();
+        let Some(Map::Array(map)) = programs.map(name) else {
+            return Err(LoadError::Failed { step: step(), why: "the object has no such array".to_owned() });
+        };
+        Table::map(map.fd().as_fd(), rows).map_err(|error| LoadError::Failed { step: step(), why: error.to_string() })
+    }
+
+    /// Takes any other map out of the object.
+    pub(super) fn take(&self, name: &'static str) -> Result<Map, LoadError> {
+        self.running.lock().take_map(name).ok_or_else(|| LoadError::Failed {
+            step: format!("open table {name}"),
+            why: "the object has no such map".to_owned(),
+        })
+    }
+
+    pub(super) fn ring(&self, name: &'static str) -> Result<RingBuf<MapData>, LoadError> {
+        RingBuf::try_from(self.take(name)?).map_err(|error| failed(&format!("open ring {name}"), &error))
+    }
+
+    /// What keeps the attached programs running.
+    pub(super) fn running(&self) -> Running {
+        self.running.clone()
+    }
+}
+
+/// The programs in the kernel. When the last owner drops it, the kernel removes them.
+#[derive(Clone)]
+pub(super) struct Running {
+    #[cfg(feature = "debug")]
+    log: Arc<Mutex<DebugLog>>,
+    programs: Arc<Mutex<Ebpf>>,
+}
+
+/// None when the programs were built without their feature `debug`.
+#[cfg(feature = "debug")]
+type DebugLog = Option<aya_log::EbpfLogger<&'static dyn log::Log>>;
+
+impl Running {
+    fn lock(&self) -> MutexGuard<'_, Ebpf> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes on what the programs logged since the last call.
+    #[cfg(feature = "debug")]
+    pub(super) fn print_log(&self) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(log) = log.as_mut() {
+            log.flush();
+        }
+    }
+}
+
+fn find<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program, ProgramError> {
+    programs.program_mut(name).ok_or(ProgramError::NotLoaded)
+}
+
+fn owned(program: BorrowedFd<'_>) -> Result<OwnedFd, ProgramError> {
+    program.try_clone_to_owned().map_err(ProgramError::IOError)
+}
+
+/// Before Linux 5.11 maps count against `RLIMIT_MEMLOCK`. When it cannot be lifted, loading says so.
+fn lift_memory_limit() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: passes a valid structure, changes only this process's limit.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+}
