@@ -72,6 +72,8 @@ pub enum Topic {
     KubeProxy,
     /// Packets dropped by the kernel, by namespace, reason and place. Host only: the reading covers the node and its pods.
     Drops,
+    /// DNS queries and answers, by namespace, server and name. Host only: the reading covers the node and its pods.
+    Dns,
     /// ICMP errors and TCP resets, sent and received. Host only: the reading covers the node and its pods.
     Rejects,
     /// TCP connections by result, with handshake times and retransmits. Host only, as for drops.
@@ -168,6 +170,7 @@ impl Topic {
             Self::ServiceRules => "service_rules",
             Self::KubeProxy => "kube_proxy",
             Self::Drops => "drops",
+            Self::Dns => "dns",
             Self::Rejects => "rejects",
             Self::Tcp => "tcp",
             Self::Udp => "udp",

@@ -93,6 +93,7 @@ fn subject(topic: &Topic) -> String {
         Topic::ServiceRules => "service rules",
         Topic::KubeProxy => "kube-proxy's own health",
         Topic::Drops => "dropped packets",
+        Topic::Dns => "DNS queries and answers",
         Topic::Rejects => "ICMP errors and TCP resets",
         Topic::Tcp => "TCP connections",
         Topic::Udp => "full UDP sockets",

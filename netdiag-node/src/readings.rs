@@ -178,6 +178,9 @@ impl Job {
         if self.need.topic == Topic::Drops {
             return Ok(Some(Observation::Drops(self.watch.drops.observe()?)));
         }
+        if self.need.topic == Topic::Dns {
+            return Err(ReadError::Unsupported { feature: "reader of DNS messages".to_owned() }.into());
+        }
         let pod = match &self.need.netns {
             Netns::Host => None,
             Netns::Pod(uid) => Some(find(&self.attribution, uid, &self.need.node)?),
@@ -213,7 +216,7 @@ impl Job {
             | Topic::Counters => {
                 return Err(ReadError::Unsupported { feature: format!("reader of {}", self.need.topic.name()) }.into());
             }
-            Topic::Preflight | Topic::Pods | Topic::Resolver | Topic::Drops | Topic::Probe(_) => {
+            Topic::Preflight | Topic::Pods | Topic::Resolver | Topic::Drops | Topic::Dns | Topic::Probe(_) => {
                 unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
             }
         };
@@ -280,6 +283,7 @@ fn is_host_only(topic: &Topic) -> bool {
             | Topic::Rejects
             | Topic::Tcp
             | Topic::Udp
+            | Topic::Dns
     )
 }
 

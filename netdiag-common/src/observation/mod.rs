@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 pub mod conntrack;
 pub mod counter;
 pub mod device;
+pub mod dns;
 pub mod flow;
 pub mod histogram;
 pub mod kfree_skb;
@@ -48,6 +49,7 @@ pub enum Observation {
     Neighbours(neighbour::Neighbours),
     Sockets(socket::Sockets),
     Counters(counter::Counters),
+    Dns(dns::Dns),
     Probe(probe::ProbeResult),
 }
 

@@ -67,6 +67,7 @@ pub fn need_in_words(need: &Need, cluster: Option<&Cluster>) -> String {
         Topic::ServiceRules => format!("Service rules of {place}"),
         Topic::KubeProxy => format!("kube-proxy on {place}"),
         Topic::Drops => format!("dropped packets on {place}"),
+        Topic::Dns => format!("DNS queries on {place}"),
         Topic::Rejects => format!("refusals on {place}"),
         Topic::Tcp => format!("TCP connections on {place}"),
         Topic::Udp => format!("full UDP sockets on {place}"),
@@ -112,6 +113,7 @@ fn value_in_words(value: &Observation) -> String {
         Observation::KubeProxy(proxy) if proxy.running => "running".to_owned(),
         Observation::KubeProxy(_) => "not running".to_owned(),
         Observation::Drops(drops) => format!("{} packets in {:.0} s", drops.accounts.total, drops.window_s),
+        Observation::Dns(dns) => format!("{} queries in {:.0} s", dns.accounts.queries, dns.window_s),
         Observation::Rejects(rejects) => format!("{} refusals in {:.0} s", rejects.accounts.total, rejects.window_s),
         Observation::Tcp(tcp) => {
             let TcpAccounts { connects, established, .. } = tcp.accounts;
