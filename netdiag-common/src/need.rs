@@ -154,6 +154,11 @@ impl std::fmt::Display for Window {
 }
 
 impl Topic {
+    /// Whether the agent itself counts it, from its start on. The other topics are read from what the kernel keeps.
+    pub fn is_counted(&self) -> bool {
+        matches!(self, Self::Drops | Self::Rejects | Self::Tcp | Self::Udp | Self::Dns | Self::Counters)
+    }
+
     /// The topic's stable name, as it appears in trails, bundles and messages.
     pub fn name(&self) -> &'static str {
         match self {

@@ -2,6 +2,7 @@
 //!
 //! Everything is capped: the body, the needs, the time, the requests at one time. What is over a cap is refused in words.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -37,13 +38,15 @@ pub struct Api {
     readings: Readings,
     tls: Arc<Tls>,
     boot_id: String,
+    instance: String,
     sequence: AtomicU64,
     requests: Semaphore,
 }
 
 /// The routes.
 pub fn router(readings: Readings, tls: Arc<Tls>, boot_id: String) -> Router {
-    let api = Api { readings, tls, boot_id, sequence: AtomicU64::new(0), requests: Semaphore::new(MAX_REQUESTS) };
+    let requests = Semaphore::new(MAX_REQUESTS);
+    let api = Api { readings, tls, boot_id, instance: random_instance(), sequence: AtomicU64::new(0), requests };
     Router::new()
         .route("/v1/readings", post(readings_of))
         .route("/v1/status", get(status))
@@ -88,6 +91,7 @@ impl Api {
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.readings.node().to_owned(),
             boot_id: self.boot_id.clone(),
+            instance: self.instance.clone(),
             at: clock::now(),
             boottime_ns: clock::boottime_ns(),
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
@@ -100,6 +104,11 @@ impl Api {
         let error = format!("busy with {MAX_REQUESTS} requests, which is the limit: ask again in a second");
         refusal(StatusCode::SERVICE_UNAVAILABLE, &error)
     }
+}
+
+/// Counts begin anew with each start of the agent: 64 random bits tell two starts apart where clocks and process ids may not.
+fn random_instance() -> String {
+    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
 type Refused = (StatusCode, String);

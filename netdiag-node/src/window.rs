@@ -169,16 +169,18 @@ pub trait Fold {
     fn fold(&mut self, later: Self);
 }
 
-/// The last hour: slots of [`SLOT_NS`] for the last [`RECENT_NS`], coarser ones before.
+/// The last hour: slots of [`SLOT_NS`] for the last [`RECENT_NS`], coarser ones before; and one sum of all that is older, so
+/// that totals since the start can be told.
 #[derive(Debug, Clone)]
 pub struct History<T> {
     recent: Window<T>,
     older: Window<T>,
+    oldest: Option<T>,
 }
 
 impl<T: Fold> Default for History<T> {
     fn default() -> Self {
-        Self { recent: Window::new(RECENT_NS, SLOT_NS), older: Window::new(HOUR_NS, HOUR_SLOT_NS) }
+        Self { recent: Window::new(RECENT_NS, SLOT_NS), older: Window::new(HOUR_NS, HOUR_SLOT_NS), oldest: None }
     }
 }
 
@@ -186,9 +188,10 @@ impl<T: Fold> History<T> {
     /// As [`Window::slot`]; slots that are no longer recent are folded into the hour's.
     pub fn slot(&mut self, start_ns: u64, end_ns: u64, fresh: impl FnOnce() -> T) -> &mut T {
         while let Some(old) = self.recent.take_old(end_ns) {
+            self.take_older(old.end_ns);
             self.older.slot(old.start_ns, old.end_ns, T::hourly).fold(old.value);
         }
-        while self.older.take_old(end_ns).is_some() {}
+        self.take_older(end_ns);
         self.recent.slot(start_ns, end_ns, fresh)
     }
 
@@ -199,7 +202,18 @@ impl<T: Fold> History<T> {
         self.older.slots().chain(self.recent.slots()).filter(move |slot| slot.end_ns > from_ns)
     }
 
-    /// Start of what is known.
+    /// Everything since the first slot, in pieces. Sums of counts only grow; single keys may move to a coarser one.
+    pub fn since_start(&self) -> impl Iterator<Item = &T> {
+        self.oldest.iter().chain(self.older.slots().chain(self.recent.slots()).map(|slot| &slot.value))
+    }
+
+    fn take_older(&mut self, now_ns: u64) {
+        while let Some(old) = self.older.take_old(now_ns) {
+            self.oldest.get_or_insert_with(T::hourly).fold(old.value);
+        }
+    }
+
+    /// Start of the hour that is known.
     pub fn start_ns(&self) -> Option<u64> {
         self.older.start_ns().or_else(|| self.recent.start_ns())
     }
@@ -273,6 +287,7 @@ mod tests {
         }
         assert!(history.view(u64::MAX).count() <= 31 + 13);
         assert_eq!(history.start_ns(), history.view(u64::MAX).next().map(|slot| slot.start_ns));
+        assert_eq!(history.since_start().sum::<u64>(), 10_000);
         let all: Vec<_> = history.view(u64::MAX).collect();
         assert!(all.windows(2).all(|pair| pair[0].end_ns == pair[1].start_ns), "no gap between slots");
     }
@@ -283,6 +298,7 @@ mod tests {
         *history.slot(0, SECOND_NS, || 0_u64) += 1;
         *history.slot(5000 * SECOND_NS, 5001 * SECOND_NS, || 0_u64) += 1;
         assert_eq!(history.view(u64::MAX).count(), 1);
+        assert_eq!(history.since_start().sum::<u64>(), 2);
     }
 
     #[test]

@@ -21,6 +21,10 @@ fn server_gets_answers_in_the_order_of_its_needs() {
     let report = agent.report(raw);
     assert_eq!((report.node.as_str(), report.sequence), (NODE, 0));
     assert!(!report.boot_id.is_empty() && report.boottime_ns > 0);
+    let again = agent.report(Vec::new());
+    assert_eq!((again.instance.as_str(), again.sequence), (report.instance.as_str(), 1));
+    let other = Agent::start(&[]).report(Vec::new());
+    assert!(!other.instance.is_empty() && other.instance != report.instance, "each start has its own instance");
     for (need, answer) in needs.iter().zip(&report.readings) {
         assert_eq!(serde_json::to_value(need).unwrap(), answer.need);
         assert!(matches!(answer.reading, Reading::Seen { .. }), "{answer:?}");

@@ -43,6 +43,9 @@ pub struct Report<N = Need> {
     pub node: String,
     /// `/proc/sys/kernel/random/boot_id`: counters from different boots never mix.
     pub boot_id: String,
+    /// Random for each start of the agent: another one has begun to count anew. Empty from agents that do not say.
+    #[serde(default)]
+    pub instance: String,
     /// Wall clock of the node when the report was finished.
     pub at: Timestamp,
     /// `CLOCK_BOOTTIME` of the node at the same moment, nanoseconds.

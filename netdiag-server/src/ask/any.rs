@@ -44,4 +44,11 @@ impl Source for AnySource {
             Self::Live(source) => source.is_live(),
         }
     }
+
+    fn instance(&self, node: &str) -> Option<String> {
+        match self {
+            Self::Bundle(source) => source.instance(node),
+            Self::Live(source) => source.instance(node),
+        }
+    }
 }

@@ -94,4 +94,8 @@ impl Source for LiveSource {
     fn is_live(&self) -> bool {
         true
     }
+
+    fn instance(&self, node: &str) -> Option<String> {
+        self.agents.as_ref()?.instance(node)
+    }
 }

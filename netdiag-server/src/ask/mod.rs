@@ -15,10 +15,12 @@ use crate::correlate::Judged;
 use crate::evidence::{Cluster, Evidence, Look, View};
 use crate::path::{self, Path, ResolveError};
 use crate::question::Question;
+use restart::Restarts;
 
 mod any;
 pub mod bundle;
 pub mod live;
+mod restart;
 mod scan;
 mod settle;
 mod status;
@@ -48,6 +50,11 @@ pub trait Source: Sync {
 
     /// Whether looking again may show something else.
     fn is_live(&self) -> bool;
+
+    /// Which start of a node's agent answered last; none when the source does not know.
+    fn instance(&self, _node: &str) -> Option<String> {
+        None
+    }
 }
 
 /// A source that several front ends share.
@@ -70,6 +77,10 @@ impl<S: Source + Send> Source for Arc<S> {
 
     fn is_live(&self) -> bool {
         S::is_live(self)
+    }
+
+    fn instance(&self, node: &str) -> Option<String> {
+        S::instance(self, node)
     }
 }
 
@@ -154,6 +165,7 @@ async fn ask_once<S: Source>(source: &S, questions: &[Question]) -> Result<Vec<I
     let mut tier = Tier::Passive;
     let mut asked: BTreeSet<Need> = BTreeSet::new();
     let mut excluded: BTreeSet<&'static str> = BTreeSet::new();
+    let mut restarts = Restarts::default();
     let mut judged = judge_all(questions, &evidence)?;
     for round in 1..=MAX_ROUNDS {
         let wanted = questions.iter().zip(&judged).flat_map(|(question, (_, wanted))| {
@@ -176,7 +188,8 @@ async fn ask_once<S: Source>(source: &S, questions: &[Question]) -> Result<Vec<I
         let readings: Vec<(Need, Reading<Observation>)> =
             readings.into_iter().map(|(need, reading)| named(need, reading, &evidence.cluster)).collect();
         steps.extend(readings.iter().map(|(need, reading)| Step::new(round, need, reading, &evidence)));
-        evidence = evidence.with(source.now(), readings);
+        let withdrawn = restarts.withdrawn(source, &readings, &evidence);
+        evidence = evidence.with(source.now(), withdrawn).with(source.now(), readings);
         judged = judge_all(questions, &evidence)?;
         if let (Some((first, _)), Some(last)) = (judged.first(), steps.last_mut()) {
             let clear =

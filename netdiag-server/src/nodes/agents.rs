@@ -13,6 +13,7 @@ use netdiag_common::wire::{Ask, MAX_NEEDS, NodeReading, Report, WIRE_MAX, WIRE_M
 use netdiag_common::{Need, Reading, Topic};
 
 use super::failure::Failure;
+use super::instance::{self, Instances};
 use super::report::RawReport;
 use super::tls;
 use crate::ask::SourceError;
@@ -36,6 +37,7 @@ pub(crate) type Dial = Result<SocketAddr, Failure>;
 pub struct Agents {
     directory: PathBuf,
     current: Mutex<(Stamp, reqwest::Client)>,
+    instances: Instances,
 }
 
 /// When each file of the TLS directory was last written: another one means new certificates.
@@ -52,7 +54,12 @@ impl Agents {
     /// Reads the certificates; sends nothing.
     pub fn new(tls_directory: &Path) -> Result<Self, SourceError> {
         let current = Mutex::new((stamp(tls_directory), client(tls_directory)?));
-        Ok(Self { directory: tls_directory.to_owned(), current })
+        Ok(Self { directory: tls_directory.to_owned(), current, instances: Instances::default() })
+    }
+
+    /// Which start of this node's agent answered last.
+    pub(crate) fn instance(&self, node: &str) -> Option<String> {
+        self.instances.of(node)
     }
 
     /// Asks every node for its share of the needs.
@@ -66,12 +73,13 @@ impl Agents {
         for need in needs {
             by_node.entry(need.node.clone()).or_default().push(need);
         }
-        let batches: Vec<(Dial, Vec<Need>)> = by_node
+        let batches: Vec<(String, Dial, Vec<Need>)> = by_node
             .iter()
-            .flat_map(|(node, needs)| needs.chunks(MAX_NEEDS).map(|batch| (dial(node), batch.to_vec())))
+            .flat_map(|(node, needs)| needs.chunks(MAX_NEEDS).map(move |batch| (node, batch.to_vec())))
+            .map(|(node, batch)| (node.clone(), dial(node), batch))
             .collect();
         let client = self.client();
-        let answers = stream::iter(batches).map(|(dial, batch)| {
+        let answers = stream::iter(batches).map(|(node, dial, batch)| {
             let client = client.clone();
             async move {
                 let asked = match dial {
@@ -79,7 +87,10 @@ impl Agents {
                     Err(failure) => Err(failure),
                 };
                 match asked {
-                    Ok(report) => pair(batch, report),
+                    Ok(report) => {
+                        self.instances.note(&node, &report.instance);
+                        pair(batch, report)
+                    }
                     Err(failure) => unavailable(batch, &failure),
                 }
             }
@@ -96,6 +107,7 @@ impl Agents {
     ) -> Result<(AgentVersion, Reading<Observation>), Failure> {
         let needs = vec![Need::host(node, Topic::Preflight)];
         let report = ask(&self.client(), dial?, &needs, deadline).await?;
+        self.instances.note(node, &report.instance);
         let version = AgentVersion { wire: report.wire, agent: report.agent.clone() };
         let (_, reading) = pair(needs, report).pop().expect("one need has one answer");
         Ok((version, reading))
@@ -118,11 +130,17 @@ impl Agents {
                 agent: raw.agent.clone(),
                 node: node.to_owned(),
                 boot_id: raw.boot_id.clone(),
+                instance: raw.instance.clone(),
                 at: raw.at,
                 boottime_ns: raw.boottime_ns,
                 sequence: raw.sequence,
                 readings: Vec::new(),
             });
+            if report.instance != raw.instance {
+                let earlier = report.readings.iter_mut().map(|reading| (&reading.need, &mut reading.reading));
+                instance::withdraw(earlier, node);
+                report.instance.clone_from(&raw.instance);
+            }
             (report.at, report.boottime_ns, report.sequence) = (raw.at, raw.boottime_ns, raw.sequence);
             let readings = pair(batch.to_vec(), raw);
             report.readings.extend(readings.into_iter().map(|(need, reading)| NodeReading { need, reading }));

@@ -29,6 +29,8 @@ pub(crate) enum Failure {
     Busy(String),
     /// The agent answered something else than a report.
     Malformed(String),
+    /// The agent started anew after it had given this reading: what it counted before is lost.
+    Restarted,
 }
 
 impl Failure {
@@ -112,6 +114,11 @@ impl Failure {
                 GapReason::Malformed,
                 format!("the agent of node {node} answered something unexpected: {why}"),
                 "run the same version of netdiag-node and netdiag".to_owned(),
+            ),
+            Self::Restarted => (
+                GapReason::Gone,
+                format!("the agent of node {node} started anew while it was asked, and counts from zero"),
+                format!("ask again; if it keeps restarting, see why: {pods}"),
             ),
         };
         Gap { what: need_in_words(need, None), node: Some(node.clone()), reason, why, remedy }

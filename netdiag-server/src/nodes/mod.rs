@@ -2,6 +2,7 @@
 
 pub(crate) mod agents;
 pub(crate) mod failure;
+pub(crate) mod instance;
 pub(crate) mod report;
 pub(crate) mod tls;
 

@@ -17,6 +17,8 @@ pub(crate) struct RawReport {
     #[serde(default)]
     pub boot_id: String,
     #[serde(default)]
+    pub instance: String,
+    #[serde(default)]
     pub boottime_ns: u64,
     #[serde(default)]
     pub sequence: u64,
