@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 
+mod conntrack;
 mod hook;
 mod map;
 mod read;

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, RingBuf};
-use netdiag_common::record::kfree_skb::{Counters, CpuState, SlotV4, SlotV6, WAYS};
+use netdiag_common::record::kfree_skb::{Counters, CpuState, SlotV4, SlotV6, TranslatedV4, TranslatedV6, WAYS};
 
 /// By CPU.
 #[map]
@@ -18,9 +18,17 @@ pub static KFREE_COUNTERS: Array<Counters> = Array::with_max_entries(2, BPF_F_MM
 pub static KFREE_IPV4: Array<[SlotV4; WAYS]> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static KFREE_IPV6: Array<[SlotV6; WAYS]> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+/// Beside the two above, row by row.
+#[map]
+pub static KFREE_DNAT4: Array<[TranslatedV4; WAYS]> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+pub static KFREE_DNAT6: Array<[TranslatedV6; WAYS]> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 /// Sets of their own: among full keys a coarse key would find no room just when it is needed.
 #[map]
 pub static KFREE_COARSE: Array<[SlotV4; WAYS]> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+/// Of their own too: who sends frames chooses their EtherType, and must not crowd out coarse keys.
+#[map]
+pub static KFREE_FRAMES: Array<[SlotV4; WAYS]> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 
 /// By CPU, hash of the key: keys that had an exemplar lately.
 #[map]

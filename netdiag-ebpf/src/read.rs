@@ -7,6 +7,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::Global;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use netdiag_common::record::kfree_skb::{FLAG_CROSSED, FLAG_DESTINATION, FLAG_RECEIVED, FLAG_ROUTED};
 
 /// Offsets in bytes.
 #[unsafe(no_mangle)]
@@ -15,6 +16,8 @@ pub static O_SKB_SK: Global<u32> = Global::new(0);
 pub static O_SKB_DEV: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static O_SKB_DST: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static O_SKB_IIF: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static O_SKB_LEN: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -102,12 +105,24 @@ pub struct Packet {
     pub version: u8,
 }
 
+impl Packet {
+    /// `FLAG_DESTINATION` when the service side, which is the lower port, is the destination.
+    #[inline(always)]
+    pub fn side(&self) -> u8 {
+        if self.destination_port <= self.source_port { FLAG_DESTINATION } else { 0 }
+    }
+}
+
 pub enum Parsed {
     Ip(Packet),
-    /// Not IP.
+    /// Not IP, or says so, but its header is not there: its EtherType.
+    Frame(u16),
+    /// No network packet.
     Foreign,
-    /// Says IP, but its header is not there.
-    Unparsed,
+}
+
+pub fn is_ip(ether_type: u16) -> bool {
+    matches!(ether_type, ETH_P_IP | ETH_P_IPV6)
 }
 
 /// Reads addresses, protocol and ports. Never trusts a length: a field counts only when it ends before `skb->tail`.
@@ -117,8 +132,8 @@ pub enum Parsed {
 #[inline(always)]
 pub unsafe fn packet<L: Load>(skb: *const u8) -> Parsed {
     let protocol = u16::from_be(unsafe { L::load::<u16>(skb, O_SKB_PROTOCOL.load()) });
-    if protocol != ETH_P_IP && protocol != ETH_P_IPV6 {
-        return Parsed::Foreign;
+    if !is_ip(protocol) {
+        return if protocol == 0 { Parsed::Foreign } else { Parsed::Frame(protocol) };
     }
     let (head, network, tail) = unsafe {
         (
@@ -129,14 +144,14 @@ pub unsafe fn packet<L: Load>(skb: *const u8) -> Parsed {
     };
     // 20 is the least either version needs; an unset network header is 0xffff or 0.
     if head == 0 || network == 0 || tail < network || tail - network < 20 {
-        return Parsed::Unparsed;
+        return Parsed::Frame(protocol);
     }
     let available = tail - network;
     let header = (head + u64::from(network)) as *const u8;
     // May read past the tail, but not past the buffer: `skb_shared_info` follows it. The bytes there are not used.
     let mut words = MaybeUninit::<[u64; HEAD / 8]>::uninit();
     if unsafe { bpf_probe_read_kernel(words.as_mut_ptr().cast(), HEAD as u32, header.cast()) } != 0 {
-        return Parsed::Unparsed;
+        return Parsed::Frame(protocol);
     }
     let words = unsafe { words.assume_init() };
     if protocol == ETH_P_IP { ipv4(header, available, &words) } else { ipv6(header, available, &words) }
@@ -160,7 +175,7 @@ fn ipv4(header: *const u8, available: u32, words: &[u64; HEAD / 8]) -> Parsed {
     let first = byte(words, 0);
     let length = u32::from(first & 0xf) * 4;
     if first >> 4 != 4 || length < 20 || available < length {
-        return Parsed::Unparsed;
+        return Parsed::Frame(ETH_P_IP);
     }
     let protocol = byte(words, 9);
     // Only the first fragment (offset 0) has a layer 4 header.
@@ -187,7 +202,7 @@ fn ipv4(header: *const u8, available: u32, words: &[u64; HEAD / 8]) -> Parsed {
 #[inline(always)]
 fn ipv6(header: *const u8, available: u32, words: &[u64; HEAD / 8]) -> Parsed {
     if byte(words, 0) >> 4 != 6 || available < 40 {
-        return Parsed::Unparsed;
+        return Parsed::Frame(ETH_P_IPV6);
     }
     let mut protocol = byte(words, 6);
     let mut transport = 40;
@@ -239,7 +254,17 @@ fn ports_at(header: *const u8, transport: u32) -> (u16, u16) {
     ((both >> 16) as u16, both as u16)
 }
 
-/// The namespace and interface of a packet: its device's, else its socket's, else its route's. 0 when there is none.
+/// Where a packet is: on which side of which interface of which namespace.
+pub struct Place {
+    /// 0 when the packet leads to no namespace.
+    pub netns: u64,
+    /// 0 when the packet has neither device nor route.
+    pub ifindex: u32,
+    /// `FLAG_RECEIVED`, `FLAG_CROSSED`, `FLAG_ROUTED`.
+    pub flags: u8,
+}
+
+/// The namespace and interface of a packet: its device's, else its socket's, else its route's.
 ///
 /// `skb->dev` shares its place with `dev_scratch`, which UDP uses for lengths while a packet is queued on a socket; such
 /// a number is no kernel address, reads as zeroes, and the socket decides.
@@ -247,31 +272,39 @@ fn ports_at(header: *const u8, transport: u32) -> (u16, u16) {
 /// # Safety
 /// `skb` must be a `struct sk_buff`.
 #[inline(always)]
-pub unsafe fn netns<L: Load>(skb: *const u8) -> (u64, u32) {
+pub unsafe fn place<L: Load>(skb: *const u8) -> Place {
     unsafe {
+        let received_by = L::load::<u32>(skb, O_SKB_IIF.load());
+        // `_skb_refdst` is a number to the verifier: a pointer with a flag in its lowest bit (SKB_DST_NOREF).
+        let route = (L::load::<u64>(skb, O_SKB_DST.load()) & !1) as *const u8;
+        let mut flags = if received_by == 0 { 0 } else { FLAG_RECEIVED };
+        if !route.is_null() {
+            flags |= FLAG_ROUTED;
+        }
         let device = L::load::<*const u8>(skb, O_SKB_DEV.load());
         if !device.is_null() {
-            let id = net_id::<L>(L::load::<*const u8>(device, O_DEV_NET.load()));
-            if id != 0 {
-                return (id, L::load::<u32>(device, O_DEV_IFINDEX.load()));
+            let netns = net_id::<L>(L::load::<*const u8>(device, O_DEV_NET.load()));
+            if netns != 0 {
+                let ifindex = L::load::<u32>(device, O_DEV_IFINDEX.load());
+                if received_by != 0 && received_by != ifindex {
+                    flags |= FLAG_CROSSED;
+                }
+                return Place { netns, ifindex, flags };
             }
         }
         let socket = L::load::<*const u8>(skb, O_SKB_SK.load());
         if !socket.is_null() {
-            let id = net_id::<L>(L::load::<*const u8>(socket, O_SOCK_NET.load()));
-            if id != 0 {
-                return (id, 0);
+            let netns = net_id::<L>(L::load::<*const u8>(socket, O_SOCK_NET.load()));
+            if netns != 0 {
+                return Place { netns, ifindex: 0, flags };
             }
         }
-        // `_skb_refdst` is a number to the verifier: a pointer with a flag in its lowest bit (SKB_DST_NOREF).
-        let route = (L::load::<u64>(skb, O_SKB_DST.load()) & !1) as *const u8;
         if route.is_null() {
-            return (0, 0);
+            return Place { netns: 0, ifindex: 0, flags };
         }
         let device = Probed::load::<*const u8>(route, O_DST_DEV.load());
-        let net = Probed::load::<*const u8>(device, O_DEV_NET.load());
-        let ifindex = Probed::load::<u32>(device, O_DEV_IFINDEX.load());
-        (net_id::<Probed>(net), ifindex)
+        let netns = net_id::<Probed>(Probed::load::<*const u8>(device, O_DEV_NET.load()));
+        Place { netns, ifindex: Probed::load::<u32>(device, O_DEV_IFINDEX.load()), flags }
     }
 }
 

@@ -26,11 +26,20 @@ pub fn set(row: u32, mask: u32, hash: u64) -> u32 {
     row * (mask + 1) + (hash as u32 & mask)
 }
 
-/// Adds one event to its key's slot: `Some(true)` into an empty one, `Some(false)` to its count, `None` when the set has four
-/// other keys. `amount` is summed: bytes, or microseconds.
+/// What became of an event in a set.
+#[derive(Clone, Copy)]
+pub enum Added {
+    Known,
+    /// Into an empty slot, this one.
+    Fresh(usize),
+    /// The set has four other keys.
+    Full,
+}
+
+/// As [`put`]: `Some(true)` into an empty slot, `Some(false)` to a count, `None` when the set is full.
 ///
 /// # Safety
-/// No other program writes this set at the same time.
+/// As [`put`].
 #[inline(always)]
 pub unsafe fn add<const WORDS: usize>(
     set: Option<*mut [Slot<WORDS>; WAYS]>,
@@ -38,7 +47,26 @@ pub unsafe fn add<const WORDS: usize>(
     amount: u64,
     now_ns: u64,
 ) -> Option<bool> {
-    let set = set?.cast::<Slot<WORDS>>();
+    match unsafe { put(set, key, amount, now_ns) } {
+        Added::Known => Some(false),
+        Added::Fresh(_) => Some(true),
+        Added::Full => None,
+    }
+}
+
+/// Adds one event to its key's slot. `amount` is summed: bytes, or microseconds.
+///
+/// # Safety
+/// No other program writes this set at the same time.
+#[inline(always)]
+pub unsafe fn put<const WORDS: usize>(
+    set: Option<*mut [Slot<WORDS>; WAYS]>,
+    key: &[u64; WORDS],
+    amount: u64,
+    now_ns: u64,
+) -> Added {
+    let Some(set) = set else { return Added::Full };
+    let set = set.cast::<Slot<WORDS>>();
     let mut way = 0;
     while way < WAYS {
         let slot = unsafe { &mut *set.add(way) };
@@ -48,17 +76,17 @@ pub unsafe fn add<const WORDS: usize>(
             slot.first_ns = now_ns;
             slot.last_ns = now_ns;
             slot.packets = 1;
-            return Some(true);
+            return Added::Fresh(way);
         }
         if same(&slot.key, key) {
             slot.packets += 1;
             slot.bytes += amount;
             slot.last_ns = now_ns;
-            return Some(false);
+            return Added::Known;
         }
         way += 1;
     }
-    None
+    Added::Full
 }
 
 /// Word by word: `==` on arrays becomes a call to memcmp, byte by byte.

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use netdiag_common::Window;
 use netdiag_common::observation::kfree_skb::Drops;
 
 use crate::clock;
@@ -29,11 +30,11 @@ impl DropWatch {
     }
 
     /// What was dropped in the window, up to now.
-    pub fn observe(&self) -> Result<Drops, Failure> {
+    pub fn observe(&self, window: Window) -> Result<Drops, Failure> {
         self.owners.refresh()?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let drops = state.as_mut().map_err(|error| Failure::from(&*error))?;
         drops.harvest(clock::now());
-        Ok(drops.observe(clock::now(), &|id| self.owners.of(id)))
+        Ok(drops.observe(clock::now(), window, &|id| self.owners.of(id)))
     }
 }

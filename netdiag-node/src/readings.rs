@@ -176,7 +176,7 @@ impl Job {
             return Ok(Some(Observation::Pods(self.attribution.pods()?.as_ref().into())));
         }
         if self.need.topic == Topic::Drops {
-            return Ok(Some(Observation::Drops(self.watch.drops.observe()?)));
+            return Ok(Some(Observation::Drops(self.watch.drops.observe(self.need.window)?)));
         }
         if self.need.topic == Topic::Dns {
             return Err(ReadError::Unsupported { feature: "reader of DNS messages".to_owned() }.into());

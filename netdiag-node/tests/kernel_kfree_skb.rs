@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use std::{fs, thread};
 
+use netdiag_common::Window;
 use netdiag_common::observation::Owner;
 use netdiag_common::observation::kfree_skb::{DropGroup, Drops};
 use netdiag_node::clock::now;
@@ -21,7 +22,7 @@ const LOCAL6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 fn harvested(drops: &mut KernelDrops, resolve: &dyn Fn(u64) -> Owner) -> Drops {
     drops.harvest(now());
-    let seen = drops.observe(now(), resolve);
+    let seen = drops.observe(now(), Window::FiveMinutes, resolve);
     assert_eq!(seen.accounts.unaccounted(), 0, "{:?}", seen.accounts);
     let keyed = seen.accounts.attributed + seen.accounts.coarse + seen.accounts.foreign_netns;
     let exemplars = seen.accounts.exemplars_sent + seen.accounts.exemplars_suppressed + seen.accounts.exemplars_lost;

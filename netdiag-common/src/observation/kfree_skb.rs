@@ -35,8 +35,8 @@ pub struct Drops {
 }
 
 /// Each term has its own kernel counter. The identity, in packets:
-/// `total = attributed + coarse + foreign_netns + reason_only + foreign + unparsed + unaccounted`, where `unaccounted`
-/// must be 0.
+/// `total = attributed + coarse + foreign_netns + reason_only + link + foreign + unparsed + unaccounted`, where
+/// `unaccounted` must be 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DropAccounts {
     /// Every event of the tracepoint.
@@ -50,10 +50,17 @@ pub struct DropAccounts {
     pub foreign_netns: u64,
     /// Counted by reason alone because the coarse set was full too.
     pub reason_only: u64,
-    /// Not IP (ARP, vsock, unix, …).
+    /// Network packets that are not IP (ARP, an unknown EtherType), of the whole kernel. Groups name their place and
+    /// EtherType where they happened in this node's namespaces.
+    #[serde(default)]
+    pub link: u64,
+    /// No network packets (vsock, unix, netlink).
     pub foreign: u64,
-    /// IP, but the header could not be read.
+    /// IP, but the header could not be read; of the whole kernel, with groups as for `link`.
     pub unparsed: u64,
+    /// Of `link` and `unparsed`: those in no group, because the set of their key was full.
+    #[serde(default)]
+    pub unplaced: u64,
     /// Events that the kernel did not hand to us because the program was already running on that CPU
     /// (`recursion_misses`); not part of `total`.
     pub missed: u64,
@@ -68,8 +75,13 @@ pub struct DropAccounts {
 impl DropAccounts {
     /// What the identity cannot explain; 0 unless a counter lies.
     pub fn unaccounted(&self) -> i64 {
-        let parts =
-            self.attributed + self.coarse + self.foreign_netns + self.reason_only + self.foreign + self.unparsed;
+        let parts = self.attributed
+            + self.coarse
+            + self.foreign_netns
+            + self.reason_only
+            + self.link
+            + self.foreign
+            + self.unparsed;
         self.total.cast_signed() - parts.cast_signed()
     }
 }
@@ -100,6 +112,9 @@ pub struct DropGroup {
     /// None at the coarse level.
     #[serde(default)]
     pub tuple: Option<DropTuple>,
+    /// For packets that are not IP, or whose IP header could not be read; they have no tuple.
+    #[serde(default)]
+    pub ether_type: Option<u16>,
     /// Whether the packet had a conntrack entry. None where that cannot be read.
     #[serde(default)]
     pub tracked: Option<bool>,

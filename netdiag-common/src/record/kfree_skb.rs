@@ -20,8 +20,20 @@ pub const STACK_DEPTH: usize = 16;
 /// Keys per CPU remembered as having had an exemplar. A power of two.
 pub const SHOWN: u32 = 256;
 
-/// Set in [`service_word`] when the port is the destination's.
+/// Flags of a [`service_word`]. The port is the destination's.
 pub const FLAG_DESTINATION: u8 = 1;
+/// The packet had a conntrack entry.
+pub const FLAG_TRACKED: u8 = 2;
+/// Its connection went through DNAT: the slot has a [`Translated`].
+pub const FLAG_TRANSLATED: u8 = 4;
+/// It had a route.
+pub const FLAG_ROUTED: u8 = 8;
+/// It was received by an interface of this namespace.
+pub const FLAG_RECEIVED: u8 = 16;
+/// It was received by another interface than the one it had when it was dropped.
+pub const FLAG_CROSSED: u8 = 32;
+/// Those that say which way the packet went: all that coarse keys keep.
+pub const DIRECTION: u8 = FLAG_RECEIVED | FLAG_CROSSED;
 
 /// Level 1: exact totals of one CPU in one epoch, in packets.
 #[repr(C)]
@@ -31,16 +43,38 @@ pub struct Counters {
     pub attributed: u64,
     pub coarse: u64,
     pub reason_only: u64,
+    /// No network packet: unix, vsock, netlink.
     pub foreign: u64,
+    /// IP without a readable header, counted with a frame key.
     pub unparsed: u64,
     pub exemplars_sent: u64,
     pub exemplars_suppressed: u64,
     pub exemplars_lost: u64,
-    pub pad: [u64; 7],
+    /// Not IP, counted with a frame key.
+    pub link: u64,
+    /// Of `link` and `unparsed`: those whose frame key found its set full.
+    pub unplaced: u64,
+    pub pad: [u64; 5],
     /// Every event by [`reason_row`].
     pub by_reason: [u64; REASONS],
 }
 const _: () = assert!(size_of::<Counters>() == 128 + 8 * REASONS);
+
+/// Beside each [`Slot`], in a table of the same shape: the destination before and after DNAT of the connection whose packet
+/// took the slot. Meaningless unless the key has [`FLAG_TRANSLATED`]. Network order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Translated<const WORDS: usize> {
+    pub before: [u32; WORDS],
+    pub after: [u32; WORDS],
+    pub before_port: u16,
+    pub after_port: u16,
+}
+
+pub type TranslatedV4 = Translated<1>;
+pub type TranslatedV6 = Translated<4>;
+const _: () = assert!(size_of::<TranslatedV4>() == 12);
+const _: () = assert!(size_of::<TranslatedV6>() == 36);
 
 /// Level 3: one whole packet.
 #[repr(C)]
@@ -66,14 +100,18 @@ pub struct Exemplar {
     pub tcp_flags: u8,
     /// 4 or 6.
     pub version: u8,
-    pub pad: u8,
+    /// As in the key's [`service_word`], [`FLAG_DESTINATION`] included.
+    pub flags: u8,
     /// `skb->len`.
     pub length: u32,
+    /// As [`Translated`]; zeroes without [`FLAG_TRANSLATED`].
+    pub translated: TranslatedV6,
     /// Return addresses in `stack`; 0 or negative when the kernel gave none.
     pub frames: i32,
+    pub pad: u32,
     pub stack: [u64; STACK_DEPTH],
 }
-const _: () = assert!(size_of::<Exemplar>() == 80 + 8 * STACK_DEPTH);
+const _: () = assert!(size_of::<Exemplar>() == 116 + 4 + 8 * STACK_DEPTH);
 
 /// Key word: low half of the location (the agent completes it from the symbol table) and the reason.
 pub const fn place_word(location: u64, reason: u32) -> u64 {
@@ -85,7 +123,7 @@ pub const fn split_place(word: u64) -> (u32, u32) {
     ((word >> 32) as u32, word as u32)
 }
 
-/// Key word: interface, service port, protocol and [`FLAG_DESTINATION`].
+/// Key word: interface, service port, protocol and flags.
 pub const fn service_word(ifindex: u32, port: u16, protocol: u8, flags: u8) -> u64 {
     (ifindex as u64) << 32 | (port as u64) << 16 | (protocol as u64) << 8 | flags as u64
 }

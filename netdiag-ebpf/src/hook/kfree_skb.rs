@@ -3,7 +3,7 @@
 //! `kfree_skb()` in net/core/skbuff.c; the reason argument since Linux 5.17 (backported by some), `rx_sk` behind it since
 //! 6.11. <https://github.com/torvalds/linux/blob/v6.18/include/trace/events/skb.h#L26>
 //!
-//! Each event ends in exactly one of attributed, coarse, reason_only, foreign, unparsed. A key that finds its set full is
+//! Each event ends in exactly one of attributed, coarse, reason_only, link, foreign, unparsed. A key that finds its set full is
 //! counted with less detail; nothing is ever evicted. A nested run on the same CPU is skipped and counted as nested
 //! (before 6.1; later kernels skip and count it themselves), so plain loads and stores are enough.
 
@@ -15,14 +15,21 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_get_stack, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::maps::Array;
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use netdiag_common::record::kfree_skb::{
-    Counters, CpuState, Exemplar, FLAG_DESTINATION, REASONS, SHOWN, STACK_DEPTH, place_word, reason_row, service_word,
+    Counters, CpuState, DIRECTION, Exemplar, FLAG_DESTINATION, FLAG_TRANSLATED, REASONS, SHOWN, STACK_DEPTH,
+    Translated, place_word, reason_row, service_word,
 };
+use netdiag_common::record::table::{SlotV4, WAYS};
 
-use crate::map::{KFREE_COARSE, KFREE_COUNTERS, KFREE_CPUS, KFREE_EXEMPLARS, KFREE_IPV4, KFREE_IPV6, KFREE_SHOWN};
-use crate::read::{Load, O_SKB_LEN, Packet, Parsed, Probed, Typed, netns, packet};
-use crate::table::{add, mix, set};
+use crate::conntrack;
+use crate::map::{
+    KFREE_COARSE, KFREE_COUNTERS, KFREE_CPUS, KFREE_DNAT4, KFREE_DNAT6, KFREE_EXEMPLARS, KFREE_FRAMES, KFREE_IPV4,
+    KFREE_IPV6, KFREE_SHOWN,
+};
+use crate::read::{Load, O_SKB_LEN, Packet, Parsed, Place, Probed, Typed, is_ip, packet, place};
+use crate::table::{Added, mix, put, set};
 
 /// 1 when the tracepoint's third argument is the reason.
 #[unsafe(no_mangle)]
@@ -82,12 +89,21 @@ unsafe fn on_drop<L: Load, C: EbpfContext>(ctx: &C, skb: *const u8, location: u6
             *addr_of_mut!((*counters).by_reason).cast::<u64>().add(reason_row) += 1;
             match packet::<L>(skb) {
                 Parsed::Foreign => (*counters).foreign += 1,
-                Parsed::Unparsed => (*counters).unparsed += 1,
+                Parsed::Frame(kind) => {
+                    let counted_as = if is_ip(kind) { &mut (*counters).unparsed } else { &mut (*counters).link };
+                    *counted_as += 1;
+                    let place = place::<L>(skb);
+                    let event = Event::new::<L>(row, skb, location, reason, &place, place.flags, clock(state));
+                    if matches!(count_coarsely(&event, kind, &KFREE_FRAMES).0, Added::Full) {
+                        (*counters).unplaced += 1;
+                    }
+                }
                 Parsed::Ip(packet) => {
-                    let (netns, ifindex) = netns::<L>(skb);
-                    let length = L::load::<u32>(skb, O_SKB_LEN.load());
-                    let now_ns = clock(state);
-                    let event = Event { row, netns, ifindex, location, reason, length, now_ns };
+                    let place = place::<L>(skb);
+                    let (entry, tracked) = conntrack::entry::<L>(skb);
+                    let flags = place.flags | tracked | packet.side();
+                    let mut event = Event::new::<L>(row, skb, location, reason, &place, flags, clock(state));
+                    event.entry = entry;
                     let fresh = count(counters, &event, &packet);
                     exemplar(ctx, cpu, state, counters, &event, &packet, fresh);
                 }
@@ -104,7 +120,33 @@ struct Event {
     location: u64,
     reason: u32,
     length: u32,
+    /// Of the key's service word.
+    flags: u8,
+    /// The packet's conntrack entry when the flags say that it was translated.
+    entry: *const u8,
     now_ns: u64,
+}
+
+impl Event {
+    #[inline(always)]
+    unsafe fn new<L: Load>(
+        row: u32,
+        skb: *const u8,
+        location: u64,
+        reason: u32,
+        place: &Place,
+        flags: u8,
+        now_ns: u64,
+    ) -> Self {
+        let length = unsafe { L::load::<u32>(skb, O_SKB_LEN.load()) };
+        let entry = core::ptr::null();
+        Self { row, netns: place.netns, ifindex: place.ifindex, location, reason, length, flags, entry, now_ns }
+    }
+
+    #[inline(always)]
+    fn is_translated(&self) -> bool {
+        self.flags & FLAG_TRANSLATED != 0
+    }
 }
 
 /// Refills the token bucket and says what time it is, to one jiffy: reading jiffies costs a tenth of the exact clock, which
@@ -126,37 +168,74 @@ unsafe fn clock(state: *mut CpuState) -> u64 {
 /// Counts the packet with the finest key that finds room. The key's hash when it is new in this epoch, else 0.
 #[inline(always)]
 unsafe fn count(counters: *mut Counters, event: &Event, packet: &Packet) -> u64 {
-    let to_destination = packet.destination_port <= packet.source_port;
-    let port = if to_destination { packet.destination_port } else { packet.source_port };
-    let flags = if to_destination { FLAG_DESTINATION } else { 0 };
     let place = place_word(event.location, event.reason);
-    let service = service_word(event.ifindex, port, packet.protocol, flags);
+    let port = if event.flags & FLAG_DESTINATION != 0 { packet.destination_port } else { packet.source_port };
+    let service = service_word(event.ifindex, port, packet.protocol, event.flags);
     let bytes = u64::from(event.length);
     let (added, hash) = unsafe {
         if packet.version == 4 {
             let key = [event.netns, (packet.source[0] << 32) | packet.destination[0], place, service];
             let hash = mix(&key);
-            (add(KFREE_IPV4.get_ptr_mut(set(event.row, MASK_IPV4.load(), hash)), &key, bytes, event.now_ns), hash)
+            let set = set(event.row, MASK_IPV4.load(), hash);
+            let added = put(KFREE_IPV4.get_ptr_mut(set), &key, bytes, event.now_ns);
+            if event.is_translated() {
+                translate(event, added, KFREE_DNAT4.get_ptr_mut(set));
+            }
+            (added, hash)
         } else {
             let ([s0, s1], [d0, d1]) = (packet.source, packet.destination);
             let key = [event.netns, s0, s1, d0, d1, place, service];
             let hash = mix(&key);
-            (add(KFREE_IPV6.get_ptr_mut(set(event.row, MASK_IPV6.load(), hash)), &key, bytes, event.now_ns), hash)
+            let set = set(event.row, MASK_IPV6.load(), hash);
+            let added = put(KFREE_IPV6.get_ptr_mut(set), &key, bytes, event.now_ns);
+            if event.is_translated() {
+                translate(event, added, KFREE_DNAT6.get_ptr_mut(set));
+            }
+            (added, hash)
         }
     };
-    if let Some(fresh) = added {
-        unsafe { (*counters).attributed += 1 };
-        return if fresh { hash } else { 0 };
+    match added {
+        Added::Known => {
+            unsafe { (*counters).attributed += 1 };
+            return 0;
+        }
+        Added::Fresh(_) => {
+            unsafe { (*counters).attributed += 1 };
+            return hash;
+        }
+        Added::Full => {}
     }
-    let key = [event.netns, 0, place, service_word(event.ifindex, 0, 0, 0)];
+    let (added, hash) = unsafe { count_coarsely(event, 0, &KFREE_COARSE) };
+    match added {
+        Added::Known => unsafe { (*counters).coarse += 1 },
+        Added::Fresh(_) => {
+            unsafe { (*counters).coarse += 1 };
+            return hash;
+        }
+        Added::Full => unsafe { (*counters).reason_only += 1 },
+    }
+    0
+}
+
+/// Counts by namespace, interface, reason and place alone.
+#[inline(always)]
+unsafe fn count_coarsely(event: &Event, kind: u16, table: &Array<[SlotV4; WAYS]>) -> (Added, u64) {
+    let place = place_word(event.location, event.reason);
+    let key = [event.netns, u64::from(kind), place, service_word(event.ifindex, 0, 0, event.flags & DIRECTION)];
     let hash = mix(&key);
     let set = set(event.row, MASK_COARSE.load(), hash);
-    if let Some(fresh) = unsafe { add(KFREE_COARSE.get_ptr_mut(set), &key, bytes, event.now_ns) } {
-        unsafe { (*counters).coarse += 1 };
-        return if fresh { hash } else { 0 };
+    let added = unsafe { put(table.get_ptr_mut(set), &key, u64::from(event.length), event.now_ns) };
+    (added, hash)
+}
+
+/// Writes what DNAT made of the destination beside a slot that the packet just took.
+#[inline(always)]
+unsafe fn translate<const WORDS: usize>(event: &Event, added: Added, set: Option<*mut [Translated<WORDS>; WAYS]>) {
+    if let (Added::Fresh(way), Some(set)) = (added, set) {
+        // `way` is below `WAYS`; the verifier wants to see it.
+        let row = unsafe { &mut *set.cast::<Translated<WORDS>>().add(black_box(way) & (WAYS - 1)) };
+        unsafe { conntrack::translate(event.entry, row) };
     }
-    unsafe { (*counters).reason_only += 1 };
-    0
 }
 
 /// Sends the whole packet when this CPU's token bucket allows. A key that had no exemplar for a while may take the last
@@ -210,8 +289,15 @@ unsafe fn exemplar<C: EbpfContext>(
         let flags = if has_flags { Probed::load::<u8>(packet.header, flags_at) } else { 0 };
         addr_of_mut!((*record).tcp_flags).write(flags);
         addr_of_mut!((*record).version).write(packet.version);
-        addr_of_mut!((*record).pad).write(0);
+        addr_of_mut!((*record).flags).write(event.flags);
         addr_of_mut!((*record).length).write(event.length);
+        addr_of_mut!((*record).pad).write(0);
+        let translated = addr_of_mut!((*record).translated);
+        if event.is_translated() {
+            conntrack::translate(event.entry, &mut *translated);
+        } else {
+            translated.write_bytes(0, 1);
+        }
         let stack = addr_of_mut!((*record).stack);
         let bytes = bpf_get_stack(ctx.as_ptr(), stack.cast(), (8 * STACK_DEPTH) as u32, 0);
         addr_of_mut!((*record).frames).write(if bytes > 0 { (bytes / 8) as i32 } else { 0 });

@@ -14,11 +14,20 @@ const MAX_BTF_BYTES: u64 = 64 << 20;
 
 /// Raw BTF of the kernel, present with `CONFIG_DEBUG_INFO_BTF` (Linux 5.4).
 pub(crate) fn btf() -> Result<Vec<u8>, ReadError> {
+    read(Path::new(BTF))
+}
+
+/// Raw BTF of a loaded module, which continues the kernel's own (Linux 5.11).
+pub(crate) fn module_btf(module: &str) -> Result<Vec<u8>, ReadError> {
+    read(&Path::new("/sys/kernel/btf").join(module))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::new();
-    file::open(Path::new(BTF))?
+    file::open(path)?
         .take(MAX_BTF_BYTES)
         .read_to_end(&mut bytes)
-        .map_err(|source| ReadError::File { path: BTF.into(), source })?;
+        .map_err(|source| ReadError::File { path: path.into(), source })?;
     Ok(bytes)
 }
 

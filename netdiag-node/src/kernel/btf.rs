@@ -36,6 +36,7 @@ pub struct Btf<'a> {
 }
 
 const HEADER_BYTES: usize = 24;
+const HEADER_BYTES_U32: u32 = 24;
 const MAGIC: u16 = 0xeb9f;
 
 const INT: u32 = 1;
@@ -73,25 +74,7 @@ struct Type {
 }
 
 pub fn parse(bytes: &[u8]) -> Result<Btf<'_>, BtfError> {
-    let header = bytes.get(..HEADER_BYTES).ok_or(BtfError::Short { bytes: bytes.len() })?;
-    let magic = u16::from_le_bytes([header[0], header[1]]);
-    if magic != MAGIC {
-        return Err(BtfError::Magic { found: magic });
-    }
-    let field = |at: usize| u32_at(header, at).map_or(0, u64::from);
-    let base = field(4);
-    let section = |section, offset: u64, length: u64| {
-        let (start, end) = (base + offset, base + offset + length);
-        // Both fit: they are at most three times u32::MAX, and `get` refuses what the file does not have.
-        usize::try_from(start)
-            .ok()
-            .zip(usize::try_from(end).ok())
-            .and_then(|(start, end)| bytes.get(start..end))
-            .ok_or(BtfError::Section { section, end, bytes: bytes.len() })
-    };
-    let types = section("type", field(8), field(12))?;
-    let strings = section("string", field(16), field(20))?;
-
+    let (types, strings) = sections(bytes)?;
     let mut starts = vec![0];
     let mut at = 0;
     while at < types.len() {
@@ -114,6 +97,42 @@ pub fn parse(bytes: &[u8]) -> Result<Btf<'_>, BtfError> {
         at = end;
     }
     Ok(Btf { types, strings, starts })
+}
+
+/// A module's BTF continues the numbers and the strings of the kernel's: both together as one file.
+pub fn joined(kernel: &[u8], module: &[u8]) -> Result<Vec<u8>, BtfError> {
+    let (kernel_types, kernel_strings) = sections(kernel)?;
+    let (module_types, module_strings) = sections(module)?;
+    let (types, strings) = ([kernel_types, module_types].concat(), [kernel_strings, module_strings].concat());
+    let length = |section: &[u8]| u32::try_from(section.len()).unwrap_or(u32::MAX);
+    let mut both = kernel[..4].to_vec();
+    for word in [HEADER_BYTES_U32, 0, length(&types), length(&types), length(&strings)] {
+        both.extend(word.to_le_bytes());
+    }
+    both.extend(types);
+    both.extend(strings);
+    Ok(both)
+}
+
+/// The sections of types and of strings.
+fn sections(bytes: &[u8]) -> Result<(&[u8], &[u8]), BtfError> {
+    let header = bytes.get(..HEADER_BYTES).ok_or(BtfError::Short { bytes: bytes.len() })?;
+    let magic = u16::from_le_bytes([header[0], header[1]]);
+    if magic != MAGIC {
+        return Err(BtfError::Magic { found: magic });
+    }
+    let field = |at: usize| u32_at(header, at).map_or(0, u64::from);
+    let base = field(4);
+    let section = |section, offset: u64, length: u64| {
+        let (start, end) = (base + offset, base + offset + length);
+        // Both fit: they are at most three times u32::MAX, and `get` refuses what the file does not have.
+        usize::try_from(start)
+            .ok()
+            .zip(usize::try_from(end).ok())
+            .and_then(|(start, end)| bytes.get(start..end))
+            .ok_or(BtfError::Section { section, end, bytes: bytes.len() })
+    };
+    Ok((section("type", field(8), field(12))?, section("string", field(16), field(20))?))
 }
 
 impl<'a> Btf<'a> {
@@ -345,6 +364,28 @@ mod tests {
         bytes.extend_from_slice(strings);
         let btf = parse(&bytes).unwrap();
         assert_eq!(btf.member("loop", "anything"), None);
+    }
+
+    /// The kernel's BTF as its own module: the second half of the types repeats the first under other numbers.
+    #[test]
+    fn a_module_continues_the_kernels_types() {
+        let strings = b"\0inner\0outer\0";
+        let file = |types: &[u32], strings: &[u8]| {
+            let mut bytes = vec![0x9f, 0xeb, 1, 0];
+            let length = u32::try_from(types.len() * 4).unwrap();
+            for word in [24, 0, length, length, u32::try_from(strings.len()).unwrap()].iter().chain(types) {
+                bytes.extend_from_slice(&word.to_le_bytes());
+            }
+            bytes.extend_from_slice(strings);
+            bytes
+        };
+        // Type 1 of the kernel: an integer of 4 bytes. Type 2, the module's first: a structure with a member of type 1.
+        let kernel = file(&[1, INT << 24, 4, 32], strings);
+        let module = file(&[7, (STRUCT << 24) | 1, 12, 13, 1, 64], b"member\0");
+        assert!(parse(&module).is_ok_and(|alone| alone.member("outer", "member").is_none()));
+        let both = joined(&kernel, &module).unwrap();
+        assert_eq!(parse(&both).unwrap().member("outer", "member"), Some(Member { offset: 8, size: 4 }));
+        assert!(joined(&kernel, &module[..20]).is_err());
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! Where this kernel keeps what the programs read, and what its drop reasons are called.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::LoadError;
-use super::btf::Btf;
+use super::btf::{self, Btf};
 use super::plan::Plan;
+use crate::host::{ReadError, kernel};
 
 /// Member and width that the programs load it with. A kernel that differs in width is refused, not misread.
-const MEMBERS: [(&str, &str, &str, u32); 12] = [
+const MEMBERS: [(&str, &str, &str, u32); 13] = [
     ("O_SKB_SK", "sk_buff", "sk", 8),
     ("O_SKB_DEV", "sk_buff", "dev", 8),
     ("O_SKB_DST", "sk_buff", "_skb_refdst", 8),
+    ("O_SKB_IIF", "sk_buff", "skb_iif", 4),
     ("O_SKB_LEN", "sk_buff", "len", 4),
     ("O_SKB_PROTOCOL", "sk_buff", "protocol", 2),
     ("O_SKB_NETWORK", "sk_buff", "network_header", 2),
@@ -46,6 +49,46 @@ pub(super) fn netns(btf: &Btf<'_>, plan: &mut Plan) -> Result<(), LoadError> {
 pub(super) fn kfree_skb(btf: &Btf<'_>, plan: &mut Plan) {
     let arguments = btf.tracepoint_arguments("kfree_skb").unwrap_or_default();
     plan.set("HAS_REASON", u32::from(arguments.get(2) == Some(&"skb_drop_reason")));
+}
+
+/// The conntrack entry behind a packet. Its types are in the kernel's own BTF, or in the module's; without either, and on
+/// kernels without connection tracking, programs look no further than the packet.
+pub(super) fn conntrack(btf: &Btf<'_>, plan: &mut Plan) {
+    let offsets = conntrack_members(btf).or_else(|_| {
+        let read = |bytes: Result<Vec<u8>, ReadError>| bytes.map_err(|error| LoadError::NoBtf(Arc::new(error)));
+        let (kernel, module) = (read(kernel::btf())?, read(kernel::module_btf("nf_conntrack"))?);
+        let both = btf::joined(&kernel, &module).map_err(LoadError::DamagedBtf)?;
+        conntrack_members(&btf::parse(&both).map_err(LoadError::DamagedBtf)?)
+    });
+    plan.set("HAS_CONNTRACK", u32::from(offsets.is_ok()));
+    for (global, offset) in offsets.into_iter().flatten() {
+        plan.set(global, offset);
+    }
+}
+
+/// `nf_conn.tuplehash` holds the tuple of the original direction and that of the reply: DNAT changes where the first goes to
+/// the second's source.
+fn conntrack_members(btf: &Btf<'_>) -> Result<[(&'static str, u32); 4], LoadError> {
+    let nfct = offset(btf, "sk_buff", "_nfct", 8)?;
+    let status = offset(btf, "nf_conn", "status", 8)?;
+    let tuples =
+        btf.member("nf_conn", "tuplehash").ok_or(LoadError::Member { structure: "nf_conn", member: "tuplehash" })?;
+    let tuple = offset(btf, "nf_conntrack_tuple_hash", "tuple", 40)?;
+    let source = offset(btf, "nf_conntrack_tuple", "src.u3", 16)?;
+    let destination = offset(btf, "nf_conntrack_tuple", "dst.u3", 16)?;
+    // The ports' union must follow the address's, where programs expect it.
+    for (member, start) in [("src.u", source), ("dst.u", destination)] {
+        if offset(btf, "nf_conntrack_tuple", member, 2)? != start + 16 {
+            return Err(LoadError::Member { structure: "nf_conntrack_tuple", member });
+        }
+    }
+    let reply = tuples.offset + tuples.size / 2;
+    Ok([
+        ("O_SKB_NFCT", nfct),
+        ("O_CT_STATUS", status),
+        ("O_CT_BEFORE", tuples.offset + tuple + destination),
+        ("O_CT_AFTER", reply + tuple + source),
+    ])
 }
 
 /// Where a member lies. A member of another width is refused: programs load exactly `size` bytes.
@@ -94,6 +137,11 @@ impl Reasons {
         Self { names, subsystems, reported }
     }
 
+    /// False on kernels whose tracepoint passes none.
+    pub(super) fn are_reported(&self) -> bool {
+        self.reported
+    }
+
     /// `NETFILTER_DROP`; a number for what BTF does not name; `UNREPORTED` on kernels that pass no reason.
     pub(super) fn name(&self, reason: u32) -> String {
         if !self.reported {
@@ -120,7 +168,7 @@ mod tests {
 
     #[test]
     fn this_kernels_layout_and_names_are_found() {
-        let bytes = match crate::host::kernel::btf() {
+        let bytes = match kernel::btf() {
             Ok(bytes) => bytes,
             Err(error) => return eprintln!("netdiag-skip: this_kernels_layout_and_names_are_found: {error}"),
         };

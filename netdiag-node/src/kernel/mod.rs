@@ -12,9 +12,7 @@ use object::Object;
 use plan::Plan;
 
 pub mod btf;
-mod exemplar;
 mod failure;
-mod key;
 pub mod kfree_skb;
 mod layout;
 mod object;

@@ -1,8 +1,9 @@
 //! The tables of the `kfree_skb` program: their sizes, what its globals say, and how it is attached.
 
 use aya::maps::{MapData, RingBuf};
-use netdiag_common::record::kfree_skb::{Counters, CpuState, SHOWN, SlotV4, SlotV6, WAYS};
+use netdiag_common::record::kfree_skb::{Counters, CpuState, SHOWN, SlotV4, SlotV6, TranslatedV4, TranslatedV6, WAYS};
 
+use super::Planned;
 use crate::kernel::LoadError;
 use crate::kernel::btf::Btf;
 use crate::kernel::layout;
@@ -29,21 +30,22 @@ pub struct TableSize {
 }
 
 impl TableSize {
-    /// 16 384 IPv4 and 4096 IPv6 keys per CPU (3 MiB with both epochs), less on machines with many CPUs.
+    /// 16 384 IPv4 and 4096 IPv6 keys per CPU (3.7 MiB with both epochs), less on machines with many CPUs.
     pub fn for_cpus(cpus: usize) -> Self {
         /// All CPUs together: a node's agent must stay small on 128 CPUs too, and there each CPU sees fewer flows.
         const BUDGET_BYTES: usize = 24 << 20;
         let mut size = Self { ipv4: 4096, ipv6: 1024, coarse: 64 };
         while size.bytes(cpus) > BUDGET_BYTES && size.ipv6 > 16 {
-            size = Self { ipv4: size.ipv4 / 2, ipv6: size.ipv6 / 2, coarse: size.coarse.max(32) / 2 };
+            size = Self { ipv4: size.ipv4 / 2, ipv6: size.ipv6 / 2, coarse: size.coarse.max(16) / 2 };
         }
         size
     }
 
     fn bytes(self, cpus: usize) -> usize {
-        let v4 = (self.ipv4 + self.coarse) as usize * WAYS * size_of::<SlotV4>();
-        let v6 = self.ipv6 as usize * WAYS * size_of::<SlotV6>();
-        2 * cpus * (v4 + v6 + size_of::<Counters>())
+        let v4 = self.ipv4 as usize * WAYS * (size_of::<SlotV4>() + size_of::<TranslatedV4>());
+        let v6 = self.ipv6 as usize * WAYS * (size_of::<SlotV6>() + size_of::<TranslatedV6>());
+        let coarse = 2 * self.coarse as usize * WAYS * size_of::<SlotV4>();
+        2 * cpus * (v4 + v6 + coarse + size_of::<Counters>())
     }
 }
 
@@ -56,6 +58,11 @@ pub(super) struct Tables {
     pub(super) ipv4: Table<SlotV4>,
     pub(super) ipv6: Table<SlotV6>,
     pub(super) coarse: Table<SlotV4>,
+    pub(super) frames: Table<SlotV4>,
+    /// A row for each set.
+    pub(super) dnat4: Table<[TranslatedV4; WAYS]>,
+    pub(super) dnat6: Table<[TranslatedV6; WAYS]>,
+    pub(super) has_conntrack: bool,
     pub(super) exemplars: RingBuf<MapData>,
     pub(super) program: Attached,
     #[cfg_attr(not(feature = "debug"), expect(dead_code, reason = "what it is for is to be kept"))]
@@ -66,6 +73,7 @@ pub(super) struct Tables {
 pub(super) fn plan(btf: &Btf<'_>, size: TableSize, plan: &mut Plan) -> Result<(), LoadError> {
     layout::packet(btf, plan)?;
     layout::kfree_skb(btf, plan);
+    layout::conntrack(btf, plan);
     let rows = 2 * cpus_u32();
     plan.set("MASK_IPV4", size.ipv4 - 1);
     plan.set("MASK_IPV6", size.ipv6 - 1);
@@ -77,13 +85,16 @@ pub(super) fn plan(btf: &Btf<'_>, size: TableSize, plan: &mut Plan) -> Result<()
     plan.size("KFREE_IPV4", rows * size.ipv4);
     plan.size("KFREE_IPV6", rows * size.ipv6);
     plan.size("KFREE_COARSE", rows * size.coarse);
+    plan.size("KFREE_FRAMES", rows * size.coarse);
+    plan.size("KFREE_DNAT4", rows * size.ipv4);
+    plan.size("KFREE_DNAT6", rows * size.ipv6);
     plan.size("KFREE_SHOWN", cpus_u32() * SHOWN);
     plan.size("KFREE_EXEMPLARS", ring_bytes(cpus()));
     Ok(())
 }
 
-pub(super) fn open(object: &Object, size: TableSize, ways: &[Way]) -> Result<Tables, LoadError> {
-    let cpus = cpus();
+pub(super) fn open(object: &Object, planned: &Planned, ways: &[Way]) -> Result<Tables, LoadError> {
+    let (cpus, size) = (cpus(), planned.size);
     let sets = |sets: u32| 2 * cpus * sets as usize * WAYS;
     Ok(Tables {
         cpus,
@@ -93,13 +104,17 @@ pub(super) fn open(object: &Object, size: TableSize, ways: &[Way]) -> Result<Tab
         ipv4: object.table("KFREE_IPV4", sets(size.ipv4))?,
         ipv6: object.table("KFREE_IPV6", sets(size.ipv6))?,
         coarse: object.table("KFREE_COARSE", sets(size.coarse))?,
+        frames: object.table("KFREE_FRAMES", sets(size.coarse))?,
+        dnat4: object.table("KFREE_DNAT4", sets(size.ipv4) / WAYS)?,
+        dnat6: object.table("KFREE_DNAT6", sets(size.ipv6) / WAYS)?,
+        has_conntrack: planned.has_conntrack,
         exemplars: object.ring("KFREE_EXEMPLARS")?,
         program: object.attach("tracepoint kfree_skb", ways)?,
         running: object.running(),
     })
 }
 
-/// Room for 10 s of exemplars of all CPUs (132 each of 216 bytes), between 64 KiB and 1 MiB.
+/// Room for 10 s of exemplars of all CPUs (132 each of 256 bytes), between 64 KiB and 1 MiB.
 fn ring_bytes(cpus: usize) -> u32 {
     let bytes = (cpus * (32 << 10)).next_power_of_two().clamp(64 << 10, 1 << 20);
     u32::try_from(bytes).expect("clamped to 1 MiB")
@@ -109,6 +124,7 @@ fn ring_bytes(cpus: usize) -> u32 {
 mod tests {
     use super::*;
     use crate::kernel::btf;
+    use crate::kernel::layout::Reasons;
 
     #[test]
     fn tables_stay_small_on_many_cpus() {
@@ -128,7 +144,9 @@ mod tests {
         let mut planned = Plan::for_this_machine();
         plan(&btf, size, &mut planned).unwrap();
         change(&mut planned, &btf);
-        match Object::create(&planned).and_then(|object| open(&object, size, ways)) {
+        let described =
+            Planned { size, reasons: Reasons::default(), has_conntrack: planned.has("HAS_CONNTRACK", 1_u32) };
+        match Object::create(&planned).and_then(|object| open(&object, &described, ways)) {
             Ok(tables) => Some(tables),
             Err(error @ (LoadError::NotBuilt | LoadError::NotPermitted { .. })) => {
                 eprintln!("netdiag-skip: {test}: {error}");

@@ -1,0 +1,63 @@
+//! The conntrack entry of a packet: `struct nf_conn` behind `skb->_nfct`, in the kernel's types since Linux 2.6.
+//!
+//! Reading it costs one load of the entry for tracked packets, and two more only where the caller asks for the translation.
+
+use aya_ebpf::Global;
+use netdiag_common::record::kfree_skb::{FLAG_TRACKED, FLAG_TRANSLATED, Translated};
+
+use crate::read::{Load, Probed};
+
+/// 0 on kernels without connection tracking, and where its types were not known when the programs were loaded.
+#[unsafe(no_mangle)]
+static HAS_CONNTRACK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static O_SKB_NFCT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static O_CT_STATUS: Global<u32> = Global::new(0);
+/// Address and, behind 16 bytes, port: the destination of the original direction, and the source of the reply's.
+#[unsafe(no_mangle)]
+static O_CT_BEFORE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static O_CT_AFTER: Global<u32> = Global::new(0);
+
+/// `IPS_DST_NAT` of include/uapi/linux/netfilter/nf_conntrack_common.h.
+const DST_NAT: u64 = 1 << 5;
+
+/// `union nf_inet_addr`: ports lie behind it for either family.
+const ADDRESS_BYTES: u32 = 16;
+
+/// The packet's entry, null when it has none, and what it means for the key's flags.
+///
+/// # Safety
+/// `skb` must be a `struct sk_buff`.
+#[inline(always)]
+pub unsafe fn entry<L: Load>(skb: *const u8) -> (*const u8, u8) {
+    if HAS_CONNTRACK.load() == 0 {
+        return (core::ptr::null(), 0);
+    }
+    // The lowest three bits are the packet's place in the connection; alone they mean that nobody tracks it.
+    let entry = (unsafe { L::load::<u64>(skb, O_SKB_NFCT.load()) } & !7) as *const u8;
+    if entry.is_null() {
+        return (entry, 0);
+    }
+    let status = unsafe { Probed::load::<u64>(entry, O_CT_STATUS.load()) };
+    (entry, if status & DST_NAT == 0 { FLAG_TRACKED } else { FLAG_TRACKED | FLAG_TRANSLATED })
+}
+
+/// What DNAT made of the connection's destination.
+///
+/// # Safety
+/// `entry` must be a `struct nf_conn`.
+#[inline(always)]
+pub unsafe fn translate<const WORDS: usize>(entry: *const u8, into: &mut Translated<WORDS>) {
+    unsafe {
+        let mut word = 0;
+        while word < WORDS {
+            into.before[word] = Probed::load::<u32>(entry, O_CT_BEFORE.load() + 4 * word as u32);
+            into.after[word] = Probed::load::<u32>(entry, O_CT_AFTER.load() + 4 * word as u32);
+            word += 1;
+        }
+        into.before_port = Probed::load::<u16>(entry, O_CT_BEFORE.load() + ADDRESS_BYTES);
+        into.after_port = Probed::load::<u16>(entry, O_CT_AFTER.load() + ADDRESS_BYTES);
+    }
+}
