@@ -10,6 +10,7 @@ pub mod condition;
 pub mod correlate;
 pub mod evidence;
 pub mod finding;
+pub mod harmless;
 pub mod kube;
 pub mod mcp;
 pub mod nodes;
