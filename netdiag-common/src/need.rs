@@ -137,7 +137,6 @@ impl Window {
         }
     }
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
     fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -3,6 +3,7 @@
 //! One file per hook in `hook/`, the tables in `map`, counting in them in `table`, everything that touches kernel memory in `read`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod conntrack;
 mod hook;

@@ -2,7 +2,8 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, RingBuf};
+use netdiag_common::record::dns;
 use netdiag_common::record::kfree_skb::{Counters, CpuState, SlotV4, SlotV6, TranslatedV4, TranslatedV6, WAYS};
 
 /// By CPU.
@@ -36,3 +37,23 @@ pub static KFREE_SHOWN: Array<u64> = Array::with_max_entries(1, 0);
 
 #[map]
 pub static KFREE_EXEMPLARS: RingBuf = RingBuf::with_byte_size(65536, 0);
+
+/// By CPU.
+#[map]
+pub static DNS_CPUS: Array<CpuState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// By epoch, CPU.
+#[map]
+pub static DNS_COUNTERS: Array<dns::Counters> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+
+#[map]
+pub static DNS_OPEN: HashMap<dns::OpenKey, dns::Open> = HashMap::with_max_entries(1, 0);
+
+#[map]
+pub static DNS_GROUPS: HashMap<dns::GroupKey, dns::Group> = HashMap::with_max_entries(1, 0);
+/// What a new group begins with: too large for a program's stack.
+#[map]
+pub static DNS_ZERO: Array<dns::Group> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static DNS_SAMPLES: RingBuf = RingBuf::with_byte_size(65536, 0);

@@ -308,6 +308,18 @@ pub unsafe fn place<L: Load>(skb: *const u8) -> Place {
     }
 }
 
+/// The namespace of a packet's socket; 0 when it has none.
+///
+/// # Safety
+/// `skb` must be a `struct sk_buff`.
+#[inline(always)]
+pub unsafe fn socket_netns(skb: *const u8) -> u64 {
+    unsafe {
+        let socket = Probed::load::<*const u8>(skb, O_SKB_SK.load());
+        net_id::<Probed>(Probed::load::<*const u8>(socket, O_SOCK_NET.load()))
+    }
+}
+
 #[inline(always)]
 unsafe fn net_id<L: Load>(net: *const u8) -> u64 {
     if net.is_null() {

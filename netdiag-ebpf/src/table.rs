@@ -3,6 +3,9 @@
 use aya_ebpf::Global;
 use netdiag_common::record::table::{Slot, WAYS};
 
+/// Possible CPUs: the rows of one epoch.
+#[unsafe(no_mangle)]
+pub static CPUS: Global<u32> = Global::new(1);
 /// Random per load: who sends packets chooses the keys, and must not be able to choose the set.
 #[unsafe(no_mangle)]
 pub static SEED: Global<u64> = Global::new(0);

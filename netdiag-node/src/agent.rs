@@ -16,7 +16,7 @@ use crate::netns::NetnsHandle;
 use crate::readings::Readings;
 use crate::serve;
 use crate::tls::{Tls, TlsError};
-use crate::watch::{HARVEST_EVERY, Watch};
+use crate::watch::{HARVEST_EVERY, TICK_EVERY, Watch};
 
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +47,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
         tokio::spawn(async move { tls.follow().await })
     };
     let harvest = tokio::spawn(harvest(readings.watch()));
+    let tick = tokio::spawn(tick(readings.watch()));
     serve::run(listener, api::router(readings, Arc::clone(&tls), boot_id), tls, stop).await;
     follow.abort();
     harvest.abort();
+    tick.abort();
     tracing::info!("stopped");
     Ok(())
 }
@@ -65,6 +67,17 @@ async fn harvest(watch: Arc<Watch>) {
         };
         if tokio::task::spawn_blocking(work).await.is_err() {
             tracing::error!("a harvest panicked");
+        }
+    }
+}
+
+/// For ever: what cannot wait for a harvest.
+async fn tick(watch: Arc<Watch>) {
+    loop {
+        tokio::time::sleep(TICK_EVERY).await;
+        let watch = Arc::clone(&watch);
+        if tokio::task::spawn_blocking(move || watch.tick()).await.is_err() {
+            tracing::error!("reading names of DNS queries panicked");
         }
     }
 }

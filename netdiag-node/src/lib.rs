@@ -5,6 +5,7 @@ pub mod api;
 pub mod attribution;
 pub mod clock;
 pub mod config;
+pub mod dns;
 pub mod drops;
 pub mod first_seen;
 pub mod gap;

@@ -179,7 +179,7 @@ impl Job {
             return Ok(Some(Observation::Drops(self.watch.drops.observe(self.need.window)?)));
         }
         if self.need.topic == Topic::Dns {
-            return Err(ReadError::Unsupported { feature: "reader of DNS messages".to_owned() }.into());
+            return Ok(Some(Observation::Dns(self.watch.dns.observe(self.need.window)?)));
         }
         let pod = match &self.need.netns {
             Netns::Host => None,

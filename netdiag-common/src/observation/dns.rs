@@ -99,8 +99,8 @@ impl DnsAccounts {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DnsClient {
     pub netns: Owner,
-    /// Where the client sent it: a Service's address in a pod. In the node's own namespace the endpoint's, when the socket is
-    /// not connected, since the packet was translated by then.
+    /// Where the packet went: a Service's address from a pod, but the endpoint's from the node's own namespace, which translates
+    /// packets before they are seen.
     pub server: SocketAddr,
     pub protocol: Protocol,
     /// The server is on this node: a link-local address, or one that a socket of the node itself serves (NodeLocal DNSCache).
@@ -149,7 +149,7 @@ pub struct DnsName {
     pub name: String,
     /// `A`, `AAAA`, …, `TYPE65534`.
     pub record: String,
-    /// At most this many, and at least this many less `excess`: names share a bounded table (space-saving counts).
+    /// While the name had a place in a bounded table (space-saving counts): at most `excess` of them are other names'.
     pub queries: u64,
     #[serde(default)]
     pub excess: u64,

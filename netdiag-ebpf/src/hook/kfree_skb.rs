@@ -29,14 +29,11 @@ use crate::map::{
     KFREE_IPV6, KFREE_SHOWN,
 };
 use crate::read::{Load, O_SKB_LEN, Packet, Parsed, Place, Probed, Typed, is_ip, packet, place};
-use crate::table::{Added, mix, put, set};
+use crate::table::{Added, CPUS, mix, put, set};
 
 /// 1 when the tracepoint's third argument is the reason.
 #[unsafe(no_mangle)]
 static HAS_REASON: Global<u32> = Global::new(0);
-/// Possible CPUs: the rows of one epoch.
-#[unsafe(no_mangle)]
-static CPUS: Global<u32> = Global::new(1);
 /// Sets per CPU and epoch, each a power of two, minus one.
 #[unsafe(no_mangle)]
 static MASK_IPV4: Global<u32> = Global::new(0);

@@ -4,6 +4,11 @@
 //! - driver cgroupfs: `ROOT/kubepods/[burstable|besteffort]/podUID/CONTAINER`
 //! - driver systemd: `ROOT/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podUID.slice/RUNTIME-CONTAINER.scope`
 
+use std::fs::File;
+use std::path::Path;
+
+use super::{ReadError, file};
+
 /// A pod's UID: an RFC 4122 UUID, or the 32 hexadecimal digits that the kubelet gives to static pods.
 const UID_LENGTHS: [usize; 2] = [36, 32];
 /// Digits of a container id, for containerd, CRI-O and dockershim alike (SHA-256).
@@ -67,6 +72,30 @@ fn container_id(part: &str) -> Option<String> {
     let name = part.strip_suffix(".scope").unwrap_or(part);
     let id = name.rsplit_once('-').map_or(name, |(_, id)| id);
     (id.len() == CONTAINER_ID_LENGTH && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
+}
+
+/// The root of the cgroup v2 tree, where every process's group is below, also of those that cgroup v1 manages.
+///
+/// Mounted at one of the usual places; in a container these may show the container's own group, which is no root. Then
+/// process 1 sees it.
+pub(crate) fn root() -> Result<File, ReadError> {
+    const MOUNTS: [&str; 4] = [
+        "/sys/fs/cgroup",
+        "/sys/fs/cgroup/unified",
+        "/proc/1/root/sys/fs/cgroup",
+        "/proc/1/root/sys/fs/cgroup/unified",
+    ];
+    // Every group has a type, except the root (Documentation/admin-guide/cgroup-v2.rst).
+    let is_root = |path: &&&str| {
+        let path = Path::new(path);
+        path.join("cgroup.controllers").exists() && !path.join("cgroup.type").exists()
+    };
+    match MOUNTS.iter().find(is_root) {
+        Some(path) => file::open(Path::new(path)),
+        None => {
+            Err(ReadError::Unsupported { feature: "cgroup v2 tree mounted, as a whole, at /sys/fs/cgroup".to_owned() })
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use object::Object;
 use plan::Plan;
 
 pub mod btf;
+pub mod dns;
 mod failure;
 pub mod kfree_skb;
 mod layout;
@@ -21,6 +22,7 @@ mod program_info;
 pub mod symbols;
 mod table;
 
+pub use dns::{DnsSize, KernelDns};
 pub use kfree_skb::{KernelDrops, TableSize};
 
 /// All programs: each runs or says why not, whatever becomes of the others. Nothing remains when the last is dropped.
@@ -28,12 +30,14 @@ pub struct Kernel {
     /// How the programs number namespaces.
     pub netns_id: NetnsId,
     pub drops: Result<KernelDrops, LoadError>,
+    pub dns: Result<KernelDns, LoadError>,
 }
 
 /// How large the programs' tables are.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
     pub drops: TableSize,
+    pub dns: DnsSize,
 }
 
 /// How the kernel programs name a namespace.
@@ -48,31 +52,42 @@ pub enum NetnsId {
 impl Kernel {
     /// Loads and attaches everything. Takes about half a second.
     pub fn load(sizes: Sizes) -> Self {
-        Self::try_load(sizes).unwrap_or_else(|error| Self { netns_id: NetnsId::Cookie, drops: Err(error) })
+        Self::try_load(sizes).unwrap_or_else(|error| Self {
+            netns_id: NetnsId::Cookie,
+            drops: Err(error.clone()),
+            dns: Err(error),
+        })
     }
 
     fn try_load(sizes: Sizes) -> Result<Self, LoadError> {
         let mut plan = Plan::for_this_machine();
-        let drops = {
+        let (drops, dns) = {
             let bytes = host::kernel::btf().map_err(|error| LoadError::NoBtf(Arc::new(error)))?;
             let btf = btf::parse(&bytes).map_err(LoadError::DamagedBtf)?;
-            KernelDrops::plan(&btf, sizes.drops, &mut plan)
+            (KernelDrops::plan(&btf, sizes.drops, &mut plan), KernelDns::plan(&btf, sizes.dns, &mut plan))
         };
         let netns_id = if plan.has("NETNS_IS_COOKIE", 1_u32) { NetnsId::Cookie } else { NetnsId::Inode };
         let object = Object::create(&plan)?;
-        Ok(Self { netns_id, drops: drops.and_then(|planned| KernelDrops::attach(&object, planned)) })
+        Ok(Self {
+            netns_id,
+            drops: drops.and_then(|planned| KernelDrops::attach(&object, planned)),
+            dns: dns.and_then(|planned| KernelDns::attach(&object, planned)),
+        })
     }
 
     /// The preflight's lines about the programs.
     pub fn checks(&self) -> Vec<Check> {
         let lost = "packets dropped by the kernel: how many, why, where";
-        vec![check("kfree_skb", lost, self.drops.as_ref().map(KernelDrops::tier))]
+        let mut checks = vec![check("kfree_skb", lost, self.drops.as_ref().map(KernelDrops::tier))];
+        let lost = "DNS queries: who asks what, whether and how fast it is answered";
+        checks.push(check("dns", lost, self.dns.as_ref().map(KernelDns::tier)));
+        checks
     }
 }
 
 impl Sizes {
     pub fn for_this_machine() -> Self {
-        Self { drops: TableSize::for_cpus(plan::cpus()) }
+        Self { drops: TableSize::for_cpus(plan::cpus()), dns: DnsSize::default() }
     }
 }
 

@@ -1,10 +1,11 @@
 //! The programs' object file in the kernel: its tables are created once, each hook is attached by the first way that works.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Map, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint};
+use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader};
 
 use super::LoadError;
@@ -12,6 +13,7 @@ use super::failure::{errno, failed, shortened};
 use super::plan::Plan;
 use super::program_info::program_info;
 use super::table::Table;
+use crate::host::cgroup;
 
 /// The object file, empty when the agent was built without it (see `build.rs`).
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdiag-ebpf"));
@@ -23,6 +25,8 @@ pub(super) enum Way {
     TpBtf { program: &'static str, tracepoint: &'static str },
     /// Reads each field by a helper, but asks less of the kernel. Linux 4.17.
     RawTracepoint { program: &'static str, tracepoint: &'static str },
+    /// At the root of the cgroup tree, by a link: beside whatever else is attached there. Linux 5.7.
+    CgroupSkb { program: &'static str, direction: CgroupSkbAttachType },
 }
 
 impl Way {
@@ -31,6 +35,7 @@ impl Way {
         match self {
             Self::TpBtf { .. } => "tp_btf",
             Self::RawTracepoint { .. } => "raw_tracepoint",
+            Self::CgroupSkb { .. } => "cgroup_skb",
         }
     }
 }
@@ -114,6 +119,14 @@ impl Object {
                 let program: &mut RawTracePoint = find(&mut programs, program)?.try_into()?;
                 program.load()?;
                 program.attach(tracepoint)?;
+                owned(program.fd()?.as_fd())
+            }
+            Way::CgroupSkb { program, direction } => {
+                let program: &mut CgroupSkb = find(&mut programs, program)?.try_into()?;
+                program.load()?;
+                let root = cgroup::root().map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
+                // Links of cgroups have no flags: they all may be several (`cgroup_bpf_link_attach()`).
+                program.attach(root, direction, CgroupAttachMode::Single)?;
                 owned(program.fd()?.as_fd())
             }
         }

@@ -22,6 +22,13 @@ pub use patience::patient;
 
 /// The programs in the kernel; or none, after saying why in the format that `cargo xtask test` counts.
 pub fn load(test: &str, size: Option<TableSize>) -> Option<KernelDrops> {
+    let mut sizes = Sizes::for_this_machine();
+    sizes.drops = size.unwrap_or(sizes.drops);
+    load_part(test, sizes, |kernel| kernel.drops)
+}
+
+/// One subject's programs in the kernel.
+pub fn load_part<T>(test: &str, sizes: Sizes, part: impl FnOnce(Kernel) -> Result<T, LoadError>) -> Option<T> {
     if !nix::unistd::geteuid().is_root() {
         return skip(test, "not root");
     }
@@ -30,10 +37,8 @@ pub fn load(test: &str, size: Option<TableSize>) -> Option<KernelDrops> {
             return skip(test, format!("{tool} is not installed"));
         }
     }
-    let mut sizes = Sizes::for_this_machine();
-    sizes.drops = size.unwrap_or(sizes.drops);
-    match Kernel::load(sizes).drops {
-        Ok(drops) => Some(drops),
+    match part(Kernel::load(sizes)) {
+        Ok(loaded) => Some(loaded),
         Err(error @ (LoadError::NotBuilt | LoadError::NoBtf(_) | LoadError::NotPermitted { .. })) => {
             skip(test, format!("{error}; {}", error.remedy()))
         }

@@ -266,7 +266,7 @@ fn to_name(
     }
 }
 
-pub(crate) fn exists<'c, T: Object>(
+fn exists<'c, T: Object>(
     kind: &'c Kind<T>,
     word: &'static str,
     namespace: &str,

@@ -1,0 +1,114 @@
+//! The tables of the `dns` programs: their sizes, what their globals say, and how they are attached.
+
+use aya::Pod;
+use aya::maps::{HashMap, MapData, RingBuf};
+use aya::programs::CgroupSkbAttachType::{Egress, Ingress};
+use netdiag_common::record::dns::{Counters, Group, GroupKey, Open, OpenKey, Sample};
+use netdiag_common::record::table::CpuState;
+
+use crate::kernel::LoadError;
+use crate::kernel::btf::Btf;
+use crate::kernel::failure::failed;
+use crate::kernel::layout;
+use crate::kernel::object::{Attached, Object, Running, Way};
+use crate::kernel::plan::{Plan, cpus, cpus_u32};
+use crate::kernel::table::Table;
+
+/// Which ports carry DNS, and how much is kept of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DnsSize {
+    /// Where DNS servers listen; at most four differ.
+    pub ports: [u16; 4],
+    /// Queries that can wait for their answers at one time.
+    pub open: u32,
+    /// Pairs of namespace and server in one epoch.
+    pub groups: u32,
+    /// Answered queries a second whose names are read, of all CPUs together.
+    pub names_per_second: u32,
+    /// After the last try; longer than resolvers wait before they repeat.
+    pub patience_ms: u64,
+}
+
+impl Default for DnsSize {
+    /// 6.5 MiB, whatever the number of CPUs. The programs may send all names of a busy node (Inspektor Gadget loses events from
+    /// 8192 queries a second on); parsing 4000 names takes some 8 ms.
+    fn default() -> Self {
+        Self { ports: [53; 4], open: 16_384, groups: 1024, names_per_second: 4000, patience_ms: 6000 }
+    }
+}
+
+impl DnsSize {
+    fn different_ports(&self) -> u32 {
+        let others = self.ports.iter().any(|port| *port != self.ports[0]);
+        if others { 4 } else { 1 }
+    }
+
+    fn packed_ports(&self) -> u64 {
+        self.ports.iter().rev().fold(0, |packed, port| packed << 16 | u64::from(port.to_be()))
+    }
+}
+
+/// Samples of one second, and as many again for a late reader.
+fn ring_bytes(size: DnsSize) -> u32 {
+    let entry = u32::try_from(size_of::<Sample>() + 8).expect("a few hundred bytes");
+    (size.names_per_second.saturating_mul(2).saturating_mul(entry)).next_power_of_two().clamp(64 << 10, 4 << 20)
+}
+
+/// A record of integers, as aya wants them.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(super) struct Raw<T>(pub(super) T);
+
+// SAFETY: the types below are `repr(C)` with integers only, without padding, so any bytes are one of them.
+unsafe impl Pod for Raw<OpenKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<Open> {}
+// SAFETY: as above.
+unsafe impl Pod for Raw<Group> {}
+
+/// The programs in the kernel, with their tables. Dropping it removes both.
+pub(super) struct Tables {
+    pub(super) cpus: usize,
+    pub(super) size: DnsSize,
+    pub(super) states: Table<CpuState>,
+    pub(super) counters: Table<Counters>,
+    pub(super) open: HashMap<MapData, Raw<OpenKey>, Raw<Open>>,
+    pub(super) groups: HashMap<MapData, GroupKey, Raw<Group>>,
+    pub(super) samples: RingBuf<MapData>,
+    pub(super) programs: [Attached; 2],
+    #[expect(dead_code, reason = "what it is for is to be kept")]
+    running: Running,
+}
+
+/// The programs' part of the plan.
+pub(super) fn plan(btf: &Btf<'_>, size: DnsSize, plan: &mut Plan) -> Result<(), LoadError> {
+    layout::packet(btf, plan)?;
+    plan.set("DNS_PORTS", size.packed_ports());
+    plan.set("DNS_PORT_COUNT", size.different_ports());
+    plan.set("DNS_SAMPLES_PER_SPAN", u64::from(size.names_per_second.div_ceil(4).div_ceil(cpus_u32())));
+    plan.size("DNS_CPUS", cpus_u32());
+    plan.size("DNS_COUNTERS", 2 * cpus_u32());
+    plan.size("DNS_OPEN", size.open);
+    plan.size("DNS_GROUPS", 2 * size.groups);
+    plan.size("DNS_SAMPLES", ring_bytes(size));
+    Ok(())
+}
+
+pub(super) fn open(object: &Object, size: DnsSize) -> Result<Tables, LoadError> {
+    let cpus = cpus();
+    let map = |name| object.take(name);
+    let attach =
+        |program, direction| object.attach("the root of the cgroup v2 tree", &[Way::CgroupSkb { program, direction }]);
+    Ok(Tables {
+        cpus,
+        size,
+        states: object.table("DNS_CPUS", cpus)?,
+        counters: object.table("DNS_COUNTERS", 2 * cpus)?,
+        open: HashMap::try_from(map("DNS_OPEN")?).map_err(|error| failed("open table DNS_OPEN", &error))?,
+        groups: HashMap::try_from(map("DNS_GROUPS")?).map_err(|error| failed("open table DNS_GROUPS", &error))?,
+        samples: object.ring("DNS_SAMPLES")?,
+        // Answers first: a query that is seen while nobody looks at answers would stay open.
+        programs: [attach("netdiag_dns_ingress", Ingress)?, attach("netdiag_dns_egress", Egress)?],
+        running: object.running(),
+    })
+}
