@@ -1,20 +1,25 @@
 //! The agent's life: start, answer, stop.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api;
+use crate::api::{self, Life};
+use crate::clock;
 use crate::config::Config;
 use crate::host::{Host, ReadError, file};
 use crate::memory;
+use crate::metrics::otlp::{Otlp, OtlpError};
+use crate::metrics::{self, Gather};
 use crate::netns::NetnsHandle;
 use crate::readings::Readings;
-use crate::serve;
+use crate::serve::{self, Door};
 use crate::tls::{Tls, TlsError};
 use crate::watch::{HARVEST_EVERY, TICK_EVERY, Watch};
 
@@ -27,6 +32,8 @@ pub enum StartError {
     Netns(ReadError),
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot export metrics: {0}")]
+    Otlp(#[from] OtlpError),
 }
 
 /// Runs until `stop`. Nothing of the agent outlives its process: no file, no rule, no pinned program.
@@ -34,24 +41,35 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
     let tls = Arc::new(Tls::load(&config.tls_dir)?);
     let netns = NetnsHandle::open(&config.host_netns).map_err(StartError::Netns)?;
     let host = Host { proc: config.proc, netns, cgroup_root: config.cgroup_root };
-    let boot_id = boot_id(&host.proc);
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|source| StartError::Listen { address: config.listen, source })?;
-    let listen = listener.local_addr().unwrap_or(config.listen);
-    let readings = Readings::new(config.node_name.clone(), host);
-    tracing::info!(node = config.node_name, %listen, version = env!("CARGO_PKG_VERSION"), "listening");
-
-    let follow = {
-        let tls = Arc::clone(&tls);
-        tokio::spawn(async move { tls.follow().await })
+    let life = Life { boot_id: boot_id(&host.proc), instance: random_instance() };
+    let started = clock::now();
+    let listener = bind(config.listen).await?;
+    let metrics = match config.metrics_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
     };
-    let harvest = tokio::spawn(harvest(readings.watch()));
-    let tick = tokio::spawn(tick(readings.watch()));
-    serve::run(listener, api::router(readings, Arc::clone(&tls), boot_id), tls, stop).await;
-    follow.abort();
-    harvest.abort();
-    tick.abort();
+    let otlp = Otlp::new(&config.otlp)?;
+    let listen = listener.local_addr().unwrap_or(config.listen);
+    let readings = Arc::new(Readings::new(config.node_name.clone(), host));
+    let (version, instance) = (env!("CARGO_PKG_VERSION"), life.instance.as_str());
+    tracing::info!(node = config.node_name, %listen, version, instance, "listening");
+
+    // Dropping the set ends them.
+    let mut tasks = JoinSet::new();
+    let follow = Arc::clone(&tls);
+    tasks.spawn(async move { follow.follow().await });
+    tasks.spawn(harvest(readings.watch()));
+    tasks.spawn(tick(readings.watch()));
+    let gather = Arc::new(Gather::new(Arc::clone(&readings), life.instance.clone(), started));
+    if let Some(listener) = metrics {
+        tracing::info!(listen = ?listener.local_addr().ok(), "serving metrics");
+        tasks.spawn(metrics::serve(listener, Arc::clone(&gather), stop.clone()));
+    }
+    if let Some(otlp) = otlp {
+        tasks.spawn(otlp.run(gather));
+    }
+    serve::run(listener, api::router(readings, Arc::clone(&tls), life), Door::Server(tls), stop).await;
+    drop(tasks);
     tracing::info!("stopped");
     Ok(())
 }
@@ -80,6 +98,15 @@ async fn tick(watch: Arc<Watch>) {
             tracing::error!("reading names of DNS queries panicked");
         }
     }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}
+
+/// Counts begin anew with each start of the agent: 64 random bits tell two starts apart where clocks and process ids may not.
+fn random_instance() -> String {
+    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
 fn boot_id(proc: &Path) -> String {

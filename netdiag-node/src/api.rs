@@ -2,7 +2,6 @@
 //!
 //! Everything is capped: the body, the needs, the time, the requests at one time. What is over a cap is refused in words.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -35,18 +34,25 @@ const STATUS_BUDGET: Duration = Duration::from_secs(5);
 
 /// What the handlers share.
 pub struct Api {
-    readings: Readings,
+    readings: Arc<Readings>,
     tls: Arc<Tls>,
-    boot_id: String,
-    instance: String,
+    life: Life,
     sequence: AtomicU64,
     requests: Semaphore,
 }
 
+/// What tells this life of the agent apart from others, also from other boots.
+#[derive(Debug, Clone)]
+pub struct Life {
+    pub boot_id: String,
+    /// Random for each start.
+    pub instance: String,
+}
+
 /// The routes.
-pub fn router(readings: Readings, tls: Arc<Tls>, boot_id: String) -> Router {
+pub fn router(readings: Arc<Readings>, tls: Arc<Tls>, life: Life) -> Router {
     let requests = Semaphore::new(MAX_REQUESTS);
-    let api = Api { readings, tls, boot_id, instance: random_instance(), sequence: AtomicU64::new(0), requests };
+    let api = Api { readings, tls, life, sequence: AtomicU64::new(0), requests };
     Router::new()
         .route("/v1/readings", post(readings_of))
         .route("/v1/status", get(status))
@@ -90,8 +96,8 @@ impl Api {
             wire: WIRE_MAX,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.readings.node().to_owned(),
-            boot_id: self.boot_id.clone(),
-            instance: self.instance.clone(),
+            boot_id: self.life.boot_id.clone(),
+            instance: self.life.instance.clone(),
             at: clock::now(),
             boottime_ns: clock::boottime_ns(),
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
@@ -104,11 +110,6 @@ impl Api {
         let error = format!("busy with {MAX_REQUESTS} requests, which is the limit: ask again in a second");
         refusal(StatusCode::SERVICE_UNAVAILABLE, &error)
     }
-}
-
-/// Counts begin anew with each start of the agent: 64 random bits tell two starts apart where clocks and process ids may not.
-fn random_instance() -> String {
-    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
 type Refused = (StatusCode, String);

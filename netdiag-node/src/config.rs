@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::Parser;
 use netdiag_common::wire::AGENT_PORT;
 
+use crate::metrics::{METRICS_PORT, otlp};
+
 /// Sees one node's network and answers netdiag's server over mTLS.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "netdiag-node", version)]
@@ -14,7 +16,7 @@ pub struct Config {
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
     /// Address to listen on, usually the node's, with or without a port: 10.0.0.7, 10.0.0.7:9443, [fd00::7]:9443
-    #[arg(long, env = "NETDIAG_LISTEN", value_parser = listen_address)]
+    #[arg(long, env = "NETDIAG_LISTEN", value_parser = agent_address)]
     pub listen: SocketAddr,
     /// Folder with ca.crt, node.crt and node.key
     #[arg(long, env = "NETDIAG_TLS_DIR")]
@@ -25,14 +27,27 @@ pub struct Config {
     /// The kubelet's cgroupRoot, when the agent's own pod does not tell it: on machines that run several nodes
     #[arg(long)]
     pub cgroup_root: Option<String>,
+    /// Serve Prometheus metrics on this address, without authentication: 127.0.0.1, 127.0.0.1:9444
+    #[arg(long, env = "NETDIAG_METRICS_LISTEN", value_parser = metrics_address)]
+    pub metrics_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub otlp: otlp::Settings,
     /// A proc filesystem that shows the node's processes
     #[arg(long, default_value = "/proc")]
     pub proc: PathBuf,
 }
 
-fn listen_address(text: &str) -> Result<SocketAddr, String> {
+fn agent_address(text: &str) -> Result<SocketAddr, String> {
+    listen_address(text, AGENT_PORT)
+}
+
+fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    listen_address(text, METRICS_PORT)
+}
+
+fn listen_address(text: &str, port: u16) -> Result<SocketAddr, String> {
     let with_port = text.parse::<SocketAddr>();
-    let without_port = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, AGENT_PORT));
+    let without_port = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, port));
     with_port.or(without_port).map_err(|_| "expected ADDRESS or ADDRESS:PORT, IPv6 with a port in brackets".to_owned())
 }
 
@@ -48,8 +63,9 @@ mod tests {
             ("fd00::7", "[fd00::7]:9443"),
             ("[fd00::7]:1", "[fd00::7]:1"),
         ] {
-            assert_eq!(listen_address(text).unwrap().to_string(), expected);
+            assert_eq!(agent_address(text).unwrap().to_string(), expected);
         }
-        assert!(listen_address("node-1").unwrap_err().contains("brackets"));
+        assert_eq!(metrics_address("127.0.0.1").unwrap().to_string(), "127.0.0.1:9444");
+        assert!(agent_address("node-1").unwrap_err().contains("brackets"));
     }
 }

@@ -8,6 +8,7 @@ use netdiag_common::observation::kfree_skb::Drops;
 use crate::clock;
 use crate::gap::Failure;
 use crate::kernel::{KernelDrops, LoadError};
+use crate::metrics::{Export, Families};
 use crate::owners::Owners;
 
 /// The loaded program, or why there is none.
@@ -36,5 +37,15 @@ impl DropWatch {
         let drops = state.as_mut().map_err(|error| Failure::from(&*error))?;
         drops.harvest(clock::now());
         Ok(drops.observe(clock::now(), window, &|id| self.owners.of(id)))
+    }
+}
+
+impl Export for DropWatch {
+    fn export(&self, into: &mut Families) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(drops) = state.as_mut() {
+            drops.harvest(clock::now());
+            drops.export(into);
+        }
     }
 }

@@ -12,6 +12,7 @@ pub mod gap;
 pub mod host;
 pub mod kernel;
 pub mod memory;
+pub mod metrics;
 pub mod netns;
 pub mod owners;
 pub mod preflight;

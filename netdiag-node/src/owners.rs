@@ -105,7 +105,7 @@ mod tests {
         let start = Instant::now();
         let mut known = Known::default();
         known.learn(&pods(&[("a", 7)]), NetnsId::Cookie, start);
-        known.learn(&pods(&[]), NetnsId::Cookie, start + Duration::from_mins(60));
+        known.learn(&pods(&[]), NetnsId::Cookie, start + Duration::from_hours(1));
         assert_eq!(known.of(7), Owner::Pod { uid: "a".to_owned() });
         assert_eq!(known.of(1), Owner::Host);
         known.learn(&pods(&[]), NetnsId::Cookie, start + Duration::from_mins(71));

@@ -72,6 +72,14 @@ impl Readings {
         &self.node
     }
 
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub(crate) fn attribution(&self) -> &Attribution {
+        &self.attribution
+    }
+
     /// For the task that harvests.
     pub fn watch(&self) -> Arc<Watch> {
         Arc::clone(&self.watch)

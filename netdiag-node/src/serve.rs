@@ -1,4 +1,4 @@
-//! Accepts connections, one TLS handshake and one HTTP connection each, until told to stop.
+//! Accepts connections, one HTTP connection each, behind a TLS handshake or not, until told to stop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,8 +6,9 @@ use std::time::Duration;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -29,8 +30,17 @@ const END_WITHIN: Duration = Duration::from_secs(3);
 /// When accept fails (out of descriptors), trying at once would only burn a CPU.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
+/// Who may come in.
+#[derive(Clone)]
+pub enum Door {
+    /// Whoever has the server's certificate.
+    Server(Arc<Tls>),
+    /// Everybody who reaches the address.
+    Open,
+}
+
 /// Runs until `stop`, then lets the requests in work end.
-pub async fn run(listener: TcpListener, router: Router, tls: Arc<Tls>, stop: CancellationToken) {
+pub async fn run(listener: TcpListener, router: Router, door: Door, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let graceful = GracefulShutdown::new();
     let http = http();
@@ -51,7 +61,11 @@ pub async fn run(listener: TcpListener, router: Router, tls: Arc<Tls>, stop: Can
             tracing::warn!(limit = MAX_CONNECTIONS, "too many connections, one was closed");
             continue;
         };
-        let connection = Connection { stream, acceptor: TlsAcceptor::from(tls.config()), place };
+        let acceptor = match &door {
+            Door::Server(tls) => Some(TlsAcceptor::from(tls.config())),
+            Door::Open => None,
+        };
+        let connection = Connection { stream, acceptor, place };
         tokio::spawn(connection.serve(http.clone(), router.clone(), graceful.watcher()));
     }
     drop(listener);
@@ -62,32 +76,40 @@ pub async fn run(listener: TcpListener, router: Router, tls: Arc<Tls>, stop: Can
 
 struct Connection {
     stream: TcpStream,
-    acceptor: TlsAcceptor,
+    acceptor: Option<TlsAcceptor>,
     place: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    async fn serve(self, http: Builder<TokioExecutor>, router: Router, watcher: hyper_util::server::graceful::Watcher) {
+    async fn serve(self, http: Builder<TokioExecutor>, router: Router, watcher: Watcher) {
         let _place = self.place;
         let peer = self.stream.peer_addr().ok();
         // Answers are small and somebody waits for each: never hold one back for a fuller packet.
         let _ = self.stream.set_nodelay(true);
-        let stream = match timeout(HANDSHAKE_WITHIN, self.acceptor.accept(self.stream)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                tracing::info!(?peer, %error, "handshake refused");
-                return;
-            }
-            Err(_) => {
-                tracing::info!(?peer, "handshake not finished in {} s", HANDSHAKE_WITHIN.as_secs());
-                return;
-            }
+        let served = match self.acceptor {
+            None => serve_http(self.stream, &http, router, watcher).await,
+            Some(acceptor) => match timeout(HANDSHAKE_WITHIN, acceptor.accept(self.stream)).await {
+                Ok(Ok(stream)) => serve_http(stream, &http, router, watcher).await,
+                Ok(Err(error)) => return tracing::info!(?peer, %error, "handshake refused"),
+                Err(_) => {
+                    return tracing::info!(?peer, "handshake not finished in {} s", HANDSHAKE_WITHIN.as_secs());
+                }
+            },
         };
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
-        if let Err(error) = watcher.watch(connection).await {
+        if let Err(error) = served {
             tracing::debug!(?peer, %error, "connection ended");
         }
     }
+}
+
+async fn serve_http(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    http: &Builder<TokioExecutor>,
+    router: Router,
+    watcher: Watcher,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
+    watcher.watch(connection).await
 }
 
 fn http() -> Builder<TokioExecutor> {

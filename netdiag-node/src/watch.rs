@@ -1,11 +1,13 @@
 //! Everything that counts over time: harvested now and then, whether or not anybody asks.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dns::DnsWatch;
 use crate::drops::DropWatch;
 use crate::kernel::Kernel;
+use crate::metrics::{Export, Families};
 use crate::owners::Owners;
 
 /// The kernel's tables are sized for this long between two harvests.
@@ -16,6 +18,8 @@ pub const TICK_EVERY: Duration = Duration::from_secs(1);
 
 pub struct Watch {
     owners: Arc<Owners>,
+    /// Names of the kernel programs by their ids.
+    programs: BTreeMap<u32, String>,
     pub drops: DropWatch,
     pub dns: DnsWatch,
 }
@@ -25,8 +29,14 @@ impl Watch {
         Self {
             drops: DropWatch::new(Arc::clone(&owners), kernel.drops),
             dns: DnsWatch::new(Arc::clone(&owners), kernel.dns),
+            programs: kernel.programs,
             owners,
         }
+    }
+
+    /// The name of the kernel program with this id, when it is one of ours.
+    pub fn program(&self, id: u32) -> Option<&str> {
+        self.programs.get(&id).map(String::as_str)
     }
 
     /// To be called every [`TICK_EVERY`]. Costs microseconds while nobody asks.
@@ -41,5 +51,11 @@ impl Watch {
         }
         self.drops.harvest();
         self.dns.harvest();
+    }
+}
+
+impl Export for Watch {
+    fn export(&self, into: &mut Families) {
+        self.drops.export(into);
     }
 }

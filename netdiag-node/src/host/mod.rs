@@ -14,6 +14,7 @@ pub(crate) mod listener;
 pub(crate) mod netlink;
 pub(crate) mod network;
 mod nftables;
+pub(crate) mod own;
 pub(crate) mod process;
 pub(crate) mod resolver;
 pub mod rules;

@@ -2,6 +2,7 @@
 //!
 //! Nothing is pinned: when the agent ends, however it ends, the kernel removes the programs and their tables.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use netdiag_common::GapReason;
@@ -29,6 +30,8 @@ pub use kfree_skb::{KernelDrops, TableSize};
 pub struct Kernel {
     /// How the programs number namespaces.
     pub netns_id: NetnsId,
+    /// Names of the programs that run, by the kernel's ids.
+    pub programs: BTreeMap<u32, String>,
     pub drops: Result<KernelDrops, LoadError>,
     pub dns: Result<KernelDns, LoadError>,
 }
@@ -54,6 +57,7 @@ impl Kernel {
     pub fn load(sizes: Sizes) -> Self {
         Self::try_load(sizes).unwrap_or_else(|error| Self {
             netns_id: NetnsId::Cookie,
+            programs: BTreeMap::new(),
             drops: Err(error.clone()),
             dns: Err(error),
         })
@@ -68,11 +72,9 @@ impl Kernel {
         };
         let netns_id = if plan.has("NETNS_IS_COOKIE", 1_u32) { NetnsId::Cookie } else { NetnsId::Inode };
         let object = Object::create(&plan)?;
-        Ok(Self {
-            netns_id,
-            drops: drops.and_then(|planned| KernelDrops::attach(&object, planned)),
-            dns: dns.and_then(|planned| KernelDns::attach(&object, planned)),
-        })
+        let drops = drops.and_then(|planned| KernelDrops::attach(&object, planned));
+        let dns = dns.and_then(|planned| KernelDns::attach(&object, planned));
+        Ok(Self { netns_id, programs: object.running().names(), drops, dns })
     }
 
     /// The preflight's lines about the programs.

@@ -1,5 +1,6 @@
 //! The programs' object file in the kernel: its tables are created once, each hook is attached by the first way that works.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -175,6 +176,12 @@ type DebugLog = Option<aya_log::EbpfLogger<&'static dyn log::Log>>;
 impl Running {
     fn lock(&self) -> MutexGuard<'_, Ebpf> {
         self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names of the programs that run, by the kernel's ids. The kernel itself keeps 15 characters of a name.
+    pub(super) fn names(&self) -> BTreeMap<u32, String> {
+        let programs = self.lock();
+        programs.programs().filter_map(|(name, program)| Some((program.info().ok()?.id(), name.to_owned()))).collect()
     }
 
     /// Passes on what the programs logged since the last call.

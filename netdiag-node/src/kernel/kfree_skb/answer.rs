@@ -75,7 +75,7 @@ impl KernelDrops {
         }
     }
 
-    fn reason_totals(&self, by_reason: &[u64]) -> Vec<ReasonTotal> {
+    pub(super) fn reason_totals(&self, by_reason: &[u64]) -> Vec<ReasonTotal> {
         let mut totals: Vec<ReasonTotal> = by_reason
             .iter()
             .enumerate()

@@ -6,6 +6,7 @@
 mod answer;
 mod counted;
 mod exemplar;
+mod export;
 mod hook;
 mod key;
 mod names;
