@@ -1,7 +1,7 @@
 //! netdiag's server: joins what nodes see with what Kubernetes intends, judges, and answers.
 //!
-//! Pure layers, each using only those before it: [`question`] → [`evidence`] → [`path`] → [`condition`] → [`correlate`] →
-//! [`answer`]. I/O and `async` live in [`ask`] and in the sources and front ends built on it, and nowhere else.
+//! Pure layers, each using only those before it: [`question`] → [`evidence`] → [`path`] → [`observed`] → [`condition`] →
+//! [`correlate`] → [`answer`]. I/O and `async` live in [`ask`] and in the sources and front ends built on it, and nowhere else.
 
 pub mod answer;
 pub mod ask;
@@ -14,5 +14,6 @@ pub mod harmless;
 pub mod kube;
 pub mod mcp;
 pub mod nodes;
+pub mod observed;
 pub mod path;
 pub mod question;

@@ -19,6 +19,7 @@ mod sample;
 pub mod compact;
 pub mod explain;
 pub mod markdown;
+pub mod observe;
 pub mod scan;
 pub mod schema;
 pub mod status;

@@ -77,6 +77,20 @@ impl Page {
         self.out.push('\n');
     }
 
+    /// A line over a table, apart from what is above it.
+    pub fn heading(&mut self, text: &str) {
+        self.out.push('\n');
+        let painted = self.painted(&plain(text), "1");
+        self.out.push_str(&painted);
+        self.out.push('\n');
+    }
+
+    /// A line of a table, laid out already.
+    pub fn row(&mut self, line: &str) {
+        self.out.push_str(&plain(line));
+        self.out.push('\n');
+    }
+
     /// A command: never wrapped, because it is copied.
     pub fn command(&mut self, command: &str) {
         self.verbatim("", command);

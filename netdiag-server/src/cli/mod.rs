@@ -8,15 +8,18 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::answer::{Answer, StatusName};
 use crate::ask::{AskError, SourceError};
+use crate::observed::SelectError;
 
 mod bundle;
 mod certs;
 mod diagnose;
 mod explain;
 mod mcp;
+mod observe;
 mod output;
 mod request;
 mod scan;
+mod screen;
 mod serve;
 mod source;
 mod status;
@@ -45,6 +48,7 @@ pub struct Cli {
 enum Command {
     Diagnose(diagnose::Args),
     Scan(scan::Args),
+    Observe(observe::Args),
     Explain(explain::Args),
     Status(status::Args),
     Bundle(bundle::Args),
@@ -87,11 +91,18 @@ impl From<AskError> for Failure {
     }
 }
 
+impl From<SelectError> for Failure {
+    fn from(error: SelectError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// Runs one command to its end.
 pub async fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Diagnose(args) => diagnose::run(args).await,
         Command::Scan(args) => scan::run(args).await,
+        Command::Observe(args) => observe::run(args).await,
         Command::Explain(args) => explain::run(&args),
         Command::Status(args) => status::run(args).await,
         Command::Bundle(args) => bundle::run(args).await,

@@ -36,13 +36,24 @@ pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
 
 /// Writes a page to standard output. A reader that left early (`| head`) is no failure.
 pub(super) fn print(page: &str) -> Result<(), Failure> {
+    print_to_reader(page).map(|_| ())
+}
+
+/// Whether somebody still reads what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    There,
+    Gone,
+}
+
+/// The same for what would be written for ever.
+pub(super) fn print_to_reader(page: &str) -> Result<Reader, Failure> {
     let mut out = std::io::stdout().lock();
     let end = if page.ends_with('\n') { "" } else { "\n" };
     match write!(out, "{page}{end}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure(format!("cannot write the answer: {error}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(Reader::There),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(Failure(format!("cannot write the answer: {error}"))),
     }
 }
 

@@ -243,7 +243,7 @@ fn pair(needs: Vec<Need>, report: RawReport) -> Vec<(Need, Reading<Observation>)
             }
             Err(undecoded) => match undecoded.need {
                 Some(need) => {
-                    reasons.insert(need, undecoded.why);
+                    reasons.insert(*need, undecoded.why);
                 }
                 None => nameless.push(undecoded.why),
             },

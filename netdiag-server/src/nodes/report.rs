@@ -37,7 +37,7 @@ pub(crate) struct RawReading {
 /// A reading that does not decode. `need` is what it answers, when at least that was understood.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Undecoded {
-    pub need: Option<Need>,
+    pub need: Option<Box<Need>>,
     /// One sentence with the topic, the node and the decoder's complaint.
     pub why: String,
 }
@@ -52,7 +52,7 @@ impl RawReading {
         };
         match serde_json::from_value::<Reading<Observation>>(self.reading) {
             Ok(reading) => Ok(NodeReading { need, reading }),
-            Err(error) => Err(Undecoded { need: Some(need), why: why(error) }),
+            Err(error) => Err(Undecoded { need: Some(Box::new(need)), why: why(error) }),
         }
     }
 }
@@ -88,6 +88,6 @@ mod tests {
         let unknown_topic = decoded[1].as_ref().expect_err("an unknown topic");
         assert!(unknown_topic.need.is_none() && unknown_topic.why.contains("quantum"), "{unknown_topic:?}");
         let unknown_state = decoded[2].as_ref().expect_err("an unknown state");
-        assert_eq!(unknown_state.need, Some(Need::host("n1", netdiag_common::Topic::Network)));
+        assert_eq!(unknown_state.need.as_deref(), Some(&Need::host("n1", netdiag_common::Topic::Network)));
     }
 }

@@ -22,8 +22,8 @@ pub mod route;
 mod symptom;
 
 pub use name::{DnsName, ServiceName, cluster_domain};
-pub(crate) use resolve::backends;
 pub use resolve::{ResolveError, edit_distance, resolve, target_port_of};
+pub(crate) use resolve::{backends, exists};
 pub(crate) use symptom::{MAX_BACKEND_PROBES, MAX_CLIENT_PROBES};
 pub use symptom::{ProbeSeen, ProbeTo, Symptom, SymptomState, dns_probe, lookups, symptom};
 

@@ -266,7 +266,7 @@ fn to_name(
     }
 }
 
-fn exists<'c, T: Object>(
+pub(crate) fn exists<'c, T: Object>(
     kind: &'c Kind<T>,
     word: &'static str,
     namespace: &str,

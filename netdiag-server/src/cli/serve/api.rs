@@ -1,4 +1,4 @@
-//! The server's HTTP API: `POST /v1/{diagnose,scan,status}`, `/healthz`, `/readyz`. Errors are `{"error": …}`.
+//! The server's HTTP API: `POST /v1/{diagnose,observe,scan,status}`, `/healthz`, `/readyz`. Errors are `{"error": …}`.
 
 use std::sync::Arc;
 
@@ -11,11 +11,12 @@ use http::StatusCode;
 use tokio::sync::Semaphore;
 
 use crate::answer;
-use crate::ask::{self, LiveSource};
+use crate::ask::{self, LiveSource, Source};
 use crate::cli::Failure;
 use crate::cli::request::{DiagnoseRequest, ScanRequest};
 use crate::cli::scan::scan_with;
 use crate::mcp::{Caller, Gate, guard};
+use crate::observed::Wanted;
 use crate::question::Origin;
 
 /// Questions answered at the same time; each holds one snapshot and its readings.
@@ -35,6 +36,7 @@ pub(super) fn router(source: Arc<LiveSource>, gate: Option<Arc<dyn Gate>>) -> Ro
     let api = Api { source, gate: gate.clone(), questions: Arc::new(Semaphore::new(MAX_QUESTIONS)) };
     let router = Router::new()
         .route("/v1/diagnose", post(diagnose))
+        .route("/v1/observe", post(observe))
         .route("/v1/scan", post(scan))
         .route("/v1/status", post(status))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -122,6 +124,13 @@ async fn scan(
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     Ok(Json(scan_with(&api.source, &request).await?).into_response())
+}
+
+async fn observe(State(api): State<Api>, asked: Asked<Wanted>) -> Result<Response, Refused> {
+    let wanted = body(asked)?;
+    let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
+    let cluster = api.source.cluster().await.map_err(Failure::from)?;
+    Ok(Json(ask::observe(&api.source, cluster, &wanted).await.map_err(Failure::from)?).into_response())
 }
 
 async fn status(State(api): State<Api>) -> Result<Response, Refused> {
