@@ -7,7 +7,7 @@ use netdiag_common::Gap;
 use crate::condition::{Because, Condition, Relation, Verdict};
 use crate::evidence::object::Object;
 use crate::finding::{Fate, Finding, Impact, Proof, ViewKind};
-use crate::path::{Backend, Path, ProbeSeen, ProbeTo, Symptom, SymptomState};
+use crate::path::{Backend, Lived, Path, ProbeSeen, ProbeTo, Symptom, SymptomState};
 
 /// What all conditions said about one path.
 pub struct Judged {
@@ -69,6 +69,7 @@ pub fn correlate(judged: &Judged) -> Correlated {
                 None => {
                     let mut finding = (**finding).clone();
                     finding.proofs.extend(agreeing(&finding, judged));
+                    finding.proofs.extend(lived(&finding, judged));
                     let confidence = confidence(condition, &finding, &judged.verdicts);
                     found.push(Cause { condition, finding, confidence });
                 }
@@ -157,6 +158,16 @@ fn agreeing(finding: &Finding, judged: &Judged) -> Option<Proof> {
     Some(Proof::probe(format!("probe from {}", client.reference), &client.node, probe.at, probe.words(path)))
 }
 
+/// The path's own traffic failed as the claim says. It speaks for the whole path, so not for a claim about some endpoints.
+fn lived(finding: &Finding, judged: &Judged) -> Option<Proof> {
+    let path = &judged.path;
+    let agrees = |lived: &&Lived| finding.impact == Impact::Breaks && finding.predicts.contains(&lived.fate);
+    let lived = judged.symptom.lived.iter().filter(agrees).max_by_key(|lived| lived.failed)?;
+    let client = path.clients.get(lived.client)?;
+    let source = if lived.fate.is_lookup() { "DNS queries" } else { "TCP connections" };
+    Some(Proof::observed(source, &client.node, lived.at, lived.words(path)))
+}
+
 fn expected(predicts: &[Fate]) -> String {
     predicts.iter().map(|fate| fate.words()).collect::<Vec<_>>().join(" or ")
 }
@@ -203,11 +214,13 @@ fn status(causes: &[Cause], judged: &Judged) -> Status {
     let nothing_seen = judged.needs_raised > 0 && judged.needs_answered == 0;
     // Nobody was there to be judged: that nothing is wrong on paper says nothing.
     let nothing_judged = judged.path.ready_backends().next().is_none();
+    // Nobody probed, and the path's own traffic fails: that no rule says why is not health.
+    let fails_by_itself = judged.symptom.lived.iter().any(Lived::is_telling);
     let undecided = judged.verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Unknown(_)));
     match judged.symptom.state {
         SymptomState::Works => Status::Healthy,
         SymptomState::Fails | SymptomState::Partial => Status::Unknown,
-        SymptomState::Unknown if undecided || nothing_seen || nothing_judged => Status::Unknown,
+        SymptomState::Unknown if undecided || nothing_seen || nothing_judged || fails_by_itself => Status::Unknown,
         SymptomState::Unknown => Status::Healthy,
     }
 }

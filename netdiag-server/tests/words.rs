@@ -118,6 +118,12 @@ fn declared_reads_are_topics_and_kinds_without_repetition() {
         "service_rules",
         "kube_proxy",
         "drops",
+        "rejects",
+        "tcp",
+        "dns",
+        "neighbours",
+        "sockets",
+        "counters",
         "probe",
     ];
     for condition in condition::ALL {

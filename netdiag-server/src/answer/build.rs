@@ -16,6 +16,9 @@ use crate::question::{PortName, Target};
 /// Sentences about probes in one answer; the rest is counted. A Service of 16 endpoints asked from one pod fits.
 const MAX_PROBE_SENTENCES: usize = 20;
 
+/// Sentences about the path's own traffic in one answer, the most failures first.
+const MAX_TRAFFIC_SENTENCES: usize = 5;
+
 /// The answer to one question.
 pub fn build(inquiry: &Inquiry) -> Answer {
     let Inquiry { judged, evidence, steps } = inquiry;
@@ -91,7 +94,10 @@ fn symptom(judged: &Judged) -> SymptomEntry {
     if seen.len() > MAX_PROBE_SENTENCES {
         probes.push(format!("and {} more probes", seen.len() - MAX_PROBE_SENTENCES));
     }
-    SymptomEntry { state, probes }
+    let mut lived: Vec<_> = judged.symptom.lived.iter().collect();
+    lived.sort_by_key(|lived| std::cmp::Reverse(lived.failed));
+    let traffic = lived.iter().take(MAX_TRAFFIC_SENTENCES).map(|lived| lived.words(&judged.path)).collect();
+    SymptomEntry { state, probes, traffic }
 }
 
 /// Look-alikes of the cause first, in the order its condition names them; then along the path.

@@ -96,6 +96,9 @@ pub struct SymptomEntry {
     pub state: SymptomName,
     /// One sentence per probe, failures first.
     pub probes: Vec<String>,
+    /// One sentence per kind of failure that the path's own traffic met in the window; it may be over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traffic: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

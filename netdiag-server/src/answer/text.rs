@@ -167,6 +167,9 @@ fn without_cause(page: &mut Page, answer: &Answer) {
     if answer.symptom.probes.len() > MAX_PROBES {
         page.line("", &format!("and {} more (-o json)", answer.symptom.probes.len() - MAX_PROBES));
     }
+    for (index, sentence) in answer.symptom.traffic.iter().enumerate() {
+        page.line(if index == 0 { "traffic" } else { "" }, sentence);
+    }
 }
 
 fn excluded(page: &mut Page, answer: &Answer) {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use netdiag_common::Netns;
 use netdiag_common::observation::rules::{Backend as Writer, Verdict as Action};
 
-use super::trace::{Met, Packets, dropped, probe_of};
+use super::trace::{Met, Packets, dropped, probe_of, rejected};
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::{Look, ObjectRef, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
@@ -22,7 +22,7 @@ pub const CONDITION: Condition = Condition {
         means: "a firewall rule on a node of the path drops or rejects the connection, and neither Kubernetes nor the \
                 network plugin wrote it",
         how_we_know: "the rules of the client's and the endpoints' nodes are walked for the connection's first packet; \
-                      probes, the rule's counter and dropped packets agree",
+                      probes, the rule's counter, dropped packets and ICMP errors agree",
         silent_when: "the rule belongs to kube-proxy, a network plugin or a policy engine, matches other packets, or the \
                       probe gets through; a rule that cannot be decided counts only when packets show that it dropped",
         what_to_do: "remove the rule, or allow pod and Service networks before it",
@@ -33,7 +33,13 @@ pub const CONDITION: Condition = Condition {
         ],
     },
     faults: &["host-firewall-drop"],
-    reads: &[Read::Topic("rules"), Read::Topic("network"), Read::Topic("drops"), Read::Topic("probe")],
+    reads: &[
+        Read::Topic("rules"),
+        Read::Topic("network"),
+        Read::Topic("drops"),
+        Read::Topic("rejects"),
+        Read::Topic("probe"),
+    ],
     lookalikes: &["policy_denies_path", "pod_network_route_missing", "kube_proxy_rules_stale"],
     explains: &[],
     judge,
@@ -170,7 +176,11 @@ fn on_node(path: &Path, client: &Client, backend: &Backend, hop: &NodeHop, view:
         destination: SocketAddr::new(backend.address, backend.port),
         protocol: path.protocol,
     });
-    let observed = packets.and_then(|packets| dropped(view, hop.node, &packets, REASONS));
+    // A rule that rejects drops, too: what it answered says more.
+    let observed = packets.and_then(|packets| {
+        let dropped = dropped(view, hop.node, &packets, REASONS);
+        rejected(view, hop.node, &packets).or(dropped)
+    });
     for stop in stops {
         let owner = owner(stop.table, stop.chain, stop.rule);
         // What the cluster's own rules stop for certain never gets to a later rule.

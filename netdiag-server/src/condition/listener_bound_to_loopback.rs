@@ -24,7 +24,7 @@ pub const CONDITION: Condition = Condition {
         ],
     },
     faults: &["app-bind-localhost"],
-    reads: &[Read::Topic("listeners"), Read::Topic("drops")],
+    reads: &[Read::Topic("listeners"), Read::Topic("drops"), Read::Topic("rejects")],
     lookalikes: &["target_port_not_listening", "policy_denies_path"],
     explains: &[],
     judge,

@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use netdiag_common::Netns;
+use netdiag_common::observation::kfree_skb::DropTuple;
 use netdiag_common::observation::listener::Listener;
+use netdiag_common::observation::reject::RejectKind;
 use netdiag_common::observation::{Owner, Protocol};
 
 use super::Verdict;
@@ -135,26 +137,46 @@ pub(super) fn pods(behind: &[&Behind]) -> Vec<ObjectRef> {
     pods
 }
 
-/// Packets to this endpoint that its own kernel dropped because no socket took them.
-pub(super) fn refused_packets(behind: &Behind, protocol: Protocol, view: &mut View) -> Option<Proof> {
+/// Packets to this endpoint that its own kernel dropped because no socket took them, and what it answered.
+pub(super) fn refused_packets(behind: &Behind, protocol: Protocol, view: &mut View) -> Vec<Proof> {
     let backend = behind.backend;
-    let Look::Seen(drops) = view.drops(&backend.node, &Netns::Host) else { return None };
-    let here = match backend.netns()? {
-        Netns::Host => Owner::Host,
-        Netns::Pod(uid) => Owner::Pod { uid },
+    let here = match backend.netns() {
+        Some(Netns::Host) => Owner::Host,
+        Some(Netns::Pod(uid)) => Owner::Pod { uid },
+        None => return Vec::new(),
     };
-    let groups = drops.value.groups.iter().filter(|group| {
-        group.reason == "NO_SOCKET"
-            && group.netns == here
-            && group.tuple.as_ref().is_some_and(|tuple| {
-                tuple.destination == backend.address
-                    && tuple.protocol == Some(protocol)
-                    && tuple.port_is_destination
-                    && tuple.service_port == backend.port
-            })
-    });
-    let packets: u64 = groups.map(|group| group.packets).sum();
+    let is_to_it = |tuple: &DropTuple| {
+        tuple.destination == backend.address
+            && tuple.protocol == Some(protocol)
+            && tuple.port_is_destination
+            && tuple.service_port == backend.port
+    };
     let socket = SocketAddr::new(backend.address, backend.port);
-    let text = format!("{packets} packets to {socket} found no socket (NO_SOCKET) in {:.0} s", drops.value.window_s);
-    (packets > 0).then(|| Proof::observed("dropped packets", &backend.node, drops.at, text))
+    let mut proofs = Vec::new();
+    if let Look::Seen(drops) = view.drops(&backend.node, &Netns::Host) {
+        let groups = drops.value.groups.iter().filter(|group| {
+            group.reason == "NO_SOCKET" && group.netns == here && group.tuple.as_ref().is_some_and(is_to_it)
+        });
+        let packets: u64 = groups.map(|group| group.packets).sum();
+        let text =
+            format!("{packets} packets to {socket} found no socket (NO_SOCKET) in {:.0} s", drops.value.window_s);
+        proofs.extend((packets > 0).then(|| Proof::observed("dropped packets", &backend.node, drops.at, text)));
+    }
+    if let Look::Seen(rejects) = view.rejects(&backend.node, &Netns::Host) {
+        // TCP refuses by a reset, UDP by ICMP's port unreachable (RFC 9293 3.10.7.1, RFC 1122 4.1.3.1).
+        let refuses = |kind: &RejectKind| match kind {
+            RejectKind::ResetSent { .. } => protocol == Protocol::Tcp,
+            RejectKind::IcmpSent { icmp_type: 3, code: 3 } => protocol == Protocol::Udp,
+            _ => false,
+        };
+        let groups =
+            rejects.value.groups.iter().filter(|group| {
+                refuses(&group.kind) && group.netns == here && group.tuple.as_ref().is_some_and(is_to_it)
+            });
+        let packets: u64 = groups.map(|group| group.packets).sum();
+        let answer = if protocol == Protocol::Tcp { "a reset" } else { "ICMP port unreachable" };
+        let text = format!("{packets} packets to {socket} answered with {answer} in {:.0} s", rejects.value.window_s);
+        proofs.extend((packets > 0).then(|| Proof::observed("refusals", &backend.node, rejects.at, text)));
+    }
+    proofs
 }

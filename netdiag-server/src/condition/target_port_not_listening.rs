@@ -14,7 +14,7 @@ pub const CONDITION: Condition = Condition {
     severity: Severity::High,
     words: Words {
         means: "connections reach a pod in which nobody listens on that port",
-        how_we_know: "the sockets of the pod's network namespace, and packets that found no socket there",
+        how_we_know: "the sockets of the pod's network namespace, and packets that found no socket there and were refused",
         silent_when: "a socket takes the endpoint's address and port, or the port is listened on at another address only",
         what_to_do: "make targetPort the port the process listens on, or start the process",
         sources: &[
@@ -23,7 +23,7 @@ pub const CONDITION: Condition = Condition {
         ],
     },
     faults: &["svc-wrong-targetport", "app-not-running"],
-    reads: &[Read::Topic("listeners"), Read::Topic("drops")],
+    reads: &[Read::Topic("listeners"), Read::Topic("drops"), Read::Topic("rejects")],
     lookalikes: &["listener_bound_to_loopback", "policy_denies_path"],
     explains: &[],
     judge,

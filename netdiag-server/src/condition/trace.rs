@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use netdiag_common::Netns;
 use netdiag_common::observation::Protocol;
+use netdiag_common::observation::kfree_skb::DropTuple;
+use netdiag_common::observation::reject::RejectKind;
 
 use crate::evidence::{Look, View};
 use crate::finding::{Fate, Proof};
@@ -53,14 +55,7 @@ pub struct Packets {
 pub fn dropped(view: &mut View, node: &str, packets: &Packets, reasons: &[&str]) -> Option<Proof> {
     let Look::Seen(drops) = view.drops(node, &Netns::Host) else { return None };
     let group = drops.value.groups.iter().find(|group| {
-        reasons.contains(&group.reason.as_str())
-            && group.tuple.as_ref().is_some_and(|tuple| {
-                tuple.source == packets.source
-                    && tuple.destination == packets.destination.ip()
-                    && tuple.protocol == Some(packets.protocol)
-                    && tuple.port_is_destination
-                    && tuple.service_port == packets.destination.port()
-            })
+        reasons.contains(&group.reason.as_str()) && group.tuple.as_ref().is_some_and(|tuple| packets.are(tuple))
     })?;
     let text = format!(
         "{} packets from {} to {}/{} dropped in {:.0} s: {} at {}",
@@ -73,4 +68,33 @@ pub fn dropped(view: &mut View, node: &str, packets: &Packets, reasons: &[&str])
         group.location
     );
     Some(Proof::observed("dropped packets", node, drops.at, text))
+}
+
+/// Packets of this connection that one node answered with an ICMP error: a rule that rejects, and none that drops.
+pub fn rejected(view: &mut View, node: &str, packets: &Packets) -> Option<Proof> {
+    let Look::Seen(rejects) = view.rejects(node, &Netns::Host) else { return None };
+    let group = rejects.value.groups.iter().find(|group| {
+        matches!(group.kind, RejectKind::IcmpSent { .. })
+            && group.tuple.as_ref().is_some_and(|tuple| packets.are(tuple))
+    })?;
+    let text = format!(
+        "{} packets from {} to {}/{} answered with ICMP {} in {:.0} s",
+        group.packets,
+        packets.source,
+        packets.destination,
+        packets.protocol,
+        group.kind.icmp_meaning().unwrap_or("error"),
+        rejects.value.window_s
+    );
+    Some(Proof::observed("refusals", node, rejects.at, text))
+}
+
+impl Packets {
+    fn are(&self, tuple: &DropTuple) -> bool {
+        tuple.source == self.source
+            && tuple.destination == self.destination.ip()
+            && tuple.protocol == Some(self.protocol)
+            && tuple.port_is_destination
+            && tuple.service_port == self.destination.port()
+    }
 }

@@ -4,17 +4,23 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use netdiag_common::observation::conntrack::Conntrack;
+use netdiag_common::observation::counter::Counters;
+use netdiag_common::observation::dns::Dns;
 use netdiag_common::observation::flow::{FlowQuery, Flows, FoundFlows};
 use netdiag_common::observation::kfree_skb::Drops;
 use netdiag_common::observation::kube_proxy::KubeProxy;
 use netdiag_common::observation::listener::Listener;
+use netdiag_common::observation::neighbour::Neighbours;
 use netdiag_common::observation::network::Network;
 use netdiag_common::observation::pod::PodOnNode;
 use netdiag_common::observation::probe::{ProbeRequest, ProbeResult};
+use netdiag_common::observation::reject::Rejects;
 use netdiag_common::observation::resolver::Resolver;
 use netdiag_common::observation::rules::Ruleset;
 use netdiag_common::observation::service_rules::ServiceRules;
+use netdiag_common::observation::socket::Sockets;
 use netdiag_common::observation::sysctl::Sysctls;
+use netdiag_common::observation::tcp::Tcp;
 use netdiag_common::observation::{Observation, preflight};
 use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic, Window};
 
@@ -211,6 +217,12 @@ impl<'e> View<'e> {
         service_rules: ServiceRules -> ServiceRules,
         kube_proxy: KubeProxy -> KubeProxy,
         drops: Drops -> Drops,
+        rejects: Rejects -> Rejects,
+        tcp: Tcp -> Tcp,
+        dns: Dns -> Dns,
+        neighbours: Neighbours -> Neighbours,
+        sockets: Sockets -> Sockets,
+        counters: Counters -> Counters,
     }
 
     /// A probe that the condition wants; sent only when the question's tier allows it.

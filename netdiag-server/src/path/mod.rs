@@ -15,12 +15,14 @@ use crate::question::{Purpose, Question};
 pub mod filter;
 pub mod forwarding;
 pub mod hops;
+mod lived;
 mod name;
 pub mod policy;
 mod resolve;
 pub mod route;
 mod symptom;
 
+pub use lived::{FEWEST_FAILURES, Lived, SMALLEST_SHARE_PERCENT, lived};
 pub use name::{DnsName, ServiceName, cluster_domain};
 pub use resolve::{ResolveError, edit_distance, resolve, target_port_of};
 pub(crate) use resolve::{backends, exists};

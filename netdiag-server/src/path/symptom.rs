@@ -1,4 +1,4 @@
-//! What a client of the path experiences, by probes from its own network namespace.
+//! What a client of the path experiences: by probes from its own network namespace, and by its own traffic.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::probe::{DnsRecord, Outcome, ProbeRequest, ProbeResult};
 
+use super::lived::{Lived, lived};
 use super::{Backend, Client, Path};
 use crate::evidence::{Look, View};
 use crate::finding::Fate;
@@ -23,7 +24,7 @@ const DNS_TIMEOUT_MS: u32 = 1_500;
 /// Endpoints probed one by one; a larger Service is sampled, and the rest is named as not seen.
 pub(crate) const MAX_BACKEND_PROBES: usize = 16;
 /// Name servers that a resolver uses of its list (MAXNS of resolv.conf(5)).
-const MAX_NAME_SERVERS: usize = 3;
+pub(super) const MAX_NAME_SERVERS: usize = 3;
 /// Candidates asked for; kubelet warns about search lists longer than this.
 const MAX_CANDIDATES: usize = 8;
 /// Hosts probed when the question names no source; the rest is named as not seen.
@@ -32,8 +33,11 @@ pub(crate) const MAX_CLIENT_PROBES: usize = 16;
 /// What the probes of one path say.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Symptom {
+    /// By probes alone: what traffic met in the window may be over.
     pub state: SymptomState,
     pub probes: Vec<ProbeSeen>,
+    /// What the path's own traffic met.
+    pub lived: Vec<Lived>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +173,7 @@ pub fn symptom(path: &Path, view: &mut View) -> Symptom {
         // A name that is found says nothing about what is behind it.
         (_, connect) => connect,
     };
-    Symptom { state, probes }
+    Symptom { state, probes, lived: lived(path, view) }
 }
 
 fn reachable_family(client: &Client, address: IpAddr) -> bool {
