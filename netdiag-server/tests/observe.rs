@@ -217,3 +217,25 @@ fn what_is_not_there_or_not_recorded_is_said() {
     assert_eq!(code(&output), 3, "{output:?}");
     assert!(not_seen(&json(&output)).iter().any(|gap| gap.contains("dropped packets on node n1")), "{output:?}");
 }
+
+#[test]
+fn a_scan_names_what_fails_by_itself_and_asks_why() {
+    let bundle = Bundle::new();
+    let mut report = report();
+    let readings = report["readings"].as_array_mut().expect("a list");
+    readings.retain(|reading| reading["need"]["topic"] == "tcp");
+    readings[0]["need"]["window"] = json!("1m");
+    let groups = readings[0]["reading"]["value"]["value"]["groups"].as_array_mut().expect("a list");
+    // Nothing in the cluster is there, so nothing in the cluster explains it.
+    groups[0]["service"] = json!("203.0.113.9:443");
+    groups[0]["results"][0]["time"]["count"] = json!(30);
+    bundle.write("nodes/n1.json", &report.to_string());
+    let path = bundle.path();
+    let output = netdiag(&["scan", "--bundle", path.to_str().expect("UTF-8"), "-o", "json"]);
+    let scan = json(&output);
+    assert_eq!(scan["unexplained"].as_array().map(Vec::len), Some(1), "{scan}");
+    let one = &scan["unexplained"][0];
+    assert_eq!(one["what"], "30 of 33 connects failed: 30 timed out");
+    assert_eq!(one["ask"], "netdiag diagnose --from pod/shop/client --to ip/203.0.113.9:443");
+    assert_eq!(code(&output), 3, "a symptom without a cause");
+}

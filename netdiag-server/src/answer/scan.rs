@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::page::{Page, Paint};
 use super::{CauseEntry, NotSeen, StatusName, build, not_seen, text};
-use crate::ask::{Inquiry, MAX_SCAN_PATHS};
+use crate::ask::{MAX_SCAN_PATHS, Scanned};
 use crate::correlate::{Status, correlate};
+use crate::observed::Failing;
 
 pub const SCAN_SCHEMA: &str = "netdiag.scan/v1";
 /// Paths named with one finding; the rest is counted.
@@ -34,6 +35,9 @@ pub struct Scan {
     pub findings: Vec<ScanFinding>,
     /// Paths with a symptom or a gap and no cause.
     pub unknown: Vec<String>,
+    /// Traffic of the last minute that fails by itself, and no cause was found; most failures first.
+    #[serde(default)]
+    pub unexplained: Vec<Unexplained>,
     pub not_seen: Vec<NotSeen>,
     /// What was left out to keep the answer short, and how to get it; empty when nothing was.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -50,6 +54,15 @@ pub struct PathCounts {
     pub unknown: usize,
 }
 
+/// Seen, not explained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Unexplained {
+    #[serde(flatten)]
+    pub failing: Failing,
+    /// The command that asks about it alone.
+    pub ask: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScanFinding {
     /// As found on the first of its paths.
@@ -60,8 +73,9 @@ pub struct ScanFinding {
     pub named: Vec<String>,
 }
 
-/// `left_out`: paths that were not asked because a scan has a limit.
-pub fn build_scan(inquiries: &[Inquiry], namespace: &str, left_out: usize, at: Timestamp, cluster: &str) -> Scan {
+/// `at`: when nothing was asked, because there is nothing to ask about.
+pub fn build_scan(scanned: &Scanned, namespace: &str, at: Timestamp, cluster: &str) -> Scan {
+    let Scanned { inquiries, left_out, unexplained, gaps: of_traffic } = scanned;
     let mut scan = Scan {
         schema: SCAN_SCHEMA.to_owned(),
         cluster: cluster.to_owned(),
@@ -72,6 +86,10 @@ pub fn build_scan(inquiries: &[Inquiry], namespace: &str, left_out: usize, at: T
         paths: PathCounts { asked: inquiries.len(), ..PathCounts::default() },
         findings: Vec::new(),
         unknown: Vec::new(),
+        unexplained: unexplained
+            .iter()
+            .map(|failing| Unexplained { failing: failing.clone(), ask: failing.ask() })
+            .collect(),
         not_seen: Vec::new(),
         truncated: String::new(),
     };
@@ -97,9 +115,10 @@ pub fn build_scan(inquiries: &[Inquiry], namespace: &str, left_out: usize, at: T
     if let Some(first) = inquiries.first() {
         gaps.extend(first.evidence.kind_gaps().into_iter().map(|(_, gap)| gap));
     }
+    gaps.extend(of_traffic);
     scan.findings.sort_by_key(|finding| std::cmp::Reverse(finding.paths));
     scan.not_seen = not_seen::grouped(gaps);
-    if left_out > 0 {
+    if *left_out > 0 {
         scan.not_seen.push(NotSeen {
             what: format!("{left_out} more paths"),
             node: String::new(),
@@ -107,7 +126,11 @@ pub fn build_scan(inquiries: &[Inquiry], namespace: &str, left_out: usize, at: T
             remedy: "scan one namespace at a time".to_owned(),
         });
     }
-    scan.status = worst(scan.paths);
+    scan.status = match worst(scan.paths) {
+        // Something fails, and nobody can say why.
+        StatusName::Healthy if !scan.unexplained.is_empty() => StatusName::Unknown,
+        worst => worst,
+    };
     scan
 }
 
@@ -172,6 +195,10 @@ impl Scan {
         if self.findings.len() > MAX_SHOWN {
             page.line("", &format!("and {} more findings (-o json)", self.findings.len() - MAX_SHOWN));
         }
+        for (index, unexplained) in self.unexplained.iter().take(MAX_SHOWN).enumerate() {
+            page.line(if index == 0 { "unexplained" } else { "" }, &unexplained.failing.words());
+            page.command(&unexplained.ask);
+        }
         if !self.unknown.is_empty() {
             let shown = self.unknown.iter().take(MAX_SHOWN).cloned().collect::<Vec<_>>().join(", ");
             page.line("unknown", &format!("{shown}: ask netdiag diagnose about each"));
@@ -194,6 +221,11 @@ impl Scan {
             out.push_str(&format!("- {} paths, among them {}\n", finding.paths, markdown(&finding.named.join(", "))));
             out.push_str(&format!("- **Fix:** {}\n", markdown(&cause.fix.text)));
             out.extend(cause.fix.commands.iter().map(|command| format!("- {}\n", code_span(command))));
+        }
+        if !self.unexplained.is_empty() {
+            out.push_str("\n### Seen, not explained\n\n");
+            let lines = self.unexplained.iter();
+            out.extend(lines.map(|one| format!("- {}: {}\n", markdown(&one.failing.words()), code_span(&one.ask))));
         }
         if !self.not_seen.is_empty() {
             out.push_str("\n### Not seen\n\n");

@@ -31,7 +31,7 @@ pub use any::AnySource;
 pub use bundle::BundleSource;
 pub use live::LiveSource;
 pub use observe::observe;
-pub use scan::{MAX_SCAN_PATHS, Scope, scan};
+pub use scan::{MAX_SCAN_PATHS, Scanned, Scope, scan};
 pub use status::status;
 pub use step::Step;
 

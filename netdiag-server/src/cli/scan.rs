@@ -64,6 +64,6 @@ pub(super) async fn scan_with<S: Source>(source: &S, request: &ScanRequest) -> R
         let there: Vec<&str> = cluster.namespaces.iter().map(|namespace| namespace.metadata.name.as_str()).collect();
         return Err(Failure(format!("there is no namespace {}; there is {}", scope.namespace, there.join(", "))));
     }
-    let (inquiries, left_out) = ask::scan(source, &scope).await?;
-    Ok(build_scan(&inquiries, &scope.namespace, left_out, source.now(), &cluster.name))
+    let scanned = ask::scan(source, &scope).await?;
+    Ok(build_scan(&scanned, &scope.namespace, source.now(), &cluster.name))
 }

@@ -70,8 +70,8 @@ pub async fn call<S: Source + Send + 'static>(state: &Arc<State<S>>, arguments: 
     };
     let (cluster, outcome) = (state.source.cluster().await, scan(&state.source, &scope).await);
     match (cluster, outcome) {
-        (Ok(cluster), Ok((inquiries, left_out))) => {
-            if inquiries.is_empty()
+        (Ok(cluster), Ok(scanned)) => {
+            if scanned.inquiries.is_empty()
                 && !scope.namespace.is_empty()
                 && cluster.namespaces.get("", &scope.namespace).is_none()
             {
@@ -80,7 +80,7 @@ pub async fn call<S: Source + Send + 'static>(state: &Arc<State<S>>, arguments: 
                     scope.namespace
                 ));
             }
-            reply(&build_scan(&inquiries, &scope.namespace, left_out, state.source.now(), &cluster.name))
+            reply(&build_scan(&scanned, &scope.namespace, state.source.now(), &cluster.name))
         }
         (Err(error), _) => Reply::error(error.to_string()),
         (_, Err(error)) => Reply::error(format!("{error}; an object may have gone meanwhile: scan again")),
@@ -91,6 +91,9 @@ fn reply(scan: &Scan) -> Reply {
     let mut text = scan.summary();
     for finding in scan.findings.iter().take(10) {
         text.push_str(&format!("\n{} ({} paths): {}", finding.cause.code, finding.paths, plain(&finding.cause.claim)));
+    }
+    for unexplained in scan.unexplained.iter().take(10) {
+        text.push_str(&format!("\nseen, not explained: {}; {}", plain(&unexplained.failing.words()), unexplained.ask));
     }
     if !scan.not_seen.is_empty() {
         text.push_str(&format!("\n{} things were not seen: see not_seen", scan.not_seen.len()));

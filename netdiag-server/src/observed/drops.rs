@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Column, Names, Peer, Place, Row, Selection, age};
+use crate::harmless::harmless;
 
 /// Packets of one connection's service side that were dropped for one reason at one place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,7 +38,7 @@ pub struct DropRow {
     pub since: Timestamp,
     #[schemars(with = "String")]
     pub last_at: Timestamp,
-    /// Why such packets are dropped where nothing is wrong; empty for all others.
+    /// What kind of harmless drop it is, `echo reply`; empty for all others.
     pub harmless: String,
 }
 
@@ -72,7 +73,8 @@ impl Row for DropRow {
         if !self.protocol.is_empty() {
             to = format!("{to}/{}", self.protocol);
         }
-        let reason = if self.harmless.is_empty() { self.reason.clone() } else { format!("{} (harmless)", self.reason) };
+        let reason =
+            if self.harmless.is_empty() { self.reason.clone() } else { format!("{} ({})", self.reason, self.harmless) };
         let last = age(self.last_at, now);
         vec![
             self.place.name.clone(),
@@ -130,7 +132,7 @@ fn row(node: &str, group: &DropGroup, names: &Names) -> DropRow {
         bytes: group.bytes,
         since: group.since.unwrap_or(group.first_at),
         last_at: group.last_at,
-        harmless: String::new(),
+        harmless: harmless(group).unwrap_or_default().to_owned(),
     }
 }
 

@@ -25,7 +25,8 @@ fn answers_scans_and_statuses_hold_to_their_schemas() {
         let (judged, _) = ask::judge(&ending.question, &ending.evidence).expect("it was judged before");
         let now = ending.evidence.now;
         let inquiry = Inquiry { judged, evidence: ending.evidence, steps: Vec::new().into() };
-        let scan = answer::scan::build_scan(&[inquiry], "", 1, now, "story");
+        let scanned = ask::Scanned { inquiries: vec![inquiry], left_out: 1, unexplained: Vec::new(), gaps: Vec::new() };
+        let scan = answer::scan::build_scan(&scanned, "", now, "story");
         let scan = serde_json::to_value(scan).expect("a scan is JSON");
         assert!(of_scan.is_valid(&scan), "{} / {}: {scan}", story.fixture, story.title);
     }
