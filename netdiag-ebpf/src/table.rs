@@ -6,6 +6,9 @@ use netdiag_common::record::table::{Slot, WAYS};
 /// Possible CPUs: the rows of one epoch.
 #[unsafe(no_mangle)]
 pub static CPUS: Global<u32> = Global::new(1);
+/// Nanoseconds of one jiffy.
+#[unsafe(no_mangle)]
+pub static TICK_NS: Global<u64> = Global::new(0);
 /// Random per load: who sends packets chooses the keys, and must not be able to choose the set.
 #[unsafe(no_mangle)]
 pub static SEED: Global<u64> = Global::new(0);

@@ -20,7 +20,8 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_NOEXIST, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::{
-    bpf_get_smp_processor_id, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_load_bytes,
+    bpf_get_netns_cookie, bpf_get_smp_processor_id, bpf_get_socket_cookie, bpf_jiffies64, bpf_ktime_get_ns,
+    bpf_skb_load_bytes,
 };
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
@@ -28,10 +29,11 @@ use netdiag_common::record::dns::{
     Counters, Group, GroupKey, HEADER_BYTES, MESSAGE_BYTES, MESSAGE_WORDS, Open, OpenKey, RCODE_OTHER, RCODES,
     SIDE_SERVER, Sample, TIMES, TYPE_OTHER, TYPE_ROWS, TYPES, rcode_row, service_word,
 };
+use netdiag_common::record::table::CpuState;
 
 use crate::map::{DNS_COUNTERS, DNS_CPUS, DNS_GROUPS, DNS_OPEN, DNS_SAMPLES, DNS_ZERO};
 use crate::read;
-use crate::table::CPUS;
+use crate::table::{CPUS, TICK_NS};
 
 /// Four ports that DNS servers listen on, each in the byte order of packets, and how many of them differ.
 #[unsafe(no_mangle)]
@@ -64,7 +66,7 @@ const ABOUT_5S_NS: core::ops::Range<u64> = 4_500_000_000..5_500_000_000;
 #[cgroup_skb(egress)]
 pub fn netdiag_dns_egress(ctx: SkBuffContext) -> i32 {
     if let Some(packet) = dns(&ctx) {
-        unsafe { on_egress(&ctx, &packet) };
+        unsafe { on_egress::<Told>(&ctx, &packet) };
     }
     PASS
 }
@@ -72,9 +74,50 @@ pub fn netdiag_dns_egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub fn netdiag_dns_ingress(ctx: SkBuffContext) -> i32 {
     if let Some(packet) = dns(&ctx) {
-        unsafe { on_ingress(&ctx, &packet) };
+        unsafe { on_ingress::<Told>(&ctx, &packet) };
     }
     PASS
+}
+
+#[cgroup_skb(egress)]
+pub fn netdiag_dns_egress_old(ctx: SkBuffContext) -> i32 {
+    if let Some(packet) = dns(&ctx) {
+        unsafe { on_egress::<Read>(&ctx, &packet) };
+    }
+    PASS
+}
+
+#[cgroup_skb(ingress)]
+pub fn netdiag_dns_ingress_old(ctx: SkBuffContext) -> i32 {
+    if let Some(packet) = dns(&ctx) {
+        unsafe { on_ingress::<Read>(&ctx, &packet) };
+    }
+    PASS
+}
+
+/// A way to learn the namespace of a packet's socket.
+trait Netns {
+    unsafe fn of(ctx: &SkBuffContext) -> u64;
+}
+
+/// The helper, which cgroup_skb programs may call since Linux 6.15.
+struct Told;
+
+impl Netns for Told {
+    #[inline(always)]
+    unsafe fn of(ctx: &SkBuffContext) -> u64 {
+        unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+    }
+}
+
+/// Three reads of kernel memory.
+struct Read;
+
+impl Netns for Read {
+    #[inline(always)]
+    unsafe fn of(ctx: &SkBuffContext) -> u64 {
+        unsafe { read::socket_netns(ctx.as_ptr().cast()) }
+    }
 }
 
 /// What the ports say, before anything else is looked at.
@@ -180,10 +223,13 @@ struct Header {
 const NO_HEADER: Header = Header { id: 0, flags: u16::MAX, questions: 0, answers: 0 };
 
 #[inline(always)]
-fn header(ctx: &SkBuffContext, at: u32) -> Header {
-    let Ok(bytes) = ctx.load::<[u16; HEADER_BYTES / 2]>(at as usize) else { return NO_HEADER };
-    let [id, flags, questions, answers, ..] = bytes.map(u16::from_be);
-    Header { id, flags, questions, answers }
+fn header(ctx: &SkBuffContext, at: u32, available: u32) -> Header {
+    if available < HEADER_BYTES as u32 {
+        return NO_HEADER;
+    }
+    let Ok(words) = ctx.load::<u64>(at as usize) else { return NO_HEADER };
+    let field = |n: u32| u16::from_be((words >> (16 * n)) as u16);
+    Header { id: field(0), flags: field(1), questions: field(2), answers: field(3) }
 }
 
 impl Header {
@@ -201,16 +247,16 @@ impl Header {
 }
 
 #[inline(always)]
-unsafe fn on_egress(ctx: &SkBuffContext, packet: &Packet) {
+unsafe fn on_egress<N: Netns>(ctx: &SkBuffContext, packet: &Packet) {
     let to_server = is_dns(packet.destination_port);
     messages(ctx, packet, |place, header, at, length| unsafe {
         if to_server && header.is_query() {
-            query(ctx, packet, place, header, at, length);
+            query::<N>(ctx, packet, place, header, at, length);
             return true;
         }
         if is_dns(packet.source_port) && header.is_answer() {
             count!(place, served_answers);
-            served(ctx, packet, place, header, Side::Source);
+            served::<N>(ctx, packet, place, header, Side::Source);
             return true;
         }
         if to_server && packet.protocol == UDP {
@@ -222,7 +268,7 @@ unsafe fn on_egress(ctx: &SkBuffContext, packet: &Packet) {
 }
 
 #[inline(always)]
-unsafe fn on_ingress(ctx: &SkBuffContext, packet: &Packet) {
+unsafe fn on_ingress<N: Netns>(ctx: &SkBuffContext, packet: &Packet) {
     let from_server = is_dns(packet.source_port);
     messages(ctx, packet, |place, header, _, _| unsafe {
         if from_server && header.is_answer() {
@@ -230,7 +276,7 @@ unsafe fn on_ingress(ctx: &SkBuffContext, packet: &Packet) {
         }
         if is_dns(packet.destination_port) && header.is_query() {
             count!(place, served_queries);
-            served(ctx, packet, place, header, Side::Destination);
+            served::<N>(ctx, packet, place, header, Side::Destination);
             return true;
         }
         false
@@ -245,7 +291,8 @@ fn messages(ctx: &SkBuffContext, packet: &Packet, found: impl Fn(&Place, Header,
     if packet.protocol == UDP {
         let at = packet.transport + 8;
         let Some(place) = place() else { return };
-        found(&place, header(ctx, at), at, total.wrapping_sub(at));
+        let available = total.saturating_sub(at);
+        found(&place, header(ctx, at, available), at, available);
         return;
     }
     let Ok(offset) = ctx.load::<u8>(packet.transport as usize + 12) else { return };
@@ -260,7 +307,8 @@ fn messages(ctx: &SkBuffContext, packet: &Packet, found: impl Fn(&Place, Header,
         let length = ctx.load::<u16>(at as usize).map_or(0, u16::from_be);
         let behind = at + 2;
         if length as usize >= HEADER_BYTES
-            && found(&place, header(ctx, behind), behind, total.wrapping_sub(behind).min(u32::from(length)))
+            && behind < total
+            && found(&place, header(ctx, behind, total - behind), behind, (total - behind).min(u32::from(length)))
         {
             at = behind + u32::from(length);
             if at == total {
@@ -272,7 +320,7 @@ fn messages(ctx: &SkBuffContext, packet: &Packet, found: impl Fn(&Place, Header,
             }
             continue;
         }
-        if found(&place, header(ctx, at), at, total.wrapping_sub(at)) {
+        if found(&place, header(ctx, at, total - at), at, total - at) {
             return;
         }
         break;
@@ -282,11 +330,18 @@ fn messages(ctx: &SkBuffContext, packet: &Packet, found: impl Fn(&Place, Header,
 
 /// A client asks. Repeats of an open question count with it; a full table sheds.
 #[inline(always)]
-unsafe fn query(ctx: &SkBuffContext, packet: &Packet, place: &Place, header: Header, at: u32, available: u32) {
+unsafe fn query<N: Netns>(
+    ctx: &SkBuffContext,
+    packet: &Packet,
+    place: &Place,
+    header: Header,
+    at: u32,
+    available: u32,
+) {
     let mut open = Open {
         first_ns: unsafe { bpf_ktime_get_ns() },
         last_ns: 0,
-        netns: unsafe { read::socket_netns(ctx.as_ptr().cast()) },
+        netns: unsafe { N::of(ctx) },
         server: address(ctx, packet, Side::Destination),
         service: service_word(u16::from_be(packet.destination_port), packet.protocol, packet.version, 0),
         tries: 1,
@@ -309,6 +364,14 @@ unsafe fn query(ctx: &SkBuffContext, packet: &Packet, place: &Place, header: Hea
     }
     open.length = length;
     let key = OpenKey { socket: unsafe { bpf_get_socket_cookie(skb.cast()) }, id: u64::from(header.id) };
+    if DNS_OPEN.insert(&key, &open, u64::from(BPF_NOEXIST)).is_ok() {
+        unsafe {
+            count!(place, queries);
+            count!(place, opened);
+        }
+        return;
+    }
+    // Open already, or the table is full.
     if let Some(known) = DNS_OPEN.get_ptr_mut(&key) {
         let known = unsafe { &mut *known };
         if same_question(&known.message, &open.message) {
@@ -318,12 +381,6 @@ unsafe fn query(ctx: &SkBuffContext, packet: &Packet, place: &Place, header: Hea
             unsafe { again(place, &open, waited_ns) };
             return;
         }
-    } else if DNS_OPEN.insert(&key, &open, u64::from(BPF_NOEXIST)).is_ok() {
-        unsafe {
-            count!(place, queries);
-            count!(place, opened);
-        }
-        return;
     }
     unsafe {
         count!(place, queries);
@@ -383,12 +440,12 @@ unsafe fn answer(ctx: &SkBuffContext, packet: &Packet, place: &Place, header: He
 
 /// A server received a query, which came to it, or sent an answer, which comes from it.
 #[inline(always)]
-unsafe fn served(ctx: &SkBuffContext, packet: &Packet, place: &Place, header: Header, side: Side) {
+unsafe fn served<N: Netns>(ctx: &SkBuffContext, packet: &Packet, place: &Place, header: Header, side: Side) {
     let port = if side == Side::Source { packet.source_port } else { packet.destination_port };
     let service = service_word(u16::from_be(port), packet.protocol, packet.version, SIDE_SERVER);
     unsafe {
-        let netns = read::socket_netns(ctx.as_ptr().cast());
-        let now_ns = bpf_ktime_get_ns();
+        let netns = N::of(ctx);
+        let now_ns = coarse_ns(place);
         let Some(group) = group(place, netns, address(ctx, packet, side), service, now_ns) else { return };
         if side == Side::Source {
             answered(group, header);
@@ -396,6 +453,27 @@ unsafe fn served(ctx: &SkBuffContext, packet: &Packet, place: &Place, header: He
             add(addr_of_mut!((*group).queries), 1);
         }
     }
+}
+
+/// What time it is, to some milliseconds: reading jiffies costs a tenth of the exact clock, which is read every quarter of a
+/// second and carried on from there.
+#[inline(always)]
+unsafe fn coarse_ns(place: &Place) -> u64 {
+    let Some(state) = DNS_CPUS.get_ptr_mut(place.cpu) else { return 0 };
+    let state = unsafe { &mut *state };
+    let passed_ns = unsafe { bpf_jiffies64() }.wrapping_sub(state.refilled_ticks) * TICK_NS.load();
+    if passed_ns > SPAN_NS {
+        refill(state, unsafe { bpf_ktime_get_ns() });
+        return state.refilled_ns;
+    }
+    state.refilled_ns + passed_ns
+}
+
+#[inline(always)]
+fn refill(state: &mut CpuState, now_ns: u64) {
+    state.refilled_ns = now_ns;
+    state.refilled_ticks = unsafe { bpf_jiffies64() };
+    state.tokens = DNS_SAMPLES_PER_SPAN.load();
 }
 
 #[inline(always)]
@@ -443,8 +521,7 @@ unsafe fn sample(place: &Place, open: &Open, header: Header, now_ns: u64) {
     let Some(state) = DNS_CPUS.get_ptr_mut(place.cpu) else { return };
     let state = unsafe { &mut *state };
     if now_ns.wrapping_sub(state.refilled_ns) > SPAN_NS {
-        state.refilled_ns = now_ns;
-        state.tokens = DNS_SAMPLES_PER_SPAN.load();
+        refill(state, now_ns);
     }
     let ordinary = header.flags & (TC | 0xf) == 0 && open.tries == 1;
     let reserve = if ordinary { DNS_SAMPLES_PER_SPAN.load() / 4 } else { 0 };

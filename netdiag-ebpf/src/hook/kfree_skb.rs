@@ -29,7 +29,7 @@ use crate::map::{
     KFREE_IPV6, KFREE_SHOWN,
 };
 use crate::read::{Load, O_SKB_LEN, Packet, Parsed, Place, Probed, Typed, is_ip, packet, place};
-use crate::table::{Added, CPUS, mix, put, set};
+use crate::table::{Added, CPUS, TICK_NS, mix, put, set};
 
 /// 1 when the tracepoint's third argument is the reason.
 #[unsafe(no_mangle)]
@@ -41,9 +41,6 @@ static MASK_IPV4: Global<u32> = Global::new(0);
 static MASK_IPV6: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static MASK_COARSE: Global<u32> = Global::new(0);
-/// Nanoseconds of one jiffy.
-#[unsafe(no_mangle)]
-static TICK_NS: Global<u64> = Global::new(0);
 /// Jiffies for one more exemplar per CPU, and how many may be saved up.
 #[unsafe(no_mangle)]
 static TOKEN_TICKS: Global<u64> = Global::new(1);

@@ -27,7 +27,7 @@ use counted::{Counted, GroupCount, GroupId};
 use exemplar::{Exemplar, Exemplars};
 use message::{Question, question};
 use names::{NameCount, Searches, has_doubled_suffix};
-use tables::{Raw, Tables};
+use tables::{Raw, Tables, WAYS_TO_ATTACH};
 
 pub use tables::DnsSize;
 
@@ -57,7 +57,7 @@ impl KernelDns {
 
     pub(super) fn attach(object: &Object, size: DnsSize) -> Result<Self, LoadError> {
         Ok(Self {
-            tables: tables::open(object, size)?,
+            tables: tables::open(object, size, [&WAYS_TO_ATTACH[0], &WAYS_TO_ATTACH[1]])?,
             history: History::default(),
             exemplars: Exemplars::default(),
             searches: Searches::default(),

@@ -14,6 +14,19 @@ use crate::kernel::object::{Attached, Object, Running, Way};
 use crate::kernel::plan::{Plan, cpus, cpus_u32};
 use crate::kernel::table::Table;
 
+/// Linux 6.15 has a helper for the namespace; before it, three reads of kernel memory. Answers first: a query that is seen while
+/// nobody looks at answers would stay open.
+pub(super) const WAYS_TO_ATTACH: [[Way; 2]; 2] = [
+    [
+        Way::CgroupSkb { program: "netdiag_dns_ingress", direction: Ingress },
+        Way::CgroupSkb { program: "netdiag_dns_ingress_old", direction: Ingress },
+    ],
+    [
+        Way::CgroupSkb { program: "netdiag_dns_egress", direction: Egress },
+        Way::CgroupSkb { program: "netdiag_dns_egress_old", direction: Egress },
+    ],
+];
+
 /// Which ports carry DNS, and how much is kept of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DnsSize {
@@ -94,11 +107,10 @@ pub(super) fn plan(btf: &Btf<'_>, size: DnsSize, plan: &mut Plan) -> Result<(), 
     Ok(())
 }
 
-pub(super) fn open(object: &Object, size: DnsSize) -> Result<Tables, LoadError> {
+pub(super) fn open(object: &Object, size: DnsSize, [answers, queries]: [&[Way]; 2]) -> Result<Tables, LoadError> {
     let cpus = cpus();
     let map = |name| object.take(name);
-    let attach =
-        |program, direction| object.attach("the root of the cgroup v2 tree", &[Way::CgroupSkb { program, direction }]);
+    let root = "the root of the cgroup v2 tree";
     Ok(Tables {
         cpus,
         size,
@@ -108,7 +120,54 @@ pub(super) fn open(object: &Object, size: DnsSize) -> Result<Tables, LoadError> 
         groups: HashMap::try_from(map("DNS_GROUPS")?).map_err(|error| failed("open table DNS_GROUPS", &error))?,
         samples: object.ring("DNS_SAMPLES")?,
         // Answers first: a query that is seen while nobody looks at answers would stay open.
-        programs: [attach("netdiag_dns_ingress", Ingress)?, attach("netdiag_dns_egress", Egress)?],
+        programs: [object.attach(root, answers)?, object.attach(root, queries)?],
         running: object.running(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::kernel::btf;
+
+    #[test]
+    fn ports_are_packed_as_packets_have_them() {
+        let size = DnsSize { ports: [53, 5353, 53, 53], ..DnsSize::default() };
+        assert_eq!(size.packed_ports().to_ne_bytes(), [0, 53, 20, 233, 0, 53, 0, 53]);
+        assert_eq!((size.different_ports(), DnsSize::default().different_ports()), (4, 1));
+        assert!(ring_bytes(size).is_power_of_two());
+    }
+
+    /// As before Linux 6.15, which has no helper for the namespace, and before 5.12, which has no cookies.
+    #[test]
+    fn kernels_without_the_helper_count_as_well() {
+        let test = "kernels_without_the_helper_count_as_well";
+        let bytes = match crate::host::kernel::btf() {
+            Ok(bytes) => bytes,
+            Err(error) => return eprintln!("netdiag-skip: {test}: {error}"),
+        };
+        let types = btf::parse(&bytes).unwrap();
+        let size = DnsSize::default();
+        let mut planned = Plan::for_this_machine();
+        plan(&types, size, &mut planned).unwrap();
+        planned.set("NETNS_IS_COOKIE", 0_u32);
+        planned.set("O_NET_ID", types.member("net", "ns.inum").unwrap().offset);
+        let ways = [&WAYS_TO_ATTACH[0][1..], &WAYS_TO_ATTACH[1][1..]];
+        let tables = match Object::create(&planned).and_then(|object| open(&object, size, ways)) {
+            Ok(tables) => tables,
+            Err(error @ (LoadError::NotBuilt | LoadError::NotPermitted { .. })) => {
+                return eprintln!("netdiag-skip: {test}: {error}");
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.send_to(&[7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'x', 0, 0, 1, 0, 1], "127.0.0.93:53").unwrap();
+        let inode = std::fs::metadata("/proc/self/ns/net").map(|found| std::os::linux::fs::MetadataExt::st_ino(&found));
+        let open: Vec<Open> = tables.open.iter().flatten().map(|(_, Raw(open))| open).collect();
+        let server = u64::from(u32::from_ne_bytes([127, 0, 0, 93]));
+        let ours = open.iter().find(|open| open.server[0] == server).unwrap();
+        assert_eq!(ours.netns, inode.unwrap());
+    }
 }
