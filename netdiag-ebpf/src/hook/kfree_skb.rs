@@ -14,9 +14,9 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_get_stack, bpf_jiffies64, bpf_ktime_get_ns};
-use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint, tracepoint};
 use aya_ebpf::maps::Array;
-use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext, TracePointContext};
 use netdiag_common::record::kfree_skb::{
     Counters, CpuState, DIRECTION, Exemplar, FLAG_DESTINATION, FLAG_TRANSLATED, REASONS, SHOWN, STACK_DEPTH,
     Translated, place_word, reason_row, service_word,
@@ -34,6 +34,15 @@ use crate::table::{Added, CPUS, TICK_NS, mix, put, set};
 /// 1 when the tracepoint's third argument is the reason.
 #[unsafe(no_mangle)]
 static HAS_REASON: Global<u32> = Global::new(0);
+/// The classic tracepoint's event: offsets of its fields, and whether it has a reason.
+#[unsafe(no_mangle)]
+static O_EVENT_SKB: Global<u32> = Global::new(8);
+#[unsafe(no_mangle)]
+static O_EVENT_LOCATION: Global<u32> = Global::new(16);
+#[unsafe(no_mangle)]
+static O_EVENT_REASON: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static HAS_EVENT_REASON: Global<u32> = Global::new(0);
 /// Sets per CPU and epoch, each a power of two, minus one.
 #[unsafe(no_mangle)]
 static MASK_IPV4: Global<u32> = Global::new(0);
@@ -61,6 +70,17 @@ pub fn netdiag_kfree_skb(ctx: BtfTracePointContext) -> i32 {
 pub fn netdiag_kfree_raw(ctx: RawTracePointContext) -> i32 {
     let reason = if HAS_REASON.load() == 1 { ctx.arg::<u32>(2) } else { 0 };
     unsafe { on_drop::<Probed, _>(&ctx, ctx.arg(0), ctx.arg(1), reason) };
+    0
+}
+
+#[tracepoint(category = "skb", name = "kfree_skb")]
+pub fn netdiag_kfree_perf(ctx: TracePointContext) -> u32 {
+    let event = ctx.as_ptr().cast::<u8>();
+    unsafe {
+        let reason = if HAS_EVENT_REASON.load() == 1 { Probed::load(event, O_EVENT_REASON.load()) } else { 0 };
+        let location = Probed::load(event, O_EVENT_LOCATION.load());
+        on_drop::<Probed, _>(&ctx, Probed::load(event, O_EVENT_SKB.load()), location, reason);
+    }
     0
 }
 

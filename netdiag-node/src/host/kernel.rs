@@ -22,6 +22,13 @@ pub(crate) fn module_btf(module: &str) -> Result<Vec<u8>, ReadError> {
     read(&Path::new("/sys/kernel/btf").join(module))
 }
 
+/// The fields of a tracepoint's event, where tracefs is mounted.
+pub(crate) fn event_format(event: &str) -> Result<String, ReadError> {
+    const FORMAT_BYTES: u64 = 64 << 10;
+    let below = |root: &str| file::text(&Path::new(root).join("events").join(event).join("format"), FORMAT_BYTES);
+    below("/sys/kernel/tracing").or_else(|_| below("/sys/kernel/debug/tracing"))
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::new();
     file::open(path)?

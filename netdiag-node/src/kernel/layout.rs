@@ -51,6 +51,29 @@ pub(super) fn kfree_skb(btf: &Btf<'_>, plan: &mut Plan) {
     plan.set("HAS_REASON", u32::from(arguments.get(2) == Some(&"skb_drop_reason")));
 }
 
+/// Where the classic tracepoint's event has its fields. Read only for the last way to attach: without tracefs the fields are
+/// where they have been since Linux 2.6.31, and the reason stays unknown.
+pub(super) fn kfree_skb_event(plan: &mut Plan) {
+    let format = kernel::event_format("skb/kfree_skb").unwrap_or_default();
+    let field = |name| event_field(&format, name);
+    plan.set("O_EVENT_SKB", field("skbaddr").unwrap_or(8));
+    plan.set("O_EVENT_LOCATION", field("location").unwrap_or(16));
+    plan.set("HAS_EVENT_REASON", u32::from(field("reason").is_some()));
+    plan.set("O_EVENT_REASON", field("reason").unwrap_or(0));
+}
+
+/// Offset of a field in a tracepoint's `format`: `field:void * skbaddr;	offset:8;	size:8;	signed:0;`.
+fn event_field(format: &str, name: &str) -> Option<u32> {
+    format.lines().find_map(|line| {
+        let (declaration, rest) = line.trim().strip_prefix("field:")?.split_once(';')?;
+        if declaration.split_whitespace().last()? != name {
+            return None;
+        }
+        let offset = rest.split(';').find_map(|part| part.trim().strip_prefix("offset:"))?;
+        offset.parse().ok()
+    })
+}
+
 /// The conntrack entry behind a packet. Its types are in the kernel's own BTF, or in the module's; without either, and on
 /// kernels without connection tracking, programs look no further than the packet.
 pub(super) fn conntrack(btf: &Btf<'_>, plan: &mut Plan) {
@@ -137,6 +160,11 @@ impl Reasons {
         Self { names, subsystems, reported }
     }
 
+    /// For a program that gets none, whatever the kernel could pass.
+    pub(super) fn unreported(self) -> Self {
+        Self { reported: false, ..self }
+    }
+
     /// False on kernels whose tracepoint passes none.
     pub(super) fn are_reported(&self) -> bool {
         self.reported
@@ -165,6 +193,16 @@ fn short(name: &str) -> &str {
 mod tests {
     use super::*;
     use crate::kernel::btf;
+
+    /// Of Linux 6.18.
+    #[test]
+    fn an_events_fields_are_found() {
+        let format = "name: kfree_skb\nID: 1569\nformat:\n\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\n\
+                      \tfield:void * skbaddr;\toffset:8;\tsize:8;\tsigned:0;\n\
+                      \tfield:enum skb_drop_reason reason;\toffset:36;\tsize:4;\tsigned:0;\n";
+        assert_eq!((event_field(format, "skbaddr"), event_field(format, "reason")), (Some(8), Some(36)));
+        assert_eq!((event_field(format, "addr"), event_field("", "reason")), (None, None));
+    }
 
     #[test]
     fn this_kernels_layout_and_names_are_found() {

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Map, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, RawTracePoint};
+use aya::programs::{
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, RawTracePoint, TracePoint,
+};
 use aya::{Btf, Ebpf, EbpfLoader};
 
 use super::LoadError;
@@ -26,6 +28,8 @@ pub(super) enum Way {
     TpBtf { program: &'static str, tracepoint: &'static str },
     /// Reads each field by a helper, but asks less of the kernel. Linux 4.17.
     RawTracepoint { program: &'static str, tracepoint: &'static str },
+    /// A perf event: what is left where raw tracepoints are forbidden or gone. Needs tracefs to be mounted. Linux 4.7.
+    Tracepoint { program: &'static str, category: &'static str, tracepoint: &'static str },
     /// At the root of the cgroup tree, by a link: beside whatever else is attached there. Linux 5.7.
     CgroupSkb { program: &'static str, direction: CgroupSkbAttachType },
 }
@@ -36,6 +40,7 @@ impl Way {
         match self {
             Self::TpBtf { .. } => "tp_btf",
             Self::RawTracepoint { .. } => "raw_tracepoint",
+            Self::Tracepoint { .. } => "tracepoint",
             Self::CgroupSkb { .. } => "cgroup_skb",
         }
     }
@@ -120,6 +125,12 @@ impl Object {
                 let program: &mut RawTracePoint = find(&mut programs, program)?.try_into()?;
                 program.load()?;
                 program.attach(tracepoint)?;
+                owned(program.fd()?.as_fd())
+            }
+            Way::Tracepoint { program, category, tracepoint } => {
+                let program: &mut TracePoint = find(&mut programs, program)?.try_into()?;
+                program.load()?;
+                program.attach(category, tracepoint)?;
                 owned(program.fd()?.as_fd())
             }
             Way::CgroupSkb { program, direction } => {

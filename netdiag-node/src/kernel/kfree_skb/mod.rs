@@ -54,6 +54,8 @@ pub(super) struct Planned {
     size: TableSize,
     reasons: Reasons,
     has_conntrack: bool,
+    /// Whether the classic tracepoint's event has the reason.
+    event_has_reason: bool,
 }
 
 impl KernelDrops {
@@ -61,13 +63,16 @@ impl KernelDrops {
     pub(super) fn plan(btf: &Btf<'_>, size: TableSize, plan: &mut Plan) -> Result<Planned, LoadError> {
         tables::plan(btf, size, plan)?;
         let reasons = Reasons::of(btf, plan.has("HAS_REASON", 1_u32));
-        Ok(Planned { size, reasons, has_conntrack: plan.has("HAS_CONNTRACK", 1_u32) })
+        let (has_conntrack, event_has_reason) = (plan.has("HAS_CONNTRACK", 1_u32), plan.has("HAS_EVENT_REASON", 1_u32));
+        Ok(Planned { size, reasons, has_conntrack, event_has_reason })
     }
 
     pub(super) fn attach(object: &Object, planned: Planned) -> Result<Self, LoadError> {
+        let loaded = tables::open(object, &planned, &tables::WAYS_TO_ATTACH)?;
+        let unreported = loaded.program.tier == "tracepoint" && !planned.event_has_reason;
         Ok(Self {
-            loaded: tables::open(object, &planned, &tables::WAYS_TO_ATTACH)?,
-            reasons: planned.reasons,
+            loaded,
+            reasons: if unreported { planned.reasons.unreported() } else { planned.reasons },
             names: Names::read(monotonic_ns()),
             history: History::default(),
             first_seen: FirstSeen::default(),

@@ -11,10 +11,12 @@ use crate::kernel::object::{Attached, Object, Running, Way};
 use crate::kernel::plan::{Plan, cpus, cpus_u32, tick_ns};
 use crate::kernel::table::Table;
 
-/// Linux 5.17 passes the reason; before it, and for the classic tracepoint, see `layout`.
-pub(super) const WAYS_TO_ATTACH: [Way; 2] = [
+/// Linux 5.17 passes the reason; before it, and for the classic tracepoint, see `layout`. Where none of them works, the
+/// namespaces' own counters (topic `counters`) are all there is.
+pub(super) const WAYS_TO_ATTACH: [Way; 3] = [
     Way::TpBtf { program: "netdiag_kfree_skb", tracepoint: "kfree_skb" },
     Way::RawTracepoint { program: "netdiag_kfree_raw", tracepoint: "kfree_skb" },
+    Way::Tracepoint { program: "netdiag_kfree_perf", category: "skb", tracepoint: "kfree_skb" },
 ];
 
 /// One more exemplar per CPU every 100 ms, up to 32 saved: a reader's handful, and 40 µs a second (4 µs each, with stack).
@@ -74,6 +76,7 @@ pub(super) fn plan(btf: &Btf<'_>, size: TableSize, plan: &mut Plan) -> Result<()
     layout::packet(btf, plan)?;
     layout::kfree_skb(btf, plan);
     layout::conntrack(btf, plan);
+    layout::kfree_skb_event(plan);
     let rows = 2 * cpus_u32();
     plan.set("MASK_IPV4", size.ipv4 - 1);
     plan.set("MASK_IPV6", size.ipv6 - 1);
@@ -144,8 +147,7 @@ mod tests {
         let mut planned = Plan::for_this_machine();
         plan(&btf, size, &mut planned).unwrap();
         change(&mut planned, &btf);
-        let described =
-            Planned { size, reasons: Reasons::default(), has_conntrack: planned.has("HAS_CONNTRACK", 1_u32) };
+        let described = Planned { size, reasons: Reasons::default(), has_conntrack: false, event_has_reason: false };
         match Object::create(&planned).and_then(|object| open(&object, &described, ways)) {
             Ok(tables) => Some(tables),
             Err(error @ (LoadError::NotBuilt | LoadError::NotPermitted { .. })) => {
@@ -169,6 +171,18 @@ mod tests {
     fn the_raw_tracepoint_counts_as_well() {
         let Some(tables) = loaded("the_raw_tracepoint_counts_as_well", |_, _| (), &WAYS_TO_ATTACH[1..]) else { return };
         assert_eq!(tables.program.tier, "raw_tracepoint");
+        assert!(attributed(&tables) >= 10);
+    }
+
+    /// With the event's fields where this kernel's tracefs says; without it, there is nothing to try.
+    #[test]
+    fn the_classic_tracepoint_counts_as_well() {
+        let test = "the_classic_tracepoint_counts_as_well";
+        if crate::host::kernel::event_format("skb/kfree_skb").is_err() {
+            return eprintln!("netdiag-skip: {test}: tracefs is not mounted");
+        }
+        let Some(tables) = loaded(test, |_, _| (), &WAYS_TO_ATTACH[2..]) else { return };
+        assert_eq!(tables.program.tier, "tracepoint");
         assert!(attributed(&tables) >= 10);
     }
 
