@@ -19,6 +19,7 @@ use crate::metrics::otlp::{Otlp, OtlpError};
 use crate::metrics::{self, Gather};
 use crate::netns::NetnsHandle;
 use crate::readings::Readings;
+use crate::samples::{ROUND_EVERY, Samples};
 use crate::serve::{self, Door};
 use crate::tls::{Tls, TlsError};
 use crate::watch::{HARVEST_EVERY, TICK_EVERY, Watch};
@@ -60,6 +61,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
     tasks.spawn(async move { follow.follow().await });
     tasks.spawn(harvest(readings.watch()));
     tasks.spawn(tick(readings.watch()));
+    tasks.spawn(look_around(readings.samples()));
     let gather = Arc::new(Gather::new(Arc::clone(&readings), life.instance.clone(), started));
     if let Some(listener) = metrics {
         tracing::info!(listen = ?listener.local_addr().ok(), "serving metrics");
@@ -97,6 +99,20 @@ async fn tick(watch: Arc<Watch>) {
         if tokio::task::spawn_blocking(move || watch.tick()).await.is_err() {
             tracing::error!("reading names of DNS queries panicked");
         }
+    }
+}
+
+/// For ever, from now on: what is asked in a minute is answered from this first look.
+async fn look_around(samples: Arc<Samples>) {
+    loop {
+        let round = Arc::clone(&samples);
+        match tokio::task::spawn_blocking(move || round.round()).await {
+            Ok(Ok(round)) if round.late > 0 => tracing::debug!(?round, "not all pods were looked at in time"),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "counters not looked at"),
+            Err(_) => tracing::error!("a look at counters panicked"),
+        }
+        tokio::time::sleep(ROUND_EVERY).await;
     }
 }
 

@@ -205,7 +205,7 @@ fn candidates(proc: &Path, scope: &Scope) -> Result<BTreeMap<String, Candidate>,
 
 /// /proc/PID/cgroup is written relative to the reader's cgroup namespace. From the node's own, paths are whole. It is a
 /// help, not a must: without the right the paths start with `/..` and still name pod and container.
-fn enter_cgroup_root(proc: &Path) {
+pub(crate) fn enter_cgroup_root(proc: &Path) {
     if let Ok(namespace) = file::open(&proc.join("1/ns/cgroup")) {
         let _ = setns(OwnedFd::from(namespace), CloneFlags::CLONE_NEWCGROUP);
     }

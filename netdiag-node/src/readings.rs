@@ -17,12 +17,15 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::attribution::{Attribution, Pod};
 use crate::gap::{Failure, gap};
+use crate::host::device::Scope;
+use crate::host::socket::Limits;
 use crate::host::{
     Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, rules, service_rules, sysctl,
 };
 use crate::kernel::{Kernel, Sizes};
 use crate::netns::NetnsHandle;
 use crate::owners::Owners;
+use crate::samples::Samples;
 use crate::watch::Watch;
 use crate::{clock, preflight, probe};
 
@@ -39,6 +42,7 @@ pub struct Readings {
     host: Host,
     attribution: Arc<Attribution>,
     watch: Arc<Watch>,
+    samples: Arc<Samples>,
     checks: preflight::Fixed,
     pub shed: AtomicU64,
     readers: Arc<Semaphore>,
@@ -58,8 +62,9 @@ impl Readings {
         let watch = Arc::new(Watch::new(owners, kernel));
         Self {
             node,
-            attribution,
+            attribution: Arc::clone(&attribution),
             watch,
+            samples: Arc::new(Samples::new(host.clone(), attribution)),
             host,
             checks,
             shed: AtomicU64::new(0),
@@ -83,6 +88,11 @@ impl Readings {
     /// For the task that harvests.
     pub fn watch(&self) -> Arc<Watch> {
         Arc::clone(&self.watch)
+    }
+
+    /// For the task that looks around.
+    pub fn samples(&self) -> Arc<Samples> {
+        Arc::clone(&self.samples)
     }
 
     /// Always an answer: whatever goes wrong, or takes longer than until `deadline`, is a gap.
@@ -141,6 +151,7 @@ impl Readings {
             host: self.host.clone(),
             attribution: Arc::clone(&self.attribution),
             watch: Arc::clone(&self.watch),
+            samples: Arc::clone(&self.samples),
             need: need.clone(),
         };
         let answer = on_thread(place.expect("the semaphore is never closed"), move || job.read())?;
@@ -174,6 +185,7 @@ struct Job {
     host: Host,
     attribution: Arc<Attribution>,
     watch: Arc<Watch>,
+    samples: Arc<Samples>,
     need: Need,
 }
 
@@ -196,6 +208,7 @@ impl Job {
         if self.need.topic == Topic::Resolver {
             return Ok(self.resolver(pod.as_ref())?.map(Observation::Resolver));
         }
+        let limits = Limits::read(proc)?;
         let netns = self.enter(pod.as_ref())?;
         let found = match &self.need.topic {
             Topic::Network => Some(Observation::Network(network::read()?)),
@@ -215,13 +228,17 @@ impl Job {
                 (!is_empty).then_some(Observation::Rules(found))
             }
             Topic::ServiceRules => Some(Observation::ServiceRules(service_rules::read()?)),
-            Topic::Rejects
-            | Topic::Tcp
-            | Topic::Udp
-            | Topic::Devices
-            | Topic::Neighbours
-            | Topic::Sockets
-            | Topic::Counters => {
+            Topic::Devices => {
+                let scope = if pod.is_some() { Scope::Pod } else { Scope::Node };
+                Some(Observation::Devices(self.samples.devices(&netns, scope, self.need.window)?))
+            }
+            Topic::Neighbours => Some(Observation::Neighbours(self.samples.neighbours(&netns, self.need.window)?)),
+            Topic::Counters => Some(Observation::Counters(self.samples.counters(&netns, self.need.window)?)),
+            Topic::Sockets => {
+                let found = self.samples.sockets(&netns, pod.as_ref(), &limits, self.need.window)?;
+                Some(Observation::Sockets(found))
+            }
+            Topic::Rejects | Topic::Tcp | Topic::Udp => {
                 return Err(ReadError::Unsupported { feature: format!("reader of {}", self.need.topic.name()) }.into());
             }
             Topic::Preflight | Topic::Pods | Topic::Resolver | Topic::Drops | Topic::Dns | Topic::Probe(_) => {

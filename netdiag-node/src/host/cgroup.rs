@@ -49,6 +49,50 @@ fn parse_path(path: &str) -> Option<PodCgroup> {
     None
 }
 
+/// A process's group of one controller, and its pod's group above.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// From the hierarchy's root: `/kubepods/podUID`.
+    pub pod: String,
+    /// The same for the container; none for a process in the pod's own group.
+    pub container: Option<(String, String)>,
+}
+
+/// The group for `controller`: on cgroup v2 (no controller's name in the line), or on v1 where it has a hierarchy. The
+/// second value tells v1 by its hierarchy's name: `cpu,cpuacct`.
+pub fn group(text: &str, controller: &str) -> Option<(Group, Option<String>)> {
+    let mut unified = None;
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        if controllers.is_empty() {
+            unified = parse_group(path);
+        } else if controllers.split(',').any(|name| name == controller) {
+            return Some((parse_group(path)?, Some(controllers.to_owned())));
+        }
+    }
+    Some((unified?, None))
+}
+
+fn parse_group(path: &str) -> Option<Group> {
+    let mut end = 0;
+    let mut pod = None;
+    for part in path.split('/') {
+        end += part.len();
+        match &pod {
+            None if pod_uid(part).is_some() => pod = Some(path[..end].to_owned()),
+            Some(pod) => {
+                if let Some(id) = container_id(part) {
+                    return Some(Group { pod: pod.clone(), container: Some((id, path[..end].to_owned())) });
+                }
+            }
+            None => {}
+        }
+        end += 1;
+    }
+    Some(Group { pod: pod?, container: None })
+}
+
 /// `kubepods`, `kubepods.slice`, and with a cgroup root `ROOT-kubepods.slice`.
 fn is_kubepods(part: &str) -> bool {
     let name = part.strip_suffix(".slice").unwrap_or(part);
@@ -142,6 +186,21 @@ mod tests {
             assert_eq!(found.root.as_deref(), root, "{line}");
             assert_eq!(found.container_id.as_deref(), has_container.then_some(ID), "{line}");
         }
+    }
+
+    #[test]
+    fn groups_of_both_versions() {
+        let container = format!("/kubepods/burstable/pod{UID}/{ID}");
+        let v1 = format!("4:cpu,cpuacct:{container}\n3:memory:/other\n0::/unified\n");
+        let (found, hierarchy) = group(&v1, "cpu").unwrap();
+        assert_eq!(found.pod, format!("/kubepods/burstable/pod{UID}"));
+        assert_eq!(found.container, Some((ID.to_owned(), container)));
+        assert_eq!(hierarchy.as_deref(), Some("cpu,cpuacct"));
+        assert_eq!(group(&v1, "memory"), None, "not in a pod there");
+        let scope = format!("/kubepods.slice/kubepods-pod{SYSTEMD_UID}.slice/crio-{ID}.scope");
+        let (found, hierarchy) = group(&format!("0::{scope}/container\n"), "memory").unwrap();
+        assert_eq!((found.container.unwrap().1, hierarchy), (scope, None));
+        assert_eq!(group("0::/kubepods/besteffort/podx", "cpu"), None);
     }
 
     #[test]

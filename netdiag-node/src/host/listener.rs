@@ -13,7 +13,7 @@ use super::netlink::{IPV4, IPV6, Netlink, attributes, int};
 use super::{ReadError, process};
 
 /// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
+pub(crate) const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// Length of `struct inet_diag_req_v2`.
 const REQUEST_BYTES: usize = 56;
 /// Length of `struct inet_diag_msg`, before its attributes.
@@ -64,7 +64,12 @@ struct Socket {
 }
 
 fn request(family: u8, protocol: Protocol, states: u32) -> Vec<u8> {
-    let mut bytes = vec![family, protocol.number(), 0, 0];
+    request_with(family, protocol, states, 0)
+}
+
+/// `struct inet_diag_req_v2`. `extensions` has a bit for each attribute wanted, lowest for `INET_DIAG_MEMINFO`.
+pub(crate) fn request_with(family: u8, protocol: Protocol, states: u32, extensions: u8) -> Vec<u8> {
+    let mut bytes = vec![family, protocol.number(), extensions, 0];
     bytes.extend(states.to_ne_bytes());
     bytes.resize(REQUEST_BYTES, 0);
     bytes

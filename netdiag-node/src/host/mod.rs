@@ -6,11 +6,14 @@
 mod budget;
 pub mod cgroup;
 pub(crate) mod conntrack;
+pub(crate) mod counter;
+pub(crate) mod device;
 pub(crate) mod file;
 mod iptables;
 pub(crate) mod kernel;
 pub(crate) mod kube_proxy;
 pub(crate) mod listener;
+pub(crate) mod neighbour;
 pub(crate) mod netlink;
 pub(crate) mod network;
 mod nftables;
@@ -19,11 +22,12 @@ pub(crate) mod process;
 pub(crate) mod resolver;
 pub mod rules;
 pub mod service_rules;
+pub(crate) mod socket;
 pub(crate) mod sysctl;
 mod xtables;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::netns::NetnsHandle;
 
@@ -36,6 +40,12 @@ pub struct Host {
     pub netns: NetnsHandle,
     /// The kubelet's `cgroupRoot`, when the operator gave it.
     pub cgroup_root: Option<String>,
+}
+
+/// The files about the calling thread's network namespace. Through the agent's own /proc: a thread does not exist in
+/// another one's.
+pub(crate) fn own_net() -> &'static Path {
+    Path::new("/proc/thread-self/net")
 }
 
 /// Why a source could not be read. The caller turns it into a gap; nothing here is worth a retry.

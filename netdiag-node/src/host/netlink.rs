@@ -66,6 +66,18 @@ impl Netlink {
         Err(ReadError::Call { step: step.to_owned(), source })
     }
 
+    /// Feeds the messages of a dump to `each` as they come, for dumps that are too large to be kept and may not be exact: what
+    /// was added or removed meanwhile may be missing or be there twice.
+    pub(crate) fn stream(
+        &mut self,
+        kind: u16,
+        request: &[u8],
+        step: &str,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), ReadError> {
+        self.exchange(kind, REQUEST_DUMP, request, step, &mut each).map(|_| ())
+    }
+
     /// The answer to a request about one object.
     pub(crate) fn get<T>(
         &mut self,
@@ -165,6 +177,11 @@ pub(crate) fn short(bytes: &[u8], at: usize) -> Option<u16> {
 /// Host byte order.
 pub(crate) fn int(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// Host byte order.
+pub(crate) fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 /// `AF_UNSPEC`, `AF_INET` and `AF_INET6` as the byte that requests and messages carry.

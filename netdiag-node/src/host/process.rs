@@ -59,6 +59,12 @@ pub(crate) fn name(proc: &Path, pid: u32) -> Option<String> {
     Some(text.trim_end().to_owned())
 }
 
+/// Processes in the network namespace with this inode, ascending; those that may not be looked at are left out.
+pub(crate) fn in_netns(proc: &Path, netns: u64) -> Result<Vec<u32>, ReadError> {
+    let is_inside = |pid: &u32| matches!(netns_inode(proc, *pid), Ok(Some(inode)) if inode == netns);
+    Ok(pids(proc)?.into_iter().filter(is_inside).collect())
+}
+
 /// Who holds the sockets with these inodes, looked for among the processes in one network namespace. The lowest process
 /// id wins when several share a socket: that is the parent of a pool of workers.
 pub(crate) fn socket_owners(proc: &Path, netns: u64, sockets: &HashSet<u64>) -> HashMap<u64, Process> {

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use netdiag_common::observation::network::{Address, Link, Network};
 use nix::sys::socket::SockProtocol;
 
+pub(crate) use neighbour::state as neighbour_state;
+
 use super::ReadError;
 use super::netlink::{IPV4, IPV6, Netlink, UNSPECIFIED, address, attribute, attributes, int, short, string};
 
@@ -20,8 +22,9 @@ const MAX_NEIGHBOURS: usize = 4_096;
 /// Links listed: a node runs a few hundred pods at most, each with one veth.
 const MAX_LINKS: usize = 4_096;
 
-/// `IFLA_EXT_MASK`: leave out statistics (`RTEXT_FILTER_SKIP_STATS`), which are most of a link's message.
-const SKIP_STATISTICS: u32 = 1 << 3;
+/// `IFLA_EXT_MASK`: leave out the statistics of address families (`RTEXT_FILTER_SKIP_STATS`), which are most of a link's
+/// message. The link's own stay.
+pub(crate) const SKIP_STATISTICS: u32 = 1 << 3;
 const IFLA_LINK_NETNSID: u16 = 37;
 
 /// Everything of the calling thread's network namespace.
@@ -64,7 +67,7 @@ pub(crate) fn links(netlink: &mut Netlink) -> Result<Vec<FoundLink>, ReadError> 
 }
 
 /// `struct ifinfomsg` and its attributes.
-fn parse_link(payload: &[u8]) -> Option<FoundLink> {
+pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
     let index = int(payload, 4)?;
     let flags = int(payload, 8)?.cast_signed();
     let mut link = Link {

@@ -8,9 +8,8 @@ use super::{address, attributes, family_name, int, short};
 
 /// `struct ndmsg` and its attributes. None for entries that stand for no host: multicast and loopback (`NUD_NOARP`), bridges.
 pub(super) fn parse(payload: &[u8]) -> Option<Neighbour> {
-    family_name(*payload.first()?)?;
     let link_index = int(payload, 4)?;
-    let state = state_name(short(payload, 8)?)?;
+    let state = state(payload)?;
     let mut host = None;
     let mut mac = None;
     for (kind, value) in attributes(payload.get(12..)?) {
@@ -21,6 +20,12 @@ pub(super) fn parse(payload: &[u8]) -> Option<Neighbour> {
         }
     }
     Some(Neighbour { link_index, address: host?, state: state.to_owned(), mac })
+}
+
+/// The state in an `RTM_NEWNEIGH` about a host; none as in [`parse`].
+pub(crate) fn state(payload: &[u8]) -> Option<&'static str> {
+    family_name(*payload.first()?)?;
+    state_name(short(payload, 8)?)
 }
 
 /// `NUD_*` of linux/neighbour.h, as `ip neighbour` prints them in lower case. None for `NUD_NOARP`.
