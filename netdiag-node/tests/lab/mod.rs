@@ -260,12 +260,21 @@ impl Drop for FakePod {
             // From the container's group up to the root's: five levels.
             for path in group.ancestors().take(5) {
                 let started = Instant::now();
-                while std::fs::remove_dir(path).is_err() && started.elapsed() < Duration::from_millis(200) {
+                // Another pod's group is inside: its end removes what is above too.
+                while !has_groups(path)
+                    && std::fs::remove_dir(path).is_err()
+                    && started.elapsed() < Duration::from_millis(200)
+                {
                     std::thread::sleep(Duration::from_millis(10));
                 }
             }
         }
     }
+}
+
+fn has_groups(path: &Path) -> bool {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
 
 /// cgroup v2, and on v1 the controllers whose groups need no setup before a process may enter.
