@@ -1,12 +1,38 @@
 //! The agent's command line.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Args as _, CommandFactory as _, FromArgMatches as _, Parser};
 use netdiag_common::wire::AGENT_PORT;
 
 use crate::metrics::{METRICS_PORT, otlp};
+use crate::report;
+
+/// What the program is asked for: an agent unless the first word is another task.
+#[derive(Debug, Clone)]
+pub enum Task {
+    Agent(Config),
+    Preflight(report::Arguments),
+}
+
+impl Task {
+    /// Of the whole command line, the program's name first. The error also holds the help that was asked for.
+    pub fn of(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let preflight = clap::Command::new("preflight")
+            .about("Print what this kernel and these rights allow, what is lost without the rest, and the remedy");
+        let command = Config::command()
+            .subcommand(report::Arguments::augment_args(preflight))
+            .args_conflicts_with_subcommands(true)
+            .subcommand_negates_reqs(true);
+        let matches = command.try_get_matches_from(words)?;
+        match matches.subcommand() {
+            Some((_, preflight)) => report::Arguments::from_arg_matches(preflight).map(Self::Preflight),
+            None => Config::from_arg_matches(&matches).map(Self::Agent),
+        }
+    }
+}
 
 /// Sees one node's network and answers netdiag's server over mTLS.
 #[derive(Debug, Clone, Parser)]
@@ -54,6 +80,20 @@ fn listen_address(text: &str, port: u16) -> Result<SocketAddr, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn task(words: &str) -> Result<Task, clap::Error> {
+        Task::of(words.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn without_a_task_it_is_the_agent() {
+        let agent = task("netdiag-node --node-name n1 --listen 10.0.0.7 --tls-dir /tls").unwrap();
+        assert!(matches!(agent, Task::Agent(config) if config.node_name == "n1"));
+        let preflight = task("netdiag-node preflight -o json").unwrap();
+        assert!(matches!(preflight, Task::Preflight(arguments) if arguments.output == report::Output::Json));
+        assert!(task("netdiag-node --node-name n1").is_err());
+        assert!(task("netdiag-node --node-name n1 preflight").is_err());
+    }
 
     #[test]
     fn port_has_a_default() {

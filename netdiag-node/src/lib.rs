@@ -20,6 +20,7 @@ pub mod preflight;
 pub mod probe;
 pub mod readings;
 pub mod samples;
+pub mod report;
 mod serve;
 pub mod tls;
 pub mod watch;

@@ -1,11 +1,10 @@
-//! Starts the agent, and stops it on SIGTERM or SIGINT.
+//! Starts the agent, and stops it on SIGTERM or SIGINT; or runs another of its tasks.
 
 use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
-use clap::Parser as _;
-use netdiag_node::config::Config;
-use netdiag_node::{agent, memory};
+use netdiag_node::config::{Config, Task};
+use netdiag_node::{agent, memory, report};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -16,7 +15,13 @@ const WORKERS: usize = 2;
 const BLOCKING_THREADS: usize = 4;
 
 fn main() -> anyhow::Result<()> {
-    let config = Config::parse();
+    match Task::of(std::env::args_os()).unwrap_or_else(|error| error.exit()) {
+        Task::Agent(config) => start(config),
+        Task::Preflight(arguments) => Ok(report::print(&arguments)?),
+    }
+}
+
+fn start(config: Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt()
