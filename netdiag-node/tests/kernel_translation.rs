@@ -11,7 +11,7 @@ use netdiag_common::Window;
 use netdiag_common::observation::Owner;
 use netdiag_common::observation::kfree_skb::{Direction, DropGroup, Hook, Translation};
 use netdiag_node::clock::now;
-use support::{Namespace, eventually, load, owner};
+use support::{Namespace, eventually, is_reason, load, owner};
 
 #[test]
 fn the_address_before_dnat_is_named() {
@@ -56,7 +56,7 @@ fn the_address_before_dnat_is_named() {
             let translated = before.contains(&to);
             let is_it = |group: &&DropGroup| {
                 group.netns == Owner::Host
-                    && group.reason == "NETFILTER_DROP"
+                    && is_reason(&group.reason, "NETFILTER_DROP")
                     && group.tuple.as_ref().is_some_and(|tuple| tuple.destination == endpoint)
                     && group.translation.is_some() == translated
                     && group.hook.is_some()

@@ -7,6 +7,7 @@ use super::LoadError;
 use super::btf::{self, Btf};
 use super::plan::Plan;
 use crate::host::{ReadError, kernel};
+use crate::netns::own_cookie;
 
 /// Member and width that the programs load it with. A kernel that differs in width is refused, not misread.
 const MEMBERS: [(&str, &str, &str, u32); 13] = [
@@ -35,7 +36,8 @@ pub(super) fn packet(btf: &Btf<'_>, plan: &mut Plan) -> Result<(), LoadError> {
 
 /// How a namespace is numbered. The cookie is never used twice; an inode number is, as soon as its namespace is gone.
 pub(super) fn netns(btf: &Btf<'_>, plan: &mut Plan) -> Result<(), LoadError> {
-    let cookie = offset(btf, "net", "net_cookie", 8).ok();
+    // Before Linux 5.12 the member is there, but filled only when somebody asks; before 5.14 nobody can.
+    let cookie = own_cookie().and_then(|_| offset(btf, "net", "net_cookie", 8).ok());
     let number = match cookie {
         Some(cookie) => cookie,
         None => offset(btf, "net", "ns.inum", 4)?,
@@ -216,10 +218,13 @@ mod tests {
         assert!(plan.has("O_SKB_DEV", 16_u32));
         assert!(plan.has("NETNS_IS_COOKIE", 1_u32) || plan.has("NETNS_IS_COOKIE", 0_u32));
         let reasons = Reasons::of(&btf, true);
-        let (_, number) =
-            *btf.enumerators("skb_drop_reason").iter().find(|(name, _)| name.ends_with("NETFILTER_DROP")).unwrap();
-        assert_eq!(reasons.name(u32::try_from(number).unwrap()), "NETFILTER_DROP");
-        assert_eq!(reasons.name(0xfff0), "CORE_65520");
+        // Reasons came with Linux 5.17, their subsystems with 6.4.
+        let numbers = btf.enumerators("skb_drop_reason");
+        if let Some((_, number)) = numbers.iter().find(|(name, _)| name.ends_with("NETFILTER_DROP")) {
+            assert_eq!(reasons.name(u32::try_from(*number).unwrap()), "NETFILTER_DROP");
+        }
+        let has_subsystems = !btf.enumerators("skb_drop_reason_subsys").is_empty();
+        assert_eq!(reasons.name(0xfff0), if has_subsystems { "CORE_65520" } else { "REASON_0xfff0" });
         assert_eq!(reasons.name(0x70_0001), "REASON_0x700001");
         assert_eq!(Reasons::default().name(3), "UNREPORTED");
     }

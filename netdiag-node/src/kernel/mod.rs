@@ -48,7 +48,7 @@ pub struct Sizes {
 pub enum NetnsId {
     /// `SO_NETNS_COOKIE`, never used twice.
     Cookie,
-    /// Inode of `/proc/PID/ns/net`, on kernels before 5.12.
+    /// Inode of `/proc/PID/ns/net`, on kernels before 5.14.
     Inode,
 }
 

@@ -91,8 +91,10 @@ mod tests {
             let line = text.lines().find(|line| line.starts_with(name))?;
             line.split_whitespace().nth(1)?.parse::<u64>().ok()
         };
-        assert_eq!(number("recursion_misses:"), Some(info.recursion_misses));
-        assert_eq!(number("verified_insns:"), Some(info.verified_instructions & 0xffff_ffff));
-        assert_eq!(info.verified_instructions & 0xffff_ffff, 2);
+        // Before Linux 5.12 and 5.16 the kernel does not count them, says so by leaving out the line, and writes nothing.
+        assert_eq!(number("recursion_misses:").unwrap_or(0), info.recursion_misses);
+        let verified = number("verified_insns:");
+        assert_eq!(verified.unwrap_or(0), info.verified_instructions & 0xffff_ffff);
+        assert!(matches!(verified, None | Some(2)), "{verified:?}");
     }
 }

@@ -158,6 +158,11 @@ pub fn owner(of: &[(&Namespace, &str)]) -> impl Fn(u64) -> Owner + Sync + use<> 
     }
 }
 
+/// Whether a drop's reason is the one wanted. Before Linux 5.17 the kernel passes none.
+pub fn is_reason(found: &str, wanted: &str) -> bool {
+    found == wanted || found == "UNREPORTED"
+}
+
 /// Packets of the groups that `wanted` accepts.
 pub fn packets(drops: &Drops, wanted: impl Fn(&netdiag_common::observation::kfree_skb::DropGroup) -> bool) -> u64 {
     drops.groups.iter().filter(|group| wanted(group)).map(|group| group.packets).sum()
