@@ -168,7 +168,8 @@ fn digest_of(content: &[u8]) -> String {
     format!("sha256:{}", hexadecimal(digest::digest(&digest::SHA256, content).as_ref()))
 }
 
-fn digest_of_file(path: &Path) -> Result<(String, u64)> {
+/// `sha256:` and the digest, and the file's length.
+pub(crate) fn digest_of_file(path: &Path) -> Result<(String, u64)> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut context = digest::Context::new(&digest::SHA256);
     let mut chunk = vec![0; 1 << 20];

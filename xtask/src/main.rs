@@ -10,6 +10,7 @@ mod e2e;
 mod ebpf;
 mod image;
 mod install;
+mod kernels;
 mod netdiag_image;
 mod parts;
 mod place;
@@ -42,6 +43,8 @@ enum Task {
     DemoPod(demo::ServeArguments),
     /// Break a real cluster in many ways and compare netdiag's answers with the truth
     E2e(e2e::Arguments),
+    /// Boot the kernels that users run, load every program, make each event happen; needs neither KVM nor root
+    Kernels(kernels::Arguments),
     /// Run all tests; the last line counts them
     Test(test::Arguments),
     /// Measure
@@ -57,6 +60,7 @@ fn main() -> std::process::ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::DemoPod(arguments) => demo::serve(&arguments),
         Task::E2e(arguments) => e2e::run(&arguments),
+        Task::Kernels(arguments) => kernels::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(task) => bench::run(&task),
     };

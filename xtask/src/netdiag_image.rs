@@ -1,8 +1,10 @@
 //! The image of netdiag itself: the agent and the server, each one static program.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use crate::image::{self, Image};
 use crate::{command, ebpf, place};
@@ -28,21 +30,24 @@ pub(crate) struct Packed {
     pub(crate) archive: PathBuf,
 }
 
+/// Test programs of the agent that run on another kernel than this machine's.
+pub(crate) struct Tests {
+    pub(crate) programs: Vec<TestProgram>,
+    /// The agent that they start, by this very path.
+    pub(crate) agent: PathBuf,
+}
+
+pub(crate) struct TestProgram {
+    pub(crate) name: String,
+    pub(crate) file: PathBuf,
+    /// Which of its tests; all when it is empty.
+    pub(crate) filter: &'static str,
+}
+
 /// Compiles the programs without any shared library: they run in an image without files.
 pub(crate) fn compile(build: Build) -> Result<Programs> {
-    let object = ebpf::build(false)?;
-    let host = host_target()?;
-    let target = place::target().join("static");
-    let mut cargo = command::tool(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(place::workspace())
-        .args(["build", "--quiet", "--locked", "--package", "netdiag-node", "--package", "netdiag-server", "--bins"])
-        // Named, though it is the machine's own: else the flags below would break procedural macros.
-        .args(["--target", &host, "--target-dir"])
-        .arg(&target)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("NETDIAG_EBPF_OBJECT", &object);
+    let (mut cargo, host) = static_cargo("build")?;
+    cargo.args(["--package", "netdiag-node", "--package", "netdiag-server", "--bins"]);
     let profile = match build {
         Build::Release => {
             cargo.arg("--release");
@@ -51,8 +56,59 @@ pub(crate) fn compile(build: Build) -> Result<Programs> {
         Build::Debug => "debug",
     };
     command::run(&mut cargo)?;
-    let folder = target.join(&host).join(profile);
+    let folder = static_target().join(&host).join(profile);
     Ok(Programs { server: folder.join("netdiag"), agent: folder.join("netdiag-node") })
+}
+
+/// Compiles the agent's tests in the same way: all that need a kernel, and of the unit tests those about it.
+pub(crate) fn compile_tests() -> Result<Tests> {
+    let (mut cargo, _) = static_cargo("test")?;
+    cargo.args(["--no-run", "--package", "netdiag-node", "--release", "--message-format", "json-render-diagnostics"]);
+    let messages = command::output(&mut cargo)?;
+    let mut tests = Tests { programs: Vec::new(), agent: PathBuf::new() };
+    for line in messages.lines() {
+        let message: Value = serde_json::from_str(line).context("cannot parse what cargo says of its artifacts")?;
+        let (target, Some(file)) = (&message["target"], message["executable"].as_str()) else { continue };
+        let (kind, name) =
+            (target["kind"][0].as_str().unwrap_or_default(), target["name"].as_str().unwrap_or_default());
+        let file = PathBuf::from(file);
+        match (kind, message["profile"]["test"].as_bool() == Some(true)) {
+            ("bin", false) => tests.agent = file,
+            ("lib", true) => {
+                tests.programs.push(TestProgram { name: "unit".to_owned(), file, filter: "kernel::" });
+            }
+            ("test", true) if ON_KERNELS.iter().any(|start| name.starts_with(start)) => {
+                tests.programs.push(TestProgram { name: name.to_owned(), file, filter: "" });
+            }
+            _ => {}
+        }
+    }
+    tests.programs.sort_by(|left, right| left.name.cmp(&right.name));
+    Ok(tests)
+}
+
+/// What names of the agent's test programs start with that ask something of the kernel.
+const ON_KERNELS: [&str; 3] = ["kernel_", "namespaces", "rules"];
+
+/// A cargo command whose programs need no shared library, and the machine's own target.
+fn static_cargo(task: &str) -> Result<(Command, String)> {
+    let object = ebpf::build(false)?;
+    let host = host_target()?;
+    let mut cargo = command::tool(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(place::workspace())
+        .args([task, "--quiet", "--locked"])
+        // Named, though it is the machine's own: else the flags below would break procedural macros.
+        .args(["--target", &host, "--target-dir"])
+        .arg(static_target())
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("NETDIAG_EBPF_OBJECT", &object);
+    Ok((cargo, host))
+}
+
+fn static_target() -> PathBuf {
+    place::target().join("static")
 }
 
 /// Packs the programs. The tag is a hash of them, so that a cluster sees when they have changed.

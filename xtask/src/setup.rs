@@ -28,6 +28,8 @@ pub(crate) enum Purpose {
     Cluster,
     /// Running a cluster whose NetworkPolicy Cilium enforces
     Cilium,
+    /// Booting other kernels
+    Kernels,
     /// Running every test
     Tests,
 }
@@ -42,7 +44,7 @@ struct Package {
 const PYTHON_PACKAGES: [&str; 2] = ["mcp==2.3.0", "skills-ref==0.1.1"];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let all = [Purpose::Ebpf, Purpose::Demo, Purpose::Cluster, Purpose::Cilium, Purpose::Tests];
+    let all = [Purpose::Ebpf, Purpose::Demo, Purpose::Cluster, Purpose::Cilium, Purpose::Kernels, Purpose::Tests];
     let purposes = if arguments.purposes.is_empty() { &all[..] } else { &arguments.purposes };
     for &purpose in purposes {
         prepare(purpose)?;
@@ -78,6 +80,20 @@ pub(crate) fn prepare(purpose: Purpose) -> Result<()> {
             // Cilium compiles its programs when it starts, with the version its own image has.
             package("clang-19", "/usr/bin/clang-19"),
             package("llvm-19", "/usr/bin/llc-19"),
+        ]),
+        Purpose::Kernels => install(&[
+            package("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+            package("busybox-static", "/usr/share/doc/busybox-static"),
+            package("curl", "/usr/bin/curl"),
+            package("gpgv", "/usr/bin/gpgv"),
+            package("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+            package("xz-utils", "/usr/bin/xz"),
+            package("zstd", "/usr/bin/zstd"),
+            // What tests in a guest call, with their libraries.
+            package("iproute2", "/usr/bin/ip"),
+            package("nftables", "/usr/sbin/nft"),
+            package("iptables", "/usr/sbin/iptables"),
+            package("conntrack", "/usr/sbin/conntrack"),
         ]),
         Purpose::Tests => {
             prepare(Purpose::Cluster)?;

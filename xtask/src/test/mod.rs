@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything, from format to faults in a real cluster. The last line is `N passed, N failed, N skipped`.
 
-mod outcome;
+pub(crate) mod outcome;
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::setup::Purpose;
-use crate::{command, e2e, ebpf, place, setup};
+use crate::{command, e2e, ebpf, kernels, place, setup};
 use outcome::Tally;
 
 #[derive(clap::Args)]
@@ -30,6 +30,8 @@ enum Stage {
     Lint,
     /// Unit, fixture, property, kernel and agent tests, and the MCP server with an independent client
     Cargo,
+    /// The kernel tests on the other kernels that users run
+    Kernels,
     /// The skills' checker
     Skills,
     /// What may depend on what
@@ -38,8 +40,17 @@ enum Stage {
     E2e,
 }
 
-const ALL: [Stage; 8] =
-    [Stage::Setup, Stage::Ebpf, Stage::Format, Stage::Lint, Stage::Cargo, Stage::Skills, Stage::Tree, Stage::E2e];
+const ALL: [Stage; 9] = [
+    Stage::Setup,
+    Stage::Ebpf,
+    Stage::Format,
+    Stage::Lint,
+    Stage::Cargo,
+    Stage::Kernels,
+    Stage::Skills,
+    Stage::Tree,
+    Stage::E2e,
+];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let stages = if arguments.stages.is_empty() { &ALL[..] } else { &arguments.stages };
@@ -75,7 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn take(stage: Stage) -> Result<Tally> {
     match stage {
         Stage::Setup => {
-            for purpose in [Purpose::Ebpf, Purpose::Cluster, Purpose::Cilium, Purpose::Tests] {
+            for purpose in [Purpose::Ebpf, Purpose::Cluster, Purpose::Cilium, Purpose::Kernels, Purpose::Tests] {
                 setup::prepare(purpose)?;
             }
             Ok(Tally::default())
@@ -94,6 +105,7 @@ fn take(stage: Stage) -> Result<Tally> {
             }
             tests(test)
         }
+        Stage::Kernels => kernels::score(&kernels::Arguments::default()),
         Stage::Skills => skills(),
         Stage::Tree => tree(),
         Stage::E2e => {

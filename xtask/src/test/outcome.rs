@@ -2,23 +2,23 @@
 
 /// Passed, failed and skipped checks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Tally {
-    pub(super) passed: usize,
-    pub(super) failed: usize,
+pub(crate) struct Tally {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
     /// Each with its reason.
-    pub(super) skips: Vec<String>,
+    pub(crate) skips: Vec<String>,
 }
 
 impl Tally {
-    pub(super) fn passed() -> Self {
+    pub(crate) fn passed() -> Self {
         Self { passed: 1, ..Self::default() }
     }
 
-    pub(super) fn failed() -> Self {
+    pub(crate) fn failed() -> Self {
         Self { failed: 1, ..Self::default() }
     }
 
-    pub(super) fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skips.extend(other.skips.iter().cloned());
@@ -35,7 +35,7 @@ impl std::fmt::Display for Tally {
 const SKIP: &str = "netdiag-skip: ";
 
 /// The output without the part that repeats what passing tests printed.
-pub(super) fn without_successes(text: &str) -> String {
+pub(crate) fn without_successes(text: &str) -> String {
     let mut shown = true;
     let mut kept = String::new();
     for line in text.lines() {
@@ -54,7 +54,7 @@ pub(super) fn without_successes(text: &str) -> String {
 }
 
 /// Sums the `test result:` lines of cargo. Ignored tests are skips: they did not run.
-pub(super) fn of_cargo(text: &str) -> Tally {
+pub(crate) fn of_cargo(text: &str) -> Tally {
     let mut tally = Tally::default();
     for line in text.lines().filter(|line| line.starts_with("test result:")) {
         let count = |word: &str| -> usize {
@@ -66,11 +66,15 @@ pub(super) fn of_cargo(text: &str) -> Tally {
     }
     let ignored = text.lines().filter(|line| line.starts_with("test ") && line.contains("... ignored"));
     tally.skips.extend(ignored.map(|line| line.trim_start_matches("test ").to_owned()));
-    for skip in text.lines().filter_map(|line| line.strip_prefix(SKIP)) {
-        tally.passed = tally.passed.saturating_sub(1);
-        tally.skips.push(skip.to_owned());
-    }
+    let skipped = skips(text);
+    tally.passed = tally.passed.saturating_sub(skipped.len());
+    tally.skips.extend(skipped.into_iter().map(str::to_owned));
     tally
+}
+
+/// What tests said that did not run, `NAME: REASON`.
+pub(crate) fn skips(text: &str) -> Vec<&str> {
+    text.lines().filter_map(|line| line.strip_prefix(SKIP)).collect()
 }
 
 #[cfg(test)]
