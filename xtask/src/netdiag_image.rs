@@ -64,6 +64,7 @@ pub(crate) fn compile(build: Build) -> Result<Programs> {
 pub(crate) fn compile_tests() -> Result<Tests> {
     let (mut cargo, _) = static_cargo("test")?;
     cargo.args(["--no-run", "--package", "netdiag-node", "--release", "--message-format", "json-render-diagnostics"]);
+    cargo.arg("--lib").args(ON_KERNELS.iter().flat_map(|name| ["--test", name]));
     let messages = command::output(&mut cargo)?;
     let mut tests = Tests { programs: Vec::new(), agent: PathBuf::new() };
     for line in messages.lines() {
@@ -77,7 +78,7 @@ pub(crate) fn compile_tests() -> Result<Tests> {
             ("lib", true) => {
                 tests.programs.push(TestProgram { name: "unit".to_owned(), file, filter: "kernel::" });
             }
-            ("test", true) if ON_KERNELS.iter().any(|start| name.starts_with(start)) => {
+            ("test", true) => {
                 tests.programs.push(TestProgram { name: name.to_owned(), file, filter: "" });
             }
             _ => {}
@@ -87,8 +88,8 @@ pub(crate) fn compile_tests() -> Result<Tests> {
     Ok(tests)
 }
 
-/// What names of the agent's test programs start with that ask something of the kernel.
-const ON_KERNELS: [&str; 3] = ["kernel_", "namespaces", "rules"];
+/// Patterns of the agent's test programs that ask something of the kernel.
+const ON_KERNELS: [&str; 3] = ["kernel_*", "namespaces", "rules"];
 
 /// A cargo command whose programs need no shared library, and the machine's own target.
 fn static_cargo(task: &str) -> Result<(Command, String)> {
