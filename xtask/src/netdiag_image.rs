@@ -64,6 +64,8 @@ pub(crate) fn compile(build: Build) -> Result<Programs> {
 pub(crate) fn compile_tests() -> Result<Tests> {
     let (mut cargo, _) = static_cargo("test")?;
     cargo.args(["--no-run", "--package", "netdiag-node", "--release", "--message-format", "json-render-diagnostics"]);
+    // The dependencies are those of the image, compiled once for both; of our own code a test is not worth minutes of optimizing.
+    cargo.args(["--config", "profile.release.package.netdiag-node.opt-level=1"]);
     cargo.arg("--lib").args(ON_KERNELS.iter().flat_map(|name| ["--test", name]));
     let messages = command::output(&mut cargo)?;
     let mut tests = Tests { programs: Vec::new(), agent: PathBuf::new() };
