@@ -10,6 +10,7 @@ use netdiag_common::observation::dns::Dns;
 use crate::clock;
 use crate::gap::Failure;
 use crate::kernel::{KernelDns, LoadError};
+use crate::metrics::{Export, Families};
 use crate::owners::Owners;
 
 /// Namespaces of nobody that the pods were looked through for: those of other nodes on this kernel, and of ended pods.
@@ -60,5 +61,15 @@ impl DnsWatch {
         let dns = state.as_mut().map_err(|error| Failure::from(&*error))?;
         dns.harvest(clock::now());
         Ok(dns.observe(clock::now(), window.seconds() * 1_000_000_000, &|id| self.owners.of(id)))
+    }
+}
+
+impl Export for DnsWatch {
+    fn export(&self, into: &mut Families) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(dns) = state.as_mut() {
+            dns.harvest(clock::now());
+            dns.export(into);
+        }
     }
 }

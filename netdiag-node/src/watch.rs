@@ -57,5 +57,6 @@ impl Watch {
 impl Export for Watch {
     fn export(&self, into: &mut Families) {
         self.drops.export(into);
+        self.dns.export(into);
     }
 }

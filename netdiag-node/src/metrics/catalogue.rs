@@ -20,6 +20,16 @@ metrics! {
         "The same packets by how exactly they were counted; the sum over all levels is the sum over all reasons";
     LOST_EVENTS: Counter "netdiag_lost_events_total", One, ["source", "cause"],
         "Events that were not seen, or seen without their details";
+    DNS_QUERIES: Counter "netdiag_dns_queries_total", One, ["end"],
+        "DNS queries that sockets sent, by how they ended. Of the whole kernel, also where several nodes share it";
+    DNS_ANSWERS: Counter "netdiag_dns_answers_total", One, ["rcode"],
+        "Answers to these queries by their code";
+    DNS_OPEN: Gauge "netdiag_dns_queries_open", One, [],
+        "Queries that wait for their answer";
+    DNS_RETRIES: Counter "netdiag_dns_retries_total", One, [],
+        "Queries sent again while they waited";
+    DNS_SERVED: Counter "netdiag_dns_served_total", One, ["message"],
+        "Messages of DNS servers on this kernel: queries that they received, answers that they sent";
     CONNTRACK_ENTRIES: Gauge "netdiag_conntrack_entries", One, [],
         "Tracked connections in the node's network namespace";
     CONNTRACK_LIMIT: Gauge "netdiag_conntrack_entries_limit", One, [],

@@ -1,7 +1,9 @@
 //! What one slot of the window counted of DNS.
 
 use netdiag_common::observation::dns::DnsAccounts;
-use netdiag_common::record::dns::{Counters, Group, Open, RCODES, TIMES, TYPE_OTHER, TYPE_ROWS, TYPES};
+use netdiag_common::record::dns::{
+    Counters, Group, Open, RCODES, SIDE_SERVER, TIMES, TYPE_OTHER, TYPE_ROWS, TYPES, split_service,
+};
 
 use super::names::Names;
 use crate::window::{Fold, Tally, Total};
@@ -98,6 +100,8 @@ impl Total for GroupCount {
 pub(super) struct Counted {
     /// `open` is what was open at the slot's end, `open_before` at its start.
     pub(super) accounts: DnsAccounts,
+    /// Answers to this kernel's clients, whether or not their group found room.
+    pub(super) rcodes: [u64; RCODES],
     pub(super) groups: Tally<GroupId, GroupCount>,
     pub(super) names: Names,
 }
@@ -106,12 +110,16 @@ impl Counted {
     pub(super) fn new(open_before: u64) -> Self {
         Self {
             accounts: DnsAccounts { open_before, open: open_before, ..DnsAccounts::default() },
+            rcodes: [0; RCODES],
             groups: Tally::new(MAX_GROUPS),
             names: Names::new(),
         }
     }
 
     pub(super) fn count(&mut self, key: GroupId, count: GroupCount) {
+        if split_service(key[3]).3 != SIDE_SERVER {
+            self.rcodes.iter_mut().zip(count.rcodes).for_each(|(sum, answers)| *sum += u64::from(answers));
+        }
         if !self.groups.add(key, count) {
             self.accounts.forgotten += count.events();
         }
@@ -121,11 +129,17 @@ impl Counted {
 impl Fold for Counted {
     fn hourly() -> Self {
         // The first slot that is folded in says what was open at the start.
-        Self { accounts: DnsAccounts::default(), groups: Tally::new(MAX_HOURLY), names: Names::hourly() }
+        Self {
+            accounts: DnsAccounts::default(),
+            rcodes: [0; RCODES],
+            groups: Tally::new(MAX_HOURLY),
+            names: Names::hourly(),
+        }
     }
 
     fn fold(&mut self, later: Self) {
         append(&mut self.accounts, &later.accounts);
+        self.rcodes.iter_mut().zip(later.rcodes).for_each(|(sum, answers)| *sum += answers);
         for (_, count) in self.groups.absorb(later.groups) {
             self.accounts.forgotten += count.events();
         }

@@ -6,6 +6,7 @@
 
 mod counted;
 mod exemplar;
+mod export;
 mod message;
 mod names;
 mod report;
