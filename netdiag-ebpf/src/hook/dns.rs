@@ -9,6 +9,15 @@
 //! packet socket would clone every packet that leaves; programs on devices would have to follow pods and see a message on
 //! each hop. The price is paid by packets that are no DNS: a look at their ports.
 //!
+//! Measured on Linux 6.18 with retpolines, on two busy processors, as CPU time of the sending thread, so differences below some
+//! 20 ns say nothing. A datagram on loopback to a closed port takes 1.4 to 1.5 µs; to it
+//! - an empty program on egress adds 50 to 90 ns, ours 70 to 110: nearly all of it is the kernel's way to any such program;
+//! - a packet socket with a filter for port 53 adds 150 ns when it ignores what leaves, 330 to 400 when it does not;
+//! - an empty tp_btf program at `net_dev_queue` adds 25 to 45, one that looks at the ports of unconnected sockets 90 to 140, and it
+//!   runs for forwarded packets and on each device too.
+//!
+//! A DNS query and its answer, seen at both ends, cost 0.7 µs together (0.9 µs before Linux 6.15).
+//!
 //! Every program returns 1: the packet passes. Programs may be interrupted by others on the same CPU, so counters are
 //! added to atomically. Each query ends in one of opened, unparsed, shed; each opened one in answered or stays until
 //! the agent takes it out.

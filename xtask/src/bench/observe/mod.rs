@@ -1,6 +1,7 @@
 //! `cargo xtask bench observe`: what it costs to see, side by side with not looking.
 
 mod bpf;
+mod dns;
 mod flood;
 mod storm;
 mod table;
@@ -30,7 +31,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         None => netdiag_image::compile(Build::Release)?.agent,
     };
     println!("Linux {}, load average {}", kernel(), load_average());
-    let rows = storm::Storm::new(&agent)?.measure(arguments.rounds)?;
+    let mut rows = storm::Storm::new(&agent)?.measure(arguments.rounds)?;
+    rows.extend(dns::Dns::new(&agent)?.measure(arguments.rounds)?);
     let missed = table::print(&rows);
     if missed > 0 {
         bail!("{missed} targets were not met");

@@ -241,7 +241,7 @@ fn rows(variants: &[Variant], measured: &[Vec<Measured>]) -> Vec<Row> {
 }
 
 /// NaN when nothing was measured: no target is met by it.
-fn median(values: &[f64]) -> f64 {
+pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -265,13 +265,13 @@ fn one_program(name: &str) -> Result<Program> {
 
 /// A program in the kernel, for as long as this lives.
 #[derive(Default)]
-struct Running {
+pub(super) struct Running {
     descriptors: Vec<OwnedFd>,
     child: Option<Child>,
 }
 
 impl Running {
-    fn child(command: &mut Command) -> Result<Self> {
+    pub(super) fn child(command: &mut Command) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // SAFETY: between fork and exec only a system call is made.
         unsafe { command.pre_exec(|| pin(1).map_err(std::io::Error::other)) };
@@ -294,7 +294,7 @@ impl Drop for Running {
 }
 
 /// What an agent needs to start; nobody asks it anything.
-fn certificates() -> Result<tempfile::TempDir> {
+pub(super) fn certificates() -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir().context("cannot create a folder for certificates")?;
     let made =
         rcgen::generate_simple_self_signed(vec!["netdiag-node".to_owned()]).context("cannot make a certificate")?;
