@@ -64,7 +64,7 @@ pub(super) fn kfree_skb_event(plan: &mut Plan) {
     plan.set("O_EVENT_REASON", field("reason").unwrap_or(0));
 }
 
-/// Offset of a field in a tracepoint's `format`: `field:void * skbaddr;	offset:8;	size:8;	signed:0;`.
+/// Offset of a field in a tracepoint's `format`: `field:void * skbaddr; offset:8; size:8; signed:0;`.
 fn event_field(format: &str, name: &str) -> Option<u32> {
     format.lines().find_map(|line| {
         let (declaration, rest) = line.trim().strip_prefix("field:")?.split_once(';')?;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::bpf::{self, EMPTY, Program};
-use super::flood::{PAYLOAD_BYTES, Space, flood, pin};
+use super::flood::{PAYLOAD_BYTES, SLICE, Space, flood, pin};
 use super::table::{Row, Target};
 use crate::command;
 
@@ -92,8 +92,9 @@ impl Storm {
     pub(super) fn measure(&self, rounds: usize) -> Result<Vec<Row>> {
         println!(
             "drop storm: {PAYLOAD_BYTES} bytes of payload from processor 0, {rounds} rounds of {} ms per load and program, \
-             the agent and bpftrace on processor 1; medians",
-            RUN.as_millis()
+             the agent and bpftrace on processor 1; medians of slices of {} ms, then of rounds",
+            RUN.as_millis(),
+            SLICE.as_millis()
         );
         let mut variants = vec![Variant::Empty, Variant::Agent];
         match &self.bpftrace {
@@ -124,27 +125,37 @@ impl Storm {
         for _ in 0..MAX_SPOILT {
             let running = self.start(variant)?;
             let expected = usize::from(variant == Variant::Agent);
-            let mut per_packet = Vec::new();
-            for load in &LOADS {
-                per_packet.push(flood(&self.sender, load.to, load.flows, RUN)?);
-            }
-            let mut per_run = Vec::new();
-            if let Some(name) = variant.program() {
-                let _stats = bpf::enable_stats()?;
-                for load in &LOADS {
-                    let before = one_program(name)?;
-                    flood(&self.sender, load.to, load.flows, RUN / 3)?;
-                    per_run.extend(bpf::program(before.id)?.ns_per_run(&before));
-                }
-            }
+            let per_packet = self.per_packet()?;
+            let per_run = variant.program().map_or_else(|| Ok(Vec::new()), |name| self.per_run(name));
             let spoilt = agents() != expected;
             drop(running);
             if !spoilt {
-                return Ok((per_packet, per_run));
+                return Ok((per_packet, per_run?));
             }
             std::thread::sleep(RUN);
         }
         bail!("other agents at tracepoint kfree_skb on this machine: stop them, or measure elsewhere")
+    }
+
+    fn per_packet(&self) -> Result<Vec<f64>> {
+        LOADS.iter().map(|load| Ok(median(&flood(&self.sender, load.to, load.flows, RUN)?))).collect()
+    }
+
+    fn per_run(&self, name: &str) -> Result<Vec<f64>> {
+        let _stats = bpf::enable_stats()?;
+        let mut before = one_program(name)?;
+        let mut measured = Vec::new();
+        for load in &LOADS {
+            let mut slices = Vec::new();
+            for _ in 0..RUN.as_millis() / SLICE.as_millis() {
+                flood(&self.sender, load.to, load.flows, SLICE)?;
+                let after = bpf::program(before.id)?;
+                slices.extend(after.ns_per_run(&before));
+                before = after;
+            }
+            measured.push(median(&slices));
+        }
+        Ok(measured)
     }
 
     fn start(&self, variant: Variant) -> Result<Running> {
