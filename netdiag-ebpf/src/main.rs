@@ -1,14 +1,17 @@
 //! netdiag's kernel programs. They count and copy; every judgement is made elsewhere.
 //!
-//! One file per hook in `hook/`, the tables in `map`, counting in them in `table`, everything that touches kernel memory in `read`.
+//! One file per hook in `hook/`, the tables in `map` and `event`, counting in them in `table` and `event`, everything that
+//! touches kernel memory in `read` and `socket`.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
 mod conntrack;
+mod event;
 mod hook;
 mod map;
 mod read;
+mod socket;
 mod table;
 
 #[unsafe(no_mangle)]

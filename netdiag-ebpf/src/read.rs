@@ -320,8 +320,12 @@ pub unsafe fn socket_netns(skb: *const u8) -> u64 {
     }
 }
 
+/// The namespace's number, 0 for none.
+///
+/// # Safety
+/// `net` must be a `struct net`, or null.
 #[inline(always)]
-unsafe fn net_id<L: Load>(net: *const u8) -> u64 {
+pub unsafe fn net_id<L: Load>(net: *const u8) -> u64 {
     if net.is_null() {
         return 0;
     }

@@ -3,5 +3,9 @@
 //! One module per hook; hook, record, decoder and observation share one name.
 
 pub mod dns;
+pub mod event;
 pub mod kfree_skb;
+pub mod reject;
 pub mod table;
+pub mod tcp;
+pub mod udp;

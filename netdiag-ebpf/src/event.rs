@@ -1,0 +1,222 @@
+//! Counting events by key: one set of tables per subject, one lane for each program that can run on a CPU at a time.
+//!
+//! Each event with a key ends in exactly one of attributed, coarse, total_only. A program that is interrupted by another of
+//! its subject leaves it the second lane; one that is interrupted by itself is skipped and counted by the kernel
+//! (`recursion_misses`), and what finds no free lane is counted as nested.
+
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap};
+use netdiag_common::record::event::{COARSE_SETS, ERRNOS, KINDS, LANES, NO_MEASURE, Totals, what_word};
+use netdiag_common::record::kfree_skb::service_word;
+use netdiag_common::record::table::{CpuState, SlotV4, SlotV6, WAYS};
+use netdiag_common::record::tcp::Attempt;
+
+use crate::table::{add, mix, set};
+
+/// Lanes of all CPUs: the rows of one epoch.
+#[unsafe(no_mangle)]
+static LANE_ROWS: Global<u32> = Global::new(2);
+
+/// The tables of one subject. Rows as in `netdiag_common::record::event`.
+pub trait Subject {
+    fn state(lane: u32) -> Option<*mut CpuState>;
+    fn totals(row: u32) -> Option<*mut Totals>;
+    fn ipv4(set: u32) -> Option<*mut [SlotV4; WAYS]>;
+    fn ipv6(set: u32) -> Option<*mut [SlotV6; WAYS]>;
+    fn coarse(set: u32) -> Option<*mut [SlotV4; WAYS]>;
+    /// Sets for each lane and epoch, a power of two, minus one: IPv4, IPv6.
+    fn masks() -> (u32, u32);
+}
+
+/// The agent sizes the tables when it loads them, and reads them by mmap.
+macro_rules! subject {
+    ($subject:ident, $lanes:ident, $totals:ident, $ipv4:ident, $ipv6:ident, $coarse:ident, $mask4:ident, $mask6:ident) => {
+        pub struct $subject;
+
+        #[map]
+        static $lanes: Array<CpuState> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+        #[map]
+        static $totals: Array<Totals> = Array::with_max_entries(4, BPF_F_MMAPABLE);
+        #[map]
+        static $ipv4: Array<[SlotV4; WAYS]> = Array::with_max_entries(4, BPF_F_MMAPABLE);
+        #[map]
+        static $ipv6: Array<[SlotV6; WAYS]> = Array::with_max_entries(4, BPF_F_MMAPABLE);
+        #[map]
+        static $coarse: Array<[SlotV4; WAYS]> = Array::with_max_entries(4, BPF_F_MMAPABLE);
+        #[unsafe(no_mangle)]
+        static $mask4: Global<u32> = Global::new(0);
+        #[unsafe(no_mangle)]
+        static $mask6: Global<u32> = Global::new(0);
+
+        impl Subject for $subject {
+            #[inline(always)]
+            fn state(lane: u32) -> Option<*mut CpuState> {
+                $lanes.get_ptr_mut(lane)
+            }
+
+            #[inline(always)]
+            fn totals(row: u32) -> Option<*mut Totals> {
+                $totals.get_ptr_mut(row)
+            }
+
+            #[inline(always)]
+            fn ipv4(set: u32) -> Option<*mut [SlotV4; WAYS]> {
+                $ipv4.get_ptr_mut(set)
+            }
+
+            #[inline(always)]
+            fn ipv6(set: u32) -> Option<*mut [SlotV6; WAYS]> {
+                $ipv6.get_ptr_mut(set)
+            }
+
+            #[inline(always)]
+            fn coarse(set: u32) -> Option<*mut [SlotV4; WAYS]> {
+                $coarse.get_ptr_mut(set)
+            }
+
+            #[inline(always)]
+            fn masks() -> (u32, u32) {
+                ($mask4.load(), $mask6.load())
+            }
+        }
+    };
+}
+
+subject!(Tcp, TCP_LANES, TCP_TOTALS, TCP_IPV4, TCP_IPV6, TCP_COARSE, MASK_TCP_IPV4, MASK_TCP_IPV6);
+subject!(
+    Reject,
+    REJECT_LANES,
+    REJECT_TOTALS,
+    REJECT_IPV4,
+    REJECT_IPV6,
+    REJECT_COARSE,
+    MASK_REJECT_IPV4,
+    MASK_REJECT_IPV6
+);
+subject!(Udp, UDP_LANES, UDP_TOTALS, UDP_IPV4, UDP_IPV6, UDP_COARSE, MASK_UDP_IPV4, MASK_UDP_IPV6);
+
+/// Attempts under way, by the address of their `struct sock`.
+#[map]
+pub static TCP_ATTEMPTS: HashMap<u64, Attempt> = HashMap::with_max_entries(1, 0);
+
+/// What happened where. `address` is one or two addresses as they lie in memory; a missing one is 0.
+pub struct Event {
+    pub kind: u8,
+    pub detail: u32,
+    pub measure: u8,
+    /// What the measure was made of; summed.
+    pub amount: u64,
+    pub netns: u64,
+    pub version: u8,
+    pub source: [u64; 2],
+    pub destination: [u64; 2],
+    pub port: u16,
+    pub protocol: u8,
+    pub flags: u8,
+}
+
+/// The lane of a running program.
+pub struct Run {
+    totals: *mut Totals,
+    row: u32,
+}
+
+/// Runs `work` in a free lane of this CPU.
+///
+/// # Safety
+/// Must be the whole of a program: `work` may not be left but by its end.
+#[inline(always)]
+pub unsafe fn run<S: Subject>(work: impl FnOnce(&Run)) {
+    let first = unsafe { bpf_get_smp_processor_id() } * LANES as u32;
+    let Some(outer) = S::state(first) else { return };
+    let Some(inner) = S::state(first + 1) else { return };
+    unsafe {
+        let (state, lane) = if !is_busy(outer) {
+            (outer, first)
+        } else if !is_busy(inner) {
+            (inner, first + 1)
+        } else {
+            (*inner).nested += 1;
+            return;
+        };
+        addr_of_mut!((*state).busy).write_volatile(1);
+        let epoch = addr_of_mut!((*state).epoch).read_volatile() & 1;
+        let row = epoch * LANE_ROWS.load() + lane;
+        if let Some(totals) = S::totals(row) {
+            work(&Run { totals, row });
+        }
+        addr_of_mut!((*state).busy).write_volatile(0);
+    }
+}
+
+#[inline(always)]
+unsafe fn is_busy(state: *mut CpuState) -> bool {
+    unsafe { addr_of_mut!((*state).busy).read_volatile() != 0 }
+}
+
+impl Run {
+    /// Counts an event that has no key.
+    #[inline(always)]
+    pub unsafe fn tick(&self, kind: u8) {
+        unsafe { *addr_of_mut!((*self.totals).by_kind).cast::<u64>().add(usize::from(kind) & (KINDS - 1)) += 1 };
+    }
+
+    /// Counts an event that would have had a key, but for a header that cannot be read.
+    #[inline(always)]
+    pub unsafe fn unparsed(&self, kind: u8) {
+        unsafe {
+            self.tick(kind);
+            (*self.totals).unparsed += 1;
+        }
+    }
+
+    /// Counts a failure by its error number.
+    #[inline(always)]
+    pub unsafe fn errno(&self, errno: u32) {
+        let row = (errno as usize).min(ERRNOS - 1);
+        unsafe { *addr_of_mut!((*self.totals).by_errno).cast::<u64>().add(row & (ERRNOS - 1)) += 1 };
+    }
+
+    /// Counts the event with the finest key that finds room.
+    #[inline(always)]
+    pub unsafe fn count<S: Subject>(&self, event: &Event, now_ns: u64) {
+        let what = what_word(event.kind, event.detail, event.measure);
+        let service = service_word(0, event.port, event.protocol, event.flags);
+        let (mask4, mask6) = S::masks();
+        unsafe {
+            self.tick(event.kind);
+            (*self.totals).total += 1;
+            let added = if event.version == 4 {
+                let key = [event.netns, (event.source[0] << 32) | event.destination[0], what, service];
+                add(S::ipv4(set(self.row, mask4, mix(&key))), &key, event.amount, now_ns)
+            } else {
+                let ([s0, s1], [d0, d1]) = (event.source, event.destination);
+                let key = [event.netns, s0, s1, d0, d1, what, service];
+                add(S::ipv6(set(self.row, mask6, mix(&key))), &key, event.amount, now_ns)
+            };
+            if added.is_some() {
+                (*self.totals).attributed += 1;
+                return;
+            }
+            let what = what_word(event.kind, event.detail, NO_MEASURE);
+            let key = [event.netns, 0, what, service_word(0, 0, 0, event.flags)];
+            let room = add(S::coarse(set(self.row, COARSE_SETS - 1, mix(&key))), &key, event.amount, now_ns);
+            if room.is_some() {
+                (*self.totals).coarse += 1;
+            } else {
+                (*self.totals).total_only += 1;
+            }
+        }
+    }
+}
+
+/// Monotonic clock, nanoseconds.
+#[inline(always)]
+pub fn now() -> u64 {
+    unsafe { bpf_ktime_get_ns() }
+}
