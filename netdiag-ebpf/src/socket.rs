@@ -25,7 +25,9 @@ static O_SOCK_PEER6: Global<u32> = Global::new(0);
 static O_SOCK_PROTOCOL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static O_SOCK_ERROR: Global<u32> = Global::new(0);
-/// Of `struct tcp_sock`, which begins with its `struct sock`.
+/// Of `struct inet_sock` and `struct tcp_sock`, which begin with their `struct sock`.
+#[unsafe(no_mangle)]
+static O_INET_SOURCE_PORT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static O_TCP_ROUND_TRIP: Global<u32> = Global::new(0);
 
@@ -88,7 +90,10 @@ pub unsafe fn local_port<L: Load>(sock: *const u8) -> u16 {
 #[inline(always)]
 pub unsafe fn ends<L: Load>(sock: *const u8) -> Ends {
     unsafe {
-        let local_port = local_port::<L>(sock);
+        let mut local_port = local_port::<L>(sock);
+        if local_port == 0 {
+            local_port = source_port(sock);
+        }
         let peer_port = u16::from_be(L::load::<u16>(sock, O_SOCK_PEER_PORT.load()));
         if L::load::<u16>(sock, O_SOCK_FAMILY.load()) == AF_INET6 {
             let peer = address6::<L>(sock, O_SOCK_PEER6.load());
@@ -109,6 +114,15 @@ pub unsafe fn ends<L: Load>(sock: *const u8) -> Ends {
             peer: End { address: [peer, 0], port: peer_port },
         }
     }
+}
+
+/// The local port, also of a socket that gave it back because it is being closed (`inet_put_port()`); 0 when it had none.
+///
+/// # Safety
+/// `sock` must be a `struct inet_sock`.
+#[inline(always)]
+pub unsafe fn source_port(sock: *const u8) -> u16 {
+    u16::from_be(unsafe { Probed::load::<u16>(sock, O_INET_SOURCE_PORT.load()) })
 }
 
 #[inline(always)]

@@ -198,6 +198,9 @@ impl Job {
         if self.need.topic == Topic::Drops {
             return Ok(Some(Observation::Drops(self.watch.drops.observe(self.need.window)?)));
         }
+        if let Some(found) = self.counted()? {
+            return Ok(Some(found));
+        }
         if self.need.topic == Topic::Dns {
             return Ok(Some(Observation::Dns(self.watch.dns.observe(self.need.window)?)));
         }
@@ -238,14 +241,40 @@ impl Job {
                 let found = self.samples.sockets(&netns, pod.as_ref(), &limits, self.need.window)?;
                 Some(Observation::Sockets(found))
             }
-            Topic::Rejects | Topic::Tcp | Topic::Udp => {
-                return Err(ReadError::Unsupported { feature: format!("reader of {}", self.need.topic.name()) }.into());
-            }
-            Topic::Preflight | Topic::Pods | Topic::Resolver | Topic::Drops | Topic::Dns | Topic::Probe(_) => {
+            Topic::Preflight
+            | Topic::Pods
+            | Topic::Resolver
+            | Topic::Drops
+            | Topic::Rejects
+            | Topic::Tcp
+            | Topic::Udp
+            | Topic::Dns
+            | Topic::Probe(_) => {
                 unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
             }
         };
         Ok(found)
+    }
+
+    /// What the kernel programs counted; none for other topics.
+    fn counted(&self) -> Result<Option<Observation>, Failure> {
+        let window = self.need.window;
+        let mut found = match &self.need.topic {
+            Topic::Rejects => Observation::Rejects(self.watch.rejects.observe(window)?),
+            Topic::Tcp => Observation::Tcp(self.watch.tcp.observe(window)?),
+            Topic::Udp => Observation::Udp(self.watch.udp.observe(window)?),
+            _ => return Ok(None),
+        };
+        let unseen = match &mut found {
+            Observation::Rejects(rejects) => &mut rejects.unseen,
+            Observation::Tcp(tcp) => &mut tcp.unseen,
+            Observation::Udp(udp) => &mut udp.unseen,
+            _ => return Ok(Some(found)),
+        };
+        for gap in unseen {
+            gap.node = Some(self.need.node.clone());
+        }
+        Ok(Some(found))
     }
 
     fn enter(&self, pod: Option<&Pod>) -> Result<NetnsHandle, Failure> {

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crate::dns::DnsWatch;
 use crate::drops::DropWatch;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, KernelRejects, KernelTcp, KernelUdp};
 use crate::metrics::{Export, Families};
 use crate::owners::Owners;
+use crate::subject::Subject;
 
 /// The kernel's tables are sized for this long between two harvests.
 pub const HARVEST_EVERY: Duration = Duration::from_secs(10);
@@ -22,6 +23,9 @@ pub struct Watch {
     programs: BTreeMap<u32, String>,
     pub drops: DropWatch,
     pub dns: DnsWatch,
+    pub tcp: Subject<KernelTcp>,
+    pub rejects: Subject<KernelRejects>,
+    pub udp: Subject<KernelUdp>,
 }
 
 impl Watch {
@@ -30,6 +34,9 @@ impl Watch {
             drops: DropWatch::new(Arc::clone(&owners), kernel.drops),
             dns: DnsWatch::new(Arc::clone(&owners), kernel.dns),
             programs: kernel.programs,
+            tcp: Subject::new(Arc::clone(&owners), kernel.tcp),
+            rejects: Subject::new(Arc::clone(&owners), kernel.rejects),
+            udp: Subject::new(Arc::clone(&owners), kernel.udp),
             owners,
         }
     }
@@ -44,13 +51,16 @@ impl Watch {
         self.dns.tick();
     }
 
-    /// To be called every [`HARVEST_EVERY`]. Blocks for some 20 ms.
+    /// To be called every [`HARVEST_EVERY`]. Blocks for some 20 ms for each subject.
     pub fn harvest(&self) {
         if let Err(error) = self.owners.refresh() {
             tracing::debug!(%error, "pods not seen at a harvest");
         }
         self.drops.harvest();
         self.dns.harvest();
+        self.tcp.harvest();
+        self.rejects.harvest();
+        self.udp.harvest();
     }
 }
 

@@ -1,12 +1,12 @@
 //! Refusals on the wire: ICMP errors and TCP resets, sent and received, with the packet that caused them.
 //!
-//! A rule that rejects and a rule that drops leave the same dropped packet; a refusal of the same tuple tells them apart.
+//! A rule that rejects and a rule that drops leave the same dropped packet; [`RejectGroup::explains`] tells them apart.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Owner;
-use super::kfree_skb::DropTuple;
+use super::kfree_skb::{DropGroup, DropTuple};
 use crate::Gap;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,6 +90,15 @@ pub enum RejectKind {
     ResetReceived { state: String },
     /// A socket that is not TCP's was told of an error, by ICMP in nearly all cases: `ECONNREFUSED` is a closed port.
     Error { errno: i32 },
+}
+
+impl RejectGroup {
+    /// Whether dropped packets were answered with these refusals: same namespace, same kind of packet.
+    pub fn explains(&self, drop: &DropGroup) -> bool {
+        let answers = matches!(self.kind, RejectKind::IcmpSent { .. } | RejectKind::ResetSent { .. });
+        let (Some(mine), Some(theirs)) = (&self.tuple, &drop.tuple) else { return false };
+        answers && self.netns == drop.netns && mine == theirs
+    }
 }
 
 impl RejectKind {

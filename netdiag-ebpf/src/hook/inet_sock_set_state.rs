@@ -18,7 +18,7 @@ use netdiag_common::record::tcp::{
 
 use crate::event::{Event, Run, TCP_ATTEMPTS, Tcp, now, run};
 use crate::read::{Load, Probed, Typed};
-use crate::socket::{End, Ends, ends, error, local_port, protocol, round_trip_us, sock_netns};
+use crate::socket::{End, Ends, ends, error, protocol, round_trip_us, sock_netns, source_port};
 
 const IPPROTO_TCP: u16 = 6;
 const EEXIST: i32 = -17;
@@ -88,18 +88,18 @@ unsafe fn begin<L: Load>(run: &Run, sock: *const u8) {
 unsafe fn end<L: Load>(run: &Run, sock: *const u8, old: u32, new: u32) {
     unsafe {
         let now_ns = now();
+        // Copied before it is removed; removing decides whose it was, since the agent removes what is too old.
         let attempt = TCP_ATTEMPTS.get_ptr(sock as u64).map(|attempt| *attempt);
+        let attempt = attempt.filter(|_| TCP_ATTEMPTS.remove(sock as u64).is_ok());
         let (kind, errno) = if new == ESTABLISHED {
             (SUCCEEDED, 0)
         } else {
-            let no_port = local_port::<L>(sock) == 0;
+            let no_port = source_port(sock) == 0;
             (FAILED, if no_port { NO_PORT } else { error::<L>(sock) })
         };
         let counted = match attempt {
             Some(Attempt { start_ns, netns, address, port, version, .. }) => {
-                if TCP_ATTEMPTS.remove(sock as u64).is_ok() {
-                    run.tick(RELEASED);
-                }
+                run.tick(RELEASED);
                 let time_us = now_ns.wrapping_sub(start_ns) / 1000;
                 event(kind, errno, measure(time_us), time_us, netns, version, End { address, port }, FLAG_CLIENT)
             }

@@ -13,7 +13,7 @@ use netdiag_common::record::kfree_skb::FLAG_DESTINATION;
 use netdiag_common::record::reject::{ABORTED, RESET_RECEIVED, RESET_SENT};
 
 use crate::event::{Event, Reject, Run, now, run};
-use crate::read::{Load, Parsed, Probed, Typed, netns, packet};
+use crate::read::{Load, Parsed, Probed, Typed, packet, place};
 use crate::socket::{Ends, ends, sock_netns, state};
 
 const IPPROTO_TCP: u8 = 6;
@@ -75,7 +75,7 @@ pub unsafe fn answered<L: Load>(run: &Run, skb: *const u8, kind: u8, detail: u32
             run.unparsed(kind);
             return;
         };
-        let (netns, _) = netns::<L>(skb);
+        let netns = place::<L>(skb).netns;
         let ports = (packet.source_port, packet.destination_port);
         let event = tuple(kind, detail, netns, packet.version, packet.source, packet.destination, ports);
         run.count::<Reject>(&Event { protocol: packet.protocol, ..event }, now());

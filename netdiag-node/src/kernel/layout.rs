@@ -26,6 +26,23 @@ const MEMBERS: [(&str, &str, &str, u32); 13] = [
     ("O_DST_DEV", "dst_entry", "dev", 8),
 ];
 
+/// The same of sockets. `sk_protocol` was part of a bit-field before Linux 5.6.
+const SOCKET_MEMBERS: [(&str, &str, &str, u32); 13] = [
+    ("O_SOCK_NET", "sock_common", "skc_net", 8),
+    ("O_SOCK_FAMILY", "sock_common", "skc_family", 2),
+    ("O_SOCK_STATE", "sock_common", "skc_state", 1),
+    ("O_SOCK_LOCAL_PORT", "sock_common", "skc_num", 2),
+    ("O_SOCK_PEER_PORT", "sock_common", "skc_dport", 2),
+    ("O_SOCK_LOCAL4", "sock_common", "skc_rcv_saddr", 4),
+    ("O_SOCK_PEER4", "sock_common", "skc_daddr", 4),
+    ("O_SOCK_LOCAL6", "sock_common", "skc_v6_rcv_saddr", 16),
+    ("O_SOCK_PEER6", "sock_common", "skc_v6_daddr", 16),
+    ("O_SOCK_PROTOCOL", "sock", "sk_protocol", 2),
+    ("O_SOCK_ERROR", "sock", "sk_err", 4),
+    ("O_INET_SOURCE_PORT", "inet_sock", "inet_sport", 2),
+    ("O_TCP_ROUND_TRIP", "tcp_sock", "srtt_us", 4),
+];
+
 /// Offsets of what every program that looks at packets reads.
 pub(super) fn packet(btf: &Btf<'_>, plan: &mut Plan) -> Result<(), LoadError> {
     for (global, structure, member, size) in MEMBERS {
@@ -45,6 +62,14 @@ pub(super) fn netns(btf: &Btf<'_>, plan: &mut Plan) -> Result<(), LoadError> {
     plan.set("O_NET_ID", number);
     plan.set("NETNS_IS_COOKIE", u32::from(cookie.is_some()));
     Ok(())
+}
+
+/// Offsets of what every program that looks at sockets reads.
+pub(super) fn socket(btf: &Btf<'_>, plan: &mut Plan) -> Result<(), LoadError> {
+    for (global, structure, member, size) in SOCKET_MEMBERS {
+        plan.set(global, offset(btf, structure, member, size)?);
+    }
+    netns(btf, plan)
 }
 
 /// Whether the tracepoint's third argument is the reason.

@@ -12,19 +12,37 @@ use crate::host::{self, ReadError};
 use object::Object;
 use plan::Plan;
 
+/// A hook's ways to attach, best first.
+macro_rules! ways {
+    ($tracepoint:literal, $typed:literal, $raw:literal) => {
+        [
+            Way::TpBtf { program: $typed, tracepoint: $tracepoint },
+            Way::RawTracepoint { program: $raw, tracepoint: $tracepoint },
+        ]
+    };
+}
+
 pub mod btf;
 pub mod dns;
+mod event;
 mod failure;
 pub mod kfree_skb;
 mod layout;
 mod object;
 mod plan;
 mod program_info;
+pub mod reject;
 pub mod symbols;
 mod table;
+pub mod tcp;
+pub mod udp;
 
 pub use dns::{DnsSize, KernelDns};
+pub use event::EventSize;
 pub use kfree_skb::{KernelDrops, TableSize};
+pub use reject::KernelRejects;
+pub use tcp::KernelTcp;
+pub use udp::KernelUdp;
 
 /// All programs: each runs or says why not, whatever becomes of the others. Nothing remains when the last is dropped.
 pub struct Kernel {
@@ -34,6 +52,9 @@ pub struct Kernel {
     pub programs: BTreeMap<u32, String>,
     pub drops: Result<KernelDrops, LoadError>,
     pub dns: Result<KernelDns, LoadError>,
+    pub tcp: Result<KernelTcp, LoadError>,
+    pub rejects: Result<KernelRejects, LoadError>,
+    pub udp: Result<KernelUdp, LoadError>,
 }
 
 /// How large the programs' tables are.
@@ -41,6 +62,9 @@ pub struct Kernel {
 pub struct Sizes {
     pub drops: TableSize,
     pub dns: DnsSize,
+    pub tcp: EventSize,
+    pub rejects: EventSize,
+    pub udp: EventSize,
 }
 
 /// How the kernel programs name a namespace.
@@ -59,22 +83,34 @@ impl Kernel {
             netns_id: NetnsId::Cookie,
             programs: BTreeMap::new(),
             drops: Err(error.clone()),
-            dns: Err(error),
+            dns: Err(error.clone()),
+            tcp: Err(error.clone()),
+            rejects: Err(error.clone()),
+            udp: Err(error),
         })
     }
 
     fn try_load(sizes: Sizes) -> Result<Self, LoadError> {
         let mut plan = Plan::for_this_machine();
-        let (drops, dns) = {
+        let (drops, dns, tcp, rejects, udp) = {
             let bytes = host::kernel::btf().map_err(|error| LoadError::NoBtf(Arc::new(error)))?;
             let btf = btf::parse(&bytes).map_err(LoadError::DamagedBtf)?;
-            (KernelDrops::plan(&btf, sizes.drops, &mut plan), KernelDns::plan(&btf, sizes.dns, &mut plan))
+            (
+                KernelDrops::plan(&btf, sizes.drops, &mut plan),
+                KernelDns::plan(&btf, sizes.dns, &mut plan),
+                KernelTcp::plan(&btf, sizes.tcp, &mut plan),
+                KernelRejects::plan(&btf, sizes.rejects, &mut plan),
+                KernelUdp::plan(&btf, sizes.udp, &mut plan),
+            )
         };
         let netns_id = if plan.has("NETNS_IS_COOKIE", 1_u32) { NetnsId::Cookie } else { NetnsId::Inode };
         let object = Object::create(&plan)?;
         let drops = drops.and_then(|planned| KernelDrops::attach(&object, planned));
         let dns = dns.and_then(|planned| KernelDns::attach(&object, planned));
-        Ok(Self { netns_id, programs: object.running().names(), drops, dns })
+        let tcp = tcp.and_then(|planned| KernelTcp::attach(&object, planned));
+        let rejects = rejects.and_then(|planned| KernelRejects::attach(&object, planned));
+        let udp = udp.and_then(|planned| KernelUdp::attach(&object, planned));
+        Ok(Self { netns_id, programs: object.running().names(), drops, dns, tcp, rejects, udp })
     }
 
     /// The preflight's lines about the programs.
@@ -83,13 +119,23 @@ impl Kernel {
         let mut checks = vec![check("kfree_skb", lost, self.drops.as_ref().map(KernelDrops::tier))];
         let lost = "DNS queries: who asks what, whether and how fast it is answered";
         checks.push(check("dns", lost, self.dns.as_ref().map(KernelDns::tier)));
+        checks.extend(subject_checks(&self.tcp, KernelTcp::checks, "tcp", "TCP connections by result"));
+        checks.extend(subject_checks(&self.rejects, KernelRejects::checks, "rejects", "ICMP errors and TCP resets"));
+        checks.extend(subject_checks(&self.udp, KernelUdp::checks, "udp", "datagrams that found their socket full"));
         checks
     }
 }
 
 impl Sizes {
     pub fn for_this_machine() -> Self {
-        Self { drops: TableSize::for_cpus(plan::cpus()), dns: DnsSize::default() }
+        let cpus = plan::cpus();
+        Self {
+            drops: TableSize::for_cpus(cpus),
+            dns: DnsSize::default(),
+            tcp: EventSize::for_cpus(512, cpus),
+            rejects: EventSize::for_cpus(512, cpus),
+            udp: EventSize::for_cpus(64, cpus),
+        }
     }
 }
 
@@ -104,6 +150,8 @@ pub enum LoadError {
     DamagedBtf(btf::BtfError),
     #[error("this kernel's struct {structure} has no member {member} of the expected size")]
     Member { structure: &'static str, member: &'static str },
+    #[error("this kernel has no tracepoint {tracepoint}")]
+    NoTracepoint { tracepoint: &'static str, remedy: &'static str },
     #[error("cannot {step}: operation not permitted")]
     NotPermitted { step: String },
     #[error("cannot {step}: {why}")]
@@ -119,6 +167,7 @@ impl LoadError {
             Self::DamagedBtf(_) | Self::Member { .. } => {
                 "report this kernel's version and its /sys/kernel/btf/vmlinux to the netdiag project"
             }
+            Self::NoTracepoint { remedy, .. } => remedy,
             Self::NotPermitted { .. } => {
                 "give the agent the capabilities BPF and PERFMON (SYS_ADMIN before Linux 5.8), and check that neither a \
                  seccomp profile nor lockdown=confidentiality forbids bpf()"
@@ -130,11 +179,21 @@ impl LoadError {
     pub fn gap_reason(&self) -> GapReason {
         match self {
             Self::NotBuilt | Self::Failed { .. } => GapReason::Failed,
-            Self::NoBtf(_) | Self::Member { .. } => GapReason::Kernel,
+            Self::NoBtf(_) | Self::Member { .. } | Self::NoTracepoint { .. } => GapReason::Kernel,
             Self::DamagedBtf(_) => GapReason::Malformed,
             Self::NotPermitted { .. } => GapReason::Rights,
         }
     }
+}
+
+/// One line for each hook of a subject; one for all when none of it runs.
+fn subject_checks<T>(
+    loaded: &Result<T, LoadError>,
+    checks: impl Fn(&T) -> Vec<Check>,
+    name: &str,
+    lost: &str,
+) -> Vec<Check> {
+    loaded.as_ref().map_or_else(|error| vec![check(name, lost, Err(error))], checks)
 }
 
 fn check(hook: &str, lost: &str, tier: Result<&'static str, &LoadError>) -> Check {

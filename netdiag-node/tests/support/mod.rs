@@ -20,7 +20,7 @@ use netdiag_node::kernel::{Kernel, KernelDrops, LoadError, Sizes, TableSize};
 use netdiag_node::netns::{NetnsHandle, own_cookie};
 pub use patience::patient;
 
-/// The programs in the kernel; or none, after saying why in the format that `cargo xtask test` counts.
+/// The drop program in the kernel; or none, after saying why.
 pub fn load(test: &str, size: Option<TableSize>) -> Option<KernelDrops> {
     let mut sizes = Sizes::for_this_machine();
     sizes.drops = size.unwrap_or(sizes.drops);

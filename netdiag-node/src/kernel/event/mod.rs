@@ -1,0 +1,266 @@
+//! One subject's events over time: attaches its hooks, harvests its tables, and answers for a stretch of time.
+//!
+//! A harvest flips the epoch, waits until no program writes the half that was left, sums and clears it. What it takes is
+//! exact while events keep coming.
+
+mod key;
+mod tables;
+
+use std::collections::HashMap;
+
+use jiff::{SignedDuration, Timestamp};
+use netdiag_common::observation::Owner;
+use netdiag_common::observation::preflight::Check;
+use netdiag_common::record::event::NO_MEASURE;
+use netdiag_common::{Gap, Window};
+
+use super::LoadError;
+use super::btf::Btf;
+use super::object::{Attached, Object, Running, Way};
+use super::plan::Plan;
+use crate::window::{Count, Fold, History, Tally};
+pub(super) use key::{Key, address};
+pub use tables::EventSize;
+use tables::Tables;
+pub(super) use tables::{Names, Sum};
+
+/// Keys kept of one slot of the last minutes and of the hour, and keys without their ends for what finds no room.
+const RECENT_KEYS: usize = 2048;
+const HOUR_KEYS: usize = 1024;
+const FOLDED_KEYS: usize = 256;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// A hook: how to attach it, and what cannot be seen without it.
+pub(super) struct Hook {
+    pub(super) tracepoint: &'static str,
+    pub(super) ways: [Way; 2],
+    pub(super) lost: &'static str,
+    pub(super) remedy: &'static str,
+}
+
+/// The running programs of one subject and what they counted in the last hour.
+pub(super) struct Events {
+    tables: Tables,
+    hooks: Vec<(&'static Hook, Result<Attached, LoadError>)>,
+    history: History<Counted>,
+    /// Monotonic clock of the last harvest, and the wall clock at that moment.
+    harvested: (u64, Option<Timestamp>),
+    /// Events that the kernel had skipped by then.
+    missed: u64,
+    #[cfg_attr(not(feature = "debug"), expect(dead_code, reason = "what it is for is to be kept"))]
+    running: Running,
+}
+
+/// What the plan said, until the hooks are attached.
+pub(super) struct Planned {
+    names: &'static Names,
+    size: EventSize,
+    hooks: Vec<(&'static Hook, Result<(), LoadError>)>,
+}
+
+/// What one slot of time counted.
+#[derive(Debug)]
+struct Counted {
+    sum: Sum,
+    missed: u64,
+    forgotten: u64,
+    keys: Tally<Key>,
+    folded: Tally<Key>,
+}
+
+/// What was counted in a stretch of time.
+pub(super) struct View {
+    pub(super) since: Timestamp,
+    pub(super) window_s: f64,
+    pub(super) sum: Sum,
+    pub(super) missed: u64,
+    pub(super) forgotten: u64,
+    /// Events in namespaces that are not this node's, taken out of `keys` and of the sum's `attributed` and `coarse`.
+    pub(super) foreign: u64,
+    pub(super) keys: Vec<(Owner, Key, Count)>,
+    pub(super) clock: Clock,
+}
+
+/// One moment on both clocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    wall: Timestamp,
+    monotonic_ns: u64,
+}
+
+impl Clock {
+    pub(super) fn at(self, ns: u64) -> Timestamp {
+        let past = self.monotonic_ns.cast_signed().saturating_sub(ns.cast_signed());
+        self.wall.checked_sub(SignedDuration::from_nanos(past)).unwrap_or(self.wall)
+    }
+}
+
+impl Events {
+    /// The subject's part of the plan. A hook whose tracepoint this kernel lacks does not keep the others from running.
+    pub(super) fn plan(
+        btf: &Btf<'_>,
+        names: &'static Names,
+        hooks: &'static [Hook],
+        size: EventSize,
+        plan: &mut Plan,
+    ) -> Planned {
+        tables::plan(names, size, plan);
+        let present = |hook: &'static Hook| match btf.tracepoint_arguments(hook.tracepoint) {
+            Some(_) => Ok(()),
+            None => Err(LoadError::NoTracepoint { tracepoint: hook.tracepoint, remedy: hook.remedy }),
+        };
+        Planned { names, size, hooks: hooks.iter().map(|hook| (hook, present(hook))).collect() }
+    }
+
+    /// Attaches what can be attached; an error when that is nothing.
+    pub(super) fn attach(object: &Object, planned: Planned) -> Result<Self, LoadError> {
+        let tables = Tables::open(object, planned.names, planned.size)?;
+        let attach = |hook: &Hook| object.attach(&format!("tracepoint {}", hook.tracepoint), &hook.ways);
+        let hooks: Vec<_> =
+            planned.hooks.into_iter().map(|(hook, present)| (hook, present.and_then(|()| attach(hook)))).collect();
+        if let Some((_, Err(error))) = hooks.first()
+            && hooks.iter().all(|(_, attached)| attached.is_err())
+        {
+            return Err(error.clone());
+        }
+        Ok(Self {
+            tables,
+            hooks,
+            history: History::default(),
+            harvested: (monotonic_ns(), None),
+            missed: 0,
+            running: object.running(),
+        })
+    }
+
+    /// The preflight's lines about the hooks.
+    pub(super) fn checks(&self) -> Vec<Check> {
+        let line = |(hook, attached): &(&Hook, Result<Attached, LoadError>)| {
+            super::check(hook.tracepoint, hook.lost, attached.as_ref().map(|attached| attached.tier))
+        };
+        self.hooks.iter().map(line).collect()
+    }
+
+    /// What the hooks that do not run would have shown.
+    pub(super) fn unseen(&self) -> Vec<Gap> {
+        let gap = |(hook, attached): &(&Hook, Result<Attached, LoadError>)| {
+            let error = attached.as_ref().err()?;
+            Some(Gap {
+                what: hook.lost.to_owned(),
+                node: None,
+                reason: error.gap_reason(),
+                why: error.to_string(),
+                remedy: error.remedy().to_owned(),
+            })
+        };
+        self.hooks.iter().filter_map(gap).collect()
+    }
+
+    /// Takes what was counted since the last harvest into the history; what it took. Blocks for 10 to 20 ms.
+    pub(super) fn harvest(&mut self, now: Timestamp) -> Sum {
+        let (sum, mut keys) = self.tables.take();
+        let now_ns = monotonic_ns();
+        let missed = self.tables.nested() + self.hooks.iter().map(|(_, attached)| misses(attached)).sum::<u64>();
+        let slot = self.history.slot(self.harvested.0, now_ns, || Counted::with_room(RECENT_KEYS));
+        slot.missed += missed.saturating_sub(self.missed);
+        slot.sum.add(&sum);
+        // Largest first: when the slot is full, the smallest lose their ends.
+        keys.sort_by_key(|(_, count)| std::cmp::Reverse(count.packets));
+        for (key, count) in keys {
+            if !slot.keys.add(key, count) {
+                slot.forget(key, count);
+            }
+        }
+        self.missed = missed;
+        self.harvested = (now_ns, Some(now));
+        #[cfg(feature = "debug")]
+        self.running.print_log();
+        sum
+    }
+
+    /// What was harvested in the window. `resolve` says whose namespace a number is: on a kernel shared by several nodes the
+    /// others' are unknown, and their events become one number.
+    pub(super) fn view(&self, now: Timestamp, window: Window, resolve: &dyn Fn(u64) -> Owner) -> View {
+        let clock = Clock { wall: self.harvested.1.unwrap_or(now), monotonic_ns: self.harvested.0 };
+        let mut view = View {
+            since: clock.wall,
+            window_s: 0.0,
+            sum: Sum::default(),
+            missed: 0,
+            forgotten: 0,
+            foreign: 0,
+            keys: Vec::new(),
+            clock,
+        };
+        let mut totals: HashMap<Key, Count> = HashMap::new();
+        let mut start_ns = None;
+        for slot in self.history.view(window.seconds() * SECOND_NS) {
+            start_ns = start_ns.or(Some(slot.start_ns));
+            view.sum.add(&slot.value.sum);
+            view.missed += slot.value.missed;
+            view.forgotten += slot.value.forgotten;
+            for (key, count) in slot.value.keys.iter().chain(slot.value.folded.iter()) {
+                totals.entry(*key).or_default().add(*count);
+            }
+        }
+        view.since = clock.at(start_ns.unwrap_or(self.harvested.0));
+        view.window_s = now.duration_since(view.since).as_secs_f64().max(0.0);
+        let mut owners: HashMap<u64, Owner> = HashMap::new();
+        for (key, count) in totals {
+            let owner = owners.entry(key.netns).or_insert_with(|| match key.netns {
+                // No namespace at all: nobody can say whose it is, so it is kept and named as such.
+                0 => Owner::Unknown { id: 0 },
+                number => resolve(number),
+            });
+            if key.netns != 0 && matches!(owner, Owner::Unknown { .. }) {
+                view.foreign += count.packets;
+                let counted_as = if key.coarse { &mut view.sum.coarse } else { &mut view.sum.attributed };
+                // If a counter lied, the identity says so; nothing here may panic over it.
+                *counted_as = counted_as.saturating_sub(count.packets);
+            } else {
+                view.keys.push((owner.clone(), key, count));
+            }
+        }
+        view
+    }
+}
+
+impl Counted {
+    fn with_room(keys: usize) -> Self {
+        Self { sum: Sum::default(), missed: 0, forgotten: 0, keys: Tally::new(keys), folded: Tally::new(FOLDED_KEYS) }
+    }
+
+    fn forget(&mut self, key: Key, count: Count) {
+        self.forgotten += count.packets;
+        // Without room here too only the namespace is lost; the events stay in the sum.
+        let _ = self.folded.add(Key { ends: None, measure: NO_MEASURE, ..key }, count);
+    }
+}
+
+impl Fold for Counted {
+    fn hourly() -> Self {
+        Self::with_room(HOUR_KEYS)
+    }
+
+    fn fold(&mut self, later: Self) {
+        self.sum.add(&later.sum);
+        self.missed += later.missed;
+        self.forgotten += later.forgotten;
+        for (key, count) in self.keys.absorb(later.keys) {
+            self.forget(key, count);
+        }
+        // The smallest of what has no ends any more: its events stay in the sum.
+        let _ = self.folded.absorb(later.folded);
+    }
+}
+
+fn misses(attached: &Result<Attached, LoadError>) -> u64 {
+    attached.as_ref().map_or(0, Attached::recursion_misses)
+}
+
+/// The clock of the kernel's records (`bpf_ktime_get_ns`).
+pub(super) fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("Linux has a monotonic clock");
+    now.tv_sec().cast_unsigned() * SECOND_NS + now.tv_nsec().cast_unsigned()
+}
