@@ -31,14 +31,16 @@ pub struct Tcp {
 }
 
 /// Each term has its own kernel counter. The identity, in connection attempts:
-/// `open_before + connects = established + refused + timed_out + reset + unreachable + abandoned + no_port + other +
-/// untracked + lost + open + unaccounted`, where `unaccounted` must be 0.
+/// `open_before + connects + unmatched = established + refused + timed_out + reset + unreachable + abandoned + no_port +
+/// other + untracked + lost + open + unaccounted`, where `unaccounted` must be 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TcpAccounts {
     /// Attempts under way when the window began.
     pub open_before: u64,
     /// Attempts begun: sockets that were about to send their first SYN.
     pub connects: u64,
+    /// Results of attempts that we did not see begin, that are `untracked`, or given up as `lost`.
+    pub unmatched: u64,
     pub established: u64,
     /// `ECONNREFUSED`: a RST came, or an ICMP error that means the same.
     pub refused: u64,
@@ -54,15 +56,13 @@ pub struct TcpAccounts {
     pub no_port: u64,
     /// Any other error.
     pub other: u64,
-    /// Begun while the table of attempts was full: their result is in `unmatched`.
+    /// Begun while the table of attempts was full: not followed, so that their results are `unmatched`.
     pub untracked: u64,
     /// No longer followed, because the event that ended them was missed.
     pub lost: u64,
     /// Attempts under way now.
     pub open: u64,
 
-    /// Results of attempts that we did not see begin, or that are `untracked`; in no term above.
-    pub unmatched: u64,
     /// Connections that a listener completed.
     pub accepted: u64,
     /// Established connections that ended with an error.
@@ -94,7 +94,7 @@ impl TcpAccounts {
             + self.abandoned
             + self.no_port
             + self.other;
-        let begun = self.open_before + self.connects;
+        let begun = self.open_before + self.connects + self.unmatched;
         begun.cast_signed() - (ended + self.untracked + self.lost + self.open).cast_signed()
     }
 }

@@ -39,8 +39,9 @@ pub fn netdiag_tcp_state_raw(ctx: RawTracePointContext) -> i32 {
 unsafe fn on_state<L: Load>(sock: *const u8, old: u32, new: u32) {
     let begins = new == SYN_SENT;
     let ends_attempt = old == SYN_SENT && new != SYN_RECV;
+    // A listener's new connection, or an attempt that met one of the other side.
+    let arrives = old == SYN_RECV && (new == ESTABLISHED || new == CLOSE);
     let leaves = old == ESTABLISHED || new == CLOSE;
-    let arrives = old == SYN_RECV && new == ESTABLISHED;
     if !(begins || ends_attempt || leaves || arrives) {
         return;
     }
@@ -109,8 +110,10 @@ unsafe fn end<L: Load>(run: &Run, sock: *const u8, old: u32, new: u32) {
                 if old == SYN_SENT {
                     run.tick(UNMATCHED);
                     event(kind, errno, NO_MEASURE, 0, netns, version, peer, FLAG_CLIENT)
-                } else {
+                } else if new == ESTABLISHED {
                     event(ACCEPTED, 0, NO_MEASURE, 0, netns, version, local, 0)
+                } else {
+                    return;
                 }
             }
         };

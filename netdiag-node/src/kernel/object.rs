@@ -59,6 +59,11 @@ impl Attached {
     pub(super) fn recursion_misses(&self) -> u64 {
         program_info(self.program.as_fd()).map_or(0, |info| info.recursion_misses)
     }
+
+    #[cfg(test)]
+    pub(super) fn info(&self) -> std::io::Result<super::program_info::ProgramInfo> {
+        program_info(self.program.as_fd())
+    }
 }
 
 /// The object while hooks are being attached.

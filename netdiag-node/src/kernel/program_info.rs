@@ -8,7 +8,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct ProgramInfo {
-    _unread: [u64; 26],
+    _unread: [u64; 24],
+    /// Nanoseconds and runs, while somebody has the kernel count them. Only the tests look.
+    pub(super) run_time_ns: u64,
+    pub(super) runs: u64,
     pub(super) recursion_misses: u64,
     /// In its low half, since Linux 5.16. Only the tests look: it shows that the fields lie where we think.
     pub(super) verified_instructions: u64,
@@ -25,7 +28,8 @@ struct InfoRequest {
 
 pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-    let mut info = ProgramInfo { _unread: [0; 26], recursion_misses: 0, verified_instructions: 0 };
+    let mut info =
+        ProgramInfo { _unread: [0; 24], run_time_ns: 0, runs: 0, recursion_misses: 0, verified_instructions: 0 };
     let request = InfoRequest {
         fd: program.as_raw_fd().cast_unsigned(),
         length: u32::try_from(size_of::<ProgramInfo>()).expect("224 bytes"),

@@ -23,7 +23,7 @@ const ANSWER_GROUPS: usize = 300;
 
 const COUNTERS: &str = "use a kernel with this tracepoint; until then ask for the counters of each namespace";
 
-static NAMES: Names = Names {
+pub(super) static NAMES: Names = Names {
     lanes: "REJECT_LANES",
     totals: "REJECT_TOTALS",
     ipv4: "REJECT_IPV4",
@@ -33,7 +33,7 @@ static NAMES: Names = Names {
     mask_ipv6: "MASK_REJECT_IPV6",
 };
 
-static HOOKS: [Hook; 4] = [
+pub(super) static HOOKS: [Hook; 4] = [
     Hook {
         tracepoint: "tcp_send_reset",
         ways: ways!("tcp_send_reset", "netdiag_tcp_reset", "netdiag_tcp_reset_raw"),

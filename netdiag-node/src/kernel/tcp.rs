@@ -33,7 +33,7 @@ const ANSWER_GROUPS: usize = 300;
 
 const COUNTERS: &str = "use a kernel with this tracepoint; until then ask for the counters of each namespace";
 
-static NAMES: Names = Names {
+pub(super) static NAMES: Names = Names {
     lanes: "TCP_LANES",
     totals: "TCP_TOTALS",
     ipv4: "TCP_IPV4",
@@ -43,7 +43,7 @@ static NAMES: Names = Names {
     mask_ipv6: "MASK_TCP_IPV6",
 };
 
-static HOOKS: [Hook; 3] = [
+pub(super) static HOOKS: [Hook; 3] = [
     Hook {
         tracepoint: "inet_sock_set_state",
         ways: ways!("inet_sock_set_state", "netdiag_tcp_state", "netdiag_tcp_state_raw"),

@@ -17,7 +17,7 @@ use super::{LoadError, layout};
 /// Groups in one observation: some 50 KiB of JSON.
 const ANSWER_GROUPS: usize = 300;
 
-static NAMES: Names = Names {
+pub(super) static NAMES: Names = Names {
     lanes: "UDP_LANES",
     totals: "UDP_TOTALS",
     ipv4: "UDP_IPV4",
@@ -27,7 +27,7 @@ static NAMES: Names = Names {
     mask_ipv6: "MASK_UDP_IPV6",
 };
 
-static HOOKS: [Hook; 1] = [Hook {
+pub(super) static HOOKS: [Hook; 1] = [Hook {
     tracepoint: "udp_fail_queue_rcv_skb",
     ways: ways!("udp_fail_queue_rcv_skb", "netdiag_udp_full", "netdiag_udp_full_raw"),
     lost: "datagrams that found their socket full, by port",

@@ -264,3 +264,102 @@ pub(super) fn monotonic_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("Linux has a monotonic clock");
     now.tv_sec().cast_unsigned() * SECOND_NS + now.tv_nsec().cast_unsigned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::{FromRawFd as _, OwnedFd};
+
+    use super::*;
+    use crate::kernel::{KernelRejects, KernelTcp, KernelUdp, btf, reject, tcp, udp};
+    use netdiag_common::record;
+
+    const SIZE: EventSize = EventSize { ipv4: 64, ipv6: 16 };
+
+    /// All subjects' tables on this kernel; none, said loudly, where that is not possible.
+    fn object(test: &str) -> Option<Object> {
+        let bytes = crate::host::kernel::btf().map_err(|error| eprintln!("netdiag-skip: {test}: {error}")).ok()?;
+        let btf = btf::parse(&bytes).unwrap();
+        let mut plan = Plan::for_this_machine();
+        KernelTcp::plan(&btf, SIZE, &mut plan).unwrap();
+        KernelRejects::plan(&btf, SIZE, &mut plan).unwrap();
+        KernelUdp::plan(&btf, SIZE, &mut plan).unwrap();
+        match Object::create(&plan) {
+            Ok(object) => Some(object),
+            Err(error @ (LoadError::NotBuilt | LoadError::NotPermitted { .. })) => {
+                eprintln!("netdiag-skip: {test}: {error}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn hooks() -> impl Iterator<Item = &'static Hook> {
+        tcp::HOOKS.iter().chain(&reject::HOOKS).chain(&udp::HOOKS)
+    }
+
+    #[test]
+    fn raw_tracepoints_count_as_well() {
+        let Some(object) = object("raw_tracepoints_count_as_well") else { return };
+        let attached: Vec<Attached> =
+            hooks().map(|hook| object.attach(hook.tracepoint, &hook.ways[1..]).unwrap()).collect();
+        assert!(attached.iter().all(|attached| attached.tier == "raw_tracepoint"));
+        let mut of_tcp = Tables::open(&object, &tcp::NAMES, SIZE).unwrap();
+        let mut of_rejects = Tables::open(&object, &reject::NAMES, SIZE).unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for _ in 0..10 {
+            assert!(TcpStream::connect(closed).is_err());
+        }
+        let (sum, keys) = of_tcp.take();
+        assert!(sum.of(record::tcp::BEGUN) >= 10 && sum.of(record::tcp::FAILED) >= 10, "{sum:?}");
+        let refused = |(key, _): &&(Key, Count)| {
+            (key.kind, key.detail) == (record::tcp::FAILED, 111)
+                && key.ends.is_some_and(|ends| (ends.destination, ends.port) == (closed.ip(), closed.port()))
+        };
+        assert_eq!(keys.iter().filter(refused).map(|(_, count)| count.packets).sum::<u64>(), 10);
+        let (sum, _) = of_rejects.take();
+        assert!(sum.of(record::reject::RESET_SENT) >= 10 && sum.of(record::reject::RESET_RECEIVED) >= 10, "{sum:?}");
+    }
+
+    /// Prints what each hook costs a connection; the kernel's own accounting is part of each number (some 50 ns).
+    #[test]
+    fn hooks_cost_a_connection_little() {
+        const CONNECTIONS: u64 = 2000;
+        let Some(object) = object("hooks_cost_a_connection_little") else { return };
+        let attached: Vec<(&str, Attached)> =
+            hooks().map(|hook| (hook.tracepoint, object.attach(hook.tracepoint, &hook.ways).unwrap())).collect();
+        let Some(counted) = run_statistics() else {
+            return eprintln!("netdiag-skip: hooks_cost_a_connection_little: BPF_ENABLE_STATS is refused");
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for _ in 0..CONNECTIONS {
+            let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (far, _) = listener.accept().unwrap();
+            drop((near, far));
+        }
+        let mut total_ns = 0;
+        for (tracepoint, attached) in &attached {
+            let info = attached.info().unwrap();
+            total_ns += info.run_time_ns;
+            if let Some(each_ns) = info.run_time_ns.checked_div(info.runs) {
+                eprintln!("{tracepoint}: {each_ns} ns each, {} runs", info.runs);
+            }
+        }
+        let each_ns = total_ns / CONNECTIONS;
+        eprintln!("{each_ns} ns for a connection, both ends");
+        // An emulated kernel takes a hundred times as long, a busy machine interrupts: this only finds what is absurd.
+        assert!(each_ns < 1_000_000, "{each_ns} ns");
+        drop(counted);
+    }
+
+    /// The kernel measures all programs while this is open. `BPF_ENABLE_STATS`, Linux 5.8.
+    fn run_statistics() -> Option<OwnedFd> {
+        const BPF_ENABLE_STATS: libc::c_int = 32;
+        let run_time: u32 = 0;
+        // SAFETY: the kernel reads the four bytes of the request.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_ENABLE_STATS, &raw const run_time, size_of_val(&run_time)) };
+        let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+        // SAFETY: a descriptor that the kernel just made for us.
+        Some(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
