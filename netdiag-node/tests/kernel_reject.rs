@@ -1,5 +1,6 @@
 //! Refusals and full sockets are counted exactly, on the running kernel, against the namespaces' own counters; and a rule
 //! that rejects is told from one that drops. Needs root, BTF and the built programs.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 #[expect(dead_code, reason = "shared with the other kernel tests")]
 mod support;

@@ -103,7 +103,8 @@ impl TcpAccounts {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TcpGroup {
     pub netns: Owner,
-    /// As the socket sees it: a client's is the Service's address, not yet translated. None at the coarse level.
+    /// As the socket sees it: a client's is the Service's address, not yet translated. Port 0 when both ports could be a
+    /// client's. None at the coarse level.
     #[serde(default)]
     pub service: Option<SocketAddr>,
     pub side: Side,

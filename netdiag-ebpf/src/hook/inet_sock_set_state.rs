@@ -22,6 +22,8 @@ use crate::socket::{End, Ends, ends, error, protocol, round_trip_us, sock_netns,
 
 const IPPROTO_TCP: u16 = 6;
 const EEXIST: i32 = -17;
+/// Where clients' ports begin, unless `net.ipv4.ip_local_port_range` says otherwise.
+const EPHEMERAL: u16 = 32768;
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn netdiag_tcp_state(ctx: BtfTracePointContext) -> i32 {
@@ -141,9 +143,13 @@ unsafe fn leave<L: Load>(run: &Run, sock: *const u8, broken: u32, measured_us: u
     }
 }
 
-/// Which end is the service: the one with the lower port.
+/// Which end is the service: the one with the lower port. When clients could have either, there would be a key for each
+/// connection: then it is the peer, without its port.
 #[inline(always)]
 pub fn service(local: End, peer: End) -> (End, u8) {
+    if local.port >= EPHEMERAL && peer.port >= EPHEMERAL {
+        return (End { port: 0, ..peer }, FLAG_CLIENT);
+    }
     if peer.port < local.port { (peer, FLAG_CLIENT) } else { (local, 0) }
 }
 

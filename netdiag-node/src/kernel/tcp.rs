@@ -7,6 +7,7 @@ use aya::maps::{HashMap as KernelHashMap, MapData};
 use jiff::Timestamp;
 use netdiag_common::Window;
 use netdiag_common::observation::Owner;
+use netdiag_common::observation::histogram::Histogram;
 use netdiag_common::observation::preflight::Check;
 use netdiag_common::observation::tcp::{Broken, ConnectResult, Outcome, Side, Tcp, TcpAccounts, TcpGroup};
 use netdiag_common::record::event::NO_MEASURE;
@@ -296,7 +297,7 @@ impl Groups {
             synack_retransmits: 0,
             retransmits: 0,
             broken: Vec::new(),
-            round_trip: Default::default(),
+            round_trip: Histogram::default(),
             first_at,
             last_at,
         });
@@ -311,7 +312,7 @@ fn result(group: &mut TcpGroup, outcome: Outcome, errno: i32, measure: u8, event
     let at = match group.results.iter_mut().find(same) {
         Some(result) => result,
         None => {
-            group.results.push(ConnectResult { outcome, errno, time: Default::default() });
+            group.results.push(ConnectResult { outcome, errno, time: Histogram::default() });
             group.results.last_mut().expect("just pushed")
         }
     };
