@@ -180,7 +180,7 @@ fn a_scan_of_ports_loses_detail_and_no_refusal() {
     assert!(seen.accounts.coarse > 0 && seen.accounts.total_only == 0, "{:?}", seen.accounts);
     let sent = refusals(&seen, "server", |group| matches!(group.kind, RejectKind::ResetSent { .. }));
     assert_eq!(sent, counter(&server, "Tcp", "OutRsts"), "{:#?}", seen.groups);
-    assert_eq!(sent, PORTS.into());
+    assert_eq!(sent, u64::from(PORTS));
 }
 
 #[test]

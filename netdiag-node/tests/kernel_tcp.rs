@@ -347,7 +347,7 @@ fn full_sets_lose_detail_and_no_connection() {
     let ours = |group: &&TcpGroup| group.netns == Owner::Pod { uid: "client".to_owned() };
     let refused: u64 = seen.groups.iter().filter(ours).map(|group| group.ended(Outcome::Refused)).sum();
     let begun: u64 = seen.groups.iter().filter(ours).map(|group| group.connects).sum();
-    assert_eq!((begun, refused), (PORTS.into(), PORTS.into()), "{:#?}", seen.groups);
+    assert_eq!((begun, refused), (u64::from(PORTS), u64::from(PORTS)), "{:#?}", seen.groups);
     assert!(seen.groups.iter().filter(ours).any(|group| group.service.is_none()), "a coarse group has no service");
     assert!(!seen.groups.iter().any(|group| group.service.is_some_and(|at| at.ip() == CLIENT4)));
 }
