@@ -10,8 +10,8 @@ use crate::{command, image, place};
 
 /// Debian's own package of Ubuntu's keys, by the hash that Debian's signed index of trixie has for it.
 const UBUNTU_KEYS: (&str, &str) = (
-    "http://deb.debian.org/debian/pool/main/u/ubuntu-keyring/ubuntu-archive-keyring_2023.11.28.1-0.2_all.deb",
-    "965c87f6cd482c07e6589cfcadc9233578bcec860c5a34d64c9802b6221e8af7",
+    "http://deb.debian.org/debian/pool/main/u/ubuntu-keyring/ubuntu-keyring_2023.11.28.1-0.2_all.deb",
+    "b2e7ed48431bf9e7978ae810bbdaf253093570d6e3f864e575b7c13554b81174",
 );
 
 /// The newest kernel of the line that its suites offer now, with the suite that has it.
