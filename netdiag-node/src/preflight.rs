@@ -36,9 +36,10 @@ pub const RIGHTS: [Right; 7] = [
 ];
 
 /// Ways to ask the kernel, and what cannot be read without them.
-const NETLINK: [(SockProtocol, &str, &str); 3] = [
+const NETLINK: [(SockProtocol, &str, &str); 4] = [
     (SockProtocol::NetlinkRoute, "netlink route", "links, addresses, routes and neighbours"),
-    (SockProtocol::NetlinkSockDiag, "netlink sock_diag", "listening sockets"),
+    (SockProtocol::NetlinkSockDiag, "netlink sock_diag", "listening sockets, their queues and limits"),
+    (SockProtocol::NetlinkGeneric, "netlink generic", "standard counters of NICs, peers of WireGuard"),
     (SockProtocol::NetlinkNetFilter, "netlink netfilter", "packet filter rules and connection tracking"),
 ];
 

@@ -87,10 +87,15 @@ impl Samples {
 
     /// To be called every [`ROUND_EVERY`]. Blocks for some milliseconds.
     pub fn round(&self) -> Result<Round, ReadError> {
-        let pods = self.attribution.pods()?;
-        self.forget(&pods);
+        let pods = self.attribution.pods();
         // Its thread ends with the round: it has been in many namespaces.
-        self.host.netns.run(|| self.look_around(&pods))
+        self.host.netns.run(|| {
+            self.look_at(&self.host.netns, Scope::Node)?;
+            // Where pods cannot be seen, the node still can.
+            let pods = pods?;
+            self.forget(&pods);
+            self.look_around(&pods)
+        })
     }
 
     /// How many namespaces are followed.
@@ -100,7 +105,6 @@ impl Samples {
 
     fn look_around(&self, pods: &PodsOnNode) -> Result<Round, ReadError> {
         enter_cgroup_root(&self.host.proc);
-        self.look_at(&self.host.netns, Scope::Node)?;
         let started = Instant::now();
         let mut round = Round::default();
         let due = self.due(pods);

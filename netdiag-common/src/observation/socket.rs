@@ -25,7 +25,7 @@ pub struct Sockets {
     pub memory: SocketMemory,
     #[serde(default)]
     pub ports: LocalPorts,
-    /// Processes of the pod, or of the node outside pods, by share of their limit used, the highest first.
+    /// Processes of the pod, or those in the node's own namespace, by share of their limit used, the highest first.
     #[serde(default)]
     pub descriptors: Vec<DescriptorUse>,
     /// Open files of the whole machine; told for the node only.

@@ -9,6 +9,7 @@ pub(crate) mod conntrack;
 pub(crate) mod counter;
 pub(crate) mod device;
 pub(crate) mod file;
+pub(crate) mod genetlink;
 mod iptables;
 pub(crate) mod kernel;
 pub(crate) mod kube_proxy;

@@ -18,6 +18,21 @@ use DriverMeaning as M;
 use Name::{EndsWith, Is};
 
 const MEANINGS: &[(Name, DriverMeaning)] = &[
+    // all drivers that give the counters of IEEE 802.3 and RFC 2819
+    (Is("eth-phy-SymbolErrorDuringCarrier"), M::LinkFault),
+    (Is("eth-mac-FrameCheckSequenceErrors"), M::ReceiveDamaged),
+    (Is("eth-mac-AlignmentErrors"), M::ReceiveDamaged),
+    (Is("eth-mac-InRangeLengthErrors"), M::ReceiveDamaged),
+    (Is("eth-mac-OutOfRangeLengthField"), M::ReceiveDamaged),
+    (Is("eth-mac-FrameTooLongErrors"), M::ReceiveDamaged),
+    (Is("eth-mac-FramesLostDueToIntMACRcvError"), M::ReceiveNoBuffer),
+    (Is("eth-mac-FramesLostDueToIntMACXmitError"), M::TransmitDropped),
+    (Is("eth-mac-FramesAbortedDueToXSColls"), M::TransmitDropped),
+    (Is("eth-mac-CarrierSenseErrors"), M::LinkFault),
+    (Is("rmon-etherStatsUndersizePkts"), M::ReceiveDamaged),
+    (Is("rmon-etherStatsOversizePkts"), M::ReceiveDamaged),
+    (Is("rmon-etherStatsFragments"), M::ReceiveDamaged),
+    (Is("rmon-etherStatsJabbers"), M::ReceiveDamaged),
     // ena (Amazon): `ena_ethtool.c`
     (Is("bw_in_allowance_exceeded"), M::AllowanceBandwidthIn),
     (Is("bw_out_allowance_exceeded"), M::AllowanceBandwidthOut),
@@ -234,6 +249,7 @@ mod tests {
             ("  ring full", M::TransmitQueueFull),
             ("tx_no_space", M::TransmitQueueFull),
             ("[3]: rx_oom_discards", M::NoMemory),
+            ("eth-mac-FrameCheckSequenceErrors", M::ReceiveDamaged),
         ];
         for (name, expected) in known {
             assert_eq!(meaning(name), Some(expected), "{name}");

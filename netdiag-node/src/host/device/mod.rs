@@ -5,6 +5,7 @@ mod link;
 mod meaning;
 mod queue;
 mod softnet;
+mod standard;
 mod wireguard;
 mod xfrm;
 
@@ -64,6 +65,8 @@ fn add_queues(devices: &mut [Device], queues: Vec<queue::Found>, left_out: &mut 
 
 fn add_drivers(devices: &mut [Device], left_out: &mut Vec<String>) -> Result<(), ReadError> {
     let mut ethtool = driver::Ethtool::open()?;
+    let has_hardware = devices.iter().any(is_hardware);
+    let mut standard = if has_hardware { standard::Standard::open()? } else { None };
     let may_count = devices.iter_mut().filter(|device| driver::may_count(&device.kind, &device.name));
     for (position, device) in may_count.enumerate() {
         if position == MAX_ASKED_DRIVERS {
@@ -71,7 +74,13 @@ fn add_drivers(devices: &mut [Device], left_out: &mut Vec<String>) -> Result<(),
             break;
         }
         match ethtool.read(&device.name) {
-            Ok(Some(found)) => {
+            Ok(Some(mut found)) => {
+                if let Some(standard) = standard.as_mut().filter(|_| is_hardware(device)) {
+                    match standard.read(device.index, &device.name) {
+                        Ok(statistics) => found.statistics.extend(statistics),
+                        Err(error) => left_out.push(error.to_string()),
+                    }
+                }
                 device.driver_statistics = meaning::with_meanings(found.statistics);
                 if found.omitted > 0 {
                     left_out.push(format!("{} driver statistics of {}", found.omitted, device.name));
@@ -83,6 +92,11 @@ fn add_drivers(devices: &mut [Device], left_out: &mut Vec<String>) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Only drivers of NICs have counters that standards name.
+fn is_hardware(device: &Device) -> bool {
+    device.kind.is_empty() && device.name != "lo"
 }
 
 /// Every counter, for [`Series::look`](crate::history::Series::look).

@@ -6,15 +6,9 @@ use jiff::Timestamp;
 use netdiag_common::observation::device::{Device, Wireguard, WireguardPeer};
 use nix::sys::socket::SockProtocol;
 
-use crate::host::ReadError;
 use crate::host::netlink::{IPV4, IPV6, Netlink, attribute, attributes, int, long, short, string};
+use crate::host::{ReadError, genetlink};
 
-/// Fixed number of the family that knows the others (`GENL_ID_CTRL`).
-const CONTROL: u16 = 0x10;
-// Commands and attributes of linux/genetlink.h.
-const GET_FAMILY: u8 = 3;
-const FAMILY_ID: u16 = 1;
-const FAMILY_NAME: u16 = 2;
 // Commands and attributes of linux/wireguard.h.
 const GET_DEVICE: u8 = 0;
 const DEVICE_INDEX: u16 = 1;
@@ -37,19 +31,9 @@ pub(super) fn read(devices: &[Device], left_out: &mut Vec<String>) -> Result<Vec
         return Ok(Vec::new());
     }
     let mut netlink = Netlink::open(SockProtocol::NetlinkGeneric)?;
-    let mut request = vec![GET_FAMILY, 1, 0, 0];
-    request.extend(attribute(FAMILY_NAME, b"wireguard\0"));
-    let family = netlink.get(CONTROL, &request, "find the netlink family of WireGuard", |payload| {
-        let (_, id) = attributes(payload.get(4..)?).find(|(kind, _)| *kind == FAMILY_ID)?;
-        short(id, 0)
-    });
-    let family = match family {
-        Ok(Some(family)) => family,
-        Ok(None) => return Err(ReadError::Unsupported { feature: "netlink family wireguard".to_owned() }),
-        Err(error) => {
-            left_out.push(format!("peers of WireGuard: {error}"));
-            return Ok(Vec::new());
-        }
+    let Some(family) = genetlink::family(&mut netlink, "wireguard")? else {
+        left_out.push("peers of WireGuard: this kernel has no netlink family wireguard (before Linux 5.6)".to_owned());
+        return Ok(Vec::new());
     };
     let mut found = Vec::new();
     for device in own {

@@ -139,8 +139,18 @@ fn passive_needs(cluster: &Cluster, node: &str) -> Vec<Need> {
     let host_only =
         [Topic::Preflight, Topic::Pods, Topic::ServiceRules, Topic::KubeProxy, Topic::Drops, Topic::Dns, Topic::Flows]
             .map(|t| Need::host(node, t));
-    let everywhere =
-        [Topic::Network, Topic::Sysctls, Topic::Listeners, Topic::Conntrack, Topic::Resolver, Topic::Rules];
+    let everywhere = [
+        Topic::Network,
+        Topic::Sysctls,
+        Topic::Listeners,
+        Topic::Conntrack,
+        Topic::Resolver,
+        Topic::Rules,
+        Topic::Devices,
+        Topic::Neighbours,
+        Topic::Sockets,
+        Topic::Counters,
+    ];
     let pods =
         cluster.pods.iter().filter(|pod| pod.spec.node_name == node && !pod.is_finished() && !pod.spec.host_network);
     let namespaces = std::iter::once(Netns::Host).chain(pods.map(|pod| Netns::Pod(pod.metadata.uid.clone())));
