@@ -44,8 +44,10 @@ pub(super) struct Events {
     tables: Tables,
     hooks: Vec<(&'static Hook, Result<Attached, LoadError>)>,
     history: History<Counted>,
-    /// Monotonic clock of the last harvest, and the wall clock at that moment.
-    harvested: (u64, Option<Timestamp>),
+    /// Monotonic clock of the last harvest's end.
+    harvested_ns: u64,
+    /// The moment when it began.
+    clock: Option<Clock>,
     /// Events that the kernel had skipped by then.
     missed: u64,
     #[cfg_attr(not(feature = "debug"), expect(dead_code, reason = "what it is for is to be kept"))]
@@ -128,7 +130,8 @@ impl Events {
             tables,
             hooks,
             history: History::default(),
-            harvested: (monotonic_ns(), None),
+            harvested_ns: monotonic_ns(),
+            clock: None,
             missed: 0,
             running: object.running(),
         })
@@ -159,10 +162,11 @@ impl Events {
 
     /// Takes what was counted since the last harvest into the history; what it took. Blocks for 10 to 20 ms.
     pub(super) fn harvest(&mut self, now: Timestamp) -> Sum {
+        self.clock = Some(Clock { wall: now, monotonic_ns: monotonic_ns() });
         let (sum, mut keys) = self.tables.take();
         let now_ns = monotonic_ns();
         let missed = self.tables.nested() + self.hooks.iter().map(|(_, attached)| misses(attached)).sum::<u64>();
-        let slot = self.history.slot(self.harvested.0, now_ns, || Counted::with_room(RECENT_KEYS));
+        let slot = self.history.slot(self.harvested_ns, now_ns, || Counted::with_room(RECENT_KEYS));
         slot.missed += missed.saturating_sub(self.missed);
         slot.sum.add(&sum);
         // Largest first: when the slot is full, the smallest lose their ends.
@@ -173,7 +177,7 @@ impl Events {
             }
         }
         self.missed = missed;
-        self.harvested = (now_ns, Some(now));
+        self.harvested_ns = now_ns;
         #[cfg(feature = "debug")]
         self.running.print_log();
         sum
@@ -182,7 +186,7 @@ impl Events {
     /// What was harvested in the window. `resolve` says whose namespace a number is: on a kernel shared by several nodes the
     /// others' are unknown, and their events become one number.
     pub(super) fn view(&self, now: Timestamp, window: Window, resolve: &dyn Fn(u64) -> Owner) -> View {
-        let clock = Clock { wall: self.harvested.1.unwrap_or(now), monotonic_ns: self.harvested.0 };
+        let clock = self.clock.unwrap_or(Clock { wall: now, monotonic_ns: self.harvested_ns });
         let mut view = View {
             since: clock.wall,
             window_s: 0.0,
@@ -204,7 +208,7 @@ impl Events {
                 totals.entry(*key).or_default().add(*count);
             }
         }
-        view.since = clock.at(start_ns.unwrap_or(self.harvested.0));
+        view.since = clock.at(start_ns.unwrap_or(self.harvested_ns));
         view.window_s = now.duration_since(view.since).as_secs_f64().max(0.0);
         let mut owners: HashMap<u64, Owner> = HashMap::new();
         for (key, count) in totals {
