@@ -1,7 +1,7 @@
 //! How netdiag itself is doing, schema `netdiag.status/v1`: agents, rights, certificates, load, versions.
 
 use jiff::Timestamp;
-use netdiag_common::observation::preflight::Preflight;
+use netdiag_common::observation::preflight::{Check, Preflight};
 use netdiag_common::{Gap, wire};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,16 @@ use super::text::ago;
 pub const STATUS_SCHEMA: &str = "netdiag.status/v1";
 /// A certificate with less left than this is named in text: time for a person to renew it in working hours.
 const SOON_S: i64 = 14 * 24 * 3_600;
+
+/// What an agent says about itself besides its readings.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AgentVersion {
+    pub wire: u32,
+    pub agent: String,
+    pub instance: String,
+    /// As in [`NodeStatus::restarts`].
+    pub restarts: u64,
+}
 
 /// What `netdiag status` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -44,8 +54,17 @@ pub struct NodeStatus {
     /// Version of the agent.
     pub agent: String,
     pub wire: u32,
+    /// Random for each start of the agent; empty from agents that do not say.
+    #[serde(default)]
+    pub instance: String,
+    /// Starts of the agent that this server has seen since its own: each began to count anew.
+    #[serde(default)]
+    pub restarts: u64,
     /// `uname -r`.
     pub kernel: String,
+    /// Kernel programs that run, and by which way each is attached.
+    #[serde(default)]
+    pub programs: Vec<Program>,
     /// What this kernel or these rights do not allow.
     pub missing: Vec<Missing>,
     /// RFC 3339; empty when the agent does not say.
@@ -53,6 +72,15 @@ pub struct NodeStatus {
     pub resident_bytes: u64,
     /// Requests refused because the agent was at its limit.
     pub shed_requests: u64,
+}
+
+/// One kernel program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Program {
+    /// `kfree_skb`, `dns`, …
+    pub name: String,
+    /// `tp_btf`, `raw_tracepoint`, …: earlier ways cost less or see more.
+    pub tier: String,
 }
 
 /// One check of the agent that failed.
@@ -105,7 +133,11 @@ impl Status {
 
 impl NodeStatus {
     /// An agent that answered with its preflight.
-    pub fn reachable(node: &str, agent: &str, wire: u32, preflight: &Preflight) -> Self {
+    pub fn reachable(node: &str, version: &AgentVersion, preflight: &Preflight) -> Self {
+        let program = |check: &Check| {
+            let name = check.name.strip_prefix("program ").filter(|_| check.ok)?;
+            Some(Program { name: name.to_owned(), tier: check.detail.clone() })
+        };
         let missing = preflight.checks.iter().filter(|check| !check.ok).map(|check| Missing {
             what: check.name.clone(),
             detail: check.detail.clone(),
@@ -115,9 +147,12 @@ impl NodeStatus {
         Self {
             node: node.to_owned(),
             reachable: true,
-            agent: agent.to_owned(),
-            wire,
+            agent: version.agent.clone(),
+            wire: version.wire,
+            instance: version.instance.clone(),
+            restarts: version.restarts,
             kernel: preflight.kernel.clone(),
+            programs: preflight.checks.iter().filter_map(program).collect(),
             missing: missing.collect(),
             certificate_expires: preflight.certificate_expires.clone().unwrap_or_default(),
             resident_bytes: preflight.resident_bytes,
@@ -142,6 +177,11 @@ impl NodeStatus {
         if self.shed_requests > 0 {
             words.push_str(&format!(", {} requests refused under load", self.shed_requests));
         }
+        match self.restarts {
+            0 => {}
+            1 => words.push_str(", started anew once since the server looks"),
+            times => words.push_str(&format!(", started anew {times} times since the server looks")),
+        }
         if let Ok(expires) = self.certificate_expires.parse::<Timestamp>() {
             let left = expires.duration_since(now).as_secs();
             if left < 0 {
@@ -151,6 +191,11 @@ impl NodeStatus {
             }
         }
         page.line("node", &words);
+        if !self.programs.is_empty() {
+            let programs: Vec<String> =
+                self.programs.iter().map(|program| format!("{} ({})", program.name, program.tier)).collect();
+            page.column("", "programs", &programs.join(", "));
+        }
         for missing in &self.missing {
             page.column(
                 "",
@@ -164,7 +209,6 @@ impl NodeStatus {
 #[cfg(test)]
 mod tests {
     use netdiag_common::GapReason;
-    use netdiag_common::observation::preflight::Check;
 
     use super::*;
 
@@ -178,9 +222,15 @@ mod tests {
             lost: "probes from pods".to_owned(),
             remedy: "add SYS_ADMIN to the agent's capabilities".to_owned(),
         };
+        let program = |name: &str, tier: &str| Check {
+            name: format!("program {name}"),
+            ok: true,
+            detail: tier.to_owned(),
+            ..Check::default()
+        };
         let preflight = Preflight {
             kernel: "6.18.0".to_owned(),
-            checks: vec![check("btf", true), check("capability SYS_ADMIN", false)],
+            checks: vec![check("btf", true), program("kfree_skb", "tp_btf"), check("capability SYS_ADMIN", false)],
             resident_bytes: 23 << 20,
             shed_requests: 2,
             certificate_expires: Some("2026-11-24T12:00:00Z".to_owned()),
@@ -192,7 +242,9 @@ mod tests {
             why: "no netdiag-node pod is ready there".to_owned(),
             remedy: "kubectl -n netdiag-system get pods -o wide".to_owned(),
         };
-        let nodes = vec![NodeStatus::dark("n2", &gap), NodeStatus::reachable("n1", "0.1.0", 1, &preflight)];
+        let version =
+            AgentVersion { wire: 1, agent: "0.1.0".to_owned(), instance: "b7".to_owned(), restarts: 2 };
+        let nodes = vec![NodeStatus::dark("n2", &gap), NodeStatus::reachable("n1", &version, &preflight)];
         let status = Status::new("lab", now, nodes, Vec::new());
         assert!(!status.is_complete());
         insta::assert_snapshot!(status.text(Paint::Plain));

@@ -37,7 +37,7 @@ async fn one(source: &LiveSource, cluster: &Cluster, node: String, deadline: Ins
     match agents.status(&node, source.dial(cluster, &node), deadline).await {
         Err(failure) => NodeStatus::dark(&node, &failure.gap(&need)),
         Ok((version, Reading::Seen { value: Observation::Preflight(preflight), .. })) => {
-            NodeStatus::reachable(&node, &version.agent, version.wire, &preflight)
+            NodeStatus::reachable(&node, &version, &preflight)
         }
         Ok((_, Reading::Unavailable { gap })) => NodeStatus::dark(&node, &gap),
         Ok((_, reading)) => NodeStatus::dark(&node, &strange(&need, &reading)),

@@ -16,6 +16,7 @@ use super::failure::Failure;
 use super::instance::{self, Instances};
 use super::report::RawReport;
 use super::tls;
+use crate::answer::status::AgentVersion;
 use crate::ask::SourceError;
 
 /// Nodes asked at the same time.
@@ -42,13 +43,6 @@ pub struct Agents {
 
 /// When each file of the TLS directory was last written: another one means new certificates.
 type Stamp = [Option<SystemTime>; 3];
-
-/// What one agent said about itself besides its readings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct AgentVersion {
-    pub wire: u32,
-    pub agent: String,
-}
 
 impl Agents {
     /// Reads the certificates; sends nothing.
@@ -108,7 +102,12 @@ impl Agents {
         let needs = vec![Need::host(node, Topic::Preflight)];
         let report = ask(&self.client(), dial?, &needs, deadline).await?;
         self.instances.note(node, &report.instance);
-        let version = AgentVersion { wire: report.wire, agent: report.agent.clone() };
+        let version = AgentVersion {
+            wire: report.wire,
+            agent: report.agent.clone(),
+            instance: report.instance.clone(),
+            restarts: self.instances.restarts(node),
+        };
         let (_, reading) = pair(needs, report).pop().expect("one need has one answer");
         Ok((version, reading))
     }
