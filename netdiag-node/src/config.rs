@@ -9,6 +9,7 @@ use netdiag_common::wire::AGENT_PORT;
 
 use crate::metrics::{METRICS_PORT, otlp};
 use crate::report;
+use crate::shed::Budget;
 
 /// What the program is asked for: an agent unless the first word is another task.
 #[derive(Debug, Clone)]
@@ -58,6 +59,8 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     pub otlp: otlp::Settings,
+    #[command(flatten)]
+    pub budget: Budget,
     /// A proc filesystem that shows the node's processes
     #[arg(long, default_value = "/proc")]
     pub proc: PathBuf,

@@ -12,6 +12,7 @@ use crate::gap::Failure;
 use crate::kernel::{KernelDns, LoadError};
 use crate::metrics::{Export, Families};
 use crate::owners::Owners;
+use crate::shed::{Shedding, Step};
 
 /// Namespaces of nobody that the pods were looked through for: those of other nodes on this kernel, and of ended pods.
 const MAX_STRANGERS: usize = 1024;
@@ -19,13 +20,14 @@ const MAX_STRANGERS: usize = 1024;
 /// The loaded programs, or why there are none.
 pub struct DnsWatch {
     owners: Arc<Owners>,
+    shedding: Arc<Shedding>,
     state: Mutex<Result<KernelDns, LoadError>>,
     strangers: Mutex<HashSet<u64>>,
 }
 
 impl DnsWatch {
-    pub fn new(owners: Arc<Owners>, dns: Result<KernelDns, LoadError>) -> Self {
-        Self { owners, state: Mutex::new(dns), strangers: Mutex::default() }
+    pub fn new(owners: Arc<Owners>, shedding: Arc<Shedding>, dns: Result<KernelDns, LoadError>) -> Self {
+        Self { owners, shedding, state: Mutex::new(dns), strangers: Mutex::default() }
     }
 
     /// To be called every second. A pod that asks its first question is looked for at once: it may end before the next harvest.
@@ -60,7 +62,9 @@ impl DnsWatch {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let dns = state.as_mut().map_err(|error| Failure::from(&*error))?;
         dns.harvest(clock::now());
-        Ok(dns.observe(clock::now(), window.seconds() * 1_000_000_000, &|id| self.owners.of(id)))
+        let mut found = dns.observe(clock::now(), window.seconds() * 1_000_000_000, &|id| self.owners.of(id));
+        found.unseen.extend(self.shedding.gap(Step::Exemplars));
+        Ok(found)
     }
 }
 

@@ -7,25 +7,28 @@ use netdiag_common::observation::kfree_skb::Drops;
 
 use crate::clock;
 use crate::gap::Failure;
-use crate::kernel::{KernelDrops, LoadError};
+use crate::kernel::{Detail, KernelDrops, LoadError};
 use crate::metrics::{Export, Families};
 use crate::owners::Owners;
+use crate::shed::{Shedding, Step};
 
 /// The loaded program, or why there is none.
 pub struct DropWatch {
     owners: Arc<Owners>,
+    shedding: Arc<Shedding>,
     state: Mutex<Result<KernelDrops, LoadError>>,
 }
 
 impl DropWatch {
-    pub fn new(owners: Arc<Owners>, drops: Result<KernelDrops, LoadError>) -> Self {
-        Self { owners, state: Mutex::new(drops) }
+    pub fn new(owners: Arc<Owners>, shedding: Arc<Shedding>, drops: Result<KernelDrops, LoadError>) -> Self {
+        Self { owners, shedding, state: Mutex::new(drops) }
     }
 
     /// To be called after the owners were refreshed. Blocks for some 20 ms.
     pub fn harvest(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(drops) = state.as_mut() {
+            drops.keep(self.detail());
             drops.harvest(clock::now());
         }
     }
@@ -36,7 +39,15 @@ impl DropWatch {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let drops = state.as_mut().map_err(|error| Failure::from(&*error))?;
         drops.harvest(clock::now());
-        Ok(drops.observe(clock::now(), window, &|id| self.owners.of(id)))
+        let mut found = drops.observe(clock::now(), window, &|id| self.owners.of(id));
+        found.unseen.extend(Step::ALL.into_iter().filter_map(|step| self.shedding.gap(step)));
+        Ok(found)
+    }
+}
+
+impl DropWatch {
+    fn detail(&self) -> Detail {
+        Detail { exemplars: !self.shedding.gives_up(Step::Exemplars), tuples: !self.shedding.gives_up(Step::Tuples) }
     }
 }
 

@@ -22,6 +22,7 @@ pub mod readings;
 pub mod report;
 pub mod samples;
 mod serve;
+pub mod shed;
 mod subject;
 pub mod tls;
 pub mod watch;

@@ -26,6 +26,7 @@ use crate::kernel::{Kernel, Sizes};
 use crate::netns::NetnsHandle;
 use crate::owners::Owners;
 use crate::samples::Samples;
+use crate::shed::{Budget, Shedding};
 use crate::watch::Watch;
 use crate::{clock, preflight, probe};
 
@@ -50,16 +51,17 @@ pub struct Readings {
 }
 
 impl Readings {
-    pub fn new(node: String, host: Host) -> Self {
+    pub fn new(node: String, host: Host, budget: Budget) -> Self {
         let attribution = Arc::new(Attribution::new(host.clone()));
-        let kernel = Kernel::load(Sizes::for_this_machine());
+        let kernel = Kernel::load(Sizes::within(budget.memory_bytes()));
         let programs = kernel.checks();
         for program in &programs {
             tracing::info!(name = program.name, ok = program.ok, detail = program.detail, "kernel program");
         }
         let checks = preflight::Fixed::read(&host, programs);
         let owners = Arc::new(Owners::new(Arc::clone(&attribution), kernel.netns_id));
-        let watch = Arc::new(Watch::new(owners, kernel));
+        let shedding = Arc::new(Shedding::new(budget, host.proc.clone()));
+        let watch = Arc::new(Watch::new(owners, kernel, shedding));
         Self {
             node,
             attribution: Arc::clone(&attribution),
@@ -143,7 +145,8 @@ impl Readings {
             let shed_requests = self.shed.load(Ordering::Relaxed);
             let resident_bytes = preflight::resident_bytes(&self.host.proc);
             let checks = self.checks.clone();
-            let preflight = Preflight { resident_bytes, shed_requests, certificate_expires, ..checks.into() };
+            let mut preflight = Preflight { resident_bytes, shed_requests, certificate_expires, ..checks.into() };
+            preflight.checks.push(self.watch.check());
             return Ok(Some(Observation::Preflight(preflight)));
         }
         let place = timeout_at(deadline, Arc::clone(&self.readers).acquire_owned()).await.map_err(|_| late(budget))?;

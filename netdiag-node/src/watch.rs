@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use netdiag_common::observation::preflight::Check;
+
 use crate::dns::DnsWatch;
 use crate::drops::DropWatch;
 use crate::kernel::{Kernel, KernelRejects, KernelTcp, KernelUdp};
 use crate::metrics::{Export, Families};
 use crate::owners::Owners;
+use crate::shed::{Shedding, Step};
 use crate::subject::Subject;
 
 /// The kernel's tables are sized for this long between two harvests.
@@ -21,6 +24,7 @@ pub struct Watch {
     owners: Arc<Owners>,
     /// Names of the kernel programs by their ids.
     programs: BTreeMap<u32, String>,
+    shedding: Arc<Shedding>,
     pub drops: DropWatch,
     pub dns: DnsWatch,
     pub tcp: Subject<KernelTcp>,
@@ -29,10 +33,11 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new(owners: Arc<Owners>, kernel: Kernel) -> Self {
+    pub fn new(owners: Arc<Owners>, kernel: Kernel, shedding: Arc<Shedding>) -> Self {
         Self {
-            drops: DropWatch::new(Arc::clone(&owners), kernel.drops),
-            dns: DnsWatch::new(Arc::clone(&owners), kernel.dns),
+            drops: DropWatch::new(Arc::clone(&owners), Arc::clone(&shedding), kernel.drops),
+            dns: DnsWatch::new(Arc::clone(&owners), Arc::clone(&shedding), kernel.dns),
+            shedding,
             programs: kernel.programs,
             tcp: Subject::new(Arc::clone(&owners), kernel.tcp),
             rejects: Subject::new(Arc::clone(&owners), kernel.rejects),
@@ -48,7 +53,15 @@ impl Watch {
 
     /// To be called every [`TICK_EVERY`]. Costs microseconds while nobody asks.
     pub fn tick(&self) {
-        self.dns.tick();
+        // Names of queries are exemplars: unread, the ring fills, and the programs count what they cannot put there.
+        if !self.shedding.gives_up(Step::Exemplars) {
+            self.dns.tick();
+        }
+    }
+
+    /// The preflight's line about the budget.
+    pub fn check(&self) -> Check {
+        self.shedding.check()
     }
 
     /// To be called every [`HARVEST_EVERY`]. Blocks for some 20 ms for each subject.
@@ -61,6 +74,7 @@ impl Watch {
         self.tcp.harvest();
         self.rejects.harvest();
         self.udp.harvest();
+        self.shedding.look();
     }
 }
 
@@ -68,5 +82,6 @@ impl Export for Watch {
     fn export(&self, into: &mut Families) {
         self.drops.export(into);
         self.dns.export(into);
+        self.shedding.export(into);
     }
 }

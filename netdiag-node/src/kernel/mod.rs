@@ -39,7 +39,7 @@ pub mod udp;
 
 pub use dns::{DnsSize, KernelDns};
 pub use event::EventSize;
-pub use kfree_skb::{KernelDrops, TableSize};
+pub use kfree_skb::{Detail, KernelDrops, TableSize};
 pub use reject::KernelRejects;
 pub use tcp::KernelTcp;
 pub use udp::KernelUdp;
@@ -136,6 +136,12 @@ impl Sizes {
             rejects: EventSize::for_cpus(512, cpus),
             udp: EventSize::for_cpus(64, cpus),
         }
+    }
+
+    /// For an agent that may use this much memory altogether: a quarter of it is for tables that grow with the CPUs.
+    pub fn within(memory_bytes: u64) -> Self {
+        let share = usize::try_from(memory_bytes / 4).unwrap_or(usize::MAX);
+        Self { drops: TableSize::within(plan::cpus(), share), ..Self::for_this_machine() }
     }
 }
 

@@ -72,7 +72,7 @@ impl Counted {
         self.groups.iter().chain(self.folded.iter())
     }
 
-    fn forget_tuple(&mut self, key: GroupKey, counted: GroupCount) {
+    pub(super) fn forget_tuple(&mut self, key: GroupKey, counted: GroupCount) {
         self.accounts.forgotten += counted.count.packets;
         // Without room here too only the namespace is lost; the packets stay in the accounts.
         let _ = self.folded.add(key.without_tuple(), GroupCount { translation: None, ..counted });

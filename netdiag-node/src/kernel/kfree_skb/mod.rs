@@ -47,6 +47,16 @@ pub struct KernelDrops {
     harvested: (u64, Option<Timestamp>),
     /// Runs the kernel had skipped by then.
     missed: u64,
+    detail: Detail,
+}
+
+/// What a harvest keeps besides totals. What it does not keep stays counted: as lost exemplars, as forgotten tuples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Detail {
+    /// Whole packets. The ring is not read without them, and the program finds it full.
+    pub exemplars: bool,
+    /// Addresses and ports.
+    pub tuples: bool,
 }
 
 /// What the plan said, until the program is attached.
@@ -80,6 +90,7 @@ impl KernelDrops {
             hooks: Hooks::default(),
             harvested: (monotonic_ns(), None),
             missed: 0,
+            detail: Detail { exemplars: true, tuples: true },
         })
     }
 
@@ -91,6 +102,11 @@ impl KernelDrops {
     /// Whether locations get names; false without the right to read kernel symbols.
     pub fn has_symbols(&self) -> bool {
         self.names.are_known()
+    }
+
+    /// From the next harvest on.
+    pub fn keep(&mut self, detail: Detail) {
+        self.detail = detail;
     }
 
     /// Takes what the kernel counted since the last harvest into the history. Blocks for 10 to 20 ms.
@@ -110,10 +126,12 @@ impl KernelDrops {
         slot.add_totals(&accounts, &by_reason);
         for (key, counted) in groups {
             self.first_seen.note(&key, counted.count.first_ns, counted.count.last_ns);
-            slot.add(key, counted);
+            if self.detail.tuples { slot.add(key, counted) } else { slot.forget_tuple(key, counted) }
         }
 
-        while let Some(entry) = self.loaded.exemplars.next() {
+        while self.detail.exemplars
+            && let Some(entry) = self.loaded.exemplars.next()
+        {
             if let Some(exemplar) = exemplar::decode(&entry) {
                 self.names.complete(exemplar.location);
                 self.hooks.learn(&exemplar, &self.names);

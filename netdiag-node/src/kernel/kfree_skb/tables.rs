@@ -32,12 +32,16 @@ pub struct TableSize {
 }
 
 impl TableSize {
-    /// 16 384 IPv4 and 4096 IPv6 keys per CPU (3.7 MiB with both epochs), less on machines with many CPUs.
+    /// As [`TableSize::within`], in 24 MiB.
     pub fn for_cpus(cpus: usize) -> Self {
-        /// All CPUs together: a node's agent must stay small on 128 CPUs too, and there each CPU sees fewer flows.
-        const BUDGET_BYTES: usize = 24 << 20;
+        Self::within(cpus, 24 << 20)
+    }
+
+    /// 16 384 IPv4 and 4096 IPv6 keys per CPU (3.7 MiB with both epochs), less where that does not fit: a node's agent must stay
+    /// small on 128 CPUs too, and there each CPU sees fewer flows.
+    pub fn within(cpus: usize, budget_bytes: usize) -> Self {
         let mut size = Self { ipv4: 4096, ipv6: 1024, coarse: 64 };
-        while size.bytes(cpus) > BUDGET_BYTES && size.ipv6 > 16 {
+        while size.bytes(cpus) > budget_bytes && size.ipv6 > 16 {
             size = Self { ipv4: size.ipv4 / 2, ipv6: size.ipv6 / 2, coarse: size.coarse.max(16) / 2 };
         }
         size
