@@ -64,6 +64,9 @@ pub struct Config {
     /// A proc filesystem that shows the node's processes
     #[arg(long, default_value = "/proc")]
     pub proc: PathBuf,
+    /// Ports that DNS servers listen on, where it is not 53 alone; at most four: 53,5353
+    #[arg(long, env = "NETDIAG_DNS_PORTS", value_delimiter = ',', num_args = 1..=4, default_values_t = [53])]
+    pub dns_ports: Vec<u16>,
 }
 
 fn agent_address(text: &str) -> Result<SocketAddr, String> {

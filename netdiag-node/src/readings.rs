@@ -51,9 +51,11 @@ pub struct Readings {
 }
 
 impl Readings {
-    pub fn new(node: String, host: Host, budget: Budget) -> Self {
+    pub fn new(node: String, host: Host, budget: Budget, dns_ports: &[u16]) -> Self {
         let attribution = Arc::new(Attribution::new(host.clone()));
-        let kernel = Kernel::load(Sizes::within(budget.memory_bytes()));
+        let mut sizes = Sizes::within(budget.memory_bytes());
+        sizes.dns = sizes.dns.with_ports(dns_ports);
+        let kernel = Kernel::load(sizes);
         let programs = kernel.checks();
         for program in &programs {
             tracing::info!(name = program.name, ok = program.ok, detail = program.detail, "kernel program");

@@ -51,6 +51,13 @@ impl Default for DnsSize {
 }
 
 impl DnsSize {
+    /// With the first four of these ports; port 53 when there is none.
+    #[must_use]
+    pub fn with_ports(self, ports: &[u16]) -> Self {
+        let first = ports.first().copied().unwrap_or(53);
+        Self { ports: std::array::from_fn(|n| ports.get(n).copied().unwrap_or(first)), ..self }
+    }
+
     fn different_ports(&self) -> u32 {
         let others = self.ports.iter().any(|port| *port != self.ports[0]);
         if others { 4 } else { 1 }
@@ -134,7 +141,8 @@ mod tests {
 
     #[test]
     fn ports_are_packed_as_packets_have_them() {
-        let size = DnsSize { ports: [53, 5353, 53, 53], ..DnsSize::default() };
+        let size = DnsSize::default().with_ports(&[53, 5353]);
+        assert_eq!(DnsSize::default().with_ports(&[]), DnsSize::default());
         assert_eq!(size.packed_ports().to_ne_bytes(), [0, 53, 20, 233, 0, 53, 0, 53]);
         assert_eq!((size.different_ports(), DnsSize::default().different_ports()), (4, 1));
         assert!(ring_bytes(size).is_power_of_two());
