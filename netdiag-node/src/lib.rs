@@ -8,6 +8,7 @@ pub mod config;
 pub mod dns;
 pub mod drops;
 pub mod first_seen;
+pub mod flows;
 pub mod gap;
 pub mod history;
 pub mod host;

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::attribution::{Attribution, Pod};
+use crate::flows::FlowWatch;
 use crate::gap::{Failure, gap};
 use crate::host::device::Scope;
 use crate::host::socket::Limits;
@@ -44,6 +45,7 @@ pub struct Readings {
     attribution: Arc<Attribution>,
     watch: Arc<Watch>,
     samples: Arc<Samples>,
+    flows: Arc<FlowWatch>,
     checks: preflight::Fixed,
     pub shed: AtomicU64,
     readers: Arc<Semaphore>,
@@ -56,10 +58,12 @@ impl Readings {
         let mut sizes = Sizes::within(budget.memory_bytes());
         sizes.dns = sizes.dns.with_ports(dns_ports);
         let kernel = Kernel::load(sizes);
-        let programs = kernel.checks();
+        let flows = Arc::new(FlowWatch::start(&host, Arc::clone(&attribution)));
+        let mut programs = kernel.checks();
         for program in &programs {
             tracing::info!(name = program.name, ok = program.ok, detail = program.detail, "kernel program");
         }
+        programs.push(flows.check.clone());
         let checks = preflight::Fixed::read(&host, programs);
         let owners = Arc::new(Owners::new(Arc::clone(&attribution), kernel.netns_id));
         let shedding = Arc::new(Shedding::new(budget, host.proc.clone()));
@@ -69,6 +73,7 @@ impl Readings {
             attribution: Arc::clone(&attribution),
             watch,
             samples: Arc::new(Samples::new(host.clone(), attribution)),
+            flows,
             host,
             checks,
             shed: AtomicU64::new(0),
@@ -157,6 +162,7 @@ impl Readings {
             attribution: Arc::clone(&self.attribution),
             watch: Arc::clone(&self.watch),
             samples: Arc::clone(&self.samples),
+            flows: Arc::clone(&self.flows),
             need: need.clone(),
         };
         let answer = on_thread(place.expect("the semaphore is never closed"), move || job.read())?;
@@ -191,6 +197,7 @@ struct Job {
     attribution: Arc<Attribution>,
     watch: Arc<Watch>,
     samples: Arc<Samples>,
+    flows: Arc<FlowWatch>,
     need: Need,
 }
 
@@ -224,9 +231,12 @@ impl Job {
             Topic::Sysctls => Some(Observation::Sysctls(sysctl::read(proc)?)),
             Topic::Listeners => Some(Observation::Listeners(listener::read(proc, netns.inode)?)),
             Topic::Conntrack => conntrack::read(proc)?.map(Observation::Conntrack),
-            Topic::Flows | Topic::FindFlows(_) => {
-                return Err(ReadError::Unsupported { feature: "reader of tracked flows yet".to_owned() }.into());
+            Topic::Flows => match &pod {
+                None => self.flows.of_node(proc, self.need.window)?,
+                Some(pod) => self.flows.of_pod(proc, &pod.observed.uid)?,
             }
+            .map(Observation::Flows),
+            Topic::FindFlows(query) => self.flows.find(proc, query)?.map(Observation::FoundFlows),
             Topic::KubeProxy => {
                 process::sees_whole_node(proc)?;
                 kube_proxy::read(proc, netns.inode)?.map(Observation::KubeProxy)

@@ -3,14 +3,16 @@
 //! Status bits, zones and marks are the kernel's own (`include/uapi/linux/netfilter/nf_conntrack_common.h`,
 //! `nfnetlink_conntrack.h`).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Protocol;
+use super::counter::Counter;
 use super::service_rules::Endpoint;
-use crate::Netns;
+use crate::{Gap, Netns};
 
 /// Connection tracking of a node (and of its pods), or of one pod.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,9 +62,13 @@ pub struct FlowChanges {
     /// Why the agent does not listen, when it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_listening: Option<String>,
-    /// The kernel's failure counters, sampled every few seconds.
+    /// What stays unknown about these changes, with what would show it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<Gap>,
+    /// The kernel's failure counters that are not 0, summed over the CPUs, with their growth in the window: `insert_failed`,
+    /// `drop`, `early_drop`, `invalid`, `clash_resolve`, …
     #[serde(default)]
-    pub failures: Vec<FlowFailure>,
+    pub failures: BTreeMap<String, Counter>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,17 +83,6 @@ pub struct FlowRate {
     pub ended_unreplied: u64,
     /// Of those: the flow was established (TCP) or was a stream (UDP).
     pub ended_assured: u64,
-}
-
-/// A statistic that counts something that went wrong: `insert_failed`, `drop`, `early_drop`, `invalid`, …
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FlowFailure {
-    pub name: String,
-    /// How much it grew in the window.
-    pub in_window: u64,
-    /// First and last time that it grew while this agent ran.
-    pub first_at: Timestamp,
-    pub last_at: Timestamp,
 }
 
 /// One pass over the table. The kernel makes no copy for a reader: entries that come or go meanwhile may be missed.

@@ -2,6 +2,7 @@
 //! their readers' work: this file only knows headers and attributes.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
@@ -34,6 +35,16 @@ pub(crate) struct Netlink {
     buffer: Vec<u8>,
 }
 
+/// How a dump ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Complete,
+    /// The kernel said that the table changed meanwhile (`NLM_F_DUMP_INTR`): what was seen may not fit together.
+    Interrupted,
+    /// The caller had enough. The rest of the answer is still in the socket, which is of no more use.
+    Stopped,
+}
+
 impl Netlink {
     pub(crate) fn open(protocol: SockProtocol) -> Result<Self, ReadError> {
         let step = "open a netlink socket";
@@ -55,9 +66,11 @@ impl Netlink {
     ) -> Result<Vec<T>, ReadError> {
         for _ in 0..DUMP_TRIES {
             let mut found = Vec::new();
-            let interrupted =
-                self.exchange(kind, REQUEST_DUMP, request, step, &mut |payload| found.extend(decode(payload)))?;
-            if !interrupted {
+            let ended = self.exchange(kind, REQUEST_DUMP, request, step, &mut |payload| {
+                found.extend(decode(payload));
+                ControlFlow::Continue(())
+            })?;
+            if ended == Ended::Complete {
                 return Ok(found);
             }
         }
@@ -75,7 +88,23 @@ impl Netlink {
         step: &str,
         mut each: impl FnMut(&[u8]),
     ) -> Result<(), ReadError> {
-        self.exchange(kind, REQUEST_DUMP, request, step, &mut each).map(|_| ())
+        let mut all = |payload: &[u8]| {
+            each(payload);
+            ControlFlow::Continue(())
+        };
+        self.exchange(kind, REQUEST_DUMP, request, step, &mut all).map(|_| ())
+    }
+
+    /// As [`Netlink::stream`], until the caller has enough; says how the dump ended. Not repeated when it was interrupted: the
+    /// caller has used what came before.
+    pub(crate) fn walk(
+        &mut self,
+        kind: u16,
+        request: &[u8],
+        step: &str,
+        each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<Ended, ReadError> {
+        self.exchange(kind, REQUEST_DUMP, request, step, each)
     }
 
     /// The answer to a request about one object.
@@ -89,19 +118,20 @@ impl Netlink {
         let mut found = None;
         self.exchange(kind, REQUEST_ONE, request, step, &mut |payload| {
             found = found.take().or_else(|| decode(payload));
+            ControlFlow::Continue(())
         })?;
         Ok(found)
     }
 
-    /// Sends one request and feeds every message of its answer to `each`. True when the kernel said that a dump was interrupted.
+    /// Sends one request and feeds every message of its answer to `each`.
     fn exchange(
         &mut self,
         kind: u16,
         flags: u16,
         request: &[u8],
         step: &str,
-        each: &mut dyn FnMut(&[u8]),
-    ) -> Result<bool, ReadError> {
+        each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<Ended, ReadError> {
         self.sequence += 1;
         let mut bytes = Vec::with_capacity(HEADER_BYTES + request.len());
         let length = u32::try_from(HEADER_BYTES + request.len()).expect("requests are a few bytes");
@@ -137,14 +167,32 @@ impl Netlink {
                     libc::NLMSG_ERROR | libc::NLMSG_DONE => {
                         // Both carry an errno, negated; 0 is the acknowledgement.
                         let errno = int(payload, 0).map_or(0, |value| value.cast_signed().wrapping_neg());
-                        return if errno > 0 { Err(call(step, Errno::from_raw(errno))) } else { Ok(interrupted) };
+                        return match errno {
+                            1.. => Err(call(step, Errno::from_raw(errno))),
+                            _ if interrupted => Ok(Ended::Interrupted),
+                            _ => Ok(Ended::Complete),
+                        };
                     }
                     libc::NLMSG_NOOP => {}
-                    _ => each(payload),
+                    _ => {
+                        if each(payload).is_break() {
+                            return Ok(Ended::Stopped);
+                        }
+                    }
                 }
             }
         }
     }
+}
+
+/// The type and payload of each message of a datagram that answers no request. Stops at the first one that does not fit.
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let header = Header::parse(bytes)?;
+        let payload = bytes.get(HEADER_BYTES..header.length)?;
+        bytes = bytes.get(align(header.length)..).unwrap_or_default();
+        Some((header.kind, payload))
+    })
 }
 
 /// The type and payload of each attribute (`struct nlattr`). Stops at the first one that does not fit.
@@ -232,9 +280,78 @@ fn malformed(step: &str, why: &str) -> ReadError {
     ReadError::Malformed { what: format!("the kernel's answer to `{step}`"), why: why.to_owned() }
 }
 
+/// A kernel that plays back datagrams instead of looking into its tables: recorded ones, and answers that the real one gives
+/// too rarely to wait for.
+#[cfg(test)]
+pub(crate) mod playback {
+    use nix::sys::socket::socketpair;
+
+    use super::*;
+
+    pub(crate) const DONE: [u8; 20] = message(3, 0, [0; 4]);
+
+    /// A message with a payload of four bytes.
+    pub(crate) const fn message(kind: u8, flags: u8, payload: [u8; 4]) -> [u8; 20] {
+        let [a, b, c, d] = payload;
+        [20, 0, 0, 0, kind, 0, flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]
+    }
+
+    /// Answers the first request with the first list of datagrams, and so on. Sequence numbers are put in.
+    pub(crate) fn netlink(answers: Vec<Vec<Vec<u8>>>) -> Netlink {
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+        let (socket, kernel) = pair.unwrap();
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(ANSWER_WITHIN_S, 0)).unwrap();
+        std::thread::spawn(move || {
+            for datagrams in answers {
+                let mut request = [0; 4096];
+                if recv(kernel.as_raw_fd(), &mut request, MsgFlags::empty()).unwrap_or(0) == 0 {
+                    return;
+                }
+                for mut datagram in datagrams {
+                    number(&mut datagram, &request[8..12]);
+                    // Fails when the reader had enough.
+                    let _ = send(kernel.as_raw_fd(), &datagram, MsgFlags::MSG_NOSIGNAL);
+                }
+            }
+        });
+        Netlink { socket, sequence: 0, buffer: vec![0; BUFFER_BYTES] }
+    }
+
+    fn number(datagram: &mut [u8], sequence: &[u8]) {
+        let mut at = 0;
+        while let Some(header) = datagram.get(at..).and_then(Header::parse) {
+            datagram[at + 8..at + 12].copy_from_slice(sequence);
+            at += align(header.length);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn interrupted_dump_is_repeated_but_not_for_ever() {
+        let cut = || vec![playback::message(16, 0x10, [7; 4]).to_vec(), playback::DONE.to_vec()];
+        let whole = || vec![playback::message(16, 0, [7; 4]).to_vec(), playback::DONE.to_vec()];
+        let decode = |payload: &[u8]| payload.first().copied();
+        let mut netlink = playback::netlink(vec![cut(), cut(), whole()]);
+        assert_eq!(netlink.dump(1, &[], "list it", decode).unwrap(), [7]);
+        let mut netlink = playback::netlink(vec![cut(), cut(), cut(), whole()]);
+        let error = netlink.dump(1, &[], "list it", decode).unwrap_err().to_string();
+        assert_eq!(error, "cannot list it: it changed during each of 3 tries");
+    }
+
+    #[test]
+    fn walk_ends_when_its_reader_has_enough() {
+        let many = (0..5).map(|n| playback::message(16, 0, [n; 4]).to_vec()).collect();
+        let mut seen = 0;
+        let ended = playback::netlink(vec![many]).walk(1, &[], "list it", &mut |_| {
+            seen += 1;
+            if seen == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert_eq!((ended.unwrap(), seen), (Ended::Stopped, 2));
+    }
 
     #[test]
     fn attributes_come_back_as_they_were_written() {

@@ -1,0 +1,191 @@
+//! What the kernel announces when flows begin and end: the ctnetlink groups NEW and DESTROY of the calling thread's
+//! namespace (`ctnetlink_conntrack_event`, `net/netfilter/nf_conntrack_netlink.c`).
+//!
+//! Being a member costs every new flow of the namespace something, whether its announcement is read or not: see
+//! [`crate::flows`].
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, ReceiveTimeout};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
+};
+use nix::sys::time::TimeVal;
+
+use super::entry::{Entry, parse};
+use crate::host::ReadError;
+use crate::host::netlink::messages;
+
+// `enum nfnetlink_groups`
+const GROUP_NEW: libc::c_int = 1;
+const GROUP_DESTROY: libc::c_int = 3;
+/// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_NEW` and `IPCTNL_MSG_CT_DELETE`.
+const NEW: u16 = 1 << 8;
+const DELETE: u16 = 1 << 8 | 2;
+/// What may wait for the reader: some 3 000 announcements of about 700 bytes with the kernel's own overhead. What does not
+/// fit is lost, and counted.
+const BUFFER_BYTES: usize = 2 * 1024 * 1024;
+/// The kernel makes one datagram per announcement, of at most a few hundred bytes.
+const DATAGRAM_BYTES: usize = 8 * 1024;
+/// Place of the drops in what `SO_MEMINFO` returns (`SK_MEMINFO_DROPS`, Linux 4.12).
+const DROPS: usize = 8;
+const SO_MEMINFO: libc::c_int = 55;
+
+/// One announcement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Announcement {
+    New(Entry),
+    Ended(Entry),
+    Undecoded,
+}
+
+/// A socket that can join and leave the groups.
+pub(crate) struct Listener {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+    lost: u32,
+}
+
+impl Listener {
+    /// Not a member yet. `wait` is how long [`Listener::hear`] waits for the first announcement.
+    pub fn open(wait: Duration) -> Result<Self, ReadError> {
+        let failed = |errno: Errno| call("open a socket for announcements of flows", errno);
+        let socket =
+            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)
+                .map_err(failed)?;
+        // Beyond net.core.rmem_max only with the right to; else as much as everybody may have.
+        setsockopt(&socket, RcvBufForce, &BUFFER_BYTES)
+            .or_else(|_| setsockopt(&socket, RcvBuf, &BUFFER_BYTES))
+            .map_err(failed)?;
+        let micros = i64::try_from(wait.as_micros()).unwrap_or(i64::MAX);
+        let wait = TimeVal::new(micros / 1_000_000, micros % 1_000_000);
+        setsockopt(&socket, ReceiveTimeout, &wait).map_err(failed)?;
+        // Without a number of its own the socket is taken for the sender of every announcement, and left out
+        // (`nlmsg_notify` excludes port 0, `do_one_broadcast`).
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed)?;
+        Ok(Self { socket, buffer: vec![0; DATAGRAM_BYTES], lost: 0 })
+    }
+
+    pub fn join(&self) -> Result<(), ReadError> {
+        self.member(libc::NETLINK_ADD_MEMBERSHIP).map_err(|errno| call("listen to announcements of flows", errno))
+    }
+
+    pub fn leave(&self) -> Result<(), ReadError> {
+        self.member(libc::NETLINK_DROP_MEMBERSHIP).map_err(|errno| call("stop listening to flows", errno))
+    }
+
+    fn member(&self, option: libc::c_int) -> Result<(), Errno> {
+        for group in [GROUP_NEW, GROUP_DESTROY] {
+            let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("4 fits");
+            // SAFETY: the kernel reads `length` bytes from `group`, which lives until the call returns.
+            let result = unsafe {
+                libc::setsockopt(self.socket.as_raw_fd(), libc::SOL_NETLINK, option, (&raw const group).cast(), length)
+            };
+            Errno::result(result)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for an announcement, and takes all that are there, at most `most`. Returns how many the kernel has lost since
+    /// the last call.
+    pub fn hear(&mut self, most: usize, each: &mut dyn FnMut(Announcement)) -> Result<u64, ReadError> {
+        self.take(MsgFlags::empty(), most, each)
+    }
+
+    /// As [`Listener::hear`], without waiting: what is left after [`Listener::leave`].
+    pub fn rest(&mut self, most: usize, each: &mut dyn FnMut(Announcement)) -> Result<u64, ReadError> {
+        self.take(MsgFlags::MSG_DONTWAIT, most, each)
+    }
+
+    fn take(&mut self, mut flags: MsgFlags, most: usize, each: &mut dyn FnMut(Announcement)) -> Result<u64, ReadError> {
+        let mut heard = 0;
+        while heard < most {
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, flags) {
+                Ok(length) => {
+                    announcements(&self.buffer[..length.min(self.buffer.len())], each);
+                    heard += 1;
+                }
+                // Nothing there, or the wait is over.
+                Err(Errno::EAGAIN) => break,
+                // Some were lost: how many says the counter below. What is still in the buffer can be read.
+                Err(Errno::ENOBUFS | Errno::EINTR) => {}
+                Err(errno) => return Err(call("hear announcements of flows", errno)),
+            }
+            flags = MsgFlags::MSG_DONTWAIT;
+        }
+        let lost = self.drops().unwrap_or(self.lost);
+        let since = lost.wrapping_sub(self.lost);
+        self.lost = lost;
+        Ok(u64::from(since))
+    }
+
+    /// Announcements that found no room since the socket was made (`sk_drops`, `netlink_overrun`).
+    fn drops(&self) -> Option<u32> {
+        let mut numbers = [0u32; DROPS + 1];
+        let mut length = libc::socklen_t::try_from(size_of_val(&numbers)).expect("36 fits");
+        // SAFETY: the kernel writes at most `length` bytes into `numbers`, which lives until the call returns.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_MEMINFO,
+                numbers.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        (result == 0 && length as usize == size_of_val(&numbers)).then_some(numbers[DROPS])
+    }
+}
+
+/// The announcements of one datagram.
+fn announcements(datagram: &[u8], each: &mut dyn FnMut(Announcement)) {
+    for (kind, payload) in messages(datagram) {
+        match (kind, parse(payload)) {
+            (NEW, Some(entry)) => each(Announcement::New(entry)),
+            (DELETE, Some(entry)) => each(Announcement::Ended(entry)),
+            (NEW | DELETE, None) => each(Announcement::Undecoded),
+            _ => {}
+        }
+    }
+}
+
+fn call(step: &str, errno: Errno) -> ReadError {
+    ReadError::Call { step: step.to_owned(), source: io::Error::from(errno) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::conntrack::recorded;
+
+    #[test]
+    fn begin_and_end_of_a_service_flow_are_heard() {
+        let mut heard = Vec::new();
+        for datagram in recorded::announcements() {
+            announcements(&datagram, &mut |announcement| heard.push(announcement));
+        }
+        let service = |entry: &Entry| entry.original.destination_port == 80 && entry.is_destination_rewritten();
+        let new = heard.iter().filter(|a| matches!(a, Announcement::New(entry) if service(entry)));
+        assert_eq!(new.count(), 2);
+        let ended: Vec<&Entry> = heard
+            .iter()
+            .filter_map(|announcement| match announcement {
+                Announcement::Ended(entry) => Some(entry),
+                _ => None,
+            })
+            .collect();
+        assert!(ended.iter().any(|entry| service(entry) && entry.is_assured()));
+        assert!(ended.iter().any(|entry| entry.protocol == 17 && !entry.is_replied()));
+        assert!(!heard.contains(&Announcement::Undecoded));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_datagram_ends(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            announcements(&bytes, &mut |_| {});
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! Flows of real tables: what the agent says of them, made to happen in namespaces of its own.
+
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "the helpers of these tests too")]
+
+mod lab;
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::{Agent, FakePod, NODE, Namespace, ip};
+use netdiag_common::observation::flow::{Flow, FlowChanges, FlowMapping, FlowQuery, Flows, FoundFlows, RulesToday};
+use netdiag_common::observation::{Observation, Protocol};
+use netdiag_common::{Need, Netns, Reading, Topic};
+use netdiag_node::netns::NetnsHandle;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket};
+
+const UID: &str = "2f6d6c5e-2a5f-4f43-9b0c-1b2f4a1d9e77";
+const CONTAINER: &str = "4f1c0d9e8b7a695847362514039281706f5e4d3c2b1a09f8e7d6c5b4a3928170";
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 202, 1, 2);
+const SERVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 202, 2, 2), Ipv4Addr::new(10, 202, 2, 3)];
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 50);
+
+/// kube-proxy's layout with one Service, `shop/dns` at UDP port 53, which leads to port 5353 of one endpoint, and `shop/web`
+/// at TCP port 80, which leads to port 8080 of another.
+fn service_rules(dns: Ipv4Addr, web: Ipv4Addr) -> String {
+    let type_of_services = "type ipv4_addr . inet_proto . inet_service : verdict";
+    let type_of_ports = "type inet_proto . inet_service : verdict";
+    format!(
+        "table ip kube-proxy {{
+            map no-endpoint-services {{ {type_of_services}; }}
+            map no-endpoint-nodeports {{ {type_of_ports}; }}
+            map service-nodeports {{ {type_of_ports}; }}
+            set nodeport-ips {{ type ipv4_addr; }}
+            chain service-AAAA-shop/dns/udp/ {{ meta l4proto udp dnat to {dns}:5353; }}
+            chain service-BBBB-shop/web/tcp/ {{ meta l4proto tcp dnat to {web}:8080; }}
+            map service-ips {{
+                {type_of_services};
+                elements = {{
+                    {SERVICE} . udp . 53 : goto service-AAAA-shop/dns/udp/,
+                    {SERVICE} . tcp . 80 : goto service-BBBB-shop/web/tcp/
+                }}
+            }}
+            chain services {{ ip daddr . meta l4proto . th dport vmap @service-ips; }}
+            chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
+            chain nat-output {{ type nat hook output priority -100; jump services; }}
+        }}"
+    )
+}
+
+/// A client, a node that routes and translates, and two servers; the client's namespace is a pod of the node.
+struct Lab {
+    agent: Agent,
+    client: Namespace,
+    node: Namespace,
+    server: Namespace,
+    _pod: FakePod,
+}
+
+impl Lab {
+    /// None when this machine cannot do it.
+    fn start(role: &str) -> Option<Self> {
+        let name = std::thread::current().name().unwrap_or(role).to_owned();
+        if let Some(reason) = lab::reason_to_skip() {
+            println!("netdiag-skip: {name}: {reason}");
+            return None;
+        }
+        let [client, node, server] =
+            ["ct-client", "ct-node", "ct-server"].map(|kind| Namespace::new(&format!("{role}-{kind}")));
+        for (other, device, first, hosts) in
+            [(&client, "toClient", "10.202.1", vec![CLIENT]), (&server, "toServer", "10.202.2", SERVERS.to_vec())]
+        {
+            ip(&format!("-n {} link add {device} type veth peer name eth0 netns {}", node.name, other.name));
+            ip(&format!("-n {} addr add {first}.1/24 dev {device}", node.name));
+            for host in hosts {
+                ip(&format!("-n {} addr add {host}/24 dev eth0", other.name));
+            }
+            ip(&format!("-n {} link set {device} up", node.name));
+            ip(&format!("-n {} link set eth0 up", other.name));
+            ip(&format!("-n {} route add default via {first}.1", other.name));
+        }
+        inside(&node, || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        if !nft(&node, &service_rules(SERVERS[0], SERVERS[0])) {
+            println!("netdiag-skip: {name}: no nft command");
+            return None;
+        }
+        let root = format!("ndtest-{}-{role}", std::process::id());
+        let pod = FakePod::start(&client, &root, UID, CONTAINER, "127.0.0.1:8080".parse().unwrap());
+        let netns = node.path();
+        let agent = Agent::start(&["--host-netns", netns.to_str().unwrap(), "--cgroup-root", &format!("/{root}")]);
+        Some(Self { agent, client, node, server, _pod: pod })
+    }
+
+    fn seen(&self, need: &Need) -> Observation {
+        match self.agent.read(need) {
+            Reading::Seen { value, .. } => value,
+            other => panic!("{need:?}: {other:?}"),
+        }
+    }
+
+    fn flows(&self) -> Flows {
+        let Observation::Flows(flows) = self.seen(&Need::host(NODE, Topic::Flows)) else { panic!() };
+        flows
+    }
+
+    /// Asks again until a pass was made after now: passes are reused for a few seconds.
+    fn fresh_flows(&self) -> Flows {
+        let before = self.flows().snapshot.at;
+        let started = Instant::now();
+        loop {
+            let flows = self.flows();
+            if flows.snapshot.at > before {
+                return flows;
+            }
+            assert!(started.elapsed() < Duration::from_secs(60), "no new pass: {flows:?}");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    fn find(&self, query: FlowQuery) -> FoundFlows {
+        let Observation::FoundFlows(found) = self.seen(&Need::host(NODE, Topic::FindFlows(query))) else { panic!() };
+        found
+    }
+
+    fn changes(&self) -> FlowChanges {
+        self.flows().changes.unwrap()
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        let Observation::Preflight(found) = self.seen(&Need::host(NODE, Topic::Preflight)) else { panic!() };
+        found.resident_bytes
+    }
+
+    /// Waits until the agent has heard what the kernel announced.
+    fn changes_when(&self, enough: impl Fn(&FlowChanges) -> bool) -> FlowChanges {
+        let started = Instant::now();
+        loop {
+            let changes = self.changes();
+            if enough(&changes) || started.elapsed() > Duration::from_secs(30) {
+                return changes;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
+    NetnsHandle::open(&namespace.path()).unwrap().run(|| Ok(work())).unwrap()
+}
+
+/// False when there is no nft.
+fn nft(namespace: &Namespace, rules: &str) -> bool {
+    let netns = format!("--net={}", namespace.path().display());
+    let child = Command::new("nsenter").arg(netns).args(["nft", "-f", "-"]).stdin(Stdio::piped()).spawn();
+    let Ok(mut child) = child else { return false };
+    child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+    child.wait().unwrap().success()
+}
+
+fn udp(namespace: &Namespace, address: Ipv4Addr, port: u16) -> UdpSocket {
+    let socket = inside(namespace, || UdpSocket::bind((address, port)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+}
+
+/// One question and one answer through the Service.
+fn ask_dns(client: &UdpSocket, server: &UdpSocket) {
+    client.send_to(b"?", (SERVICE, 53)).unwrap();
+    let mut buffer = [0; 16];
+    let (_, from) = server.recv_from(&mut buffer).unwrap();
+    server.send_to(b"!", from).unwrap();
+    client.recv_from(&mut buffer).unwrap();
+}
+
+fn mapping<'a>(flows: &'a Flows, port: u16, endpoint: Ipv4Addr) -> &'a FlowMapping {
+    let found = flows.snapshot.mappings.iter().find(|m| m.port == port && m.endpoint.address == IpAddr::V4(endpoint));
+    found.unwrap_or_else(|| panic!("no mapping of port {port} to {endpoint} in {:#?}", flows.snapshot))
+}
+
+fn to_service() -> FlowQuery {
+    FlowQuery { server: Some(SERVICE.into()), ..FlowQuery::default() }
+}
+
+#[test]
+fn service_flow_shows_its_endpoint() {
+    let Some(lab) = Lab::start("mapping") else { return };
+    lab.changes_when(|changes| changes.listened_s > 0.0);
+    let listener = inside(&lab.server, || TcpListener::bind((SERVERS[0], 8080)).unwrap());
+    let mut client = inside(&lab.client, || TcpStream::connect((SERVICE, 80)).unwrap());
+    let (mut served, _) = listener.accept().unwrap();
+    client.write_all(b"?").unwrap();
+    served.read_exact(&mut [0]).unwrap();
+
+    let flows = lab.flows();
+    let web = mapping(&flows, 80, SERVERS[0]);
+    assert_eq!((web.flows, web.unreplied, web.assured), (1, 0, 1), "{web:?}");
+    assert_eq!((web.rules, web.service.as_deref()), (RulesToday::LeadThere, Some("shop/web")));
+    assert_eq!((web.endpoint.port, web.latest_packet_s.is_some_and(|s| s < 30)), (8080, true), "{web:?}");
+    assert_eq!((flows.snapshot.outdated_flows, flows.snapshot.limits.len()), (0, 0), "{:?}", flows.snapshot);
+    let established = flows.snapshot.groups.iter().find(|group| group.state.as_deref() == Some("ESTABLISHED"));
+    assert_eq!(established.unwrap().flows, 1);
+    assert_eq!(flows.tables[0].netns, Netns::Host);
+    assert_eq!(flows.tables[0].entries, flows.snapshot.entries);
+    assert_eq!((flows.tables.len(), flows.pods_without_entries), (1, 1), "nothing in the pod makes the kernel track");
+
+    let port = client.local_addr().unwrap().port();
+    let is_it = |flow: &Flow| flow.original.source_port == port && flow.reply.source == IpAddr::V4(SERVERS[0]);
+    for query in [
+        to_service(),
+        FlowQuery { server: Some(SERVERS[0].into()), port: Some(8080), ..FlowQuery::default() },
+        FlowQuery { client: Some(CLIENT.into()), ..FlowQuery::default() },
+        FlowQuery {
+            client: Some(CLIENT.into()),
+            server: Some(SERVICE.into()),
+            protocol: Some(Protocol::Tcp),
+            port: Some(80),
+        },
+        FlowQuery { protocol: Some(Protocol::Tcp), ..FlowQuery::default() },
+    ] {
+        let found = lab.find(query.clone());
+        assert_eq!(found.flows.len(), 1, "{query:?}: {found:?}");
+        assert!(is_it(&found.flows[0]), "{found:?}");
+        assert!(found.flows[0].is_destination_rewritten() && found.flows[0].is_replied());
+    }
+    for query in [
+        FlowQuery { server: Some(SERVERS[1].into()), ..FlowQuery::default() },
+        FlowQuery { client: Some(SERVERS[1].into()), ..FlowQuery::default() },
+        FlowQuery { port: Some(8080), ..to_service() },
+        FlowQuery { protocol: Some(Protocol::Udp), ..to_service() },
+        FlowQuery { server: Some("fd00::1".parse().unwrap()), ..FlowQuery::default() },
+    ] {
+        assert_eq!(lab.find(query.clone()).flows, [], "{query:?}");
+    }
+    let changes = lab.changes_when(|changes| changes.protocols.iter().any(|rate| rate.protocol_number == 6));
+    assert_eq!(changes.protocols[0].new, 1, "{changes:?}");
+    assert!(changes.not_listening.is_none() && changes.listened_s > 0.0 && changes.lost == 0, "{changes:?}");
+}
+
+#[test]
+fn flow_to_an_endpoint_that_the_rules_left_is_outdated() {
+    let Some(lab) = Lab::start("outdated") else { return };
+    let [old, new] = SERVERS.map(|address| udp(&lab.server, address, 5353));
+    let client = udp(&lab.client, CLIENT, 40_053);
+    ask_dns(&client, &old);
+    let flows = lab.flows();
+    assert_eq!((mapping(&flows, 53, SERVERS[0]).rules, flows.snapshot.outdated_flows), (RulesToday::LeadThere, 0));
+
+    // The Service's endpoint is replaced; nobody removes the entry, and the old address answers no more.
+    assert!(nft(&lab.node, &format!("delete table ip kube-proxy\n{}", service_rules(SERVERS[1], SERVERS[0]))));
+    drop(old);
+    client.send_to(b"?", (SERVICE, 53)).unwrap();
+    ask_dns(&udp(&lab.client, CLIENT, 40_054), &new);
+
+    let flows = lab.fresh_flows();
+    let gone = mapping(&flows, 53, SERVERS[0]);
+    assert_eq!((gone.rules, gone.flows), (RulesToday::LeadElsewhere, 1), "{gone:?}");
+    assert_eq!(gone.service.as_deref(), Some("shop/dns"));
+    assert!(gone.latest_packet_s.is_some_and(|s| s < 60), "{gone:?}");
+    assert_eq!(mapping(&flows, 53, SERVERS[1]).rules, RulesToday::LeadThere);
+    assert_eq!(flows.snapshot.outdated_flows, 1);
+    assert_eq!(flows.snapshot.outdated[0].original.source_port, 40_053);
+    assert_eq!(flows.snapshot.outdated[0].reply.source, IpAddr::V4(SERVERS[0]));
+}
+
+#[test]
+fn silence_is_unreplied() {
+    let Some(lab) = Lab::start("silent") else { return };
+    // Somebody is there, and says nothing: no ICMP error ends the flow.
+    let _server = udp(&lab.server, SERVERS[0], 5353);
+    let client = udp(&lab.client, CLIENT, 40_001);
+    client.send_to(b"?", (SERVICE, 53)).unwrap();
+    let flows = lab.flows();
+    let dns = mapping(&flows, 53, SERVERS[0]);
+    assert_eq!((dns.flows, dns.unreplied, dns.assured), (1, 1, 0));
+    let found = lab.find(to_service());
+    assert!(!found.flows[0].is_replied() && found.flows[0].expires_s.is_some_and(|s| s <= 30), "{found:?}");
+
+    // The same in a zone with a mark, as networks that share addresses have it.
+    let zones = "table ip zones {
+        chain zones { type filter hook prerouting priority -300; udp dport 7777 ct zone set 7; }
+        chain marks { type filter hook forward priority 0; udp dport 7777 ct mark set 42; }
+    }";
+    assert!(nft(&lab.node, zones));
+    client.send_to(b"?", (SERVERS[0], 7777)).unwrap();
+    let found = lab.find(FlowQuery { port: Some(7777), ..FlowQuery::default() });
+    assert_eq!((found.flows[0].zone, found.flows[0].mark), (7, 42), "{found:?}");
+    let found = lab.find(FlowQuery { port: Some(7777), server: Some(SERVERS[0].into()), ..FlowQuery::default() });
+    assert_eq!(found.flows.len(), 1, "the kernel's filter does not hide a zone: {found:?}");
+    let flows = lab.fresh_flows();
+    assert!(flows.snapshot.zones.iter().any(|zone| (zone.zone, zone.flows) == (7, 1)), "{:?}", flows.snapshot.zones);
+}
+
+#[test]
+fn full_table_and_both_tables_in_bounded_memory() {
+    let Some(lab) = Lab::start("full") else { return };
+    let before = lab.changes_when(|changes| changes.window_s > 1.0);
+    assert!(before.failures.get("drop").is_none_or(|drop| drop.delta == Some(0)), "{before:?}");
+    let limit = lab.flows().tables[0].limit;
+    if limit > 300_000 {
+        println!(
+            "netdiag-skip: full_table_and_both_tables_in_bounded_memory: the limit of {limit} is too high to fill"
+        );
+        return;
+    }
+    let resident_before = lab.resident_bytes();
+    let inserted = u32::try_from(limit).unwrap();
+    // Both namespaces: the node's, and that of its pod.
+    for namespace in [&lab.node, &lab.client] {
+        inside(namespace, || insert(0..inserted));
+    }
+    let server = udp(&lab.server, SERVERS[0], 5353);
+    server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    udp(&lab.client, CLIENT, 40_001).send_to(b"?", (SERVICE, 53)).unwrap();
+    assert!(server.recv_from(&mut [0; 16]).is_err(), "the packet has no entry, so the node drops it");
+
+    let changes = lab.changes_when(|changes| changes.failures.get("drop").is_some_and(|drop| drop.delta > Some(0)));
+    assert!(changes.failures["drop"].grew() && changes.failures["drop"].first_at.is_some(), "{changes:?}");
+    let flows = lab.fresh_flows();
+    assert_eq!((flows.tables[0].entries, flows.snapshot.entries), (limit, limit));
+    assert_eq!(flows.tables[1].netns, Netns::Pod(UID.to_owned()));
+    assert_eq!((flows.tables[1].entries, flows.pods_without_entries), (limit, 0));
+    let Observation::Flows(pod) = lab.seen(&Need::pod(NODE, UID, Topic::Flows)) else { panic!() };
+    assert!(pod.changes.is_none() && pod.snapshot.entries == limit, "{:?}", pod.snapshot);
+    let found = lab.find(FlowQuery { protocol: Some(Protocol::Udp), ..FlowQuery::default() });
+    assert_eq!((found.flows.len() as u64 + found.omitted, found.flows.len()), (limit, 256));
+    let started = Instant::now();
+    let one = FlowQuery { client: Some(Ipv4Addr::new(10, 128, 0, 7).into()), ..FlowQuery::default() };
+    assert_eq!(lab.find(one).flows.len(), 1);
+    let took = started.elapsed();
+
+    let grown = lab.resident_bytes().saturating_sub(resident_before);
+    println!(
+        "2 x {limit} entries: pass of the node {} ms, of the pod {} ms, one flow {} ms, agent grew by {} KiB",
+        flows.snapshot.took_ms,
+        pod.snapshot.took_ms,
+        took.as_millis(),
+        grown / 1024
+    );
+    assert!(grown < 16 * 1024 * 1024, "the agent grew by {grown} bytes");
+}
+
+#[test]
+fn a_flood_is_sampled_and_losses_are_counted() {
+    const INSERTED: u32 = 20_000;
+    let Some(lab) = Lab::start("flood") else { return };
+    lab.changes_when(|changes| changes.listened_s > 1.0);
+    // While the agent cannot read, its socket's buffer takes what it can.
+    kill(lab.agent.pid(), Signal::SIGSTOP).unwrap();
+    inside(&lab.node, || insert(0..INSERTED));
+    kill(lab.agent.pid(), Signal::SIGCONT).unwrap();
+    let announced =
+        |changes: &FlowChanges| changes.lost + changes.protocols.iter().map(|rate| rate.new + rate.ended).sum::<u64>();
+    let changes = lab.changes_when(|changes| announced(changes) >= u64::from(INSERTED));
+    assert_eq!(announced(&changes), u64::from(INSERTED), "heard and lost make all: {changes:?}");
+    assert!(changes.lost > 0 && changes.protocols[0].new > 0, "{changes:?}");
+
+    // The budget is spent for the next seconds: the agent does not listen, and says for how long it did.
+    let pause = Instant::now();
+    inside(&lab.node, || insert(INSERTED..2 * INSERTED));
+    let changes = lab.changes();
+    assert!(pause.elapsed() < Duration::from_secs(10), "too slow to tell");
+    assert_eq!(announced(&changes), u64::from(INSERTED), "{changes:?}");
+    std::thread::sleep(Duration::from_secs(2));
+    let changes = lab.changes();
+    assert!(changes.listened_s + 1.0 < changes.window_s, "{changes:?}");
+    assert_eq!(lab.flows().snapshot.limits, Vec::<String>::new());
+}
+
+/// Puts entries into the table of the calling thread's namespace: replied and assured UDP flows from 10.128.0.0 + n, which
+/// the kernel does not evict early.
+fn insert(numbers: std::ops::Range<u32>) {
+    const BATCH: usize = 200;
+    let socket =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter).unwrap();
+    let mut batch = Vec::new();
+    let end = numbers.end;
+    for n in numbers {
+        batch.extend(new_entry(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 0)) + n)));
+        if n + 1 == end || (n as usize + 1).is_multiple_of(BATCH) {
+            send(std::os::fd::AsRawFd::as_raw_fd(&socket), &batch, MsgFlags::empty()).unwrap();
+            batch.clear();
+        }
+    }
+}
+
+fn new_entry(source: Ipv4Addr) -> Vec<u8> {
+    let nested = |kind: u16, inside: &[u8]| attribute(kind | 0x8000, inside);
+    let tuple = |kind: u16, from: SocketAddr, to: SocketAddr| {
+        let octets = |address: SocketAddr| match address.ip() {
+            IpAddr::V4(address) => address.octets(),
+            IpAddr::V6(_) => unreachable!("entries of this test are IPv4"),
+        };
+        let ip = [attribute(1, &octets(from)), attribute(2, &octets(to))].concat();
+        let ports =
+            [attribute(1, &[17]), attribute(2, &from.port().to_be_bytes()), attribute(3, &to.port().to_be_bytes())]
+                .concat();
+        nested(kind, &[nested(1, &ip), nested(2, &ports)].concat())
+    };
+    let (from, to) = (SocketAddr::from((source, 1000)), SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9)));
+    let body = [
+        vec![2, 0, 0, 0],
+        tuple(1, from, to),
+        tuple(2, to, from),
+        // Replied, assured and confirmed, for ten minutes.
+        attribute(3, &14u32.to_be_bytes()),
+        attribute(7, &600u32.to_be_bytes()),
+    ]
+    .concat();
+    let length = u32::try_from(16 + body.len()).unwrap();
+    // `IPCTNL_MSG_CT_NEW` with `NLM_F_REQUEST | NLM_F_EXCL | NLM_F_CREATE`.
+    [&length.to_ne_bytes()[..], &256u16.to_ne_bytes(), &0x601u16.to_ne_bytes(), &[0; 8], &body].concat()
+}
+
+fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + payload.len()).unwrap();
+    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), payload].concat();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
