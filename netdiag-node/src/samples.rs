@@ -94,7 +94,7 @@ impl Samples {
             // Where pods cannot be seen, the node still can.
             let pods = pods?;
             self.forget(&pods);
-            self.look_around(&pods)
+            Ok(self.look_around(&pods))
         })
     }
 
@@ -103,7 +103,7 @@ impl Samples {
         self.lock().spaces.len()
     }
 
-    fn look_around(&self, pods: &PodsOnNode) -> Result<Round, ReadError> {
+    fn look_around(&self, pods: &PodsOnNode) -> Round {
         enter_cgroup_root(&self.host.proc);
         let started = Instant::now();
         let mut round = Round::default();
@@ -121,7 +121,7 @@ impl Samples {
                 }
             }
         }
-        Ok(round)
+        round
     }
 
     /// Pods not looked at for as long as a pod's turn takes, those that waited longest first.
