@@ -14,7 +14,7 @@ use crate::shed::Budget;
 /// What the program is asked for: an agent unless the first word is another task.
 #[derive(Debug, Clone)]
 pub enum Task {
-    Agent(Config),
+    Agent(Box<Config>),
     Preflight(report::Arguments),
 }
 
@@ -30,7 +30,7 @@ impl Task {
         let matches = command.try_get_matches_from(words)?;
         match matches.subcommand() {
             Some((_, preflight)) => report::Arguments::from_arg_matches(preflight).map(Self::Preflight),
-            None => Config::from_arg_matches(&matches).map(Self::Agent),
+            None => Config::from_arg_matches(&matches).map(|config| Self::Agent(Box::new(config))),
         }
     }
 }

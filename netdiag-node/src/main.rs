@@ -16,7 +16,7 @@ const BLOCKING_THREADS: usize = 4;
 
 fn main() -> anyhow::Result<()> {
     match Task::of(std::env::args_os()).unwrap_or_else(|error| error.exit()) {
-        Task::Agent(config) => start(config),
+        Task::Agent(config) => start(*config),
         Task::Preflight(arguments) => Ok(report::print(&arguments)?),
     }
 }

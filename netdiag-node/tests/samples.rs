@@ -52,7 +52,7 @@ fn hundred_pods_cost_little_and_leave_nothing() {
         assert_eq!(round.failed, 0, "{round:?}");
         looked += round.looked;
         rounds += 1;
-        assert!(started.elapsed() < Duration::from_secs(60), "{looked} of {PODS} in {rounds} rounds");
+        assert!(started.elapsed() < Duration::from_mins(1), "{looked} of {PODS} in {rounds} rounds");
     }
     let spent = cpu_time().checked_sub(before).unwrap();
     println!("{PODS} pods: {spent:?} of CPU time, {:?} in {rounds} rounds", started.elapsed());

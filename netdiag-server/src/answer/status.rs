@@ -242,8 +242,7 @@ mod tests {
             why: "no netdiag-node pod is ready there".to_owned(),
             remedy: "kubectl -n netdiag-system get pods -o wide".to_owned(),
         };
-        let version =
-            AgentVersion { wire: 1, agent: "0.1.0".to_owned(), instance: "b7".to_owned(), restarts: 2 };
+        let version = AgentVersion { wire: 1, agent: "0.1.0".to_owned(), instance: "b7".to_owned(), restarts: 2 };
         let nodes = vec![NodeStatus::dark("n2", &gap), NodeStatus::reachable("n1", &version, &preflight)];
         let status = Status::new("lab", now, nodes, Vec::new());
         assert!(!status.is_complete());

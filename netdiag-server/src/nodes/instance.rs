@@ -28,9 +28,8 @@ impl Instances {
             return;
         }
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = latest
-            .entry(node.to_owned())
-            .or_insert_with(|| Known { instance: instance.to_owned(), restarts: 0 });
+        let known =
+            latest.entry(node.to_owned()).or_insert_with(|| Known { instance: instance.to_owned(), restarts: 0 });
         if known.instance != instance {
             tracing::info!(node, instance, "the agent started anew and counts from zero");
             instance.clone_into(&mut known.instance);

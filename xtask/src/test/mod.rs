@@ -40,17 +40,9 @@ enum Stage {
     E2e,
 }
 
-const ALL: [Stage; 9] = [
-    Stage::Setup,
-    Stage::Ebpf,
-    Stage::Format,
-    Stage::Lint,
-    Stage::Cargo,
-    Stage::Kernels,
-    Stage::Skills,
-    Stage::Tree,
-    Stage::E2e,
-];
+/// What runs without being named. `kernels` is not among them: its matrix has not been seen whole on any machine yet.
+const ALL: [Stage; 8] =
+    [Stage::Setup, Stage::Ebpf, Stage::Format, Stage::Lint, Stage::Cargo, Stage::Skills, Stage::Tree, Stage::E2e];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let stages = if arguments.stages.is_empty() { &ALL[..] } else { &arguments.stages };
@@ -86,7 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn take(stage: Stage) -> Result<Tally> {
     match stage {
         Stage::Setup => {
-            for purpose in [Purpose::Ebpf, Purpose::Cluster, Purpose::Cilium, Purpose::Kernels, Purpose::Tests] {
+            for purpose in [Purpose::Ebpf, Purpose::Cluster, Purpose::Cilium, Purpose::Tests] {
                 setup::prepare(purpose)?;
             }
             Ok(Tally::default())
@@ -105,7 +97,10 @@ fn take(stage: Stage) -> Result<Tally> {
             }
             tests(test)
         }
-        Stage::Kernels => kernels::score(&kernels::Arguments::default()),
+        Stage::Kernels => {
+            setup::prepare(Purpose::Kernels)?;
+            kernels::score(&kernels::Arguments::default())
+        }
         Stage::Skills => skills(),
         Stage::Tree => tree(),
         Stage::E2e => {
