@@ -307,7 +307,9 @@ fn thousands_of_connects_keep_the_sums() {
                 })
             })
             .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         done.store(true, Ordering::Relaxed);
         harvests.join().unwrap();
     });
