@@ -193,7 +193,7 @@ fn service_flow_shows_its_endpoint() {
     client.write_all(b"?").unwrap();
     served.read_exact(&mut [0]).unwrap();
 
-    let flows = lab.flows();
+    let flows = lab.fresh_flows();
     let web = mapping(&flows, 80, SERVERS[0]);
     assert_eq!((web.flows, web.unreplied, web.assured), (1, 0, 1), "{web:?}");
     assert_eq!((web.rules, web.service.as_deref()), (RulesToday::LeadThere, Some("shop/web")));

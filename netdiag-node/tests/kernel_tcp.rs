@@ -98,7 +98,7 @@ fn each_attempt_is_counted_by_how_it_ended() {
     let Some(mut tcp) = load(TEST, None) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
-    server.sh("nft 'table inet guard { chain i { type filter hook input priority 0; tcp dport 9090 drop; } }'
+    server.sh("nft 'table inet guard { chain i { type filter hook input priority 0; tcp dport 9090 drop; }; }'
                echo 1 >/proc/sys/net/ipv4/ip_forward
                ip route add unreachable 10.99.0.0/24");
     // Since Linux 6.5 the first four retries come on top of the limit.
@@ -190,7 +190,7 @@ fn an_attempt_under_way_is_open_until_it_is_given_up() {
     let Some(mut tcp) = load(TEST, None) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
-    server.sh("nft 'table inet guard { chain i { type filter hook input priority 0; tcp dport 9090 drop; } }'");
+    server.sh("nft 'table inet guard { chain i { type filter hook input priority 0; tcp dport 9090 drop; }; }'");
     let silent: SocketAddr = (SERVER4, 9090).into();
     let began = now();
     let sockets: Vec<socket2::Socket> = client.run(|| {
@@ -242,7 +242,7 @@ fn what_is_sent_again_is_counted_as_the_kernel_counts_it() {
     let kept = std::sync::Mutex::new(Vec::new());
     let _listener = Server::new(&server, at, move |stream| kept.lock().unwrap().push(stream));
     let mut stream = connect(&client, at, 1).remove(0).unwrap();
-    server.sh("nft 'table inet guard { chain i { type filter hook input priority 0; tcp dport 8080 drop; } }'");
+    server.sh("nft 'table inet guard { chain i { type filter hook input priority 0; tcp dport 8080 drop; }; }'");
     stream.write_all(b"lost").unwrap();
     let resent = || {
         let text = client.sh("cat /proc/net/snmp");
@@ -262,7 +262,7 @@ fn what_is_sent_again_is_counted_as_the_kernel_counts_it() {
     assert_eq!(group(&seen, "client", Side::Client, at).unwrap().retransmits, resent());
 
     // A SYN-ACK that never arrives is sent again by the listener.
-    client.sh("nft 'table inet guard { chain i { type filter hook input priority 0; tcp sport 8080 drop; } }'");
+    client.sh("nft 'table inet guard { chain i { type filter hook input priority 0; tcp sport 8080 drop; }; }'");
     let _ = client.run(|| TcpStream::connect_timeout(&at, patient(Duration::from_millis(2500))));
     let seen = harvested(&mut tcp, &owner);
     let listener = group(&seen, "server", Side::Server, at).unwrap();

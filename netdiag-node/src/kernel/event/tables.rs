@@ -36,7 +36,7 @@ impl EventSize {
         /// All CPUs together; each sees fewer keys when there are many.
         const BUDGET_BYTES: usize = 6 << 20;
         let mut size = Self { ipv4, ipv6: (ipv4 / 4).max(4) };
-        while size.bytes(cpus) > BUDGET_BYTES && size.ipv6 > 4 {
+        while size.bytes(cpus) > BUDGET_BYTES && size.ipv6 > 1 {
             size = Self { ipv4: size.ipv4 / 2, ipv6: size.ipv6 / 2 };
         }
         size
