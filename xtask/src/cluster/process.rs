@@ -50,10 +50,12 @@ impl Cluster {
         let text = std::fs::read_to_string(self.folder.join("pid").join(component)).ok()?;
         let pid: i32 = text.trim().parse().ok()?;
         // Every component is started by its path in our folder, also while setsid and nsenter are still on their way to it;
-        // a zombie has no command line, and a stranger who got the same number has another.
+        // a stranger who got the same number has another command line.
         let words = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let ours = self.folder.to_string_lossy().into_owned();
-        String::from_utf8_lossy(&words).contains(&ours).then(|| Pid::from_raw(pid))
+        // In the middle of execve() the command line is empty, as a zombie's is; but only a zombie has no program.
+        let starts = words.is_empty() && std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+        (starts || String::from_utf8_lossy(&words).contains(&ours)).then(|| Pid::from_raw(pid))
     }
 
     /// Ends a component: asked first, killed after [`STOP_LIMIT`].
