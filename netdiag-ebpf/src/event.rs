@@ -1,6 +1,6 @@
 //! Counting events by key: one set of tables per subject, one lane for each program that can run on a CPU at a time.
 //!
-//! Each event with a key ends in exactly one of attributed, coarse, total_only. A program that is interrupted by another of
+//! Each event with a key ends in exactly one of attributed, coarse, total_only, shed. A program that is interrupted by another of
 //! its subject leaves it the second lane; one that is interrupted by itself is skipped and counted by the kernel
 //! (`recursion_misses`), and what finds no free lane is counted as nested.
 
@@ -8,7 +8,7 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use netdiag_common::record::event::{COARSE_SETS, ERRNOS, KINDS, LANES, NO_MEASURE, Totals, what_word};
@@ -16,7 +16,12 @@ use netdiag_common::record::kfree_skb::service_word;
 use netdiag_common::record::table::{CpuState, SlotV4, SlotV6, WAYS};
 use netdiag_common::record::tcp::Attempt;
 
-use crate::table::{add, mix, set};
+use crate::table::{TICK_NS, add, mix, set};
+
+/// What a lane takes apart of the packets that the kernel answers, in each stretch of time: 16 000 a second. A flood to
+/// closed ports makes as many answers as packets, and each would cost as much as its drop.
+const TAKEN_APART: u64 = 4000;
+const SPAN_NS: u64 = 250_000_000;
 
 /// Lanes of all CPUs: the rows of one epoch.
 #[unsafe(no_mangle)]
@@ -122,6 +127,7 @@ pub struct Event {
 
 /// The lane of a running program.
 pub struct Run {
+    state: *mut CpuState,
     totals: *mut Totals,
     row: u32,
 }
@@ -148,7 +154,7 @@ pub unsafe fn run<S: Subject>(work: impl FnOnce(&Run)) {
         let epoch = addr_of_mut!((*state).epoch).read_volatile() & 1;
         let row = epoch * LANE_ROWS.load() + lane;
         if let Some(totals) = S::totals(row) {
-            work(&Run { totals, row });
+            work(&Run { state, totals, row });
         }
         addr_of_mut!((*state).busy).write_volatile(0);
     }
@@ -175,6 +181,27 @@ impl Run {
         }
     }
 
+    /// Whether the event is to be taken apart. If not, it was counted by its kind.
+    #[inline(always)]
+    pub unsafe fn takes_apart(&self, kind: u8) -> bool {
+        let state = unsafe { &mut *self.state };
+        let ticks = unsafe { bpf_jiffies64() };
+        if ticks.wrapping_sub(state.refilled_ticks) * TICK_NS.load() >= SPAN_NS {
+            state.refilled_ticks = ticks;
+            state.tokens = TAKEN_APART;
+        }
+        if state.tokens == 0 {
+            unsafe {
+                self.tick(kind);
+                (*self.totals).total += 1;
+                (*self.totals).shed += 1;
+            }
+            return false;
+        }
+        state.tokens -= 1;
+        true
+    }
+
     /// Counts a failure by its error number.
     #[inline(always)]
     pub unsafe fn errno(&self, errno: u32) {
@@ -193,11 +220,13 @@ impl Run {
             (*self.totals).total += 1;
             let added = if event.version == 4 {
                 let key = [event.netns, (event.source[0] << 32) | event.destination[0], what, service];
-                add(S::ipv4(set(self.row, mask4, mix(&key))), &key, event.amount, now_ns)
+                let hash = mix(&key);
+                add(S::ipv4(set(self.row, mask4, hash)), hash, &key, event.amount, now_ns)
             } else {
                 let ([s0, s1], [d0, d1]) = (event.source, event.destination);
                 let key = [event.netns, s0, s1, d0, d1, what, service];
-                add(S::ipv6(set(self.row, mask6, mix(&key))), &key, event.amount, now_ns)
+                let hash = mix(&key);
+                add(S::ipv6(set(self.row, mask6, hash)), hash, &key, event.amount, now_ns)
             };
             if added.is_some() {
                 (*self.totals).attributed += 1;
@@ -205,7 +234,8 @@ impl Run {
             }
             let what = what_word(event.kind, event.detail, NO_MEASURE);
             let key = [event.netns, 0, what, service_word(0, 0, 0, event.flags)];
-            let room = add(S::coarse(set(self.row, COARSE_SETS - 1, mix(&key))), &key, event.amount, now_ns);
+            let hash = mix(&key);
+            let room = add(S::coarse(set(self.row, COARSE_SETS - 1, hash)), hash, &key, event.amount, now_ns);
             if room.is_some() {
                 (*self.totals).coarse += 1;
             } else {

@@ -203,6 +203,22 @@ fn candidates(proc: &Path, scope: &Scope) -> Result<BTreeMap<String, Candidate>,
     }
 }
 
+/// The cgroup root of this node's kubelet: as it was given, else what is above the agent's own pod. Empty when neither is known.
+pub(crate) fn kubelet_root(host: &Host) -> String {
+    let own = || {
+        // On a thread of its own: a thread stays in the cgroup namespace it entered.
+        let looked = std::thread::scope(|scope| {
+            let look = || {
+                enter_cgroup_root(&host.proc);
+                process::own_pod(&host.proc)?.root
+            };
+            scope.spawn(look).join()
+        });
+        looked.unwrap_or_default()
+    };
+    host.cgroup_root.clone().or_else(own).unwrap_or_default()
+}
+
 /// /proc/PID/cgroup is written relative to the reader's cgroup namespace. From the node's own, paths are whole. It is a
 /// help, not a must: without the right the paths start with `/..` and still name pod and container.
 pub(crate) fn enter_cgroup_root(proc: &Path) {

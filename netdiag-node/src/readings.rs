@@ -15,7 +15,7 @@ use netdiag_common::{Need, Netns, Reading, Topic};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::attribution::{Attribution, Pod};
+use crate::attribution::{Attribution, Pod, kubelet_root};
 use crate::flows::FlowWatch;
 use crate::gap::{Failure, gap};
 use crate::host::device::Scope;
@@ -57,7 +57,7 @@ impl Readings {
         let attribution = Arc::new(Attribution::new(host.clone()));
         let mut sizes = Sizes::within(budget.memory_bytes());
         sizes.dns = sizes.dns.with_ports(dns_ports);
-        let kernel = Kernel::load(sizes);
+        let kernel = Kernel::load(sizes, &kubelet_root(&host));
         let flows = Arc::new(FlowWatch::start(&host, Arc::clone(&attribution)));
         let mut programs = kernel.checks();
         for program in &programs {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use netdiag_common::observation::preflight::{Check, Preflight};
 
+use crate::attribution::kubelet_root;
 use crate::host::{Host, ReadError};
 use crate::kernel::{Kernel, Sizes};
 use crate::netns::NetnsHandle;
@@ -36,7 +37,7 @@ pub fn print(arguments: &Arguments) -> Result<(), ReadError> {
 fn look() -> Result<Preflight, ReadError> {
     let netns = NetnsHandle::open(Path::new("/proc/self/ns/net"))?;
     let host = Host { proc: "/proc".into(), netns, cgroup_root: None };
-    let kernel = Kernel::load(Sizes::for_this_machine());
+    let kernel = Kernel::load(Sizes::for_this_machine(), &kubelet_root(&host));
     let report = Preflight::from(Fixed::read(&host, kernel.checks()));
     Ok(Preflight { resident_bytes: resident_bytes(&host.proc), ..report })
 }

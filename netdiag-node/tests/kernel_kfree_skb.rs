@@ -365,7 +365,7 @@ const HOLD: &str = "NETDIAG_TEST_HOLD_PROGRAMS";
 #[test]
 fn holds_the_programs_when_asked() {
     if std::env::var_os(HOLD).is_some() {
-        let _kernel = Kernel::load(Sizes::for_this_machine());
+        let _kernel = Kernel::load(Sizes::for_this_machine(), "");
         thread::sleep(patient(Duration::from_secs(30)));
     }
 }

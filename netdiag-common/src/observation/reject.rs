@@ -30,7 +30,7 @@ pub struct Rejects {
 
 /// Each term has its own kernel counter. The identities:
 /// `total = icmp_sent + resets_sent + resets_received + errors` and
-/// `total = attributed + coarse + foreign_netns + total_only + unparsed + unaccounted`, where `unaccounted` must be 0.
+/// `total = attributed + coarse + foreign_netns + total_only + unparsed + shed + unaccounted`, where `unaccounted` must be 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RejectAccounts {
     pub total: u64,
@@ -49,6 +49,9 @@ pub struct RejectAccounts {
     pub total_only: u64,
     /// The packet's header could not be read.
     pub unparsed: u64,
+    /// In a flood, beyond what the programs take apart: counted by kind alone.
+    #[serde(default)]
+    pub shed: u64,
     /// Events that found the programs running on that CPU and were not counted anywhere.
     pub missed: u64,
     /// Events whose key user space forgot because its window was full; part of the terms above.
@@ -58,7 +61,7 @@ pub struct RejectAccounts {
 impl RejectAccounts {
     /// What the identity of keys cannot explain; 0 unless a counter lies.
     pub fn unaccounted(&self) -> i64 {
-        let parts = self.attributed + self.coarse + self.foreign_netns + self.total_only + self.unparsed;
+        let parts = self.attributed + self.coarse + self.foreign_netns + self.total_only + self.unparsed + self.shed;
         self.total.cast_signed() - parts.cast_signed()
     }
 }

@@ -25,7 +25,7 @@ pub const COARSE_SETS: u32 = 64;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Totals {
-    /// Events that have a key.
+    /// Events that have a key, or would have one.
     pub total: u64,
     /// In the slot of their full key.
     pub attributed: u64,
@@ -35,7 +35,9 @@ pub struct Totals {
     pub total_only: u64,
     /// Without a key, because the packet's header could not be read.
     pub unparsed: u64,
-    pub pad: [u64; 3],
+    /// Counted by kind alone, because too many came at once.
+    pub shed: u64,
+    pub pad: [u64; 2],
     /// By kind, also those that never have a key.
     pub by_kind: [u64; KINDS],
     /// Failed attempts by error number.

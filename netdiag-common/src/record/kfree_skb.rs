@@ -55,7 +55,7 @@ pub struct Counters {
     /// Of `link` and `unparsed`: those whose frame key found its set full.
     pub unplaced: u64,
     pub pad: [u64; 5],
-    /// Every event by [`reason_row`].
+    /// By [`reason_row`], the events that no slot holds: foreign, unplaced, reason_only. A slot's key has its reason.
     pub by_reason: [u64; REASONS],
 }
 const _: () = assert!(size_of::<Counters>() == 128 + 8 * REASONS);

@@ -1,4 +1,4 @@
-//! Programs of type cgroup_skb at the root of the cgroup tree: the packets of every socket, to find DNS messages among them.
+//! Programs of type cgroup_skb at the group of all pods: the packets of their sockets, to find DNS messages among them.
 //!
 //! Called from `ip_finish_output()` and `ip6_finish_output()` (egress) and `sk_filter_trim_cap()` (ingress), in
 //! `__cgroup_bpf_run_filter_skb()` since Linux 4.10; attached by links (5.7), which neither replace nor forbid other programs.
@@ -7,7 +7,9 @@
 //! Of all places this one sees each message exactly once where its socket is, in every namespace from the first packet of a
 //! new pod on, and knows the socket: its cookie and the query's id match an answer whatever NAT did to the addresses. A
 //! packet socket would clone every packet that leaves; programs on devices would have to follow pods and see a message on
-//! each hop. The price is paid by packets that are no DNS: a look at their ports.
+//! each hop. The price is paid by pods' packets that are no DNS: a look at their ports. What the node forwards, answers by
+//! itself or sends from its own processes pays nothing, and the names that these processes ask for are not seen. Only where
+//! the kubelet keeps no groups in the cgroup v2 tree are the programs at its root.
 //!
 //! Measured on Linux 6.18 with retpolines, on two busy processors, as CPU time of the sending thread, so differences below some
 //! 20 ns say nothing. A datagram on loopback to a closed port takes 1.4 to 1.5 µs; to it

@@ -98,11 +98,11 @@ unsafe fn on_drop<L: Load, C: EbpfContext>(ctx: &C, skb: *const u8, location: u6
         let row = epoch * CPUS.load() + cpu;
         if let Some(counters) = KFREE_COUNTERS.get_ptr_mut(row) {
             (*counters).total += 1;
-            // `reason_row` stays below the mask, so the compiler would drop it; the verifier sees a bound in nothing else.
-            let reason_row = black_box(reason_row(reason)) & (REASONS - 1);
-            *addr_of_mut!((*counters).by_reason).cast::<u64>().add(reason_row) += 1;
             match packet::<L>(skb) {
-                Parsed::Foreign => (*counters).foreign += 1,
+                Parsed::Foreign => {
+                    (*counters).foreign += 1;
+                    count_reason(counters, reason);
+                }
                 Parsed::Frame(kind) => {
                     let counted_as = if is_ip(kind) { &mut (*counters).unparsed } else { &mut (*counters).link };
                     *counted_as += 1;
@@ -110,6 +110,7 @@ unsafe fn on_drop<L: Load, C: EbpfContext>(ctx: &C, skb: *const u8, location: u6
                     let event = Event::new::<L>(row, skb, location, reason, &place, place.flags, clock(state));
                     if matches!(count_coarsely(&event, kind, &KFREE_FRAMES).0, Added::Full) {
                         (*counters).unplaced += 1;
+                        count_reason(counters, reason);
                     }
                 }
                 Parsed::Ip(packet) => {
@@ -191,7 +192,7 @@ unsafe fn count(counters: *mut Counters, event: &Event, packet: &Packet) -> u64 
             let key = [event.netns, (packet.source[0] << 32) | packet.destination[0], place, service];
             let hash = mix(&key);
             let set = set(event.row, MASK_IPV4.load(), hash);
-            let added = put(KFREE_IPV4.get_ptr_mut(set), &key, bytes, event.now_ns);
+            let added = put(KFREE_IPV4.get_ptr_mut(set), hash, &key, bytes, event.now_ns);
             if event.is_translated() {
                 translate(event, added, KFREE_DNAT4.get_ptr_mut(set));
             }
@@ -201,7 +202,7 @@ unsafe fn count(counters: *mut Counters, event: &Event, packet: &Packet) -> u64 
             let key = [event.netns, s0, s1, d0, d1, place, service];
             let hash = mix(&key);
             let set = set(event.row, MASK_IPV6.load(), hash);
-            let added = put(KFREE_IPV6.get_ptr_mut(set), &key, bytes, event.now_ns);
+            let added = put(KFREE_IPV6.get_ptr_mut(set), hash, &key, bytes, event.now_ns);
             if event.is_translated() {
                 translate(event, added, KFREE_DNAT6.get_ptr_mut(set));
             }
@@ -226,9 +227,20 @@ unsafe fn count(counters: *mut Counters, event: &Event, packet: &Packet) -> u64 
             unsafe { (*counters).coarse += 1 };
             return hash;
         }
-        Added::Full => unsafe { (*counters).reason_only += 1 },
+        Added::Full => unsafe {
+            (*counters).reason_only += 1;
+            count_reason(counters, event.reason);
+        },
     }
     0
+}
+
+/// Counts by reason what found no slot: the agent adds what the slots' keys say.
+#[inline(always)]
+unsafe fn count_reason(counters: *mut Counters, reason: u32) {
+    // `reason_row` stays below the mask, so the compiler would drop it; the verifier sees a bound in nothing else.
+    let row = black_box(reason_row(reason)) & (REASONS - 1);
+    unsafe { *addr_of_mut!((*counters).by_reason).cast::<u64>().add(row) += 1 };
 }
 
 /// Counts by namespace, interface, reason and place alone.
@@ -238,7 +250,7 @@ unsafe fn count_coarsely(event: &Event, kind: u16, table: &Array<[SlotV4; WAYS]>
     let key = [event.netns, u64::from(kind), place, service_word(event.ifindex, 0, 0, event.flags & DIRECTION)];
     let hash = mix(&key);
     let set = set(event.row, MASK_COARSE.load(), hash);
-    let added = unsafe { put(table.get_ptr_mut(set), &key, u64::from(event.length), event.now_ns) };
+    let added = unsafe { put(table.get_ptr_mut(set), hash, &key, u64::from(event.length), event.now_ns) };
     (added, hash)
 }
 

@@ -67,10 +67,13 @@ unsafe fn on_receive<L: Load>(sock: *const u8) {
     unsafe { run::<Reject>(|run| told::<L>(run, sock, RESET_RECEIVED, u32::from(state::<L>(sock)), IPPROTO_TCP)) };
 }
 
-/// Counts a refusal by the packet that it answers.
+/// Counts a refusal by the packet that it answers; in a flood of them by its kind.
 #[inline(always)]
 pub unsafe fn answered<L: Load>(run: &Run, skb: *const u8, kind: u8, detail: u32) {
     unsafe {
+        if !run.takes_apart(kind) {
+            return;
+        }
         let Parsed::Ip(packet) = packet::<L>(skb) else {
             run.unparsed(kind);
             return;

@@ -1,4 +1,4 @@
-//! Which pod and container a process belongs to, from `/proc/PID/cgroup`.
+//! Which pod and container a process belongs to, from `/proc/PID/cgroup`, and where the groups of all pods are.
 //!
 //! Layouts of the kubelet (`pkg/kubelet/cm/pod_container_manager_linux.go`), with cgroup v1 and v2:
 //! - driver cgroupfs: `ROOT/kubepods/[burstable|besteffort]/podUID/CONTAINER`
@@ -118,11 +118,33 @@ fn container_id(part: &str) -> Option<String> {
     (id.len() == CONTAINER_ID_LENGTH && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
 }
 
+/// A group of the cgroup v2 tree, to attach programs to.
+pub(crate) struct Attachable {
+    pub(crate) group: File,
+    /// Whether it holds pods alone; else every process of the machine is below.
+    pub(crate) is_pods: bool,
+}
+
+/// The group above all pods of the kubelet with this cgroup root. The tree's root where the kubelet keeps no groups there
+/// (cgroup v1, or no kubelet).
+pub(crate) fn pods(kubelet_root: &str) -> Result<Attachable, ReadError> {
+    let root = root()?;
+    let attachable = |path: &Path, is_pods| Ok(Attachable { group: file::open(path)?, is_pods });
+    let below = root.join(kubelet_root.trim_start_matches('/'));
+    // The name depends on the kubelet's driver and root; where none can be listed there is none.
+    let names =
+        std::fs::read_dir(&below).into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    match names.filter(|name| is_kubepods(name)).min() {
+        Some(name) => attachable(&below.join(name), true),
+        None => attachable(root, false),
+    }
+}
+
 /// The root of the cgroup v2 tree, where every process's group is below, also of those that cgroup v1 manages.
 ///
 /// Mounted at one of the usual places; in a container these may show the container's own group, which is no root. Then
 /// process 1 sees it.
-pub(crate) fn root() -> Result<File, ReadError> {
+fn root() -> Result<&'static Path, ReadError> {
     const MOUNTS: [&str; 4] = [
         "/sys/fs/cgroup",
         "/sys/fs/cgroup/unified",
@@ -135,7 +157,7 @@ pub(crate) fn root() -> Result<File, ReadError> {
         path.join("cgroup.controllers").exists() && !path.join("cgroup.type").exists()
     };
     match MOUNTS.iter().find(is_root) {
-        Some(path) => file::open(Path::new(path)),
+        Some(path) => Ok(Path::new(*path)),
         None => {
             Err(ReadError::Unsupported { feature: "cgroup v2 tree mounted, as a whole, at /sys/fs/cgroup".to_owned() })
         }
@@ -144,6 +166,8 @@ pub(crate) fn root() -> Result<File, ReadError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
     use super::*;
 
     const UID: &str = "0f6d6c5e-2a5f-4f43-9b0c-1b2f4a1d9e77";
@@ -186,6 +210,32 @@ mod tests {
             assert_eq!(found.root.as_deref(), root, "{line}");
             assert_eq!(found.container_id.as_deref(), has_container.then_some(ID), "{line}");
         }
+    }
+
+    #[test]
+    fn programs_go_to_the_pods_of_one_kubelet_or_to_all_processes() {
+        let Ok(root) = root() else {
+            return eprintln!(
+                "netdiag-skip: programs_go_to_the_pods_of_one_kubelet_or_to_all_processes: no cgroup v2 tree"
+            );
+        };
+        let kubelet = format!("netdiag-cgroup-{}", std::process::id());
+        let pods_of = |group: &str| {
+            let found = pods(group).unwrap();
+            (std::fs::read_link(format!("/proc/self/fd/{}", found.group.as_raw_fd())).unwrap(), found.is_pods)
+        };
+        let nothing = (root.to_owned(), false);
+        assert_eq!(pods_of(&kubelet), nothing, "no such kubelet");
+        let group = root.join(&kubelet).join("kubepods.slice");
+        if let Err(error) = std::fs::create_dir_all(&group) {
+            return eprintln!("netdiag-skip: programs_go_to_the_pods_of_one_kubelet_or_to_all_processes: {error}");
+        }
+        let found = pods_of(&format!("/{kubelet}"));
+        std::fs::remove_dir(&group).unwrap();
+        let without = pods_of(&kubelet);
+        std::fs::remove_dir(root.join(&kubelet)).unwrap();
+        assert_eq!(found, (group, true));
+        assert_eq!(without, nothing);
     }
 
     #[test]

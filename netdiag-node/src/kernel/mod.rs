@@ -77,9 +77,10 @@ pub enum NetnsId {
 }
 
 impl Kernel {
-    /// Loads and attaches everything. Takes about half a second.
-    pub fn load(sizes: Sizes) -> Self {
-        Self::try_load(sizes).unwrap_or_else(|error| Self {
+    /// Loads and attaches everything. Takes about half a second. `kubelet_root` is the cgroup root of the kubelet whose pods
+    /// are watched, empty for one that has none.
+    pub fn load(sizes: Sizes, kubelet_root: &str) -> Self {
+        Self::try_load(sizes, kubelet_root).unwrap_or_else(|error| Self {
             netns_id: NetnsId::Cookie,
             programs: BTreeMap::new(),
             drops: Err(error.clone()),
@@ -90,7 +91,7 @@ impl Kernel {
         })
     }
 
-    fn try_load(sizes: Sizes) -> Result<Self, LoadError> {
+    fn try_load(sizes: Sizes, kubelet_root: &str) -> Result<Self, LoadError> {
         let mut plan = Plan::for_this_machine();
         let (drops, dns, tcp, rejects, udp) = {
             let bytes = host::kernel::btf().map_err(|error| LoadError::NoBtf(Arc::new(error)))?;
@@ -104,7 +105,7 @@ impl Kernel {
             )
         };
         let netns_id = if plan.has("NETNS_IS_COOKIE", 1_u32) { NetnsId::Cookie } else { NetnsId::Inode };
-        let object = Object::create(&plan)?;
+        let object = Object::create(&plan)?.below(kubelet_root.to_owned());
         let drops = drops.and_then(|planned| KernelDrops::attach(&object, planned));
         let dns = dns.and_then(|planned| KernelDns::attach(&object, planned));
         let tcp = tcp.and_then(|planned| KernelTcp::attach(&object, planned));

@@ -30,7 +30,7 @@ pub(super) enum Way {
     RawTracepoint { program: &'static str, tracepoint: &'static str },
     /// A perf event: what is left where raw tracepoints are forbidden or gone. Needs tracefs to be mounted. Linux 4.7.
     Tracepoint { program: &'static str, category: &'static str, tracepoint: &'static str },
-    /// At the root of the cgroup tree, by a link: beside whatever else is attached there. Linux 5.7.
+    /// At the group of all pods, by a link: beside whatever else is attached there. Linux 5.7.
     CgroupSkb { program: &'static str, direction: CgroupSkbAttachType },
 }
 
@@ -61,7 +61,7 @@ impl Attached {
     }
 
     #[cfg(test)]
-    pub(super) fn info(&self) -> std::io::Result<super::program_info::ProgramInfo> {
+    pub(super) fn info(&self) -> io::Result<super::program_info::ProgramInfo> {
         program_info(self.program.as_fd())
     }
 }
@@ -71,6 +71,8 @@ pub(super) struct Object {
     running: Running,
     /// aya needs the kernel's types itself, to find tracepoints. Tens of MiB: dropped with this value.
     types: Btf,
+    /// The cgroup root of the kubelet whose pods are watched.
+    kubelet_root: String,
 }
 
 impl Object {
@@ -96,7 +98,12 @@ impl Object {
             log: Arc::new(Mutex::new(log)),
             programs: Arc::new(Mutex::new(programs)),
         };
-        Ok(Self { running, types })
+        Ok(Self { running, types, kubelet_root: String::new() })
+    }
+
+    /// The same for pods below this cgroup root, instead of a kubelet's without one.
+    pub(super) fn below(self, kubelet_root: String) -> Self {
+        Self { kubelet_root, ..self }
     }
 
     /// Attaches a hook by the first of `ways` that the kernel accepts.
@@ -104,7 +111,7 @@ impl Object {
         let mut refused = Vec::new();
         for way in ways {
             match self.attach_by(*way) {
-                Ok(program) => return Ok(Attached { tier: way.tier(), program }),
+                Ok((program, tier)) => return Ok(Attached { tier, program }),
                 Err(error) => refused.push((way.tier(), error)),
             }
         }
@@ -117,9 +124,10 @@ impl Object {
         Err(LoadError::Failed { step, why: why.join("; ") })
     }
 
-    fn attach_by(&self, way: Way) -> Result<OwnedFd, ProgramError> {
+    fn attach_by(&self, way: Way) -> Result<(OwnedFd, &'static str), ProgramError> {
         let mut programs = self.running.lock();
-        match way {
+        let mut tier = way.tier();
+        let program = match way {
             Way::TpBtf { program, tracepoint } => {
                 let program: &mut BtfTracePoint = find(&mut programs, program)?.try_into()?;
                 program.load(tracepoint, &self.types)?;
@@ -141,12 +149,17 @@ impl Object {
             Way::CgroupSkb { program, direction } => {
                 let program: &mut CgroupSkb = find(&mut programs, program)?.try_into()?;
                 program.load()?;
-                let root = cgroup::root().map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
+                let pods = cgroup::pods(&self.kubelet_root);
+                let pods = pods.map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
                 // Links of cgroups have no flags: they all may be several (`cgroup_bpf_link_attach()`).
-                program.attach(root, direction, CgroupAttachMode::Single)?;
+                program.attach(pods.group, direction, CgroupAttachMode::Single)?;
+                if pods.is_pods {
+                    tier = "cgroup_skb of pods";
+                }
                 owned(program.fd()?.as_fd())
             }
-        }
+        }?;
+        Ok((program, tier))
     }
 
     /// An array that was declared mmapable, in this process's memory.

@@ -115,6 +115,7 @@ impl KernelRejects {
             foreign_netns: view.foreign,
             total_only: sum.total_only,
             unparsed: sum.unparsed,
+            shed: sum.shed,
             missed: view.missed,
             forgotten: view.forgotten,
         };

@@ -37,7 +37,7 @@ pub fn load_part<T>(test: &str, sizes: Sizes, part: impl FnOnce(Kernel) -> Resul
             return skip(test, format!("{tool} is not installed"));
         }
     }
-    match part(Kernel::load(sizes)) {
+    match part(Kernel::load(sizes, "")) {
         Ok(loaded) => Some(loaded),
         Err(error @ (LoadError::NotBuilt | LoadError::NoBtf(_) | LoadError::NotPermitted { .. })) => {
             skip(test, format!("{error}; {}", error.remedy()))

@@ -55,11 +55,12 @@ pub(super) fn rows(node: &str, seen: &Rejects, names: &Names, selection: &Select
     seen.groups.iter().filter_map(row).collect()
 }
 
-pub(super) fn losses(seen: &Rejects) -> [(u64, &'static str); 6] {
+pub(super) fn losses(seen: &Rejects) -> [(u64, &'static str); 7] {
     let accounts = &seen.accounts;
     [
         (accounts.coarse, "refusals counted without addresses, because the table was full"),
         (accounts.total_only, "refusals counted in total alone, because the coarse table was full, too"),
+        (accounts.shed, "refusals of a flood, counted in total alone"),
         (accounts.missed, "refusals not counted, because the program was already running on that CPU"),
         (accounts.forgotten, "refusals whose addresses the agent forgot, because its window was full"),
         (accounts.unaccounted().unsigned_abs(), "refusals that the agent's accounts cannot explain"),

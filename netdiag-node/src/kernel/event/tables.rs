@@ -67,6 +67,7 @@ pub(in crate::kernel) struct Sum {
     pub(in crate::kernel) coarse: u64,
     pub(in crate::kernel) total_only: u64,
     pub(in crate::kernel) unparsed: u64,
+    pub(in crate::kernel) shed: u64,
     pub(in crate::kernel) by_kind: [u64; KINDS],
     /// Error number and count, of those that occurred.
     pub(in crate::kernel) by_errno: Vec<(u32, u64)>,
@@ -80,6 +81,7 @@ impl Default for Sum {
             coarse: 0,
             total_only: 0,
             unparsed: 0,
+            shed: 0,
             by_kind: [0; KINDS],
             by_errno: Vec::new(),
         }
@@ -97,6 +99,7 @@ impl Sum {
         self.coarse += other.coarse;
         self.total_only += other.total_only;
         self.unparsed += other.unparsed;
+        self.shed += other.shed;
         self.by_kind.iter_mut().zip(other.by_kind).for_each(|(sum, count)| *sum += count);
         for (errno, count) in &other.by_errno {
             self.add_errno(*errno, *count);
@@ -171,6 +174,7 @@ impl Tables {
             sum.coarse += totals.coarse;
             sum.total_only += totals.total_only;
             sum.unparsed += totals.unparsed;
+            sum.shed += totals.shed;
             sum.by_kind.iter_mut().zip(totals.by_kind).for_each(|(sum, count)| *sum += count);
             by_errno.iter_mut().zip(totals.by_errno).for_each(|(sum, count)| *sum += count);
             // SAFETY: a row of the mapping that no program writes; zeroes are valid totals.

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 use netdiag_common::observation::kfree_skb::{DropAccounts, Translation};
-use netdiag_common::record::kfree_skb::{REASONS, Slot, WAYS};
+use netdiag_common::record::kfree_skb::{REASONS, Slot, WAYS, reason_row};
 
 use super::LoadError;
 use super::btf::Btf;
@@ -113,7 +113,7 @@ impl KernelDrops {
     pub fn harvest(&mut self, now: Timestamp) {
         let left = flip(&self.loaded.states, self.loaded.cpus) as usize;
         let now_ns = monotonic_ns();
-        let (mut accounts, by_reason) = self.take_counters(left);
+        let (mut accounts, mut by_reason) = self.take_counters(left);
         let missed = self.missed();
         accounts.missed = missed.saturating_sub(self.missed);
         self.missed = missed;
@@ -123,6 +123,9 @@ impl KernelDrops {
         // Largest first: when the slot is full, the smallest lose their tuples.
         groups.sort_by_key(|(_, counted)| std::cmp::Reverse(counted.weight()));
         let slot = self.history.slot(self.harvested.0, now_ns, Counted::recent);
+        for (key, counted) in &groups {
+            by_reason[reason_row(key.reason)] += counted.count.packets;
+        }
         slot.add_totals(&accounts, &by_reason);
         for (key, counted) in groups {
             self.first_seen.note(&key, counted.count.first_ns, counted.count.last_ns);
@@ -146,7 +149,7 @@ impl KernelDrops {
         self.harvested = (now_ns, Some(now));
     }
 
-    /// Sums and clears the counters of the half that was left.
+    /// Sums and clears the counters of the half that was left. By reason only what no slot holds.
     fn take_counters(&self, left: usize) -> (DropAccounts, Vec<u64>) {
         let mut accounts = DropAccounts::default();
         let mut by_reason = vec![0; REASONS];
