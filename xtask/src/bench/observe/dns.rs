@@ -3,21 +3,21 @@
 //! The responder turns a query into an answer and sends it back, which is less than any real server does: the ratio is the
 //! worst that a client can see. Before and after each run with the agent there is one without.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, ensure};
 
 use super::bpf;
 use super::flood::{Space, pin};
-use super::storm::{Running, certificates, median};
-use super::table::{Row, Target};
+use super::process::{Agent, SETTLES_IN, alone, certificates, median};
+use super::table::{Row, Table, Target};
+
+pub(super) const TITLE: &str = "DNS";
 
 const RUN: Duration = Duration::from_millis(300);
 /// Queries that wait for their answers at one time: the rate of a busy node's resolvers, not of one that waits for each.
@@ -51,16 +51,19 @@ impl Dns {
         Ok(Self { agent: agent.to_owned(), certificates: certificates()?, client, stop, responder: Some(responder) })
     }
 
-    pub(super) fn measure(&self, rounds: usize) -> Result<Vec<Row>> {
-        println!(
-            "dns: client on processor 0, responder and agent on processor 1, {WINDOW} queries open, {rounds} rounds of {} ms; medians",
-            RUN.as_millis()
+    pub(super) fn measure(&self, rounds: usize) -> Result<Table> {
+        let how = format!(
+            "client on processor 0, bare responder and agent on processor 1, {WINDOW} queries open, {rounds} rounds of {} ms; \
+             medians. Then {PACE} queries/s for {} s, whatever becomes of them",
+            RUN.as_millis(),
+            PACED_FOR.as_secs()
         );
         let (mut ratios, mut rates) = (Vec::new(), Vec::new());
+        alone()?;
         let mut before = self.rate()?;
         for _ in 0..rounds {
             let with = {
-                let _running = self.start(free_port()?)?;
+                let _running = self.start()?;
                 self.rate()?
             };
             let after = self.rate()?;
@@ -69,43 +72,48 @@ impl Dns {
             before = after;
         }
         let mut rows = vec![
-            Row::new(
-                "DNS queries/s through a bare responder with netdiag ÷ without",
-                median(&ratios),
-                Target::AtLeast(RATIO),
-            ),
+            Row::new("queries/s with netdiag ÷ without", median(&ratios), Target::AtLeast(RATIO)),
             Row::beside("    queries/s with netdiag", median(&rates)),
         ];
         rows.extend(self.paced()?);
-        Ok(rows)
+        Ok(Table { title: TITLE, how, missing: Vec::new(), rows })
     }
 
     /// Sends at a steady pace, and asks the agent what it saw.
     fn paced(&self) -> Result<Vec<Row>> {
-        let port = free_port()?;
-        let _running = self.start(port)?;
-        let before = Counted::ask(port)?;
+        let (bare_sent, bare_answered) = self.client.run(send_paced)?;
+        let agent = self.start()?;
+        let before = Counted::ask(&agent)?;
         let (sent, answered) = self.client.run(send_paced)?;
-        // The last answers reach the client's socket after it has stopped reading.
-        thread::sleep(Duration::from_millis(200));
-        let after = Counted::ask(port)?;
-        let counted = after.closed + after.open - before.closed - before.open;
+        // Longer than the agent reuses what it saw: the last answers reach the client after it has stopped reading.
+        thread::sleep(Duration::from_millis(1200));
+        let after = Counted::ask(&agent)?;
+        let grown = |of: fn(&Counted) -> f64| of(&after) - of(&before);
+        let counted = grown(|counted| counted.ends.iter().sum::<f64>() + counted.open);
         let seconds = PACED_FOR.as_secs_f64();
-        Ok(vec![
+        let mut rows = vec![
             // Others on this machine may ask too; what they add can only hide a loss where there are more of them than lost.
             Row::new(
-                format!("DNS queries not counted, of {sent} at {:.0}/s", sent / seconds),
+                format!("queries not counted, of {sent} at {:.0}/s", sent / seconds),
                 (sent - counted).max(0.0),
                 Target::AtMost(0.0),
             ),
+        ];
+        for (n, end) in ENDS.iter().enumerate() {
+            rows.push(Row::beside(format!("    counted as {end}"), after.ends[n] - before.ends[n]));
+        }
+        rows.extend([
+            Row::beside("    counted as open still", grown(|counted| counted.open)),
+            Row::beside("    answers that the client read", answered),
+            Row::beside(format!("    the same without netdiag, of {bare_sent}"), bare_answered),
             Row::new(
                 "    names lost because the ring was full",
-                after.names_lost - before.names_lost,
+                grown(|counted| counted.names_lost),
                 Target::AtMost(0.0),
             ),
-            Row::beside("    answers that the client read", answered),
-            Row::beside("    share of names held back, and said so", (after.suppressed - before.suppressed) / sent),
-        ])
+            Row::beside("    share of names held back, and said so", grown(|counted| counted.suppressed) / sent),
+        ]);
+        Ok(rows)
     }
 
     /// Queries a second that were answered.
@@ -133,26 +141,14 @@ impl Dns {
         })
     }
 
-    fn start(&self, metrics_port: u16) -> Result<Running> {
-        let running = Running::child(
-            Command::new(&self.agent)
-                .args(["--node-name", "bench", "--listen", "127.0.0.1:0", "--metrics-listen"])
-                .arg(format!("127.0.0.1:{metrics_port}"))
-                .arg("--tls-dir")
-                .arg(self.certificates.path())
-                .env("RUST_LOG", "error"),
-        )?;
-        let deadline = Instant::now() + Duration::from_mins(1);
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, metrics_port)).is_err() {
-            if Instant::now() > deadline {
-                bail!("the agent did not start within a minute");
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        if !bpf::programs().iter().any(|program| program.name.starts_with("netdiag_dns")) {
-            bail!("the agent runs without its DNS programs: netdiag-node's log says why");
-        }
-        Ok(running)
+    fn start(&self) -> Result<Agent<'_>> {
+        let agent = Agent::start(&self.agent, self.certificates.path(), &[])?;
+        ensure!(
+            bpf::programs().iter().any(|program| program.name.starts_with("netdiag_dns")),
+            "the agent runs without its DNS programs: netdiag-node's log says why"
+        );
+        thread::sleep(SETTLES_IN);
+        Ok(agent)
     }
 }
 
@@ -165,33 +161,28 @@ impl Drop for Dns {
     }
 }
 
+/// How a query ends, in the words of the agent's metrics.
+const ENDS: [&str; 4] = ["answered", "unanswered", "unparsed", "shed"];
+
 /// Totals of the agent's metrics.
 struct Counted {
-    closed: f64,
+    ends: [f64; ENDS.len()],
     open: f64,
     suppressed: f64,
     names_lost: f64,
 }
 
 impl Counted {
-    fn ask(port: u16) -> Result<Self> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("cannot reach the agent's metrics")?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).context("cannot read the agent's metrics")?;
-        let sum = |wanted: &dyn Fn(&str) -> bool| {
-            let lines = text.lines().filter(|line| wanted(line));
-            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
-        };
-        if !text.contains("netdiag_dns_queries_total{") {
-            return Err(anyhow!("the agent's metrics have no DNS queries"));
-        }
+    fn ask(agent: &Agent<'_>) -> Result<Self> {
+        const QUERIES: &str = "netdiag_dns_queries_total";
+        let metrics = agent.metrics()?;
+        ensure!(metrics.has(QUERIES), "the agent's metrics have no {QUERIES}");
+        let lost = |cause| metrics.sum("netdiag_lost_events_total", cause);
         Ok(Self {
-            closed: sum(&|line| line.starts_with("netdiag_dns_queries_total{")),
-            open: sum(&|line| line.starts_with("netdiag_dns_queries_open ")),
-            suppressed: sum(&|line| line.starts_with("netdiag_lost_events_total") && line.contains("name_suppressed")),
-            names_lost: sum(&|line| line.starts_with("netdiag_lost_events_total") && line.contains("name_lost")),
+            ends: ENDS.map(|end| metrics.sum(QUERIES, &format!("end=\"{end}\""))),
+            open: metrics.sum("netdiag_dns_queries_open", ""),
+            suppressed: lost("cause=\"name_suppressed\""),
+            names_lost: lost("cause=\"name_lost\""),
         })
     }
 }
@@ -213,29 +204,38 @@ fn respond(socket: &UdpSocket, ended: &AtomicBool) {
 fn send_paced() -> Result<(f64, f64)> {
     /// Sent together: timers are no finer.
     const BATCH: Duration = Duration::from_millis(2);
+    /// A second query of a socket with the id of one that waits would be its retry, and no query more.
+    const IDS: u32 = 65_536;
     pin(0)?;
-    let socket = client()?;
-    socket.set_nonblocking(true).context("cannot make a socket not wait")?;
+    let mut sockets = Vec::new();
+    for _ in 0..(PACE * u32::try_from(PACED_FOR.as_secs()).expect("seconds")).div_ceil(IDS) {
+        let socket = client()?;
+        socket.set_nonblocking(true).context("cannot make a socket not wait")?;
+        sockets.push(socket);
+    }
     let (mut sent, mut answered, mut bytes) = (0_u32, 0_u32, [0; 512]);
-    let started = Instant::now();
-    while started.elapsed() < PACED_FOR {
-        let due = u32::try_from(started.elapsed().as_micros() * u128::from(PACE) / 1_000_000).expect("150 000 queries");
-        while sent < due {
-            // An id is free again long before it is used again.
-            let id = u16::try_from(sent % 65_536).expect("below 65 536");
-            if socket.send(&query(id)).is_ok() {
-                sent += 1;
-            }
+    let mut read = |sockets: &[UdpSocket]| {
+        for socket in sockets {
             while socket.recv(&mut bytes).is_ok() {
                 answered += 1;
             }
         }
+    };
+    let started = Instant::now();
+    while started.elapsed() < PACED_FOR {
+        let due = u32::try_from(started.elapsed().as_micros() * u128::from(PACE) / 1_000_000).expect("150 000 queries");
+        while sent < due {
+            let n = usize::try_from(sent / IDS).expect("a few sockets").min(sockets.len() - 1);
+            if sockets[n].send(&query(u16::try_from(sent % IDS).expect("below 65 536"))).is_ok() {
+                sent += 1;
+            }
+            read(&sockets[n..=n]);
+        }
+        read(&sockets);
         thread::sleep(BATCH);
     }
     thread::sleep(Duration::from_millis(100));
-    while socket.recv(&mut bytes).is_ok() {
-        answered += 1;
-    }
+    read(&sockets);
     Ok((f64::from(sent), f64::from(answered)))
 }
 
@@ -252,10 +252,4 @@ fn query(id: u16) -> Vec<u8> {
     let mut message = vec![high, low, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     message.extend(b"\x03web\x04shop\x03svc\x07cluster\x05local\0\0\x01\0\x01");
     message
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen on loopback")?;
-    Ok(listener.local_addr().map(|address: SocketAddr| address.port())?)
 }

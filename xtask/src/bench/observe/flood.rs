@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use crate::command;
 
+pub(super) const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 pub(super) const PAYLOAD_BYTES: usize = 18;
 /// Datagrams of one system call.
 const BATCH: usize = 64;

@@ -3,17 +3,22 @@
 mod bpf;
 mod dns;
 mod flood;
+mod peer;
+mod process;
 mod storm;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
 use crate::netdiag_image::{self, Build};
+use table::Table;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
+    /// What to measure; everything without
+    subjects: Vec<Subject>,
     /// Rounds of each measurement
     #[arg(long, default_value_t = 7)]
     rounds: usize,
@@ -21,6 +26,16 @@ pub(crate) struct Arguments {
     #[arg(long)]
     agent: Option<PathBuf>,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Subject {
+    /// Packets dropped as fast as one processor sends them
+    Storm,
+    /// Queries through a bare responder
+    Dns,
+}
+
+const ALL: [Subject; 2] = [Subject::Storm, Subject::Dns];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
@@ -31,13 +46,40 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         None => netdiag_image::compile(Build::Release)?.agent,
     };
     println!("Linux {}, load average {}", kernel(), load_average());
-    // Each table as soon as it is there: what cannot be measured must not hide what was.
-    let mut missed = table::print(&storm::Storm::new(&agent)?.measure(arguments.rounds)?);
-    missed += table::print(&dns::Dns::new(&agent)?.measure(arguments.rounds)?);
-    if missed > 0 {
-        bail!("{missed} targets were not met");
+    let subjects = if arguments.subjects.is_empty() { &ALL[..] } else { &arguments.subjects };
+    let mut tables = Vec::new();
+    let mut failed = 0;
+    for subject in subjects {
+        // Each table as soon as it is there: what cannot be measured must not hide what was.
+        let table = subject.measure(&agent, arguments.rounds).unwrap_or_else(|error| {
+            failed += 1;
+            let how = format!("not measured: {error:#}");
+            Table { title: subject.title(), how, missing: Vec::new(), rows: Vec::new() }
+        });
+        table.print();
+        tables.push(table);
+    }
+    let missed: usize = tables.iter().map(Table::missed).sum();
+    if missed + failed > 0 {
+        bail!("{missed} targets were not met, {failed} subjects could not be measured");
     }
     Ok(())
+}
+
+impl Subject {
+    fn measure(self, agent: &Path, rounds: usize) -> Result<Table> {
+        match self {
+            Self::Storm => storm::Storm::new(agent)?.measure(rounds),
+            Self::Dns => dns::Dns::new(agent)?.measure(rounds),
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Storm => storm::TITLE,
+            Self::Dns => dns::TITLE,
+        }
+    }
 }
 
 fn kernel() -> String {

@@ -6,22 +6,21 @@
 //! place their code moves them by some nanoseconds.
 
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::bpf::{self, EMPTY, Program};
-use super::flood::{PAYLOAD_BYTES, SLICE, Space, flood, pin};
-use super::table::{Row, Target};
-use crate::command;
+use super::flood::{LOOPBACK, PAYLOAD_BYTES, SLICE, Space, flood};
+use super::peer::{self, Kind, Peer};
+use super::process::{DROPS, NODE, Running, SETTLES_IN, agents, alone, certificates, median};
+use super::table::{Row, Table, Target};
+
+pub(super) const TITLE: &str = "Drop storm";
 
 const RUN: Duration = Duration::from_millis(150);
-/// Names of the agent's programs at the tracepoint begin so.
-const AGENT: &str = "netdiag_kfree";
 /// Runs that another agent on this machine spoilt, before we give up.
 const MAX_SPOILT: usize = 200;
 
@@ -30,34 +29,36 @@ struct Load {
     path: &'static str,
     to: Ipv4Addr,
     flows: u16,
-    ratio: f64,
+    ratio: Goal,
     /// Nanoseconds per drop beyond those of an empty program; measured on loopback only.
-    ns: Option<f64>,
+    ns: Option<Goal>,
 }
 
-const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// What must be, and what would be better.
+struct Goal {
+    must: f64,
+    aim: f64,
+}
+
 const BEHIND_VETH: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 const LOADS: [Load; 6] = [
-    Load { path: "loopback", to: LOOPBACK, flows: 1, ratio: 0.93, ns: Some(50.0) },
-    Load { path: "loopback", to: LOOPBACK, flows: 64, ratio: 0.93, ns: Some(50.0) },
-    Load { path: "loopback", to: LOOPBACK, flows: 4096, ratio: 0.92, ns: Some(65.0) },
-    Load { path: "nft prerouting", to: BEHIND_VETH, flows: 1, ratio: 0.91, ns: None },
-    Load { path: "nft prerouting", to: BEHIND_VETH, flows: 64, ratio: 0.91, ns: None },
-    Load { path: "nft prerouting", to: BEHIND_VETH, flows: 4096, ratio: 0.89, ns: None },
+    Load::loopback(1, Goal { must: 0.93, aim: 0.95 }, Goal { must: 50.0, aim: 30.0 }),
+    Load::loopback(64, Goal { must: 0.93, aim: 0.95 }, Goal { must: 50.0, aim: 30.0 }),
+    Load::loopback(4096, Goal { must: 0.92, aim: 0.94 }, Goal { must: 65.0, aim: 45.0 }),
+    Load::prerouting(1, Goal { must: 0.91, aim: 0.93 }),
+    Load::prerouting(64, Goal { must: 0.91, aim: 0.93 }),
+    Load::prerouting(4096, Goal { must: 0.89, aim: 0.92 }),
 ];
 /// By how much more must be left than bpftrace leaves that only counts.
 const ABOVE_BPFTRACE: f64 = 0.04;
 
-/// bpftrace looks tracepoints up in tracefs, which not every machine has mounted. Seen by bpftrace alone.
-const WITH_TRACEFS: &str = "mount -t tracefs tracefs /sys/kernel/tracing; mount -t debugfs debugfs /sys/kernel/debug";
-
-/// What is attached while packets are dropped.
+/// What is attached while packets are dropped. The agent cannot be told to look at drops alone: all of it is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
     Nothing,
     Empty,
     Agent,
-    Bpftrace,
+    Peer(&'static Peer),
 }
 
 /// What was measured of one variant under one load, a value a round.
@@ -73,7 +74,6 @@ pub(super) struct Storm {
     certificates: tempfile::TempDir,
     sender: Space,
     _receiver: Space,
-    bpftrace: Option<PathBuf>,
 }
 
 impl Storm {
@@ -85,22 +85,19 @@ impl Storm {
              nft 'table ip storm {
                chain pre { type filter hook prerouting priority -300; udp dport 10000-20000 counter drop; }
              }'")?;
-        let bpftrace = command::find("bpftrace");
-        Ok(Self { agent: agent.to_owned(), certificates: certificates()?, sender, _receiver: receiver, bpftrace })
+        Ok(Self { agent: agent.to_owned(), certificates: certificates()?, sender, _receiver: receiver })
     }
 
-    pub(super) fn measure(&self, rounds: usize) -> Result<Vec<Row>> {
-        println!(
-            "drop storm: {PAYLOAD_BYTES} bytes of payload from processor 0, {rounds} rounds of {} ms per load and program, \
-             the agent and bpftrace on processor 1; medians of slices of {} ms, then of rounds",
+    pub(super) fn measure(&self, rounds: usize) -> Result<Table> {
+        let how = format!(
+            "datagrams with {PAYLOAD_BYTES} bytes from processor 0, {rounds} rounds of {} ms per load and program, the agent \
+             and all others on processor 1; medians of slices of {} ms, then of rounds",
             RUN.as_millis(),
             SLICE.as_millis()
         );
+        let (peers, missing) = peer::find(&self.sender);
         let mut variants = vec![Variant::Empty, Variant::Agent];
-        match &self.bpftrace {
-            Some(_) => variants.push(Variant::Bpftrace),
-            None => println!("bpftrace is not installed: its rows are missing (apt-get install bpftrace)"),
-        }
+        variants.extend(peers.into_iter().map(Variant::Peer));
         let mut measured: Vec<Vec<Measured>> =
             variants.iter().map(|_| LOADS.iter().map(|_| Measured::default()).collect()).collect();
         for _ in 0..rounds {
@@ -117,7 +114,7 @@ impl Storm {
                 before = after;
             }
         }
-        Ok(rows(&variants, &measured))
+        Ok(Table { title: TITLE, how, missing, rows: rows(&variants, &measured) })
     }
 
     /// Nanoseconds per packet of each load, and what the kernel says each run of the program took.
@@ -159,48 +156,42 @@ impl Storm {
     }
 
     fn start(&self, variant: Variant) -> Result<Running> {
-        let deadline = Instant::now() + Duration::from_mins(2);
-        while agents() != 0 {
-            if Instant::now() > deadline {
-                bail!("an agent on this machine is at tracepoint kfree_skb already: stop it first");
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        alone()?;
+        match variant {
+            Variant::Nothing => Ok(Running::default()),
+            Variant::Empty => Ok(Running::descriptors(bpf::empty_program(c"kfree_skb")?)),
+            Variant::Agent => self.start_agent(),
+            Variant::Peer(peer) => peer.start(),
         }
-        let before = bpf::programs().len();
-        let running = match variant {
-            Variant::Nothing => Running::default(),
-            Variant::Empty => Running { descriptors: bpf::empty_program(c"kfree_skb")?, child: None },
-            Variant::Agent => Running::child(
-                Command::new(&self.agent)
-                    .args(["--node-name", "bench", "--listen", "127.0.0.1:0", "--tls-dir"])
-                    .arg(self.certificates.path())
-                    .env("RUST_LOG", "error"),
-            )?,
-            Variant::Bpftrace => {
-                let program = self.bpftrace.as_ref().context("bpftrace is not installed")?;
-                let script = format!(
-                    "{WITH_TRACEFS}; exec {} -e 'tracepoint:skb:kfree_skb {{ @ = count(); }}'",
-                    program.display()
-                );
-                Running::child(command::tool("unshare").args(["-m", "sh", "-c", &script]))?
-            }
-        };
-        let attached = || match variant {
-            Variant::Nothing | Variant::Empty => true,
-            Variant::Agent => agents() > 0,
-            Variant::Bpftrace => bpf::programs().len() > before,
-        };
-        while !attached() {
-            if Instant::now() > deadline {
-                bail!("{variant:?} did not attach a program within two minutes");
+    }
+
+    /// Without metrics: nobody asks it anything.
+    fn start_agent(&self) -> Result<Running> {
+        let mut running = Running::child(
+            Command::new(&self.agent)
+                .args(["--node-name", NODE, "--listen", "127.0.0.1:0", "--tls-dir"])
+                .arg(self.certificates.path())
+                .env("RUST_LOG", "error"),
+        )?;
+        let deadline = Instant::now() + Duration::from_mins(2);
+        while agents() == 0 {
+            if Instant::now() > deadline || running.has_ended() {
+                bail!("the agent did not attach a program to kfree_skb within two minutes");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        if running.child.is_some() {
-            // Loaded is not yet attached, and whoever starts is busy for a while.
-            std::thread::sleep(Duration::from_millis(700));
-        }
+        std::thread::sleep(SETTLES_IN);
         Ok(running)
+    }
+}
+
+impl Load {
+    const fn loopback(flows: u16, ratio: Goal, ns: Goal) -> Self {
+        Self { path: "loopback", to: LOOPBACK, flows, ratio, ns: Some(ns) }
+    }
+
+    const fn prerouting(flows: u16, ratio: Goal) -> Self {
+        Self { path: "nft prerouting", to: BEHIND_VETH, flows, ratio, ns: None }
     }
 }
 
@@ -210,61 +201,49 @@ impl Variant {
             Self::Nothing => "nothing",
             Self::Empty => "an empty program",
             Self::Agent => "netdiag",
-            Self::Bpftrace => "bpftrace count()",
+            Self::Peer(peer) => peer.name,
         }
     }
 
     /// The program whose runs the kernel shall measure.
     fn program(self) -> Option<&'static str> {
         match self {
-            Self::Nothing | Self::Bpftrace => None,
+            Self::Nothing | Self::Peer(_) => None,
             Self::Empty => Some(EMPTY),
-            Self::Agent => Some(AGENT),
+            Self::Agent => Some(DROPS),
         }
     }
 }
 
 fn rows(variants: &[Variant], measured: &[Vec<Measured>]) -> Vec<Row> {
-    let of = |variant: Variant| variants.iter().position(|found| *found == variant).map(|n| &measured[n]);
-    let (Some(empty), Some(agent)) = (of(Variant::Empty), of(Variant::Agent)) else { return Vec::new() };
+    let of = |wanted: &dyn Fn(&Variant) -> bool| variants.iter().position(wanted).map(|n| &measured[n]);
+    let empty = of(&|variant| *variant == Variant::Empty);
+    let agent = of(&|variant| *variant == Variant::Agent);
+    let (Some(empty), Some(agent)) = (empty, agent) else { return Vec::new() };
+    let count = of(&|variant| matches!(variant, Variant::Peer(peer) if peer.kind == Kind::Count));
     let mut rows = Vec::new();
     for (n, load) in LOADS.iter().enumerate() {
-        let name = format!("{}, {} flows", load.path, load.flows);
+        let what = format!("{}, {} flows: packets/s with netdiag ÷ without", load.path, load.flows);
         let ratio = median(&agent[n].ratios);
-        rows.push(Row::new(format!("{name}: packets/s with netdiag ÷ without"), ratio, Target::AtLeast(load.ratio)));
+        rows.push(Row::new(what, ratio, Target::AtLeast(load.ratio.must)).aiming(Target::AtLeast(load.ratio.aim)));
         for (variant, measured) in variants.iter().zip(measured) {
             if *variant != Variant::Agent {
                 rows.push(Row::beside(format!("    with {} ÷ without", variant.name()), median(&measured[n].ratios)));
             }
         }
-        if let Some(bpftrace) = of(Variant::Bpftrace) {
-            let above = ratio - median(&bpftrace[n].ratios);
+        if let Some(count) = count {
+            let above = ratio - median(&count[n].ratios);
             rows.push(Row::new("    netdiag above bpftrace's bare count", above, Target::AtLeast(ABOVE_BPFTRACE)));
         }
         rows.push(Row::beside("    ns per packet that netdiag adds", median(&agent[n].added_ns)));
         let over = median(&agent[n].run_ns) - median(&empty[n].run_ns);
-        rows.push(match load.ns {
-            Some(most) => Row::new("    ns per drop in the kernel over the empty program", over, Target::AtMost(most)),
-            None => Row::beside("    ns per drop in the kernel over the empty program", over),
+        let what = "    ns per drop in the kernel over the empty program";
+        rows.push(match &load.ns {
+            Some(ns) => Row::new(what, over, Target::AtMost(ns.must)).aiming(Target::AtMost(ns.aim)),
+            None => Row::beside(what, over),
         });
     }
     rows
-}
-
-/// NaN when nothing was measured: no target is met by it.
-pub(super) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        length if length.is_multiple_of(2) => f64::midpoint(sorted[length / 2 - 1], sorted[length / 2]),
-        length => sorted[length / 2],
-    }
-}
-
-/// Agents' programs at the tracepoint, whoever's they are.
-fn agents() -> usize {
-    bpf::programs().iter().filter(|program| program.name.starts_with(AGENT)).count()
 }
 
 fn one_program(name: &str) -> Result<Program> {
@@ -272,47 +251,4 @@ fn one_program(name: &str) -> Result<Program> {
     all.into_iter()
         .find(|program| program.name.starts_with(name))
         .with_context(|| format!("no program {name} is loaded"))
-}
-
-/// A program in the kernel, for as long as this lives.
-#[derive(Default)]
-pub(super) struct Running {
-    descriptors: Vec<OwnedFd>,
-    child: Option<Child>,
-}
-
-impl Running {
-    pub(super) fn child(command: &mut Command) -> Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: between fork and exec only a system call is made.
-        unsafe { command.pre_exec(|| pin(1).map_err(std::io::Error::other)) };
-        let child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        Ok(Self { descriptors: Vec::new(), child: Some(child) })
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.descriptors.clear();
-        if let Some(child) = &mut self.child {
-            // Whatever becomes of them: the kernel removes their programs with them.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        // Programs are freed after a grace period.
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-/// What an agent needs to start; nobody asks it anything.
-pub(super) fn certificates() -> Result<tempfile::TempDir> {
-    let folder = tempfile::tempdir().context("cannot create a folder for certificates")?;
-    let made =
-        rcgen::generate_simple_self_signed(vec!["netdiag-node".to_owned()]).context("cannot make a certificate")?;
-    for (name, text) in
-        [("ca.crt", made.cert.pem()), ("node.crt", made.cert.pem()), ("node.key", made.signing_key.serialize_pem())]
-    {
-        std::fs::write(folder.path().join(name), text).with_context(|| format!("cannot write {name}"))?;
-    }
-    Ok(folder)
 }

@@ -1,5 +1,7 @@
 //! What was measured beside what it must be.
 
+use std::fmt;
+
 /// What a measured value must be.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Target {
@@ -7,31 +9,58 @@ pub(super) enum Target {
     AtMost(f64),
 }
 
-/// One line of the table.
+/// One line of a table.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) what: String,
     pub(super) measured: f64,
     /// None for a value that is only there to compare with.
     pub(super) target: Option<Target>,
+    /// What would be better than the target.
+    aim: Option<Target>,
+}
+
+/// One subject: how it was measured, what could not be, and the values.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) title: &'static str,
+    pub(super) how: String,
+    pub(super) missing: Vec<String>,
+    pub(super) rows: Vec<Row>,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(least) => write!(f, ">= {least}"),
+            Self::AtMost(most) => write!(f, "<= {most}"),
+        }
+    }
 }
 
 impl Row {
     pub(super) fn new(what: impl Into<String>, measured: f64, target: Target) -> Self {
-        Self { what: what.into(), measured, target: Some(target) }
+        Self { what: what.into(), measured, target: Some(target), aim: None }
     }
 
     pub(super) fn beside(what: impl Into<String>, measured: f64) -> Self {
-        Self { what: what.into(), measured, target: None }
+        Self { what: what.into(), measured, target: None, aim: None }
+    }
+
+    pub(super) fn aiming(self, aim: Target) -> Self {
+        Self { aim: Some(aim), ..self }
     }
 
     fn is_met(&self) -> bool {
+        self.target.is_none_or(|target| self.reaches(target))
+    }
+
+    fn reaches(&self, target: Target) -> bool {
         // As printed: nobody shall read 0.93 beside a target of 0.93 that is not met.
         let shown = self.shown().parse().unwrap_or(self.measured);
-        match self.target {
-            None => true,
-            Some(Target::AtLeast(least)) => shown >= least,
-            Some(Target::AtMost(most)) => shown <= most,
+        match target {
+            Target::AtLeast(least) => shown >= least,
+            Target::AtMost(most) => shown <= most,
         }
     }
 
@@ -39,25 +68,58 @@ impl Row {
     fn shown(&self) -> String {
         if self.measured.abs() < 10.0 { format!("{:.3}", self.measured) } else { format!("{:.1}", self.measured) }
     }
-}
 
-/// Prints the rows; how many targets were not met.
-pub(super) fn print(rows: &[Row]) -> usize {
-    println!("{:<64} {:>10}  {:<10}", "what", "measured", "target");
-    for row in rows {
-        let target = match row.target {
-            None => String::new(),
-            Some(Target::AtLeast(least)) => format!(">= {least:<6}"),
-            Some(Target::AtMost(most)) => format!("<= {most:<6}"),
-        };
-        let verdict = match row.target {
+    fn target(&self) -> String {
+        self.target.map_or_else(String::new, |target| target.to_string())
+    }
+
+    fn verdict(&self) -> String {
+        let word = match self.target {
             None => "",
-            Some(_) if row.is_met() => "met",
+            Some(_) if self.is_met() => "met",
             Some(_) => "not met",
         };
-        println!("{}", format!("{:<64} {:>10}  {target:<10} {verdict}", row.what, row.shown()).trim_end());
+        match self.aim {
+            None => word.to_owned(),
+            Some(aim) => format!("{word}; aim {aim} {}", if self.reaches(aim) { "reached" } else { "not reached" }),
+        }
     }
-    rows.iter().filter(|row| !row.is_met()).count()
+}
+
+impl Table {
+    /// How many targets were not met.
+    pub(super) fn missed(&self) -> usize {
+        self.rows.iter().filter(|row| !row.is_met()).count()
+    }
+
+    pub(super) fn print(&self) {
+        println!("\n{}: {}", self.title, self.how);
+        self.missing.iter().for_each(|line| println!("{line}"));
+        println!("{:<68} {:>10}  {:<10}", "what", "measured", "target");
+        for row in &self.rows {
+            let line = format!("{:<68} {:>10}  {:<10} {}", row.what, row.shown(), row.target(), row.verdict());
+            println!("{}", line.trim_end());
+        }
+    }
+
+    /// A section of a page of Markdown.
+    pub(super) fn section(&self) -> String {
+        let mut text = format!("\n## {}\n\n{}\n\n", self.title, self.how);
+        self.missing.iter().for_each(|line| text += &format!("- {line}\n"));
+        if self.rows.is_empty() {
+            return text;
+        }
+        if !self.missing.is_empty() {
+            text.push('\n');
+        }
+        text += "| what | measured | target | |\n|---|---:|---|---|\n";
+        for row in &self.rows {
+            // What is indented belongs to the row above.
+            let what = row.what.strip_prefix("    ").map_or_else(|| row.what.clone(), |what| format!("– {what}"));
+            text += &format!("| {what} | {} | {} | {} |\n", row.shown(), row.target(), row.verdict());
+        }
+        text
+    }
 }
 
 #[cfg(test)]
@@ -70,7 +132,19 @@ mod tests {
         assert!(!Row::new("ratio", 0.929_4, Target::AtLeast(0.93)).is_met());
         assert!(Row::new("ns", 50.04, Target::AtMost(50.0)).is_met());
         assert!(!Row::new("ns", 50.06, Target::AtMost(50.0)).is_met());
+        assert!(!Row::new("nothing measured", f64::NAN, Target::AtMost(1.0)).is_met());
         assert!(Row::beside("empty", 0.1).is_met());
-        assert_eq!(print(&[Row::new("a", 2.0, Target::AtMost(1.0)), Row::beside("b", 1.0)]), 1);
+    }
+
+    #[test]
+    fn an_aim_is_told_apart_from_its_target() {
+        let row = Row::new("ratio", 0.94, Target::AtLeast(0.93)).aiming(Target::AtLeast(0.95));
+        assert_eq!(row.verdict(), "met; aim >= 0.95 not reached");
+        let rows = vec![row, Row::new("    ns", 2.0, Target::AtMost(1.0)), Row::beside("b", 1.0)];
+        let table = Table { title: "storm", how: "once".to_owned(), missing: vec!["no perf".to_owned()], rows };
+        assert_eq!(table.missed(), 1);
+        let section = table.section();
+        assert!(section.contains("once\n\n- no perf\n\n| what |"), "{section}");
+        assert!(section.contains("| – ns | 2.000 | <= 1 | not met |\n"), "{section}");
     }
 }
