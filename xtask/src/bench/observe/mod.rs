@@ -7,6 +7,7 @@ mod peer;
 mod process;
 mod storm;
 mod table;
+mod tcp;
 
 use std::path::{Path, PathBuf};
 
@@ -33,9 +34,11 @@ enum Subject {
     Storm,
     /// Queries through a bare responder
     Dns,
+    /// Short connections through a translated address
+    Tcp,
 }
 
-const ALL: [Subject; 2] = [Subject::Storm, Subject::Dns];
+const ALL: [Subject; 3] = [Subject::Storm, Subject::Dns, Subject::Tcp];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
@@ -71,6 +74,7 @@ impl Subject {
         match self {
             Self::Storm => storm::Storm::new(agent)?.measure(rounds),
             Self::Dns => dns::Dns::new(agent)?.measure(rounds),
+            Self::Tcp => tcp::Tcp::new(agent)?.measure(rounds),
         }
     }
 
@@ -78,6 +82,7 @@ impl Subject {
         match self {
             Self::Storm => storm::TITLE,
             Self::Dns => dns::TITLE,
+            Self::Tcp => tcp::TITLE,
         }
     }
 }
