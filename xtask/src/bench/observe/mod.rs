@@ -1,5 +1,6 @@
 //! `cargo xtask bench observe`: what it costs to see, side by side with not looking.
 
+mod agent;
 mod bpf;
 mod dns;
 mod flood;
@@ -8,6 +9,7 @@ mod process;
 mod storm;
 mod table;
 mod tcp;
+mod world;
 
 use std::path::{Path, PathBuf};
 
@@ -36,9 +38,11 @@ enum Subject {
     Dns,
     /// Short connections through a translated address
     Tcp,
+    /// CPU time, memory and start of the agent itself
+    Agent,
 }
 
-const ALL: [Subject; 3] = [Subject::Storm, Subject::Dns, Subject::Tcp];
+const ALL: [Subject; 4] = [Subject::Storm, Subject::Dns, Subject::Tcp, Subject::Agent];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
@@ -75,6 +79,7 @@ impl Subject {
             Self::Storm => storm::Storm::new(agent)?.measure(rounds),
             Self::Dns => dns::Dns::new(agent)?.measure(rounds),
             Self::Tcp => tcp::Tcp::new(agent)?.measure(rounds),
+            Self::Agent => agent::measure(agent, rounds),
         }
     }
 
@@ -83,6 +88,7 @@ impl Subject {
             Self::Storm => storm::TITLE,
             Self::Dns => dns::TITLE,
             Self::Tcp => tcp::TITLE,
+            Self::Agent => agent::TITLE,
         }
     }
 }
