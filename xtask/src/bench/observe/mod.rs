@@ -2,6 +2,7 @@
 
 mod agent;
 mod bpf;
+mod costs;
 mod dns;
 mod flood;
 mod peer;
@@ -28,6 +29,9 @@ pub(crate) struct Arguments {
     /// Measure this agent instead of building one
     #[arg(long)]
     agent: Option<PathBuf>,
+    /// Write the tables to netdiag-node/docs/costs.md; with all subjects only, because it replaces the page
+    #[arg(long, conflicts_with = "subjects")]
+    write: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -52,7 +56,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Some(agent) => agent.clone(),
         None => netdiag_image::compile(Build::Release)?.agent,
     };
-    println!("Linux {}, load average {}", kernel(), load_average());
+    let load = load_average();
+    println!("Linux {}, load average {load}", kernel());
     let subjects = if arguments.subjects.is_empty() { &ALL[..] } else { &arguments.subjects };
     let mut tables = Vec::new();
     let mut failed = 0;
@@ -65,6 +70,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         });
         table.print();
         tables.push(table);
+    }
+    if arguments.write {
+        let command = format!("cargo xtask bench observe --write --rounds {}", arguments.rounds);
+        costs::write(&command, &load, &tables)?;
     }
     let missed: usize = tables.iter().map(Table::missed).sum();
     if missed + failed > 0 {
