@@ -14,9 +14,9 @@ use netdiag_common::observation::Owner;
 const NOON_S: i64 = 1_767_268_800;
 
 fn drop_some() {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket on loopback");
     for _ in 0..10 {
-        socket.send_to(b"dropped", "127.0.0.1:9").unwrap();
+        socket.send_to(b"dropped", "127.0.0.1:9").expect("sent to loopback");
     }
 }
 

@@ -136,14 +136,14 @@ fn start_row(program: &Path, certificates: &Path, arguments: &[&str], world: &Wo
 fn idle_row(agent: &Agent<'_>, pods: u16) -> Result<Row> {
     let (before, since) = (agent.cpu()?, Instant::now());
     std::thread::sleep(IDLE);
-    let percent = percent(agent.cpu()? - before, since.elapsed());
+    let percent = percent(agent.cpu()?.saturating_sub(before), since.elapsed());
     Ok(Row::new(format!("CPU time at idle with {pods} pods, % of a core"), percent, Target::AtMost(0.5)))
 }
 
 fn storm_rows(agent: &Agent<'_>, pod: &Pod) -> Result<[Row; 2]> {
     let (before, since) = (agent.cpu()?, Instant::now());
     let slices = flood(&pod.space, LOOPBACK, STORM_FLOWS, STORM)?;
-    let percent = percent(agent.cpu()? - before, since.elapsed());
+    let percent = percent(agent.cpu()?.saturating_sub(before), since.elapsed());
     Ok([
         Row::new("CPU time in a storm, % of a core beyond its programs", percent, Target::AtMost(5.0)),
         Row::beside("    drops/s", 1e9 / median(&slices)),

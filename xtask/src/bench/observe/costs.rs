@@ -41,7 +41,9 @@ fn page(run: &Run<'_>, tables: &[Table]) -> String {
         run.date,
         run.load_before
     );
-    tables.iter().for_each(|table| text += &table.section());
+    for table in tables {
+        text += &table.section();
+    }
     text
 }
 

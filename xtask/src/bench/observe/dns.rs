@@ -1,7 +1,7 @@
 //! What the agent costs DNS, and whether it counts every query: a bare responder in one namespace, a client in another.
 //!
 //! The responder turns a query into an answer and sends it back, which is less than any real server does: the ratio is the
-//! worst that a client can see. Before and after each run with the agent there is one without.
+//! worst that a client can see. Both are in a pod, so that the agent sees them. Before and after each run with the agent there is one without.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::bpf;
 use super::flood::{Space, pin};
+use super::pods::Pods;
 use super::process::{Agent, SETTLES_IN, alone, certificates, median};
 use super::table::{Row, Table, Target};
 
@@ -34,12 +35,14 @@ pub(super) struct Dns {
     agent: PathBuf,
     certificates: tempfile::TempDir,
     client: Space,
+    pods: Pods,
     stop: Arc<AtomicBool>,
     responder: Option<JoinHandle<()>>,
 }
 
 impl Dns {
     pub(super) fn new(agent: &Path) -> Result<Self> {
+        let pods = Pods::joined()?;
         let (client, server) = (Space::new()?, Space::new()?);
         client.sh(&format!("ip link add out type veth peer name in netns {}", server.path()))?;
         client.sh("ip addr add 10.78.0.1/24 dev out; ip link set out up")?;
@@ -48,7 +51,14 @@ impl Dns {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
         let responder = thread::spawn(move || respond(&socket, &ended));
-        Ok(Self { agent: agent.to_owned(), certificates: certificates()?, client, stop, responder: Some(responder) })
+        Ok(Self {
+            agent: agent.to_owned(),
+            certificates: certificates()?,
+            client,
+            pods,
+            stop,
+            responder: Some(responder),
+        })
     }
 
     pub(super) fn measure(&self, rounds: usize) -> Result<Table> {
@@ -142,7 +152,7 @@ impl Dns {
     }
 
     fn start(&self) -> Result<Agent<'_>> {
-        let agent = Agent::start(&self.agent, self.certificates.path(), &[])?;
+        let agent = Agent::start(&self.agent, self.certificates.path(), &["--cgroup-root", &self.pods.root])?;
         ensure!(
             bpf::programs().iter().any(|program| program.name.starts_with("netdiag_dns")),
             "the agent runs without its DNS programs: netdiag-node's log says why"

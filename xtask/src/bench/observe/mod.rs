@@ -6,6 +6,7 @@ mod costs;
 mod dns;
 mod flood;
 mod peer;
+mod pods;
 mod process;
 mod storm;
 mod table;

@@ -2,7 +2,8 @@
 //!
 //! Two paths: a closed UDP port on loopback, and a rule that drops in prerouting behind a veth. Before and after each run
 //! with a program there is one without: the ratio is the mean of those two over the one between, so that a machine that
-//! grows slower in the meantime costs nobody anything. Programs are loaded anew in each round: where the kernel happens to
+//! grows slower in the meantime costs nobody anything. The sender is a process of the node and in no pod, as what storms
+//! come from in general: packets of pods pass the programs for DNS besides, which is measured with connections and queries. Programs are loaded anew in each round: where the kernel happens to
 //! place their code moves them by some nanoseconds.
 
 use std::net::Ipv4Addr;
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use super::bpf::{self, EMPTY, Program};
 use super::flood::{LOOPBACK, PAYLOAD_BYTES, SLICE, Space, flood};
 use super::peer::{self, Kind, Peer};
+use super::pods::Pods;
 use super::process::{DROPS, NODE, Running, SETTLES_IN, agents, alone, certificates, median};
 use super::table::{Row, Table, Target};
 
@@ -74,6 +76,7 @@ pub(super) struct Storm {
     certificates: tempfile::TempDir,
     sender: Space,
     _receiver: Space,
+    pods: Pods,
 }
 
 impl Storm {
@@ -85,7 +88,13 @@ impl Storm {
              nft 'table ip storm {
                chain pre { type filter hook prerouting priority -300; udp dport 10000-20000 counter drop; }
              }'")?;
-        Ok(Self { agent: agent.to_owned(), certificates: certificates()?, sender, _receiver: receiver })
+        Ok(Self {
+            agent: agent.to_owned(),
+            certificates: certificates()?,
+            sender,
+            _receiver: receiver,
+            pods: Pods::new()?,
+        })
     }
 
     pub(super) fn measure(&self, rounds: usize) -> Result<Table> {
@@ -169,7 +178,7 @@ impl Storm {
     fn start_agent(&self) -> Result<Running> {
         let mut running = Running::child(
             Command::new(&self.agent)
-                .args(["--node-name", NODE, "--listen", "127.0.0.1:0", "--tls-dir"])
+                .args(["--node-name", NODE, "--listen", "127.0.0.1:0", "--cgroup-root", &self.pods.root, "--tls-dir"])
                 .arg(self.certificates.path())
                 .env("RUST_LOG", "error"),
         )?;

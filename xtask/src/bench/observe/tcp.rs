@@ -1,7 +1,7 @@
 //! What the agent costs connections: short ones, through an address that the node between client and server translates.
 //!
 //! Client, node and server are namespaces; the agent takes the one in the middle for its node, so that it hears of the flows
-//! too. Client and server share one processor and nothing waits for another: whatever a connection costs, in either's system
+//! too, and both ends are in a pod. Client and server share one processor and nothing waits for another: whatever a connection costs, in either's system
 //! calls or on the way, lowers the rate. The server closes first, as servers of HTTP/1.0 do: the client has all its ports
 //! again. Before and after each run with the agent there is one without.
 
@@ -20,6 +20,7 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::bpf;
 use super::flood::{Space, pin};
+use super::pods::Pods;
 use super::process::{Agent, SETTLES_IN, alone, certificates, median};
 use super::table::{Row, Table, Target};
 
@@ -43,12 +44,14 @@ pub(super) struct Tcp {
     certificates: tempfile::TempDir,
     client: Space,
     node: Space,
+    pods: Pods,
     stop: Arc<AtomicBool>,
     server: Option<JoinHandle<()>>,
 }
 
 impl Tcp {
     pub(super) fn new(agent: &Path) -> Result<Self> {
+        let pods = Pods::joined()?;
         let (client, node, server) = (Space::new()?, Space::new()?, Space::new()?);
         node.sh(&format!(
             "ip link add to_client type veth peer name eth0 netns {}
@@ -74,7 +77,8 @@ impl Tcp {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
         let server = thread::spawn(move || serve(&listener, &ended));
-        Ok(Self { agent: agent.to_owned(), certificates: certificates()?, client, node, stop, server: Some(server) })
+        let certificates = certificates()?;
+        Ok(Self { agent: agent.to_owned(), certificates, client, node, pods, stop, server: Some(server) })
     }
 
     pub(super) fn measure(&self, rounds: usize) -> Result<Table> {
@@ -115,7 +119,8 @@ impl Tcp {
     }
 
     fn start(&self) -> Result<Agent<'_>> {
-        let agent = Agent::start(&self.agent, self.certificates.path(), &["--host-netns", &self.node.path()])?;
+        let arguments = ["--host-netns", &self.node.path(), "--cgroup-root", &self.pods.root];
+        let agent = Agent::start(&self.agent, self.certificates.path(), &arguments)?;
         ensure!(
             bpf::programs().iter().any(|program| program.name.starts_with("netdiag_tcp")),
             "the agent runs without its TCP programs: netdiag-node's log says why"

@@ -128,7 +128,7 @@ impl Drop for Pod {
 }
 
 /// A cgroup is busy for a moment after its last process has ended.
-fn remove(group: &Path) {
+pub(super) fn remove(group: &Path) {
     for _ in 0..50 {
         if std::fs::remove_dir(group).is_ok() {
             return;
