@@ -4,6 +4,7 @@
 //! its subject leaves it the second lane; one that is interrupted by itself is skipped and counted by the kernel
 //! (`recursion_misses`), and what finds no free lane is counted as nested.
 
+use core::hint::black_box;
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::Global;
@@ -13,14 +14,14 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use netdiag_common::record::event::{COARSE_SETS, ERRNOS, KINDS, LANES, NO_MEASURE, Totals, what_word};
 use netdiag_common::record::kfree_skb::service_word;
-use netdiag_common::record::table::{CpuState, SlotV4, SlotV6, WAYS};
+use netdiag_common::record::table::{CpuState, SHARES, SlotV4, SlotV6, WAYS};
 use netdiag_common::record::tcp::Attempt;
 
 use crate::table::{TICK_NS, add, mix, set};
 
-/// What a lane takes apart of the packets that the kernel answers, in each stretch of time: 16 000 a second. A flood to
-/// closed ports makes as many answers as packets, and each would cost as much as its drop.
-const TAKEN_APART: u64 = 4000;
+/// What a lane takes apart of the packets of one device that the kernel answers, in each stretch of time: 8000 a second. A
+/// flood to closed ports makes as many answers as packets, and each would cost as much as its drop.
+const TAKEN_APART: u16 = 2000;
 const SPAN_NS: u64 = 250_000_000;
 
 /// Lanes of all CPUs: the rows of one epoch.
@@ -181,16 +182,20 @@ impl Run {
         }
     }
 
-    /// Whether the event is to be taken apart. If not, it was counted by its kind.
+    /// Whether this packet of `device`, any number that tells it from others, is to be taken apart. If not, the event was
+    /// counted by its kind.
     #[inline(always)]
-    pub unsafe fn takes_apart(&self, kind: u8) -> bool {
+    pub unsafe fn takes_apart(&self, kind: u8, device: u64) -> bool {
         let state = unsafe { &mut *self.state };
         let ticks = unsafe { bpf_jiffies64() };
         if ticks.wrapping_sub(state.refilled_ticks) * TICK_NS.load() >= SPAN_NS {
             state.refilled_ticks = ticks;
-            state.tokens = TAKEN_APART;
+            state.shares = [TAKEN_APART; SHARES];
         }
-        if state.tokens == 0 {
+        // The upper bits, as in any multiplicative hash; the verifier wants the bound.
+        let share = black_box(device.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (SHARES - 1);
+        let left = unsafe { &mut *addr_of_mut!(state.shares).cast::<u16>().add(share) };
+        if *left == 0 {
             unsafe {
                 self.tick(kind);
                 (*self.totals).total += 1;
@@ -198,7 +203,7 @@ impl Run {
             }
             return false;
         }
-        state.tokens -= 1;
+        *left -= 1;
         true
     }
 

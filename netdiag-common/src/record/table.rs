@@ -9,6 +9,9 @@
 /// Slots in one set: a key lives in one of four places, so a lookup touches at most four cache lines.
 pub const WAYS: usize = 4;
 
+/// Groups of devices that do not take each other's budget.
+pub const SHARES: usize = 8;
+
 /// What one CPU writes without epochs. The agent writes `epoch` and nothing else here.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -24,7 +27,9 @@ pub struct CpuState {
     /// Jiffies and monotonic clock of the token bucket's last refill.
     pub refilled_ticks: u64,
     pub refilled_ns: u64,
-    pub pad: [u64; 3],
+    /// What may still be taken apart of the packets of each group of devices.
+    pub shares: [u16; SHARES],
+    pub pad: u64,
 }
 const _: () = assert!(size_of::<CpuState>() == 64);
 

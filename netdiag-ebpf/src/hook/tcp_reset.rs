@@ -13,7 +13,7 @@ use netdiag_common::record::kfree_skb::FLAG_DESTINATION;
 use netdiag_common::record::reject::{ABORTED, RESET_RECEIVED, RESET_SENT};
 
 use crate::event::{Event, Reject, Run, now, run};
-use crate::read::{Load, Parsed, Probed, Typed, packet, place};
+use crate::read::{Load, O_SKB_DEV, Parsed, Probed, Typed, packet, place};
 use crate::socket::{Ends, ends, sock_netns, state};
 
 const IPPROTO_TCP: u8 = 6;
@@ -71,7 +71,7 @@ unsafe fn on_receive<L: Load>(sock: *const u8) {
 #[inline(always)]
 pub unsafe fn answered<L: Load>(run: &Run, skb: *const u8, kind: u8, detail: u32) {
     unsafe {
-        if !run.takes_apart(kind) {
+        if !run.takes_apart(kind, L::load::<u64>(skb, O_SKB_DEV.load())) {
             return;
         }
         let Parsed::Ip(packet) = packet::<L>(skb) else {
