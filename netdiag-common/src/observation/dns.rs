@@ -1,4 +1,5 @@
-//! DNS queries and answers, as the sockets of the node and its pods sent and received them.
+//! DNS queries and answers, as the sockets of the node's pods sent and received them; of all the machine's processes where the
+//! kubelet keeps no groups in the cgroup v2 tree (cgroup v1).
 //!
 //! A query counts once, where its client sends it. What a DNS server on this node received and answered is kept apart.
 //! Queries inside TLS, HTTPS or QUIC cannot be seen.
