@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{Cluster, node};
@@ -15,16 +15,20 @@ const TASKS: &str = "run/containerd/io.containerd.runtime.v2.task/k8s.io";
 impl Cluster {
     /// A command that will run in all namespaces of the pod's first container.
     pub(crate) fn pod_command(&self, namespace: &str, pod: &str) -> Result<Command> {
-        for node in self.node_names() {
-            if let Some(pid) = container_pid(&node::node_folder(self, &node).join(TASKS), namespace, pod) {
-                let mut entry =
-                    command::words(&["nsenter", "--mount", "--net", "--uts", "--ipc", "--pid", "--target", &pid]);
-                // Not the caller's environment: a container has the image's.
-                entry.arg("--").env_clear().env("PATH", "/bin:/usr/bin");
-                return Ok(entry);
-            }
-        }
-        bail!("no node of cluster {} runs a container of pod {namespace}/{pod}", self.options.name);
+        let pid = self.pod_pid(namespace, pod)?;
+        let mut entry = command::words(&["nsenter", "--mount", "--net", "--uts", "--ipc", "--pid", "--target", &pid]);
+        // Not the caller's environment: a container has the image's.
+        entry.arg("--").env_clear().env("PATH", "/bin:/usr/bin");
+        Ok(entry)
+    }
+
+    /// The first process of the pod's first container.
+    pub(crate) fn pod_pid(&self, namespace: &str, pod: &str) -> Result<String> {
+        let tasks = |node: &str| node::node_folder(self, node).join(TASKS);
+        let pid = self.node_names().find_map(|node| container_pid(&tasks(&node), namespace, pod));
+        pid.with_context(|| {
+            format!("no node of cluster {} runs a container of pod {namespace}/{pod}", self.options.name)
+        })
     }
 
     /// Runs a command in the pod's first container and returns what it printed.

@@ -6,6 +6,7 @@
 mod asker;
 mod case;
 mod client;
+mod observed;
 mod verdict;
 mod world;
 
@@ -20,6 +21,8 @@ use asker::Asker;
 use case::Case;
 use verdict::{View, Way};
 
+const PREFIX: &str = "e2e";
+
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// How kube-proxy programs Services.
@@ -31,13 +34,16 @@ pub(crate) struct Arguments {
     /// Leave the last cluster up, for looking around.
     #[arg(long)]
     keep: bool,
+    /// What the clusters' names begin with: another word lets two runs go side by side.
+    #[arg(long, default_value = PREFIX)]
+    prefix: String,
     /// Cases by name; all when none is given.
     cases: Vec<String>,
 }
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { mode: Modes::Both, extra: false, keep: false, cases: Vec::new() }
+        Self { mode: Modes::Both, extra: false, keep: false, prefix: PREFIX.to_owned(), cases: Vec::new() }
     }
 }
 
@@ -69,19 +75,26 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
         Modes::Iptables => &[ProxyMode::Iptables],
         Modes::Both => &[ProxyMode::Nftables, ProxyMode::Iptables],
     };
-    let cases = case::load(&arguments.cases, arguments.extra)?;
+    let (of_observe, named): (Vec<String>, Vec<String>) =
+        arguments.cases.iter().cloned().partition(|name| name == observed::NAME);
+    let all = arguments.cases.is_empty();
+    let cases = if all || !named.is_empty() { case::load(&named, arguments.extra)? } else { Vec::new() };
     let mut total = Score { right: 0, wrong: 0 };
     for mode in modes {
         let mut right = 0;
+        // What the kernels see does not depend on kube-proxy's mode: once is enough.
+        let observes = !of_observe.is_empty() || (all && *mode == ProxyMode::Nftables);
         for cni in [Cni::Ptp, Cni::Cilium] {
             let chosen: Vec<&Case> = cases.iter().filter(|case| case.cni == cni).collect();
-            if !chosen.is_empty() {
-                right += in_cluster(*mode, cni, &chosen, arguments.keep)?;
+            let observes = observes && cni == Cni::Ptp;
+            if !chosen.is_empty() || observes {
+                right += in_cluster(arguments, *mode, cni, &chosen, observes)?;
             }
         }
-        println!("{}: {right} of {} right", mode.name(), cases.len());
+        let asked = cases.len() + usize::from(observes);
+        println!("{}: {right} of {asked} right", mode.name());
         total.right += right;
-        total.wrong += cases.len() - right;
+        total.wrong += asked - right;
     }
     Ok(total)
 }
@@ -91,20 +104,21 @@ pub(crate) fn deploy_world(cluster: &Cluster) -> Result<()> {
     world::deploy(cluster)
 }
 
-fn in_cluster(mode: ProxyMode, cni: Cni, cases: &[&Case], keep: bool) -> Result<usize> {
-    let options = Options { name: format!("e2e{}", &mode.name()[..3]), mode, cni, ..Options::default() };
+fn in_cluster(arguments: &Arguments, mode: ProxyMode, cni: Cni, cases: &[&Case], observes: bool) -> Result<usize> {
+    let options =
+        Options { name: format!("{}{}", arguments.prefix, &mode.name()[..3]), mode, cni, ..Options::default() };
     if let Ok(left) = Cluster::attach(&options.name) {
         left.down()?;
     }
     let cluster = Cluster::up(&options)?;
-    let result = with_world(&cluster, cases);
-    if !keep {
+    let result = with_world(&cluster, cases, observes);
+    if !arguments.keep {
         cluster.down()?;
     }
     result
 }
 
-fn with_world(cluster: &Cluster, cases: &[&Case]) -> Result<usize> {
+fn with_world(cluster: &Cluster, cases: &[&Case], observes: bool) -> Result<usize> {
     world::deploy(cluster)?;
     // The server goes to n1, so that every run asks from the same place. From n2 it would lose n1's agent together with n1's
     // route to the pods of n2: it is a pod, and its questions come from a pod's address.
@@ -115,20 +129,27 @@ fn with_world(cluster: &Cluster, cases: &[&Case]) -> Result<usize> {
     client::is_well(cluster)?;
     let mut right = 0;
     for case in cases {
-        let started = Instant::now();
-        let wrong = match one(cluster, &asker, case) {
-            Ok(wrong) => wrong,
-            Err(error) => vec![format!("{error:#}")],
-        };
-        let mark = if wrong.is_empty() { "right" } else { "WRONG" };
-        let fault = case.fault.as_deref().unwrap_or("no fault");
-        println!("{mark} {:5.1} s  {} [{fault}]: {}", started.elapsed().as_secs_f64(), case.name, case.about);
-        for line in &wrong {
-            println!("               {line}");
-        }
-        right += usize::from(wrong.is_empty());
+        let title = format!("{} [{}]: {}", case.name, case.fault.as_deref().unwrap_or("no fault"), case.about);
+        right += usize::from(is_right(&title, || one(cluster, &asker, case)));
+    }
+    if observes {
+        // The last, since it ends with an agent that starts anew.
+        let title = format!("{}: {}", observed::NAME, observed::ABOUT);
+        right += usize::from(is_right(&title, || observed::run(cluster, &asker)));
     }
     Ok(right)
+}
+
+/// Runs one case and prints what became of it.
+fn is_right(title: &str, run: impl FnOnce() -> Result<Vec<String>>) -> bool {
+    let started = Instant::now();
+    let wrong = run().unwrap_or_else(|error| vec![format!("{error:#}")]);
+    let mark = if wrong.is_empty() { "right" } else { "WRONG" };
+    println!("{mark} {:5.1} s  {title}", started.elapsed().as_secs_f64());
+    for line in &wrong {
+        println!("               {line}");
+    }
+    wrong.is_empty()
 }
 
 /// One case; what is wrong with the answers.
