@@ -40,7 +40,7 @@ const ICMPV6: u8 = 58;
 const EMPTY_SEGMENT_BYTES: u64 = 40 + 20 + 40;
 
 /// Functions are those of Linux 5.10 to 7.2; reasons are `UNREPORTED` before 5.17 and then prove nothing.
-pub static HARMLESS: [Harmless; 8] = [
+pub static HARMLESS: [Harmless; 12] = [
     Harmless {
         label: "echo reply",
         because: "ping reads replies from a raw socket; the kernel then frees its own copy, for which there is no other socket",
@@ -66,8 +66,36 @@ pub static HARMLESS: [Harmless; 8] = [
         label: "multicast nobody joined",
         because: "switches and bridges flood multicast; a host that has not joined the group frees its copy",
         reasons: &["NOT_SPECIFIED", "IPV6DISABLED", "IP_INADDRERRORS", "IP_INNOROUTES"],
-        functions: &["ip6_mc_input", "ip_rcv_finish_core", "ip6_rcv_core", "ip_error", "ip6_pkt_discard"],
+        functions: &["ip_rcv_finish_core", "ip6_rcv_core", "ip_error", "ip6_pkt_discard"],
         condition: Condition::ToMany,
+    },
+    Harmless {
+        label: "multicast nobody joined",
+        because: "only multicast reaches this function, and it frees what no socket of the host has joined",
+        reasons: &["NOT_SPECIFIED"],
+        functions: &["ip6_mc_input"],
+        condition: Condition::Any,
+    },
+    Harmless {
+        label: "data received before",
+        because: "the sender did not wait for an acknowledgement that was under way, and sent again; retransmits are counted apart",
+        reasons: &["TCP_OLD_DATA"],
+        functions: &["tcp_rcv_established", "tcp_data_queue"],
+        condition: Condition::Any,
+    },
+    Harmless {
+        label: "data after close",
+        because: "the application had closed its socket when more data came; the reset that answered is among the refusals",
+        reasons: &["TCP_ABORT_ON_DATA"],
+        functions: &["tcp_v4_do_rcv", "tcp_v6_do_rcv"],
+        condition: Condition::Any,
+    },
+    Harmless {
+        label: "normal close",
+        because: "a last segment met a socket that was being closed at that moment",
+        reasons: &["TCP_CLOSE"],
+        functions: &["tcp_rcv_state_process"],
+        condition: Condition::Any,
     },
     Harmless {
         label: "broadcast nobody wanted",
@@ -193,6 +221,10 @@ mod tests {
             Some("multicast nobody joined")
         );
         assert_eq!(label("NOT_SPECIFIED @ __udp4_lib_rcv", Some((UDP, "10.0.0.255"))), Some("broadcast nobody wanted"));
+        assert_eq!(label("TCP_ABORT_ON_DATA @ tcp_v4_do_rcv", Some((TCP, "10.0.0.2"))), Some("data after close"));
+        let again = label("TCP_OLD_DATA @ tcp_rcv_established", Some((TCP, "10.0.0.2")));
+        assert_eq!(again, Some("data received before"));
+        assert_eq!(label("TCP_CLOSE @ tcp_rcv_state_process", None), Some("normal close"));
         assert_eq!(label("QUEUE_PURGE @ tcp_disconnect", Some((TCP, "10.0.0.2"))), Some("socket teardown"));
         let lldp = DropGroup { ether_type: Some(0x88cc), ..group("UNHANDLED_PROTO @ __netif_receive_skb_core", None) };
         assert_eq!(harmless(&lldp), Some("switch protocol"));
