@@ -43,16 +43,18 @@ pub struct Scanned {
     pub gaps: Vec<Gap>,
 }
 
-/// Asks about every Service, then looks at what fails by itself and asks about that, too.
+/// Looks at what fails by itself, asks about every Service, and then about what fails and is not explained by that.
 pub async fn scan<S: Source>(source: &S, scope: &Scope) -> Result<Scanned, AskError> {
     let started = Instant::now();
     let cluster = source.cluster().await?;
     let mut questions = questions(&cluster, scope);
     let left_out = questions.len().saturating_sub(MAX_SCAN_PATHS);
     questions.truncate(MAX_SCAN_PATHS);
+    // Before the first probe: the kernels count ours like everybody's connections.
+    let mut gaps = Vec::new();
+    let failing = look(source, &cluster, scope, &mut gaps).await;
     let inquiries = ask_many(source, &questions).await?;
-    let mut scanned = Scanned { inquiries, left_out, unexplained: Vec::new(), gaps: Vec::new() };
-    let failing = look(source, &cluster, scope, &mut scanned.gaps).await;
+    let mut scanned = Scanned { inquiries, left_out, unexplained: Vec::new(), gaps };
     let rest = scope.budget.saturating_sub(started.elapsed());
     explain(source, &cluster, &Scope { budget: rest, ..scope.clone() }, failing, &mut scanned).await?;
     Ok(scanned)
@@ -63,7 +65,7 @@ async fn look<S: Source>(source: &S, cluster: &Arc<Cluster>, scope: &Scope, gaps
     let wanted = Wanted { namespace: scope.namespace.clone(), window: Window::Minute, ..Wanted::default() };
     // A namespace that is gone meanwhile has no traffic.
     let Ok(selection) = wanted.select(cluster) else { return Vec::new() };
-    let subjects = [Subject::Drops, Subject::Tcp, Subject::Dns];
+    let subjects = [Subject::Drops, Subject::Rejects, Subject::Tcp, Subject::Dns];
     let of_node = |node: &String| subjects.map(|subject| Need::host(node, subject.topic()).over(wanted.window));
     let needs: Vec<Need> = selection.nodes.iter().flat_map(of_node).collect();
     let names = Names::of(cluster);

@@ -7,7 +7,7 @@ use netdiag_common::observation::Protocol;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DnsRow, DropRow, Peer, Place, Rows, Subject, TcpRow};
+use super::{DnsRow, DropRow, Peer, Place, RejectRow, Rows, Subject, TcpRow};
 use crate::path::{FEWEST_FAILURES, SMALLEST_SHARE_PERCENT};
 
 /// Dropped packets of one kind from here on say that something is wrong: retries of one connection are fewer in a minute.
@@ -57,8 +57,9 @@ pub struct Failing {
 pub fn failing(rows: &Rows) -> Vec<Failing> {
     let tcp = rows.tcp.rows.iter().filter_map(of_tcp);
     let dns = rows.dns.rows.iter().filter_map(of_dns);
+    let refusals = rows.rejects.rows.iter().filter_map(of_refusal);
     let drops = rows.drops.rows.iter().filter_map(of_drop);
-    let mut all: Vec<Failing> = tcp.chain(dns).chain(drops).collect();
+    let mut all: Vec<Failing> = tcp.chain(dns).chain(refusals).chain(drops).collect();
     all.sort_by_key(|failing| std::cmp::Reverse(failing.failed));
     let mut known: BTreeMap<(Subject, String), usize> = BTreeMap::new();
     let mut once: Vec<Failing> = Vec::new();
@@ -71,9 +72,14 @@ pub fn failing(rows: &Rows) -> Vec<Failing> {
             }
         }
     }
-    // What connections met says more than the packets that were dropped of them.
-    let met: Vec<String> = once.iter().filter(|f| f.subject == Subject::Tcp).flat_map(Failing::names).collect();
-    once.retain(|failing| failing.subject != Subject::Drops || !failing.names().iter().any(|name| met.contains(name)));
+    // What sockets met says more than the packets that were dropped of them.
+    let met: Vec<String> = once.iter().filter(|f| f.subject != Subject::Drops).flat_map(Failing::names).collect();
+    let dns: Vec<String> = once.iter().filter(|f| f.subject == Subject::Dns).map(|f| f.to.address.clone()).collect();
+    once.retain(|failing| match failing.subject {
+        Subject::Drops => !failing.names().iter().any(|name| met.contains(name)),
+        Subject::Rejects => !dns.contains(&failing.to.address),
+        _ => true,
+    });
     once
 }
 
@@ -115,6 +121,23 @@ fn of_dns(row: &DnsRow) -> Option<Failing> {
         protocol: row.protocol.to_string(),
         what: format!("{failed} of {of} DNS queries failed: {} without answer, {errors} errors", row.unanswered),
         failed,
+        places: 1,
+        last_at: row.last_at,
+    })
+}
+
+/// What sockets other than TCP's were told, mostly by ICMP: nobody counts their attempts.
+fn of_refusal(row: &RejectRow) -> Option<Failing> {
+    let to = row.to.clone().filter(|to| to.address.parse::<std::net::SocketAddr>().is_ok())?;
+    let is_telling = row.kind == "error" && row.protocol == "udp" && row.packets >= FEWEST_FAILURES;
+    is_telling.then(|| Failing {
+        from: origin(&row.place),
+        place: row.place.clone(),
+        subject: Subject::Rejects,
+        to,
+        protocol: row.protocol.clone(),
+        what: format!("{} times {}", row.packets, row.detail),
+        failed: row.packets,
         places: 1,
         last_at: row.last_at,
     })
