@@ -196,12 +196,10 @@ impl NodeStatus {
                 self.programs.iter().map(|program| format!("{} ({})", program.name, program.tier)).collect();
             page.column("", "programs", &programs.join(", "));
         }
-        for missing in &self.missing {
-            page.column(
-                "",
-                "missing",
-                &format!("{} ({}): {}; {}", missing.what, missing.detail, missing.lost, missing.remedy),
-            );
+        for same in self.missing.chunk_by(|a, b| (&a.detail, &a.remedy) == (&b.detail, &b.remedy)) {
+            let all = |of: fn(&Missing) -> &str, between: &str| same.iter().map(of).collect::<Vec<_>>().join(between);
+            let (whats, lost) = (all(|missing| &missing.what, ", "), all(|missing| &missing.lost, "; "));
+            page.column("", "missing", &format!("{whats} ({}): {lost}; {}", same[0].detail, same[0].remedy));
         }
     }
 }
