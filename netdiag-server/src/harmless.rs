@@ -107,7 +107,7 @@ pub static HARMLESS: [Harmless; 12] = [
     Harmless {
         label: "socket teardown",
         because: "the socket was closed while packets still waited to be read or to be acknowledged",
-        reasons: &["QUEUE_PURGE", "SOCKET_CLOSE"],
+        reasons: &["NOT_SPECIFIED", "QUEUE_PURGE", "SOCKET_CLOSE"],
         functions: &[
             "skb_queue_purge_reason",
             "tcp_disconnect",

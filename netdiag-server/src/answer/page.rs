@@ -2,7 +2,7 @@
 
 use super::escape::plain;
 
-/// Columns of a page.
+/// Columns of a page at most.
 const WIDTH: usize = 100;
 /// Columns of the label, with the gap behind it.
 const LABEL: usize = 12;
@@ -25,15 +25,26 @@ pub enum Tone {
 pub struct Page {
     out: String,
     paint: Paint,
+    width: usize,
 }
 
 impl Page {
     pub fn new(paint: Paint) -> Self {
-        Self { out: String::new(), paint }
+        Self::within(paint, WIDTH)
+    }
+
+    /// For a terminal that may be narrower.
+    pub fn within(paint: Paint, width: usize) -> Self {
+        Self { out: String::new(), paint, width: width.clamp(3 * LABEL, WIDTH) }
     }
 
     pub fn finish(self) -> String {
         self.out
+    }
+
+    /// So far.
+    pub fn lines(&self) -> usize {
+        self.out.lines().count()
     }
 
     pub fn line(&mut self, label: &str, prose: &str) {
@@ -65,14 +76,14 @@ impl Page {
     pub fn line_with_right(&mut self, label: &str, prose: &str, right: &str) {
         let (prose, right) = (plain(prose), plain(right));
         let used = LABEL + prose.chars().count() + 2 + right.chars().count();
-        if used > WIDTH {
+        if used > self.width {
             self.line(label, &prose);
             self.line("", &right);
             return;
         }
         self.label(label);
         self.out.push_str(&prose);
-        self.out.push_str(&" ".repeat(WIDTH + 2 - used));
+        self.out.push_str(&" ".repeat(self.width + 2 - used));
         self.out.push_str(&right);
         self.out.push('\n');
     }
@@ -104,7 +115,7 @@ impl Page {
 
     fn wrapped(&mut self, label: &str, word: &str, prose: &str) {
         let indent = if word.is_empty() { LABEL } else { 2 * LABEL };
-        for (index, line) in wrap(&plain(prose), WIDTH - indent).iter().enumerate() {
+        for (index, line) in wrap(&plain(prose), self.width - indent).iter().enumerate() {
             if index == 0 {
                 self.label(label);
                 self.out.push_str(&padded(word, indent - LABEL));

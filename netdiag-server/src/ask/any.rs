@@ -51,4 +51,11 @@ impl Source for AnySource {
             Self::Live(source) => source.instance(node),
         }
     }
+
+    fn restarts(&self, node: &str) -> u64 {
+        match self {
+            Self::Bundle(source) => source.restarts(node),
+            Self::Live(source) => source.restarts(node),
+        }
+    }
 }

@@ -98,4 +98,8 @@ impl Source for LiveSource {
     fn instance(&self, node: &str) -> Option<String> {
         self.agents.as_ref()?.instance(node)
     }
+
+    fn restarts(&self, node: &str) -> u64 {
+        self.agents.as_ref().map_or(0, |agents| agents.restarts(node))
+    }
 }

@@ -57,6 +57,11 @@ pub trait Source: Sync {
     fn instance(&self, _node: &str) -> Option<String> {
         None
     }
+
+    /// How often this source has met a new start of a node's agent after the first one.
+    fn restarts(&self, _node: &str) -> u64 {
+        0
+    }
 }
 
 /// A source that several front ends share.
@@ -83,6 +88,10 @@ impl<S: Source + Send> Source for Arc<S> {
 
     fn instance(&self, node: &str) -> Option<String> {
         S::instance(self, node)
+    }
+
+    fn restarts(&self, node: &str) -> u64 {
+        S::restarts(self, node)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Source, named};
-use crate::answer::observe::{Observe, build};
+use crate::answer::observe::{Observe, Start, build};
 use crate::evidence::{Cluster, Evidence};
 use crate::observed::{SelectError, Wanted};
 
@@ -18,5 +18,10 @@ pub async fn observe<S: Source>(source: &S, cluster: Arc<Cluster>, wanted: &Want
     let readings = source.gather(needs.needs.into_iter().collect(), Instant::now() + LIMIT).await;
     let readings: Vec<_> = readings.into_iter().map(|(need, reading)| named(need, reading, &cluster)).collect();
     let evidence = Evidence::new(source.now(), cluster).with(source.now(), readings);
-    Ok(build(&evidence, &selection, wanted, needs.left_out))
+    let start = |node: &String| {
+        let instance = source.instance(node).unwrap_or_default();
+        (node.clone(), Start { instance, restarts: source.restarts(node) })
+    };
+    let starts = selection.nodes.iter().map(start).collect();
+    Ok(build(&evidence, &selection, wanted, &starts, needs.left_out))
 }

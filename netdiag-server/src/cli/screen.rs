@@ -4,8 +4,6 @@ use std::io::{IsTerminal, Write};
 
 use crate::answer::observe::Size;
 
-/// Where nobody says how wide a line may be: logs and pipes.
-const WIDE: usize = 160;
 /// What a terminal has that does not tell its size.
 const USUAL: Size = Size { width: 80, height: Some(24) };
 
@@ -58,7 +56,8 @@ impl Screen {
 
     /// For what is written once or line by line.
     pub fn unlimited() -> Size {
-        let width = if std::io::stdout().is_terminal() { size().width } else { WIDE };
+        // Pipes and files have no edge: names stay whole there, so that they can be searched for.
+        let width = if std::io::stdout().is_terminal() { size().width } else { usize::MAX };
         Size { width, height: None }
     }
 }

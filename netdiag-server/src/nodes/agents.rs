@@ -56,6 +56,11 @@ impl Agents {
         self.instances.of(node)
     }
 
+    /// Starts of this node's agent that were met after the first one.
+    pub(crate) fn restarts(&self, node: &str) -> u64 {
+        self.instances.restarts(node)
+    }
+
     /// Asks every node for its share of the needs.
     pub(crate) async fn gather(
         &self,

@@ -63,8 +63,8 @@ impl Row for CounterRow {
         Column::Text("node"),
         Column::Text("counter"),
         Column::Number("grown by"),
-        Column::Number("per s"),
-        Column::Number("value"),
+        Column::Extra("per s"),
+        Column::Extra("value"),
         Column::Number("last"),
     ];
 

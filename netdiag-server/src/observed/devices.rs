@@ -107,8 +107,8 @@ impl Row for DeviceRow {
         Column::Text("device"),
         Column::Text("kind"),
         Column::Text("state"),
-        Column::Number("mtu"),
-        Column::Number("waiting"),
+        Column::Extra("mtu"),
+        Column::Extra("waiting"),
         Column::Text("grown"),
     ];
 

@@ -8,7 +8,7 @@ use netdiag_common::observation::dns::{Dns, DnsClient, DnsName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Column, Names, Peer, Place, Row, Selection, age, below};
+use super::{Column, Names, Peer, Place, Row, Selection, age, below, spent};
 
 /// What one namespace asked one server. Counts are of queries that were answered or given up in the window.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -130,8 +130,8 @@ impl Row for DnsRow {
         Column::Number("answered"),
         Column::Number("no answer"),
         Column::Text("codes"),
-        Column::Number("retries"),
-        Column::Number("p50"),
+        Column::Extra("retries"),
+        Column::Extra("p50"),
         Column::Number("p99"),
         Column::Number("last"),
     ];
@@ -171,7 +171,7 @@ impl Row for DnsNameRow {
         Column::Number("no such name"),
         Column::Number("failed"),
         Column::Number("no answer"),
-        Column::Number("longest"),
+        Column::Extra("longest"),
     ];
 
     fn rank(&self) -> (u64, u64) {
@@ -192,7 +192,7 @@ impl Row for DnsNameRow {
             self.nxdomain.to_string(),
             self.failed.to_string(),
             self.unanswered.to_string(),
-            format!("{} ms", self.longest_us / 1_000),
+            if self.longest_us == 0 { String::new() } else { spent(self.longest_us) },
         ]
     }
 }

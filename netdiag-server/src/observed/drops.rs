@@ -40,6 +40,13 @@ pub struct DropRow {
     pub last_at: Timestamp,
     /// What kind of harmless drop it is, `echo reply`; empty for all others.
     pub harmless: String,
+    /// How the sender was told, `icmp sent: port unreachable`; empty when nothing is known to have been sent back. A filter's own
+    /// TCP resets are not known.
+    #[serde(default)]
+    pub answered: String,
+    /// How often; kernels limit the rate of ICMP errors.
+    #[serde(default)]
+    pub answers: u64,
 }
 
 impl Row for DropRow {
@@ -50,6 +57,7 @@ impl Row for DropRow {
         Column::Text("at"),
         Column::Text("from"),
         Column::Text("to"),
+        Column::Text("answered by"),
         Column::Number("packets"),
         Column::Number("last"),
     ];
@@ -83,6 +91,11 @@ impl Row for DropRow {
             at,
             words(&self.from),
             to,
+            if self.answers < self.packets && !self.answered.is_empty() {
+                format!("{} ({})", self.answered, self.answers)
+            } else {
+                self.answered.clone()
+            },
             self.packets.to_string(),
             last,
         ]
@@ -133,6 +146,8 @@ fn row(node: &str, group: &DropGroup, names: &Names) -> DropRow {
         since: group.since.unwrap_or(group.first_at),
         last_at: group.last_at,
         harmless: harmless(group).unwrap_or_default().to_owned(),
+        answered: String::new(),
+        answers: 0,
     }
 }
 

@@ -117,7 +117,7 @@ impl Row for FlowRow {
         Column::Text("to"),
         Column::Text("leads to"),
         Column::Number("flows"),
-        Column::Number("unreplied"),
+        Column::Extra("unreplied"),
         Column::Number("last"),
         Column::Text("rules today"),
     ];

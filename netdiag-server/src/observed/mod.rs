@@ -9,13 +9,16 @@ use netdiag_common::{Need, Topic};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod account;
 mod counters;
 mod devices;
 mod dns;
+mod dns_search;
 mod drops;
 mod failing;
 mod flows;
 mod gather;
+mod limits;
 mod names;
 mod neighbours;
 mod rejects;
@@ -24,13 +27,16 @@ mod sockets;
 mod tcp;
 mod udp;
 
+pub use account::Account;
 pub use counters::CounterRow;
 pub use devices::DeviceRow;
 pub use dns::{DnsNameRow, DnsRow};
+pub use dns_search::DnsSearchRow;
 pub use drops::DropRow;
 pub use failing::{Failing, failing};
 pub use flows::{FlowRow, FlowTableRow};
 pub use gather::{Gathered, Rows};
+pub use limits::LimitRow;
 pub use names::{Names, Peer, Place};
 pub use neighbours::NeighbourRow;
 pub use rejects::RejectRow;
@@ -120,6 +126,8 @@ pub enum Column {
     Text(&'static str),
     /// Set flush right, and never shortened.
     Number(&'static str),
+    /// A number that a narrow terminal can do without.
+    Extra(&'static str),
 }
 
 /// Rows of one subject, the most telling first.
@@ -173,7 +181,7 @@ pub struct Needs {
 }
 
 /// `12 s`, `3 min`: how long ago.
-fn age(then: Timestamp, now: Timestamp) -> String {
+pub fn age(then: Timestamp, now: Timestamp) -> String {
     match now.duration_since(then).as_secs().max(0) {
         s @ 0..120 => format!("{s} s"),
         s @ 120..7_200 => format!("{} min", s / 60),
@@ -183,10 +191,14 @@ fn age(then: Timestamp, now: Timestamp) -> String {
 
 /// `< 4 ms`: the power of two below which a share of the times lies.
 fn below(us: Option<u64>) -> String {
+    us.map_or_else(String::new, |us| format!("< {}", spent(us)))
+}
+
+/// `850 µs`, `40 ms`, `12 s`.
+fn spent(us: u64) -> String {
     match us {
-        None => String::new(),
-        Some(us @ 0..10_000) => format!("< {us} µs"),
-        Some(us @ 10_000..10_000_000) => format!("< {} ms", us / 1_000),
-        Some(us) => format!("< {} s", us / 1_000_000),
+        0..10_000 => format!("{us} µs"),
+        10_000..10_000_000 => format!("{} ms", us / 1_000),
+        _ => format!("{} s", us / 1_000_000),
     }
 }

@@ -102,6 +102,13 @@ pub(super) fn ends<'c>(pods: impl Iterator<Item = &'c Pod>) -> (BTreeSet<String>
     (uids, addresses)
 }
 
+impl Place {
+    /// The node's own namespace.
+    pub(super) fn is_host(&self) -> bool {
+        self.name == "host"
+    }
+}
+
 impl Peer {
     /// The name with the address behind it, or the bare address.
     pub fn words(&self) -> String {

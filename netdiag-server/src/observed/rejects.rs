@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::drops::{ends, protocol};
-use super::{Column, Names, Peer, Place, Row, Selection, age};
+use super::{Column, DropRow, Names, Peer, Place, Row, Selection, age};
 
 /// Refusals of one kind, by the packets that were refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -17,7 +17,7 @@ pub struct RejectRow {
     pub place: Place,
     /// `icmp_sent`, `reset_sent`, `aborted`, `reset_received`, `error`.
     pub kind: String,
-    /// `port unreachable`, the kernel's reason, the socket's state, or the error's number.
+    /// `port unreachable`, the kernel's reason, the socket's state, or what the socket's owner was told.
     pub detail: String,
     pub protocol: String,
     /// The packet that was refused; None when it was counted without its addresses.
@@ -30,11 +30,12 @@ pub struct RejectRow {
     pub last_at: Timestamp,
 }
 
+/// For any reason: drops are paired with them before the filter by reason.
 pub(super) fn rows(node: &str, seen: &Rejects, names: &Names, selection: &Selection) -> Vec<RejectRow> {
     let row = |group: &RejectGroup| {
         let addresses: Vec<IpAddr> = group.tuple.iter().flat_map(|tuple| [tuple.source, tuple.destination]).collect();
         let (kind, detail) = words(&group.kind);
-        let meant = selection.takes(&group.netns, &addresses) && selection.has_reason(&[kind, &detail]);
+        let meant = selection.takes(&group.netns, &addresses);
         let (from, to) = group.tuple.as_ref().map(|tuple| ends(tuple, names)).unzip();
         meant.then(|| RejectRow {
             place: names.place(node, &group.netns),
@@ -77,7 +78,46 @@ fn words(kind: &RejectKind) -> (&'static str, String) {
         RejectKind::ResetSent { reason } => ("reset_sent", reason.clone()),
         RejectKind::Aborted { reason } => ("aborted", reason.clone()),
         RejectKind::ResetReceived { state } => ("reset_received", format!("in {state}")),
-        RejectKind::Error { errno } => ("error", format!("errno {errno}")),
+        RejectKind::Error { errno } => ("error", error(*errno)),
+    }
+}
+
+/// What the socket's owner reads, as strerror(3) has it; `icmp_err_convert` (net/ipv4/icmp.c) makes these of ICMP errors.
+fn error(errno: i32) -> String {
+    match errno {
+        13 => "permission denied".to_owned(),
+        90 => "message too long".to_owned(),
+        92 => "protocol not available".to_owned(),
+        101 => "network is unreachable".to_owned(),
+        111 => "connection refused".to_owned(),
+        112 => "host is down".to_owned(),
+        113 => "no route to host".to_owned(),
+        other => format!("errno {other}"),
+    }
+}
+
+/// Resets by which a kernel says that an application is done with a connection: it closed while data was on its way or unread,
+/// or the other end comes back to one that is over (`enum sk_rst_reason`, include/net/rstreason.h, Linux 6.10).
+const RESETS_OF_CLOSING: [&str; 5] = [
+    "TCP_ABORT_ON_CLOSE",
+    "TCP_ABORT_ON_DATA",
+    "TCP_ABORT_ON_LINGER",
+    "TCP_DISCONNECT_WITH_DATA",
+    "TCP_TIMEWAIT_SOCKET",
+];
+
+impl RejectRow {
+    /// `icmp sent: port unreachable`.
+    pub(super) fn refusal(&self) -> String {
+        let kind = if self.kind == "error" { "socket told".to_owned() } else { self.kind.replace('_', " ") };
+        format!("{kind}: {}", self.detail)
+    }
+
+    /// Whether it answered these dropped packets: same namespace, same kind of packet.
+    pub(super) fn answers(&self, drop: &DropRow) -> bool {
+        let is_answer = matches!(self.kind.as_str(), "icmp_sent" | "reset_sent");
+        let same_packet = self.from.is_some() && (&self.from, &self.to) == (&drop.from, &drop.to);
+        is_answer && same_packet && self.place == drop.place && self.protocol == drop.protocol
     }
 }
 
@@ -102,6 +142,7 @@ impl Row for RejectRow {
         match self.kind.as_str() {
             "aborted" => false,
             "reset_received" => self.detail == "in SYN_SENT",
+            "reset_sent" => !RESETS_OF_CLOSING.contains(&self.detail.as_str()),
             _ => true,
         }
     }
@@ -113,7 +154,7 @@ impl Row for RejectRow {
         vec![
             self.place.name.clone(),
             self.place.node.clone(),
-            format!("{}: {}", self.kind.replace('_', " "), self.detail),
+            self.refusal(),
             words(&self.from),
             to,
             self.packets.to_string(),

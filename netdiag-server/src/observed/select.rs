@@ -68,6 +68,8 @@ struct Scope {
 pub enum SelectError {
     #[error("{text:?} does not name a {kind}: use NAMESPACE/NAME")]
     Name { kind: &'static str, text: String },
+    #[error("no node can have seen what all of these filters mean: leave one of them out")]
+    Nowhere,
     #[error(transparent)]
     Resolve(#[from] ResolveError),
 }
@@ -85,6 +87,11 @@ impl Wanted {
                 |node: &str, netns| Need { node: node.to_owned(), netns, topic: subject.topic(), window: self.window };
             if !subject.is_per_namespace() {
                 needs.needs.extend(selection.nodes.iter().map(|node| need(node, Netns::Host)));
+                if subject == Subject::Drops {
+                    // A drop is told together with what answered it.
+                    let answers = |node| Need { topic: Subject::Rejects.topic(), ..need(node, Netns::Host) };
+                    needs.needs.extend(selection.nodes.iter().map(|node| answers(node)));
+                }
                 continue;
             }
             let hosts = selection.nodes.iter().filter(|_| selection.scopes.is_empty());
@@ -120,11 +127,15 @@ impl Wanted {
                 path::exists(&cluster.namespaces, "namespace", "", &self.namespace)?;
             }
             let pods = || cluster.pods.in_namespace(&self.namespace).map(|pod| &**pod);
-            let with_pods: BTreeSet<&str> = pods().map(|pod| pod.spec.node_name.as_str()).collect();
-            nodes.retain(|node| with_pods.contains(node.as_str()));
             let mut scope = Scope::of_pods(pods());
             let services = cluster.services.in_namespace(&self.namespace);
-            scope.addresses.extend(services.flat_map(|service| service.cluster_ips()));
+            let service_addresses: BTreeSet<IpAddr> = services.flat_map(|service| service.cluster_ips()).collect();
+            // The clients of a Service may be anywhere.
+            if service_addresses.is_empty() {
+                let with_pods: BTreeSet<&str> = pods().map(|pod| pod.spec.node_name.as_str()).collect();
+                nodes.retain(|node| with_pods.contains(node.as_str()));
+            }
+            scope.addresses.extend(service_addresses);
             scopes.push(scope);
         }
         if !self.service.is_empty() {
@@ -138,6 +149,9 @@ impl Wanted {
             scope.addresses.extend(service.cluster_ips());
             scope.addresses.extend(behind);
             scopes.push(scope);
+        }
+        if nodes.is_empty() && !cluster.nodes.is_empty() {
+            return Err(SelectError::Nowhere);
         }
         let with_own_namespace = |pod: &&Arc<Pod>| !pod.spec.host_network && !pod.is_finished();
         let pods = cluster.pods.iter().filter(with_own_namespace).filter(|pod| nodes.contains(&pod.spec.node_name));
@@ -194,6 +208,7 @@ mod tests {
             json!({"kind": "Node", "metadata": {"name": "n1"}}),
             json!({"kind": "Node", "metadata": {"name": "n2"}}),
             json!({"kind": "Namespace", "metadata": {"name": "shop"}}),
+            json!({"kind": "Namespace", "metadata": {"name": "lab"}}),
             json!({"kind": "Pod", "metadata": {"name": "web-1", "namespace": "shop", "uid": "u1"},
                    "spec": {"nodeName": "n1"}, "status": {"podIP": "10.244.1.4"}}),
             json!({"kind": "Pod", "metadata": {"name": "other", "namespace": "lab", "uid": "u2"},
@@ -248,13 +263,16 @@ mod tests {
         assert_eq!(asked(sockets.clone()), [host("n1"), of_pod("n1", "u1"), host("n2"), of_pod("n2", "u2")]);
         assert_eq!(asked(Wanted { namespace: "shop".to_owned(), ..sockets }), [of_pod("n1", "u1")]);
         let drops = Wanted { subject: Some(Subject::Drops), namespace: "shop".to_owned(), ..Wanted::default() };
-        assert_eq!(asked(drops), [host("n1")]);
+        let of_each = |node: &str| [host(node), host(node)];
+        assert_eq!(asked(drops), [of_each("n1"), of_each("n2")].concat(), "drops and what answered them");
     }
 
     #[test]
     fn all_filters_must_hold() {
-        let wanted = Wanted { namespace: "shop".to_owned(), node: "n2".to_owned(), ..Wanted::default() };
-        assert!(wanted.select(&cluster()).expect("a selection").nodes.is_empty());
+        let wanted = Wanted { pod: "shop/web-1".to_owned(), node: "n2".to_owned(), ..Wanted::default() };
+        assert_eq!(wanted.select(&cluster()), Err(SelectError::Nowhere), "the pod is on n1");
+        let wanted = Wanted { namespace: "lab".to_owned(), node: "n1".to_owned(), ..Wanted::default() };
+        assert_eq!(wanted.select(&cluster()), Err(SelectError::Nowhere), "it has no Service that could be used there");
     }
 
     #[test]

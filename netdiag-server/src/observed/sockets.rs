@@ -82,7 +82,7 @@ impl Row for SocketRow {
         Column::Text("remote"),
         Column::Number("recv-q"),
         Column::Number("limit"),
-        Column::Number("send-q"),
+        Column::Extra("send-q"),
         Column::Number("drops"),
         Column::Text("process"),
     ];

@@ -141,10 +141,10 @@ impl Row for TcpRow {
         Column::Text("service"),
         Column::Number("ok"),
         Column::Text("failed"),
-        Column::Number("open"),
-        Column::Number("syn again"),
-        Column::Number("resent"),
-        Column::Number("handshake p99"),
+        Column::Extra("open"),
+        Column::Extra("syn again"),
+        Column::Extra("resent"),
+        Column::Extra("handshake p99"),
         Column::Number("last"),
     ];
 

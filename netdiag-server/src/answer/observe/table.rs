@@ -7,23 +7,45 @@ use crate::observed::Column;
 const GAP: usize = 2;
 /// Below this a name says nothing any more.
 const NARROWEST: usize = 6;
+/// Numbers that are extra go before texts become shorter than this.
+const READABLE: usize = 18;
 
 /// The heading and one line per row.
 pub(super) fn lines(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<String> {
     let heading: Vec<String> = columns.iter().map(|column| column.title().to_uppercase()).collect();
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| plain(cell)).collect()).collect();
-    let widths = widths(columns, std::iter::once(&heading).chain(&rows), width);
-    std::iter::once(&heading).chain(&rows).map(|cells| line(columns, cells, &widths, width)).collect()
+    let rows = rows.iter().map(|row| row.iter().map(|cell| plain(cell)).collect());
+    let mut columns = columns.to_vec();
+    let mut lines: Vec<Vec<String>> = std::iter::once(heading).chain(rows).collect();
+    while let Some(extra) = columns.iter().rposition(|column| matches!(column, Column::Extra(_)))
+        && !fits(&columns, &lines, width)
+    {
+        columns.remove(extra);
+        for cells in &mut lines {
+            cells.remove(extra);
+        }
+    }
+    let widths = widths(&columns, &lines, width);
+    lines.iter().map(|cells| line(&columns, cells, &widths, width)).collect()
+}
+
+/// Without a text shorter than is readable.
+fn fits(columns: &[Column], lines: &[Vec<String>], width: usize) -> bool {
+    let wide = natural(columns, lines).into_iter().zip(columns).map(|(wide, column)| match column {
+        Column::Text(_) => wide.min(READABLE),
+        Column::Number(_) | Column::Extra(_) => wide,
+    });
+    wide.sum::<usize>() + GAP * columns.len().saturating_sub(1) <= width
+}
+
+/// What the widest cell of each column asks for.
+fn natural(columns: &[Column], lines: &[Vec<String>]) -> Vec<usize> {
+    let widest = |index: usize| lines.iter().map(|cells: &Vec<String>| cells[index].chars().count()).max().unwrap_or(0);
+    (0..columns.len()).map(widest).collect()
 }
 
 /// What the cells ask for, the widest text shortened until the line fits.
-fn widths<'r>(columns: &[Column], rows: impl Iterator<Item = &'r Vec<String>>, width: usize) -> Vec<usize> {
-    let mut widths = vec![0; columns.len()];
-    for row in rows {
-        for (wide, cell) in widths.iter_mut().zip(row) {
-            *wide = (*wide).max(cell.chars().count());
-        }
-    }
+fn widths(columns: &[Column], lines: &[Vec<String>], width: usize) -> Vec<usize> {
+    let mut widths = natural(columns, lines);
     let gaps = GAP * columns.len().saturating_sub(1);
     while widths.iter().sum::<usize>() + gaps > width {
         let texts = widths.iter_mut().zip(columns).filter(|(_, column)| matches!(column, Column::Text(_)));
@@ -39,7 +61,7 @@ fn widths<'r>(columns: &[Column], rows: impl Iterator<Item = &'r Vec<String>>, w
 fn line(columns: &[Column], cells: &[String], widths: &[usize], width: usize) -> String {
     let padded = columns.iter().zip(cells).zip(widths).map(|((column, cell), wide)| match column {
         Column::Text(_) => format!("{:<wide$}", shortened(cell, *wide)),
-        Column::Number(_) => format!("{cell:>wide$}"),
+        Column::Number(_) | Column::Extra(_) => format!("{cell:>wide$}"),
     });
     let line = padded.collect::<Vec<_>>().join(&" ".repeat(GAP));
     line.chars().take(width).collect::<String>().trim_end().to_owned()
@@ -59,7 +81,7 @@ fn shortened(text: &str, wide: usize) -> String {
 impl Column {
     fn title(self) -> &'static str {
         match self {
-            Self::Text(title) | Self::Number(title) => title,
+            Self::Text(title) | Self::Number(title) | Self::Extra(title) => title,
         }
     }
 }
@@ -67,6 +89,16 @@ impl Column {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn extra_numbers_go_before_names_become_unreadable() {
+        let columns = [Column::Text("where"), Column::Extra("round trip p99"), Column::Number("failed")];
+        let rows = [vec!["kube-system/coredns-1".to_owned(), "< 256 µs".to_owned(), "7".to_owned()]];
+        let heading = |width| lines(&columns, &rows, width).swap_remove(0);
+        assert!(heading(60).contains("ROUND TRIP P99"));
+        assert!(!heading(40).contains("ROUND TRIP"), "{}", heading(40));
+        assert!(lines(&columns, &rows, 40)[1].starts_with("kube-system/coredns-1  "));
+    }
 
     const COLUMNS: [Column; 3] = [Column::Text("where"), Column::Text("reason"), Column::Number("packets")];
 
