@@ -124,7 +124,7 @@ fn queue_drops(text: &str) -> Result<u64> {
 
 /// Asks for addresses of names and waits for each answer.
 fn ask(client: &Space, server: &str, names: &[&str]) -> Result<()> {
-    client.run(|| {
+    client.run_in_group(|| {
         for name in names {
             let socket = UdpSocket::bind("0.0.0.0:0").context("cannot open a socket")?;
             socket.set_read_timeout(Some(Duration::from_secs(2))).context("cannot set a timeout")?;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -21,11 +21,17 @@ pub(super) const ONE_RETRY: Duration = Duration::from_millis(1_500);
 /// A network namespace.
 pub(super) struct Space {
     handle: OwnedFd,
+    /// A pod's, in the cgroup v2 tree: agents hear DNS only from sockets that were made in it.
+    group: Option<PathBuf>,
 }
+
+/// Where cgroup v2 is mounted: alone, or beside v1.
+const TREES: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 
 impl Space {
     pub(super) fn of_pod(cluster: &Cluster, namespace: &str, pod: &str) -> Result<Self> {
-        Self::open(Path::new(&format!("/proc/{}/ns/net", cluster.pod_pid(namespace, pod)?)))
+        let pid = cluster.pod_pid(namespace, pod)?;
+        Ok(Self { group: Some(group_of(&pid)?), ..Self::open(Path::new(&format!("/proc/{pid}/ns/net")))? })
     }
 
     pub(super) fn of_node(cluster: &Cluster, node: &str) -> Result<Self> {
@@ -34,7 +40,7 @@ impl Space {
 
     fn open(path: &Path) -> Result<Self> {
         let handle = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self { handle: handle.into() })
+        Ok(Self { handle: handle.into(), group: None })
     }
 
     /// Does the work on a thread that is in this namespace; sockets stay in it.
@@ -48,6 +54,16 @@ impl Space {
         })
     }
 
+    /// The same in the pod's control group. All of this process is in it meanwhile: v2 moves no single threads.
+    pub(super) fn run_in_group<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let group = self.group.as_deref().context("only pods have a control group")?;
+        let own = group_of("self")?;
+        enter(group)?;
+        let done = self.run(work);
+        enter(&own)?;
+        done
+    }
+
     pub(super) fn sh(&self, script: &str) -> Result<String> {
         self.run(|| command::output(command::tool("sh").args(["-ec", script])))
     }
@@ -59,7 +75,11 @@ impl Space {
 
     /// From one connected socket, a moment apart: an answer to one is there before the next.
     pub(super) fn datagrams(&self, to: SocketAddr, payload: &[u8], times: usize, apart: Duration) -> Result<()> {
-        self.run(|| {
+        let run = |work: &(dyn Fn() -> Result<()> + Sync)| match self.group {
+            Some(_) => self.run_in_group(work),
+            None => self.run(work),
+        };
+        run(&|| {
             let socket = UdpSocket::bind("0.0.0.0:0").context("cannot open a socket")?;
             socket.connect(to).with_context(|| format!("cannot connect to {to}"))?;
             for _ in 0..times {
@@ -90,4 +110,18 @@ impl Space {
             Ok(listener)
         })
     }
+}
+
+fn group_of(pid: &str) -> Result<PathBuf> {
+    let path = format!("/proc/{pid}/cgroup");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let group = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    let group = group.with_context(|| format!("{path} has no line for cgroup v2"))?;
+    let found = TREES.iter().map(|tree| Path::new(tree).join(group)).find(|path| path.join("cgroup.procs").exists());
+    found.with_context(|| format!("no cgroup v2 tree has {group}"))
+}
+
+fn enter(group: &Path) -> Result<()> {
+    let path = group.join("cgroup.procs");
+    std::fs::write(&path, std::process::id().to_string()).with_context(|| format!("cannot write {}", path.display()))
 }
