@@ -12,7 +12,7 @@ use netdiag_common::Window;
 use netdiag_common::observation::reject::{RejectGroup, RejectKind, Rejects};
 use netdiag_common::observation::{Owner, Protocol};
 use netdiag_node::clock::now;
-use netdiag_node::kernel::{EventSize, Kernel, KernelRejects, Sizes};
+use netdiag_node::kernel::{EventSize, KernelDrops, KernelRejects, KernelUdp, Sizes};
 use support::{Namespace, eventually, load_part, owner};
 
 const CLIENT4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 78, 0, 1));
@@ -54,7 +54,7 @@ fn counter(space: &Namespace, protocol: &str, name: &str) -> u64 {
 #[test]
 fn a_closed_port_is_a_reset_here_and_there() {
     const TEST: &str = "a_closed_port_is_a_reset_here_and_there";
-    let Some(mut rejects) = load_part(TEST, Sizes::for_this_machine(), |kernel| kernel.rejects) else {
+    let Some(mut rejects) = load_part(TEST, Sizes::for_this_machine(), KernelRejects::load) else {
         return;
     };
     let (client, server) = pair();
@@ -100,7 +100,7 @@ fn a_closed_port_is_a_reset_here_and_there() {
 #[test]
 fn a_closed_udp_port_is_an_icmp_error_and_a_sockets_error() {
     const TEST: &str = "a_closed_udp_port_is_an_icmp_error_and_a_sockets_error";
-    let Some(mut rejects) = load_part(TEST, Sizes::for_this_machine(), |kernel| kernel.rejects) else {
+    let Some(mut rejects) = load_part(TEST, Sizes::for_this_machine(), KernelRejects::load) else {
         return;
     };
     let (client, server) = pair();
@@ -135,7 +135,7 @@ fn a_rule_that_rejects_is_told_from_one_that_drops() {
     const TEST: &str = "a_rule_that_rejects_is_told_from_one_that_drops";
     /// The kernel lets 50 answers pass at once, and takes up to two of them for one (`icmp_global_consume()`).
     const PACKETS: usize = 20;
-    let both = |kernel: Kernel| Ok((kernel.drops?, kernel.rejects?));
+    let both = |sizes| Ok((KernelDrops::load(sizes)?, KernelRejects::load(sizes)?));
     let Some((mut drops, mut rejects)) = load_part(TEST, Sizes::for_this_machine(), both) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
@@ -173,7 +173,7 @@ fn a_scan_of_ports_loses_detail_and_no_refusal() {
     const PORTS: u16 = 400;
     let mut sizes = Sizes::for_this_machine();
     sizes.rejects = EventSize { ipv4: 4, ipv6: 4 };
-    let Some(mut rejects) = load_part(TEST, sizes, |kernel| kernel.rejects) else { return };
+    let Some(mut rejects) = load_part(TEST, sizes, KernelRejects::load) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
     client.run(|| (100..100 + PORTS).for_each(|port| assert!(TcpStream::connect((SERVER4, port)).is_err())));
@@ -187,7 +187,7 @@ fn a_scan_of_ports_loses_detail_and_no_refusal() {
 #[test]
 fn a_full_socket_is_named_by_its_port() {
     const TEST: &str = "a_full_socket_is_named_by_its_port";
-    let Some(mut udp) = load_part(TEST, Sizes::for_this_machine(), |kernel| kernel.udp) else { return };
+    let Some(mut udp) = load_part(TEST, Sizes::for_this_machine(), KernelUdp::load) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
     let full = server.run(|| {

@@ -25,7 +25,7 @@ const SERVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
 fn load(test: &str, size: Option<EventSize>) -> Option<KernelTcp> {
     let mut sizes = Sizes::for_this_machine();
     sizes.tcp = size.unwrap_or(sizes.tcp);
-    load_part(test, sizes, |kernel| kernel.tcp)
+    load_part(test, sizes, KernelTcp::load)
 }
 
 /// A client and a server on one cable, with addresses of both families and neighbours that know each other.

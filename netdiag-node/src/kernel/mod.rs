@@ -127,6 +127,32 @@ impl Kernel {
     }
 }
 
+/// Each subject can be loaded without the others, for whoever needs no more than one: in an emulated guest the verifier walks
+/// through all programs for a minute.
+macro_rules! loads_alone {
+    ($($subject:ident: $size:ident),*) => {$(
+        impl $subject {
+            /// Loads and attaches this subject alone.
+            pub fn load(sizes: Sizes) -> Result<Self, LoadError> {
+                alone(|btf, plan| Self::plan(btf, sizes.$size, plan), Self::attach)
+            }
+        }
+    )*};
+}
+
+loads_alone!(KernelDrops: drops, KernelDns: dns, KernelTcp: tcp, KernelRejects: rejects, KernelUdp: udp);
+
+fn alone<P, T>(
+    plan: impl FnOnce(&btf::Btf<'_>, &mut Plan) -> Result<P, LoadError>,
+    attach: impl FnOnce(&Object, P) -> Result<T, LoadError>,
+) -> Result<T, LoadError> {
+    let mut of_subject = Plan::for_this_machine();
+    let bytes = host::kernel::btf().map_err(|error| LoadError::NoBtf(Arc::new(error)))?;
+    let planned = plan(&btf::parse(&bytes).map_err(LoadError::DamagedBtf)?, &mut of_subject)?;
+    drop(bytes);
+    attach(&Object::create(&of_subject)?, planned)
+}
+
 impl Sizes {
     pub fn for_this_machine() -> Self {
         let cpus = plan::cpus();

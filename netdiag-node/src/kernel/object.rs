@@ -9,7 +9,7 @@ use aya::maps::{Map, MapData, RingBuf};
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, RawTracePoint, TracePoint,
 };
-use aya::{Btf, Ebpf, EbpfLoader};
+use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 
 use super::LoadError;
 use super::failure::{errno, failed, shortened};
@@ -88,6 +88,8 @@ impl Object {
         })?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&types));
+        // Its last word and no more: a trace of all that it walked through takes minutes to write on a slow machine.
+        loader.verifier_log_level(VerifierLogLevel::STATS);
         plan.apply(&mut loader);
         #[cfg_attr(not(feature = "debug"), expect(unused_mut, reason = "only the log changes it"))]
         let mut programs = loader.load(OBJECT).map_err(|error| failed("create the kernel programs' tables", &error))?;

@@ -22,7 +22,7 @@ use support::{Namespace, eventually, load_part, owner};
 const MINUTE_NS: u64 = 60_000_000_000;
 
 fn load(test: &str, size: DnsSize) -> Option<KernelDns> {
-    load_part(test, Sizes { dns: size, ..Sizes::for_this_machine() }, |kernel| kernel.dns)
+    load_part(test, Sizes { dns: size, ..Sizes::for_this_machine() }, KernelDns::load)
 }
 
 /// Gives up soon, so that a test need not wait.

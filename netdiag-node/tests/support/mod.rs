@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use netdiag_common::observation::Owner;
 use netdiag_common::observation::kfree_skb::Drops;
-use netdiag_node::kernel::{Kernel, KernelDrops, LoadError, Sizes, TableSize};
+use netdiag_node::kernel::{KernelDrops, LoadError, Sizes, TableSize};
 use netdiag_node::netns::{NetnsHandle, own_cookie};
 pub use patience::patient;
 
@@ -24,11 +24,11 @@ pub use patience::patient;
 pub fn load(test: &str, size: Option<TableSize>) -> Option<KernelDrops> {
     let mut sizes = Sizes::for_this_machine();
     sizes.drops = size.unwrap_or(sizes.drops);
-    load_part(test, sizes, |kernel| kernel.drops)
+    load_part(test, sizes, KernelDrops::load)
 }
 
-/// One subject's programs in the kernel.
-pub fn load_part<T>(test: &str, sizes: Sizes, part: impl FnOnce(Kernel) -> Result<T, LoadError>) -> Option<T> {
+/// Some subjects' programs in the kernel.
+pub fn load_part<T>(test: &str, sizes: Sizes, part: impl FnOnce(Sizes) -> Result<T, LoadError>) -> Option<T> {
     if !nix::unistd::geteuid().is_root() {
         return skip(test, "not root");
     }
@@ -37,7 +37,7 @@ pub fn load_part<T>(test: &str, sizes: Sizes, part: impl FnOnce(Kernel) -> Resul
             return skip(test, format!("{tool} is not installed"));
         }
     }
-    match part(Kernel::load(sizes, "")) {
+    match part(sizes) {
         Ok(loaded) => Some(loaded),
         Err(error @ (LoadError::NotBuilt | LoadError::NoBtf(_) | LoadError::NotPermitted { .. })) => {
             skip(test, format!("{error}; {}", error.remedy()))
