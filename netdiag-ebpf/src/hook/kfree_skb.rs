@@ -28,7 +28,7 @@ use crate::map::{
     KFREE_COARSE, KFREE_COUNTERS, KFREE_CPUS, KFREE_DNAT4, KFREE_DNAT6, KFREE_EXEMPLARS, KFREE_FRAMES, KFREE_IPV4,
     KFREE_IPV6, KFREE_SHOWN,
 };
-use crate::read::{Load, O_SKB_LEN, Packet, Parsed, Place, Probed, Typed, is_ip, packet, place};
+use crate::read::{Load, O_SKB_LEN, Packet, Parsed, Place, Probed, Typed, forgotten, is_ip, packet, place};
 use crate::table::{Added, CPUS, TICK_NS, mix, put, set};
 
 /// 1 when the tracepoint's third argument is the reason.
@@ -98,6 +98,7 @@ unsafe fn on_drop<L: Load, C: EbpfContext>(ctx: &C, skb: *const u8, location: u6
         let row = epoch * CPUS.load() + cpu;
         if let Some(counters) = KFREE_COUNTERS.get_ptr_mut(row) {
             (*counters).total += 1;
+            let any = addr_of_mut!((*state).refilled_ns).read_volatile();
             match packet::<L>(skb) {
                 Parsed::Foreign => {
                     (*counters).foreign += 1;
@@ -106,7 +107,7 @@ unsafe fn on_drop<L: Load, C: EbpfContext>(ctx: &C, skb: *const u8, location: u6
                 Parsed::Frame(kind) => {
                     let counted_as = if is_ip(kind) { &mut (*counters).unparsed } else { &mut (*counters).link };
                     *counted_as += 1;
-                    let place = place::<L>(skb);
+                    let place = place::<L>(skb).forgotten(any);
                     let event = Event::new::<L>(row, skb, location, reason, &place, place.flags, clock(state));
                     if matches!(count_coarsely(&event, kind, &KFREE_FRAMES).0, Added::Full) {
                         (*counters).unplaced += 1;
@@ -114,9 +115,10 @@ unsafe fn on_drop<L: Load, C: EbpfContext>(ctx: &C, skb: *const u8, location: u6
                     }
                 }
                 Parsed::Ip(packet) => {
-                    let place = place::<L>(skb);
+                    let packet = packet.forgotten(any);
+                    let place = place::<L>(skb).forgotten(any);
                     let (entry, tracked) = conntrack::entry::<L>(skb);
-                    let flags = place.flags | tracked | packet.side();
+                    let flags = forgotten(u64::from(place.flags | tracked | packet.side()), any) as u8;
                     let mut event = Event::new::<L>(row, skb, location, reason, &place, flags, clock(state));
                     event.entry = entry;
                     let fresh = count(counters, &event, &packet);

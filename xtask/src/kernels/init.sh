@@ -27,7 +27,7 @@ echo "@@ exit $?"
 # A limit for each, so that one that hangs does not take the others' time.
 while read name program arguments; do
     echo "@@ run $name"
-    NETDIAG_PATIENCE=10 timeout -s KILL 240 "$program" --test-threads=1 --show-output $arguments
+    NETDIAG_PATIENCE=10 timeout -s KILL 480 "$program" --test-threads=1 --show-output $arguments
     echo "@@ exit $?"
 done </tests
 
