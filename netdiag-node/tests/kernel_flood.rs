@@ -10,7 +10,7 @@ use netdiag_common::Window;
 use netdiag_common::observation::Owner;
 use netdiag_common::observation::reject::RejectKind;
 use netdiag_node::clock::now;
-use netdiag_node::kernel::Sizes;
+use netdiag_node::kernel::{KernelRejects, Sizes};
 use support::{Namespace, load_part, owner};
 
 #[test]
@@ -19,7 +19,7 @@ fn a_flood_of_refusals_is_counted_and_not_taken_apart() {
     /// More than both lanes of a few CPUs take apart in the seconds that the flood lasts at the most.
     const PACKETS: usize = 400_000;
     const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let Some(mut rejects) = load_part(TEST, Sizes::for_this_machine(), |kernel| kernel.rejects) else {
+    let Some(mut rejects) = load_part(TEST, Sizes::for_this_machine(), KernelRejects::load) else {
         return;
     };
     let flooded = Namespace::new();

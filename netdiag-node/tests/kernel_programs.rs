@@ -1,5 +1,4 @@
 //! All programs together, on the running kernel: each is attached or says why not, and none is near the verifier's limit.
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 #[expect(dead_code, reason = "shared with the other kernel tests")]
 mod support;
