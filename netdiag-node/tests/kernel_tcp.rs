@@ -118,14 +118,16 @@ fn each_attempt_is_counted_by_how_it_ended() {
     for to in &closed {
         assert!(connect(&client, *to, 7).iter().all(Result::is_err));
     }
-    // The server breaks what it accepted, by a RST.
+    // The server breaks what it accepted, by a RST; not before the client knows that it is connected.
     let rude: SocketAddr = (SERVER4, 8081).into();
     let _rude = Server::new(&server, rude, |stream| {
+        (&stream).read_exact(&mut [0]).unwrap();
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     });
     client.run(|| {
         for _ in 0..5 {
             let mut stream = TcpStream::connect(rude).unwrap();
+            stream.write_all(b"x").unwrap();
             let error = stream.read(&mut [0]).unwrap_err();
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         }
