@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use netdiag_common::observation::Owner;
 use netdiag_common::observation::kfree_skb::Drops;
+use netdiag_common::observation::preflight::Check;
 use netdiag_node::kernel::{KernelDrops, LoadError, Sizes, TableSize};
 use netdiag_node::netns::{NetnsHandle, own_cookie};
 pub use patience::patient;
@@ -46,7 +47,14 @@ pub fn load_part<T>(test: &str, sizes: Sizes, part: impl FnOnce(Sizes) -> Result
     }
 }
 
-fn skip<T>(test: &str, reason: impl Display) -> Option<T> {
+/// Whether this kernel lacks the tracepoint that the test is about; says so when it does.
+pub fn lacks(test: &str, checks: &[Check], tracepoint: &str) -> bool {
+    let name = format!("program {tracepoint}");
+    let missing = checks.iter().find(|check| check.name == name && !check.ok);
+    missing.is_some_and(|check| skip::<()>(test, &check.detail).is_none())
+}
+
+pub fn skip<T>(test: &str, reason: impl Display) -> Option<T> {
     eprintln!("netdiag-skip: {test}: {reason}");
     None
 }
