@@ -13,7 +13,7 @@ use netdiag_common::record::kfree_skb::FLAG_DESTINATION;
 use netdiag_common::record::reject::{ABORTED, RESET_RECEIVED, RESET_SENT};
 
 use crate::event::{Event, Reject, Run, now, run};
-use crate::read::{Load, O_SKB_DEV, Parsed, Probed, Typed, packet, place};
+use crate::read::{Load, O_DEV_IFINDEX, O_DEV_NET, O_SKB_DEV, Parsed, Probed, Typed, net_id, packet, place};
 use crate::socket::{Ends, ends, sock_netns, state};
 
 const IPPROTO_TCP: u8 = 6;
@@ -71,7 +71,7 @@ unsafe fn on_receive<L: Load>(sock: *const u8) {
 #[inline(always)]
 pub unsafe fn answered<L: Load>(run: &Run, skb: *const u8, kind: u8, detail: u32) {
     unsafe {
-        if !run.takes_apart(kind, L::load::<u64>(skb, O_SKB_DEV.load())) {
+        if !run.takes_apart(kind, device::<L>(skb)) {
             return;
         }
         let Parsed::Ip(packet) = packet::<L>(skb) else {
@@ -82,6 +82,19 @@ pub unsafe fn answered<L: Load>(run: &Run, skb: *const u8, kind: u8, detail: u32
         let ports = (packet.source_port, packet.destination_port);
         let event = tuple(kind, detail, netns, packet.version, packet.source, packet.destination, ports);
         run.count::<Reject>(&Event { protocol: packet.protocol, ..event }, now());
+    }
+}
+
+/// Tells the packet's device from others. Its address would, but tp_btf programs may not calculate with a pointer.
+#[inline(always)]
+unsafe fn device<L: Load>(skb: *const u8) -> u64 {
+    unsafe {
+        let device = L::load::<*const u8>(skb, O_SKB_DEV.load());
+        if device.is_null() {
+            return 0;
+        }
+        let netns = net_id::<L>(L::load::<*const u8>(device, O_DEV_NET.load()));
+        netns ^ (u64::from(L::load::<u32>(device, O_DEV_IFINDEX.load())) << 32)
     }
 }
 
