@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
 }
 
 /// Guests at one time. Each test waits more than it computes, and QEMU uses a thread for each of a guest's CPUs.
-const AT_ONCE: usize = 2;
+const AT_ONCE: usize = 3;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let tally = score(arguments)?;
