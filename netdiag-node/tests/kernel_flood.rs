@@ -13,7 +13,7 @@ use netdiag_common::observation::Owner;
 use netdiag_common::observation::reject::RejectKind;
 use netdiag_node::clock::now;
 use netdiag_node::kernel::{KernelRejects, Sizes};
-use support::{Namespace, lacks, load_part, owner, skip};
+use support::{Namespace, lacks, load_part, owner, skipped};
 
 #[test]
 fn a_flood_of_refusals_is_counted_and_not_taken_apart() {
@@ -40,7 +40,7 @@ fn a_flood_of_refusals_is_counted_and_not_taken_apart() {
     let taken_apart = 16_000 * thread::available_parallelism().map_or(1, usize::from);
     let sent_a_second = PACKETS / usize::try_from(started.elapsed().as_secs()).unwrap().max(1);
     if accounts.shed == 0 && sent_a_second < taken_apart {
-        return skip(TEST, format!("{sent_a_second} packets a second are no flood")).unwrap_or(());
+        return skipped(TEST, format!("{sent_a_second} packets a second are no flood"));
     }
     assert!(accounts.shed > 0, "{accounts:?}");
     let ours = seen.groups.iter().filter(|group| group.netns == Owner::Pod { uid: "flooded".to_owned() });

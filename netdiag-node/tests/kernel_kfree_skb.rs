@@ -1,6 +1,7 @@
 //! Dropped packets are counted exactly, on the running kernel: against nft's counters, under load, with full tables, with
 //! hostile packets, and nothing stays behind. Needs root, BTF and the built programs; says loudly what is missing.
 
+#[expect(dead_code, reason = "shared with the other kernel tests")]
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
@@ -15,7 +16,7 @@ use netdiag_common::observation::Owner;
 use netdiag_common::observation::kfree_skb::{DropGroup, Drops};
 use netdiag_node::clock::now;
 use netdiag_node::kernel::{Kernel, KernelDrops, Sizes, TableSize};
-use support::{Namespace, eventually, is_reason, load, owner, packets, patient};
+use support::{Namespace, Stop, eventually, is_reason, load, owner, packets, patient};
 
 const LOCAL4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOCAL6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -91,6 +92,7 @@ fn two_nodes_count_what_nft_counts_under_load() {
     let (stop, flooded) = (AtomicBool::new(false), AtomicU64::new(0));
     let (owner1, owner2) = (owner(&[(&node1, "host"), (&pod1, "pod1")]), owner(&[(&node2, "host"), (&pod2, "pod2")]));
     thread::scope(|scope| {
+        let enough = Stop(&stop);
         scope.spawn(|| {
             stranger.run(|| {
                 let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -124,7 +126,7 @@ fn two_nodes_count_what_nft_counts_under_load() {
             let no_ports6: usize = udp6.split_whitespace().nth(1)?.parse().ok()?;
             (no_ports4 == PACKETS && no_ports6 == PACKETS).then_some(())
         });
-        stop.store(true, Ordering::Relaxed);
+        drop(enough);
         harvests.join().unwrap();
     });
 

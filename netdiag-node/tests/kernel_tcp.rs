@@ -16,7 +16,7 @@ use netdiag_common::observation::Owner;
 use netdiag_common::observation::tcp::{Outcome, Side, Tcp, TcpGroup};
 use netdiag_node::clock::now;
 use netdiag_node::kernel::{EventSize, KernelTcp, Sizes};
-use support::{Namespace, eventually, load_part, owner, patient};
+use support::{Namespace, Stop, eventually, load_part, owner, patient};
 
 const CLIENT4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1));
 const SERVER4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
@@ -287,6 +287,7 @@ fn thousands_of_connects_keep_the_sums() {
     });
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let enough = Stop(&done);
         let harvests = scope.spawn(|| {
             // Harvests in the middle of it must neither lose nor repeat a connection.
             while !done.load(Ordering::Relaxed) {
@@ -312,7 +313,7 @@ fn thousands_of_connects_keep_the_sums() {
         for thread in threads {
             thread.join().unwrap();
         }
-        done.store(true, Ordering::Relaxed);
+        drop(enough);
         harvests.join().unwrap();
     });
     let seen = harvested(&mut tcp, &owner);

@@ -17,7 +17,7 @@ use netdiag_common::observation::{Owner, Protocol};
 use netdiag_node::clock::now;
 use netdiag_node::kernel::{DnsSize, KernelDns, Sizes};
 use resolver::{A, AAAA, Server, ask, ask_by_tcp, client, framed, query, receive};
-use support::{Namespace, eventually, load_part, owner};
+use support::{Namespace, Stop, eventually, load_part, owner};
 
 const MINUTE_NS: u64 = 60_000_000_000;
 
@@ -276,10 +276,10 @@ fn nothing_is_lost_under_load_and_the_identity_holds_meanwhile() {
             })
             .collect();
         scope.spawn(|| {
+            let _enough = Stop(&stop);
             for client in clients {
                 client.join().unwrap();
             }
-            stop.store(true, Ordering::Relaxed);
         });
         while !stop.load(Ordering::Relaxed) {
             harvested(&mut dns, &resolve);

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -50,12 +51,18 @@ pub fn load_part<T>(test: &str, sizes: Sizes, part: impl FnOnce(Sizes) -> Result
 /// Whether this kernel lacks the tracepoint that the test is about; says so when it does.
 pub fn lacks(test: &str, checks: &[Check], tracepoint: &str) -> bool {
     let name = format!("program {tracepoint}");
-    let missing = checks.iter().find(|check| check.name == name && !check.ok);
-    missing.is_some_and(|check| skip::<()>(test, &check.detail).is_none())
+    let Some(missing) = checks.iter().find(|check| check.name == name && !check.ok) else { return false };
+    skipped(test, &missing.detail);
+    true
 }
 
-pub fn skip<T>(test: &str, reason: impl Display) -> Option<T> {
+/// Says that the test ends here, and why.
+pub fn skipped(test: &str, reason: impl Display) {
     eprintln!("netdiag-skip: {test}: {reason}");
+}
+
+fn skip<T>(test: &str, reason: impl Display) -> Option<T> {
+    skipped(test, reason);
     None
 }
 
@@ -153,6 +160,15 @@ impl Namespace {
             };
             frames.iter().filter(sent).count()
         })
+    }
+}
+
+/// Says stop when it goes: a thread that looks for it ends with its test also when the test fails, instead of hanging.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
