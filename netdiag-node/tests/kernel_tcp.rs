@@ -354,7 +354,8 @@ fn full_sets_lose_detail_and_no_connection() {
     }
     let seen = harvested(&mut tcp, &owner);
     let accounts = seen.accounts;
-    assert!(accounts.coarse > 0 && accounts.attributed > 0, "{accounts:?}");
+    // The only set may have been full of other tests' keys before ours came.
+    assert!(accounts.coarse > 0 && accounts.attributed + accounts.foreign_netns > 0, "{accounts:?}");
     let ours = |group: &&TcpGroup| group.netns == Owner::Pod { uid: "client".to_owned() };
     let refused: u64 = seen.groups.iter().filter(ours).map(|group| group.ended(Outcome::Refused)).sum();
     let begun: u64 = seen.groups.iter().filter(ours).map(|group| group.connects).sum();
