@@ -8,6 +8,7 @@ mod support;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +22,14 @@ use support::{Namespace, Stop, eventually, load_part, owner, patient};
 const CLIENT4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1));
 const SERVER4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
 const SERVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
+
+/// One test at a time. An interrupt that finds a program running on its CPU does not start it again: the kernel counts the event
+/// as missed, and under the load of one test beside it another would not count exactly.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // A test that failed says so itself.
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn load(test: &str, size: Option<EventSize>) -> Option<KernelTcp> {
     let mut sizes = Sizes::for_this_machine();
@@ -95,6 +104,7 @@ fn connect(client: &Namespace, to: SocketAddr, times: usize) -> Vec<std::io::Res
 #[test]
 fn each_attempt_is_counted_by_how_it_ended() {
     const TEST: &str = "each_attempt_is_counted_by_how_it_ended";
+    let _alone = alone();
     let Some(mut tcp) = load(TEST, None) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
@@ -163,7 +173,8 @@ fn each_attempt_is_counted_by_how_it_ended() {
         assert_eq!((of(*at).connects, ends(*at, Outcome::Refused, libc::ECONNREFUSED)), (7, 7));
     }
     assert_eq!(of(silent).connects, 5);
-    assert_eq!((of(silent).ended(Outcome::Abandoned), ends(silent, Outcome::TimedOut, libc::ETIMEDOUT)), (3, 2));
+    let given_up = (of(silent).ended(Outcome::Abandoned), ends(silent, Outcome::TimedOut, libc::ETIMEDOUT));
+    assert_eq!(given_up, (3, 2), "{:?}", seen.accounts);
     assert_eq!(of(silent).syn_retransmits, 2);
     assert_eq!((of(nowhere).connects, of(nowhere).ended(Outcome::Unreachable)), (2, 2));
     assert_eq!((of(rude).connects, of(rude).ended(Outcome::Established)), (5, 5));
@@ -193,6 +204,7 @@ fn each_attempt_is_counted_by_how_it_ended() {
 #[test]
 fn an_attempt_under_way_is_open_until_it_is_given_up() {
     const TEST: &str = "an_attempt_under_way_is_open_until_it_is_given_up";
+    let _alone = alone();
     let Some(mut tcp) = load(TEST, None) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
@@ -222,12 +234,13 @@ fn an_attempt_under_way_is_open_until_it_is_given_up() {
 #[test]
 fn an_attempt_without_a_free_port_says_so() {
     const TEST: &str = "an_attempt_without_a_free_port_says_so";
+    let _alone = alone();
     let Some(mut tcp) = load(TEST, None) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
     client.sh("echo 40000 40001 >/proc/sys/net/ipv4/ip_local_port_range");
     let at: SocketAddr = (SERVER4, 8080).into();
-    let kept = std::sync::Mutex::new(Vec::new());
+    let kept = Mutex::new(Vec::new());
     let _listener = Server::new(&server, at, move |stream| kept.lock().unwrap().push(stream));
     let _held = connect(&client, at, 2);
     for refused in connect(&client, at, 4) {
@@ -241,11 +254,12 @@ fn an_attempt_without_a_free_port_says_so() {
 #[test]
 fn what_is_sent_again_is_counted_as_the_kernel_counts_it() {
     const TEST: &str = "what_is_sent_again_is_counted_as_the_kernel_counts_it";
+    let _alone = alone();
     let Some(mut tcp) = load(TEST, None) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
     let at: SocketAddr = (SERVER4, 8080).into();
-    let kept = std::sync::Mutex::new(Vec::new());
+    let kept = Mutex::new(Vec::new());
     let _listener = Server::new(&server, at, move |stream| kept.lock().unwrap().push(stream));
     let mut stream = connect(&client, at, 1).remove(0).unwrap();
     server.sh("nft 'table inet guard { chain i { type filter hook input priority 0; tcp dport 8080 drop; }; }'");
@@ -281,6 +295,7 @@ fn thousands_of_connects_keep_the_sums() {
     const TEST: &str = "thousands_of_connects_keep_the_sums";
     const THREADS: usize = 4;
     const EACH: usize = 1000;
+    let _alone = alone();
     let Some(mut tcp) = load(TEST, None) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
@@ -346,6 +361,7 @@ fn thousands_of_connects_keep_the_sums() {
 fn full_sets_lose_detail_and_no_connection() {
     const TEST: &str = "full_sets_lose_detail_and_no_connection";
     const PORTS: u16 = 60;
+    let _alone = alone();
     let Some(mut tcp) = load(TEST, Some(EventSize { ipv4: 1, ipv6: 1 })) else { return };
     let (client, server) = pair();
     let owner = owner(&[(&client, "client"), (&server, "server")]);
