@@ -81,6 +81,9 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Tally> {
         }
     }
     println!("{}", matrix.render());
+    if arguments.write && tally.failed > 0 {
+        bail!("{} checks failed: the documentation stays as it is", tally.failed);
+    }
     tally.add(&document(arguments.write, &matrix, &ran)?);
     Ok(tally)
 }
