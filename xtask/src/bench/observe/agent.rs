@@ -179,7 +179,7 @@ fn tracked(agent: &Agent<'_>, pods: &[Pod]) -> Result<(f64, f64)> {
     agent.forget_peak()?;
     let needs: Vec<_> = pods.iter().map(|pod| pod.need("flows")).collect();
     for reading in agent.ask(&needs)? {
-        let entries = reading["reading"]["value"]["snapshot"]["entries"].as_u64();
+        let entries = reading["reading"]["value"]["value"]["snapshot"]["entries"].as_u64();
         ensure!(
             entries.is_some_and(|entries| entries >= u64::from(TRACKED)),
             "the agent read {entries:?} of {TRACKED} flows"
