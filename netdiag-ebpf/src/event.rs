@@ -17,7 +17,7 @@ use netdiag_common::record::kfree_skb::service_word;
 use netdiag_common::record::table::{CpuState, SHARES, SlotV4, SlotV6, WAYS};
 use netdiag_common::record::tcp::Attempt;
 
-use crate::table::{TICK_NS, add, mix, set};
+use crate::table::{Added, TICK_NS, mix, put, set};
 
 /// What a lane takes apart of the packets of one device that the kernel answers, in each stretch of time: 8000 a second. A
 /// flood to closed ports makes as many answers as packets, and each would cost as much as its drop.
@@ -226,25 +226,25 @@ impl Run {
             let added = if event.version == 4 {
                 let key = [event.netns, (event.source[0] << 32) | event.destination[0], what, service];
                 let hash = mix(&key);
-                add(S::ipv4(set(self.row, mask4, hash)), hash, &key, event.amount, now_ns)
+                put(S::ipv4(set(self.row, mask4, hash)), hash, &key, event.amount, now_ns)
             } else {
                 let ([s0, s1], [d0, d1]) = (event.source, event.destination);
                 let key = [event.netns, s0, s1, d0, d1, what, service];
                 let hash = mix(&key);
-                add(S::ipv6(set(self.row, mask6, hash)), hash, &key, event.amount, now_ns)
+                put(S::ipv6(set(self.row, mask6, hash)), hash, &key, event.amount, now_ns)
             };
-            if added.is_some() {
+            if !matches!(added, Added::Full) {
                 (*self.totals).attributed += 1;
                 return;
             }
             let what = what_word(event.kind, event.detail, NO_MEASURE);
             let key = [event.netns, 0, what, service_word(0, 0, 0, event.flags)];
             let hash = mix(&key);
-            let room = add(S::coarse(set(self.row, COARSE_SETS - 1, hash)), hash, &key, event.amount, now_ns);
-            if room.is_some() {
-                (*self.totals).coarse += 1;
-            } else {
+            let added = put(S::coarse(set(self.row, COARSE_SETS - 1, hash)), hash, &key, event.amount, now_ns);
+            if matches!(added, Added::Full) {
                 (*self.totals).total_only += 1;
+            } else {
+                (*self.totals).coarse += 1;
             }
         }
     }

@@ -44,25 +44,6 @@ pub enum Added {
     Full,
 }
 
-/// As [`put`]: `Some(true)` into an empty slot, `Some(false)` to a count, `None` when the set is full.
-///
-/// # Safety
-/// As [`put`].
-#[inline(always)]
-pub unsafe fn add<const WORDS: usize>(
-    set: Option<*mut [Slot<WORDS>; WAYS]>,
-    hash: u64,
-    key: &[u64; WORDS],
-    amount: u64,
-    now_ns: u64,
-) -> Option<bool> {
-    match unsafe { put(set, hash, key, amount, now_ns) } {
-        Added::Known => Some(false),
-        Added::Fresh(_) => Some(true),
-        Added::Full => None,
-    }
-}
-
 /// Adds one event to its key's slot. `amount` is summed: bytes, or microseconds.
 ///
 /// Where in the set the search begins is the hash's choice: as long as a table is not full, most keys lie where they are

@@ -1,4 +1,4 @@
-//! The kernel's own account of its programs, and a program that does nothing.
+//! The kernel's own account of its programs.
 
 use std::ffi::CStr;
 use std::io;
@@ -6,14 +6,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
-const PROG_LOAD: libc::c_int = 5;
 const PROG_GET_NEXT_ID: libc::c_int = 11;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const ENABLE_STATS: libc::c_int = 32;
-
-const RAW_TRACEPOINT: u32 = 17;
 
 /// `struct bpf_prog_info` up to what we read (include/uapi/linux/bpf.h, Linux 6.18).
 #[repr(C)]
@@ -81,32 +77,13 @@ pub(super) fn enable_stats() -> Result<OwnedFd> {
     call(ENABLE_STATS, &[0]).context("cannot enable statistics of BPF programs")
 }
 
-/// A program that returns at once, attached to the tracepoint: the least that attaching anything costs.
-pub(super) fn empty_program(tracepoint: &CStr) -> Result<Vec<OwnedFd>> {
-    // r0 = 0; exit
-    let instructions: [u64; 2] = [0xb7, 0x95];
-    let mut load = [0_u32; 16];
-    (load[0], load[1]) = (RAW_TRACEPOINT, 2);
-    (load[2], load[3]) = halves(instructions.as_ptr().expose_provenance() as u64);
-    (load[4], load[5]) = halves(c"GPL".as_ptr().expose_provenance() as u64);
-    // Its name, so that it is found in the list: words 12 to 15.
-    (load[12], load[13]) = halves(u64::from_ne_bytes(*b"nd_empty"));
-    let program = call(PROG_LOAD, &load).context("cannot load an empty program")?;
-    let (low, high) = halves(tracepoint.as_ptr().expose_provenance() as u64);
-    let link = call(RAW_TRACEPOINT_OPEN, &[low, high, program.as_raw_fd().cast_unsigned(), 0])
-        .with_context(|| format!("cannot attach an empty program to {}", tracepoint.to_string_lossy()))?;
-    Ok(vec![program, link])
-}
-
-pub(super) const EMPTY: &str = "nd_empty";
-
-fn halves(word: u64) -> (u32, u32) {
+pub(super) fn halves(word: u64) -> (u32, u32) {
     let half = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().expect("four bytes"));
     let bytes = word.to_ne_bytes();
     (half(&bytes[..4]), half(&bytes[4..]))
 }
 
-fn call(command: libc::c_int, attributes: &[u32]) -> io::Result<OwnedFd> {
+pub(super) fn call(command: libc::c_int, attributes: &[u32]) -> io::Result<OwnedFd> {
     // SAFETY: the kernel reads the attributes, of the given size, and what they point to, which lives until it returns.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) };
     match i32::try_from(result) {

@@ -1,32 +1,40 @@
-//! What the agent costs DNS, and whether it counts every query: a bare responder in one namespace, a client in another.
+//! What the agent costs DNS, and whether it counts every query: servers in one namespace, a client in another, all in a pod, so
+//! that the agent sees each message at both ends.
 //!
-//! The responder turns a query into an answer and sends it back, which is less than any real server does: the ratio is the
-//! worst that a client can see. Both are in a pod, so that the agent sees them. Before and after each run with the agent there is one without.
+//! Two servers: CoreDNS as clusters run it, and a bare responder that turns a query into an answer and sends it back, which is
+//! less than any real server does: its ratio is the worst that a client can see.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::bpf;
+use super::compare::compare;
+use super::empty;
 use super::flood::{Space, pin};
 use super::pods::Pods;
-use super::process::{Agent, SETTLES_IN, alone, certificates, median};
+use super::process::{Agent, Running, SETTLES_IN, alone, certificates};
 use super::table::{Row, Table, Target};
+use crate::parts;
 
 pub(super) const TITLE: &str = "DNS";
 
 const RUN: Duration = Duration::from_millis(300);
 /// Queries that wait for their answers at one time: the rate of a busy node's resolvers, not of one that waits for each.
 const WINDOW: u16 = 32;
-const SERVER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
+const BARE: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
+const COREDNS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 3);
 /// Queries a second at which none may be lost, and for how long.
 const PACE: u32 = 50_000;
 const PACED_FOR: Duration = Duration::from_secs(3);
+
+const NAME: &str = "web.shop.svc.cluster.local";
 
 /// What must be left of the rate.
 const RATIO: f64 = 0.97;
@@ -35,6 +43,8 @@ pub(super) struct Dns {
     agent: PathBuf,
     certificates: tempfile::TempDir,
     client: Space,
+    _coredns: Running,
+    _zone: tempfile::TempDir,
     pods: Pods,
     stop: Arc<AtomicBool>,
     responder: Option<JoinHandle<()>>,
@@ -46,15 +56,20 @@ impl Dns {
         let (client, server) = (Space::new()?, Space::new()?);
         client.sh(&format!("ip link add out type veth peer name in netns {}", server.path()))?;
         client.sh("ip addr add 10.78.0.1/24 dev out; ip link set out up")?;
-        server.sh("ip addr add 10.78.0.2/24 dev in; ip link set in up")?;
-        let socket = server.run(|| UdpSocket::bind((SERVER, 53)).context("cannot listen on port 53"))?;
+        server.sh(&format!("ip addr add {BARE}/24 dev in; ip addr add {COREDNS}/24 dev in; ip link set in up"))?;
+        let socket = server.run(|| UdpSocket::bind((BARE, 53)).context("cannot listen on port 53"))?;
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
         let responder = thread::spawn(move || respond(&socket, &ended));
+        let zone = tempfile::tempdir().context("cannot create a folder for CoreDNS")?;
+        let coredns = coredns(&server, zone.path())?;
+        client.run(answers)?;
         Ok(Self {
             agent: agent.to_owned(),
             certificates: certificates()?,
             client,
+            _coredns: coredns,
+            _zone: zone,
             pods,
             stop,
             responder: Some(responder),
@@ -63,28 +78,28 @@ impl Dns {
 
     pub(super) fn measure(&self, rounds: usize) -> Result<Table> {
         let how = format!(
-            "client on processor 0, bare responder and agent on processor 1, {WINDOW} queries open, {rounds} rounds of {} ms; \
-             medians. Then {PACE} queries/s for {} s, whatever becomes of them",
+            "client on processor 0, servers and agent on processor 1, {WINDOW} queries open, {rounds} rounds of {} ms; medians. \
+             Then {PACE} queries/s to the bare responder for {} s, whatever becomes of them",
             RUN.as_millis(),
             PACED_FOR.as_secs()
         );
-        let (mut ratios, mut rates) = (Vec::new(), Vec::new());
         alone()?;
-        let mut before = self.rate()?;
-        for _ in 0..rounds {
-            let with = {
-                let _running = self.start()?;
-                self.rate()?
-            };
-            let after = self.rate()?;
-            ratios.push(with / f64::midpoint(before, after));
-            rates.push(with);
-            before = after;
+        let mut rows = Vec::new();
+        for (name, server) in [("CoreDNS", COREDNS), ("a bare responder", BARE)] {
+            let agent = compare(rounds, || self.start(), || self.rate(server))?;
+            let empty = compare(rounds, || self.start_empty(), || self.rate(server))?;
+            let what = format!("through {name}: queries/s with netdiag ÷ without");
+            rows.extend([
+                if server == COREDNS {
+                    Row::new(what, agent.ratio, Target::AtLeast(RATIO))
+                } else {
+                    Row::beside(what, agent.ratio)
+                },
+                Row::beside("    with empty programs wherever netdiag looks ÷ without", empty.ratio),
+                Row::beside("    queries/s with netdiag", agent.with),
+                Row::beside("    queries/s without", agent.without),
+            ]);
         }
-        let mut rows = vec![
-            Row::new("queries/s with netdiag ÷ without", median(&ratios), Target::AtLeast(RATIO)),
-            Row::beside("    queries/s with netdiag", median(&rates)),
-        ];
         rows.extend(self.paced()?);
         Ok(Table { title: TITLE, how, missing: Vec::new(), rows })
     }
@@ -127,17 +142,17 @@ impl Dns {
     }
 
     /// Queries a second that were answered.
-    fn rate(&self) -> Result<f64> {
+    fn rate(&self, server: Ipv4Addr) -> Result<f64> {
         self.client.run(|| {
             pin(0)?;
-            let socket = client()?;
+            let socket = client(server)?;
             let mut bytes = [0; 512];
             for id in 0..WINDOW {
                 socket.send(&query(id)).context("cannot send a query")?;
             }
             let (started, mut answers) = (Instant::now(), 0_u32);
             while started.elapsed() < RUN {
-                socket.recv(&mut bytes).context("the responder is silent")?;
+                socket.recv(&mut bytes).with_context(|| format!("{server} is silent"))?;
                 answers += 1;
                 // The id that is free again.
                 socket.send(&query(u16::from_be_bytes([bytes[0], bytes[1]]))).context("cannot send a query")?;
@@ -145,10 +160,15 @@ impl Dns {
             let rate = f64::from(answers) / started.elapsed().as_secs_f64();
             // Nothing of this run reaches the next.
             for _ in 0..WINDOW {
-                socket.recv(&mut bytes).context("the responder is silent")?;
+                socket.recv(&mut bytes).with_context(|| format!("{server} is silent"))?;
             }
             Ok(rate)
         })
+    }
+
+    fn start_empty(&self) -> Result<Running> {
+        alone()?;
+        Ok(Running::descriptors(empty::everywhere(&self.pods.group())?))
     }
 
     fn start(&self) -> Result<Agent<'_>> {
@@ -169,6 +189,30 @@ impl Drop for Dns {
             let _ = responder.join();
         }
     }
+}
+
+/// CoreDNS, with the one name that is asked for.
+fn coredns(space: &Space, folder: &Path) -> Result<Running> {
+    let part = parts::CLUSTER.iter().find(|part| part.name == "coredns").expect("every cluster has CoreDNS");
+    let program = parts::ensure(part)?.join("coredns");
+    let corefile = folder.join("Corefile");
+    let text = format!("cluster.local:53 {{\n bind {COREDNS}\n hosts {{\n  10.96.0.80 {NAME}\n }}\n}}\n");
+    std::fs::write(&corefile, text).with_context(|| format!("cannot write {}", corefile.display()))?;
+    space.run(|| Running::child(Command::new(program).arg("-conf").arg(&corefile)))
+}
+
+/// Waits until CoreDNS answers.
+fn answers() -> Result<()> {
+    const WITHIN: Duration = Duration::from_secs(10);
+    let (started, mut bytes) = (Instant::now(), [0; 512]);
+    while started.elapsed() < WITHIN {
+        let socket = client(COREDNS)?;
+        if socket.send(&query(1)).and_then(|_| socket.recv(&mut bytes)).is_ok() {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    bail!("CoreDNS did not answer within {} s", WITHIN.as_secs())
 }
 
 /// How a query ends, in the words of the agent's metrics.
@@ -219,7 +263,7 @@ fn send_paced() -> Result<(f64, f64)> {
     pin(0)?;
     let mut sockets = Vec::new();
     for _ in 0..(PACE * u32::try_from(PACED_FOR.as_secs()).expect("seconds")).div_ceil(IDS) {
-        let socket = client()?;
+        let socket = client(BARE)?;
         socket.set_nonblocking(true).context("cannot make a socket not wait")?;
         sockets.push(socket);
     }
@@ -249,17 +293,21 @@ fn send_paced() -> Result<(f64, f64)> {
     Ok((f64::from(sent), f64::from(answered)))
 }
 
-fn client() -> Result<UdpSocket> {
+fn client(server: Ipv4Addr) -> Result<UdpSocket> {
     let socket = UdpSocket::bind("0.0.0.0:0").context("cannot open a socket")?;
-    socket.connect((SERVER, 53)).context("cannot connect a socket")?;
+    socket.connect((server, 53)).context("cannot connect a socket")?;
     socket.set_read_timeout(Some(Duration::from_secs(2))).context("cannot limit a socket's waiting")?;
     Ok(socket)
 }
 
-/// `web.shop.svc.cluster.local`, A.
+/// [`NAME`], A.
 fn query(id: u16) -> Vec<u8> {
     let [high, low] = id.to_be_bytes();
     let mut message = vec![high, low, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    message.extend(b"\x03web\x04shop\x03svc\x07cluster\x05local\0\0\x01\0\x01");
+    for label in NAME.split('.') {
+        message.push(u8::try_from(label.len()).expect("labels are short"));
+        message.extend(label.as_bytes());
+    }
+    message.extend(b"\0\0\x01\0\x01");
     message
 }

@@ -2,8 +2,10 @@
 
 mod agent;
 mod bpf;
+mod compare;
 mod costs;
 mod dns;
+mod empty;
 mod flood;
 mod peer;
 mod pods;
@@ -39,7 +41,7 @@ pub(crate) struct Arguments {
 enum Subject {
     /// Packets dropped as fast as one processor sends them
     Storm,
-    /// Queries through a bare responder
+    /// Queries through CoreDNS and through a bare responder
     Dns,
     /// Short connections through a translated address
     Tcp,

@@ -34,7 +34,7 @@ impl Pods {
         Ok(pods)
     }
 
-    fn group(&self) -> PathBuf {
+    pub(super) fn group(&self) -> PathBuf {
         self.tree.join(&self.root).join("kubepods")
     }
 }

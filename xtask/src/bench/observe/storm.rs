@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::bpf::{self, EMPTY, Program};
+use super::bpf::{self, Program};
+use super::empty;
 use super::flood::{LOOPBACK, PAYLOAD_BYTES, SLICE, Space, flood};
 use super::peer::{self, Kind, Peer};
 use super::pods::Pods;
@@ -58,7 +59,10 @@ const ABOVE_BPFTRACE: f64 = 0.04;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
     Nothing,
+    /// A program that does nothing at the tracepoint of dropped packets.
     Empty,
+    /// Such programs in all places where the agent has its own: no agent that looks there can cost less.
+    Empties,
     Agent,
     Peer(&'static Peer),
 }
@@ -105,7 +109,7 @@ impl Storm {
             SLICE.as_millis()
         );
         let (peers, missing) = peer::find(&self.sender);
-        let mut variants = vec![Variant::Empty, Variant::Agent];
+        let mut variants = vec![Variant::Empty, Variant::Empties, Variant::Agent];
         variants.extend(peers.into_iter().map(Variant::Peer));
         let mut measured: Vec<Vec<Measured>> =
             variants.iter().map(|_| LOADS.iter().map(|_| Measured::default()).collect()).collect();
@@ -168,7 +172,8 @@ impl Storm {
         alone()?;
         match variant {
             Variant::Nothing => Ok(Running::default()),
-            Variant::Empty => Ok(Running::descriptors(bpf::empty_program(c"kfree_skb")?)),
+            Variant::Empty => Ok(Running::descriptors(empty::at_drops()?)),
+            Variant::Empties => Ok(Running::descriptors(empty::everywhere(&self.pods.group())?)),
             Variant::Agent => self.start_agent(),
             Variant::Peer(peer) => peer.start(),
         }
@@ -209,6 +214,7 @@ impl Variant {
         match self {
             Self::Nothing => "nothing",
             Self::Empty => "an empty program",
+            Self::Empties => "empty programs wherever netdiag looks",
             Self::Agent => "netdiag",
             Self::Peer(peer) => peer.name,
         }
@@ -217,8 +223,8 @@ impl Variant {
     /// The program whose runs the kernel shall measure.
     fn program(self) -> Option<&'static str> {
         match self {
-            Self::Nothing | Self::Peer(_) => None,
-            Self::Empty => Some(EMPTY),
+            Self::Nothing | Self::Empties | Self::Peer(_) => None,
+            Self::Empty => Some(empty::NAME),
             Self::Agent => Some(DROPS),
         }
     }

