@@ -33,7 +33,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 fn load(test: &str, size: Option<EventSize>) -> Option<KernelTcp> {
     let mut sizes = Sizes::for_this_machine();
-    sizes.tcp = size.unwrap_or(sizes.tcp);
+    sizes.tcp.events = size.unwrap_or(sizes.tcp.events);
     load_part(test, sizes, KernelTcp::load)
 }
 

@@ -41,7 +41,7 @@ pub use dns::{DnsSize, KernelDns};
 pub use event::EventSize;
 pub use kfree_skb::{Detail, KernelDrops, TableSize};
 pub use reject::KernelRejects;
-pub use tcp::KernelTcp;
+pub use tcp::{KernelTcp, TcpSize};
 pub use udp::KernelUdp;
 
 /// All programs: each runs or says why not, whatever becomes of the others. Nothing remains when the last is dropped.
@@ -57,12 +57,15 @@ pub struct Kernel {
     pub udp: Result<KernelUdp, LoadError>,
 }
 
+/// What the agent may use unless it is told otherwise.
+const DEFAULT_MEMORY_BYTES: u64 = 100 << 20;
+
 /// How large the programs' tables are.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
     pub drops: TableSize,
     pub dns: DnsSize,
-    pub tcp: EventSize,
+    pub tcp: TcpSize,
     pub rejects: EventSize,
     pub udp: EventSize,
 }
@@ -154,21 +157,23 @@ fn alone<P, T>(
 }
 
 impl Sizes {
+    /// As the agent has them unless it is told otherwise.
     pub fn for_this_machine() -> Self {
-        let cpus = plan::cpus();
-        Self {
-            drops: TableSize::for_cpus(cpus),
-            dns: DnsSize::default(),
-            tcp: EventSize::for_cpus(512, cpus),
-            rejects: EventSize::for_cpus(512, cpus),
-            udp: EventSize::for_cpus(64, cpus),
-        }
+        Self::within(DEFAULT_MEMORY_BYTES)
     }
 
-    /// For an agent that may use this much memory altogether: a quarter of it is for tables that grow with the CPUs.
+    /// For an agent that may use this much memory altogether: less than half of it is for tables, most of that for dropped packets.
     pub fn within(memory_bytes: u64) -> Self {
-        let share = usize::try_from(memory_bytes / 4).unwrap_or(usize::MAX);
-        Self { drops: TableSize::within(plan::cpus(), share), ..Self::for_this_machine() }
+        let cpus = plan::cpus();
+        let part = |of: u64| usize::try_from(memory_bytes / of).unwrap_or(usize::MAX);
+        let events = |sets| EventSize::within(sets, cpus, part(24));
+        Self {
+            drops: TableSize::within(cpus, part(4)),
+            dns: DnsSize::within(part(10)),
+            tcp: TcpSize { events: events(512), attempts: tcp::attempts_within(part(24)) },
+            rejects: events(512),
+            udp: events(64),
+        }
     }
 }
 
@@ -246,6 +251,15 @@ fn check(hook: &str, lost: &str, tier: Result<&'static str, &LoadError>) -> Chec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_follow_the_memory_that_the_agent_may_use() {
+        let (little, usual) = (Sizes::within(8 << 20), Sizes::for_this_machine());
+        assert!(little.drops.ipv4 < usual.drops.ipv4);
+        assert!(little.dns.open < usual.dns.open && little.dns.groups < usual.dns.groups);
+        assert!(little.tcp.attempts < usual.tcp.attempts && little.tcp.events.ipv4 <= usual.tcp.events.ipv4);
+        assert_eq!((usual.dns, usual.tcp.attempts), (DnsSize::default(), 32_768));
+    }
 
     #[test]
     fn a_binary_without_programs_says_how_to_get_them() {

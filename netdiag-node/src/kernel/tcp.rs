@@ -22,8 +22,11 @@ use super::plan::Plan;
 use super::{LoadError, layout};
 use crate::window::Count;
 
-/// Attempts followed at a time: 3.7 MiB. A node that begins 200 a second towards a black hole, each for 127 s, has 25 000.
+/// The most attempts that are followed at a time. A node that begins 200 a second towards a black hole, each for 127 s, has
+/// 25 000.
 const MAX_ATTEMPTS: u32 = 32_768;
+/// With the kernel's own part of an entry (`struct htab_elem`, and its share of buckets).
+const ATTEMPT_BYTES: usize = size_of::<Attempt>() + 72;
 /// Looked at in one harvest or observation: a call to the kernel each.
 const MAX_SCANNED: usize = 16_384;
 /// Older attempts are no longer followed: their end was missed. The kernel itself gives up after 127 s.
@@ -73,6 +76,19 @@ struct Entry(Attempt);
 // SAFETY: integers only, padding spelled out.
 unsafe impl aya::Pod for Entry {}
 
+/// How much is kept of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpSize {
+    pub events: EventSize,
+    /// Attempts to connect that are followed at a time.
+    pub attempts: u32,
+}
+
+pub(super) fn attempts_within(budget_bytes: usize) -> u32 {
+    let fit = u32::try_from(budget_bytes / ATTEMPT_BYTES).unwrap_or(u32::MAX);
+    fit.clamp(64, MAX_ATTEMPTS)
+}
+
 /// The running programs and what they counted.
 pub struct KernelTcp {
     events: Events,
@@ -85,12 +101,12 @@ pub struct KernelTcp {
 }
 
 impl KernelTcp {
-    pub(super) fn plan(btf: &Btf<'_>, size: EventSize, plan: &mut Plan) -> Result<Planned, LoadError> {
+    pub(super) fn plan(btf: &Btf<'_>, size: TcpSize, plan: &mut Plan) -> Result<Planned, LoadError> {
         layout::socket(btf, plan)?;
         let arguments = btf.tracepoint_arguments("tcp_retransmit_skb").unwrap_or_default();
         plan.set("HAS_RETRANSMIT_ERROR", u32::from(arguments.len() > 2));
-        plan.size("TCP_ATTEMPTS", MAX_ATTEMPTS);
-        Ok(Events::plan(btf, &NAMES, &HOOKS, size, plan))
+        plan.size("TCP_ATTEMPTS", size.attempts);
+        Ok(Events::plan(btf, &NAMES, &HOOKS, size.events, plan))
     }
 
     pub(super) fn attach(object: &Object, planned: Planned) -> Result<Self, LoadError> {

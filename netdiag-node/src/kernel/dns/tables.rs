@@ -43,7 +43,7 @@ pub struct DnsSize {
 }
 
 impl Default for DnsSize {
-    /// 6.5 MiB, whatever the number of CPUs. The programs may send all names of a busy node (Inspektor Gadget loses events from
+    /// 8 MiB, whatever the number of CPUs. The programs may send all names of a busy node (Inspektor Gadget loses events from
     /// 8192 queries a second on); parsing 4000 names takes some 8 ms.
     fn default() -> Self {
         Self { ports: [53; 4], open: 16_384, groups: 1024, names_per_second: 4000, patience_ms: 6000 }
@@ -51,6 +51,30 @@ impl Default for DnsSize {
 }
 
 impl DnsSize {
+    /// As usual, less of everything where that does not fit.
+    pub(in crate::kernel) fn within(budget_bytes: usize) -> Self {
+        /// Fewer would not be worth their programs.
+        const LEAST_OPEN: u32 = 64;
+        let mut size = Self::default();
+        while size.bytes() > budget_bytes && size.open > LEAST_OPEN {
+            size = Self {
+                open: size.open / 2,
+                groups: size.groups / 2,
+                names_per_second: size.names_per_second / 2,
+                ..size
+            };
+        }
+        size
+    }
+
+    /// With the kernel's own part of an entry (`struct htab_elem`, and its share of buckets).
+    fn bytes(&self) -> usize {
+        const OWN: usize = 72;
+        let open = self.open as usize * (size_of::<OpenKey>() + size_of::<Open>() + OWN);
+        let groups = 2 * self.groups as usize * (size_of::<GroupKey>() + size_of::<Group>() + OWN);
+        open + groups + ring_bytes(*self) as usize
+    }
+
     /// With the first four of these ports; port 53 when there is none.
     #[must_use]
     pub fn with_ports(self, ports: &[u16]) -> Self {

@@ -275,7 +275,7 @@ mod tests {
     use std::os::fd::{FromRawFd as _, OwnedFd};
 
     use super::*;
-    use crate::kernel::{KernelRejects, KernelTcp, KernelUdp, btf, reject, tcp, udp};
+    use crate::kernel::{KernelRejects, KernelTcp, KernelUdp, TcpSize, btf, reject, tcp, udp};
     use netdiag_common::record;
 
     const SIZE: EventSize = EventSize { ipv4: 64, ipv6: 16 };
@@ -293,7 +293,7 @@ mod tests {
         let bytes = crate::host::kernel::btf().map_err(|error| eprintln!("netdiag-skip: {test}: {error}")).ok()?;
         let btf = btf::parse(&bytes).unwrap();
         let mut plan = Plan::for_this_machine();
-        KernelTcp::plan(&btf, SIZE, &mut plan).unwrap();
+        KernelTcp::plan(&btf, TcpSize { events: SIZE, attempts: 64 }, &mut plan).unwrap();
         KernelRejects::plan(&btf, SIZE, &mut plan).unwrap();
         KernelUdp::plan(&btf, SIZE, &mut plan).unwrap();
         match Object::create(&plan) {

@@ -31,12 +31,11 @@ pub struct EventSize {
 }
 
 impl EventSize {
-    /// `ipv4` sets and a quarter of that for IPv6, less on machines with many CPUs: 512 are 1.8 MiB on two.
-    pub(in crate::kernel) fn for_cpus(ipv4: u32, cpus: usize) -> Self {
-        /// All CPUs together; each sees fewer keys when there are many.
-        const BUDGET_BYTES: usize = 6 << 20;
+    /// `ipv4` sets and a quarter of that for IPv6, less where that does not fit: 512 are 1.8 MiB on two CPUs. Where there are
+    /// many, each sees fewer keys.
+    pub(in crate::kernel) fn within(ipv4: u32, cpus: usize, budget_bytes: usize) -> Self {
         let mut size = Self { ipv4, ipv6: (ipv4 / 4).max(4) };
-        while size.bytes(cpus) > BUDGET_BYTES && size.ipv6 > 1 {
+        while size.bytes(cpus) > budget_bytes && size.ipv6 > 1 {
             size = Self { ipv4: size.ipv4 / 2, ipv6: size.ipv6 / 2 };
         }
         size
@@ -209,9 +208,10 @@ mod tests {
 
     #[test]
     fn tables_stay_small_on_many_cpus() {
-        assert_eq!(EventSize::for_cpus(512, 2), EventSize { ipv4: 512, ipv6: 128 });
+        const BUDGET_BYTES: usize = 4 << 20;
+        assert_eq!(EventSize::within(512, 2, BUDGET_BYTES), EventSize { ipv4: 512, ipv6: 128 });
         for cpus in [1, 2, 8, 64, 128, 512] {
-            let size = EventSize::for_cpus(512, cpus);
+            let size = EventSize::within(512, cpus, BUDGET_BYTES);
             assert!(size.ipv4.is_power_of_two() && size.ipv6.is_power_of_two());
             assert!(size.bytes(cpus) <= 7 << 20, "{} bytes on {cpus} CPUs", size.bytes(cpus));
         }
