@@ -28,8 +28,7 @@ impl DropWatch {
     pub fn harvest(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(drops) = state.as_mut() {
-            drops.keep(self.detail());
-            drops.harvest(clock::now());
+            self.take(drops);
         }
     }
 
@@ -38,7 +37,7 @@ impl DropWatch {
         self.owners.refresh()?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let drops = state.as_mut().map_err(|error| Failure::from(&*error))?;
-        drops.harvest(clock::now());
+        self.take(drops);
         let mut found = drops.observe(clock::now(), window, &|id| self.owners.of(id));
         found.unseen.extend(Step::ALL.into_iter().filter_map(|step| self.shedding.gap(step)));
         Ok(found)
@@ -46,8 +45,13 @@ impl DropWatch {
 }
 
 impl DropWatch {
-    fn detail(&self) -> Detail {
-        Detail { exemplars: !self.shedding.gives_up(Step::Exemplars), tuples: !self.shedding.gives_up(Step::Tuples) }
+    /// Takes what the kernel counted, in as much detail as the agent can afford now: an answer never has more than its gaps say.
+    fn take(&self, drops: &mut KernelDrops) {
+        drops.keep(Detail {
+            exemplars: !self.shedding.gives_up(Step::Exemplars),
+            tuples: !self.shedding.gives_up(Step::Tuples),
+        });
+        drops.harvest(clock::now());
     }
 }
 
@@ -55,7 +59,7 @@ impl Export for DropWatch {
     fn export(&self, into: &mut Families) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(drops) = state.as_mut() {
-            drops.harvest(clock::now());
+            self.take(drops);
             drops.export(into);
         }
     }
