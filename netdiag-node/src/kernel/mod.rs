@@ -28,6 +28,7 @@ mod event;
 mod failure;
 pub mod kfree_skb;
 mod layout;
+mod newest;
 mod object;
 mod plan;
 mod program_info;

@@ -1,16 +1,13 @@
 //! A few whole queries of each kind of failure, newest first, in bounded memory.
 
-use std::collections::{HashMap, VecDeque};
-
 use netdiag_common::record::dns::Open;
 
 use super::Answer;
 use super::message::Question;
+use crate::kernel::newest::Newest;
 
 /// Queries kept of one kind: enough to see a pattern in names.
 const PER_KIND: usize = 4;
-/// Kinds kept.
-const KINDS: usize = 128;
 /// Bytes kept of a name.
 const NAME_BYTES: usize = 255;
 
@@ -67,44 +64,36 @@ impl Exemplar {
     }
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Exemplars {
-    kinds: HashMap<Kind, VecDeque<Exemplar>>,
+#[derive(Debug)]
+pub(super) struct Exemplars(Newest<Kind, Exemplar>);
+
+impl Default for Exemplars {
+    fn default() -> Self {
+        Self(Newest::new(PER_KIND, |exemplar| exemplar.first_ns))
+    }
 }
 
 impl Exemplars {
     /// Keeps it unless it is ordinary.
     pub(super) fn add(&mut self, exemplar: Exemplar) {
-        let Some(ended) = exemplar.ended() else { return };
-        let kind = (exemplar.netns, ended);
-        if !self.kinds.contains_key(&kind) && self.kinds.len() >= KINDS {
-            let newest_ns = |of: &VecDeque<Exemplar>| of.back().map_or(0, |newest| newest.first_ns);
-            if let Some(stalest) = self.kinds.iter().min_by_key(|(_, of)| newest_ns(of)).map(|(kind, _)| *kind) {
-                self.kinds.remove(&stalest);
-            }
+        if let Some(ended) = exemplar.ended() {
+            self.0.add((exemplar.netns, ended), exemplar);
         }
-        let of = self.kinds.entry(kind).or_default();
-        if of.len() == PER_KIND {
-            of.pop_front();
-        }
-        of.push_back(exemplar);
     }
 
     pub(super) fn forget_before(&mut self, ns: u64) {
-        for of in self.kinds.values_mut() {
-            of.retain(|exemplar| exemplar.first_ns >= ns);
-        }
-        self.kinds.retain(|_, of| !of.is_empty());
+        self.0.forget_before(ns);
     }
 
     pub(super) fn since(&self, ns: u64) -> impl Iterator<Item = &Exemplar> {
-        self.kinds.values().flatten().filter(move |exemplar| exemplar.first_ns >= ns)
+        self.0.kinds().flat_map(|(_, of)| of).filter(move |exemplar| exemplar.first_ns >= ns)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::newest::KINDS;
 
     fn exemplar(netns: u64, first_ns: u64, answer: Option<(u16, u64)>) -> Exemplar {
         Exemplar { first_ns, netns, server: [0; 2], service: 0, name: String::new(), kind: 1, tries: 1, answer }
@@ -119,7 +108,7 @@ mod tests {
             exemplars.add(exemplar(n, n, None));
             exemplars.add(exemplar(9999, 5000 + n, Some((0x8183, 10))));
         }
-        assert_eq!(exemplars.kinds.len(), KINDS);
+        assert_eq!(exemplars.0.kinds().count(), KINDS);
         assert_eq!(exemplars.since(5000).count(), PER_KIND);
         exemplars.forget_before(5000);
         assert_eq!(exemplars.since(0).count(), PER_KIND);

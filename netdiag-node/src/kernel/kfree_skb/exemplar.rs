@@ -1,56 +1,44 @@
 //! A few whole packets of each kind of drop, newest first, in bounded memory.
 
-use std::collections::{HashMap, VecDeque};
-
 use netdiag_common::record::kfree_skb::{Exemplar, STACK_DEPTH};
 
-/// Packets kept of one kind: enough to see a pattern in addresses and ports.
-const PER_KIND: usize = 8;
-/// Kinds kept; 128 × 8 exemplars are 213 KiB.
-const KINDS: usize = 128;
+use crate::kernel::newest::Newest;
 
-/// Namespace, location and reason: a kind that drops much must not push out one that drops little.
+/// Packets kept of one kind: enough to see a pattern in addresses and ports. 8 of each of 128 kinds are 213 KiB.
+const PER_KIND: usize = 8;
+
+/// Namespace, location and reason.
 type Kind = (u64, u64, u32);
 
-#[derive(Debug, Default)]
-pub(super) struct Exemplars {
-    kinds: HashMap<Kind, VecDeque<Exemplar>>,
+#[derive(Debug)]
+pub(super) struct Exemplars(Newest<Kind, Exemplar>);
+
+impl Default for Exemplars {
+    fn default() -> Self {
+        Self(Newest::new(PER_KIND, |exemplar| exemplar.at_ns))
+    }
 }
 
 impl Exemplars {
     pub(super) fn add(&mut self, exemplar: Exemplar) {
-        let kind = (exemplar.netns, exemplar.location, exemplar.reason);
-        if !self.kinds.contains_key(&kind) && self.kinds.len() >= KINDS {
-            let newest_at = |of: &VecDeque<Exemplar>| of.back().map_or(0, |newest| newest.at_ns);
-            if let Some(stalest) = self.kinds.iter().min_by_key(|(_, of)| newest_at(of)).map(|(kind, _)| *kind) {
-                self.kinds.remove(&stalest);
-            }
-        }
-        let of = self.kinds.entry(kind).or_default();
-        if of.len() == PER_KIND {
-            of.pop_front();
-        }
-        of.push_back(exemplar);
+        self.0.add((exemplar.netns, exemplar.location, exemplar.reason), exemplar);
     }
 
     pub(super) fn forget_before(&mut self, ns: u64) {
-        for of in self.kinds.values_mut() {
-            of.retain(|exemplar| exemplar.at_ns >= ns);
-        }
-        self.kinds.retain(|_, of| !of.is_empty());
+        self.0.forget_before(ns);
     }
 
     /// Namespaces that have exemplars.
     pub(super) fn namespaces(&self) -> impl Iterator<Item = u64> {
-        self.kinds.keys().map(|(netns, _, _)| *netns)
+        self.0.kinds().map(|((netns, _, _), _)| *netns)
     }
 
     /// At most `limit` of those that `wanted` accepts, newest first: one of each kind before a second of any.
     pub(super) fn pick(&self, limit: usize, wanted: impl Fn(&Exemplar) -> bool) -> Vec<&Exemplar> {
         let mut ranked: Vec<(usize, &Exemplar)> = self
-            .kinds
-            .values()
-            .flat_map(|of| of.iter().rev().filter(|exemplar| wanted(exemplar)).enumerate())
+            .0
+            .kinds()
+            .flat_map(|(_, of)| of.iter().rev().filter(|exemplar| wanted(exemplar)).enumerate())
             .collect();
         ranked.sort_by_key(|(rank, exemplar)| (*rank, std::cmp::Reverse(exemplar.at_ns)));
         let mut picked: Vec<&Exemplar> = ranked.into_iter().take(limit).map(|(_, exemplar)| exemplar).collect();
@@ -80,6 +68,7 @@ pub(super) fn frames(exemplar: &Exemplar) -> &[u64] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::newest::KINDS;
 
     fn exemplar(netns: u64, at_ns: u64) -> Exemplar {
         // SAFETY: integers only.
@@ -102,7 +91,7 @@ mod tests {
     fn kinds_are_bounded_and_the_stalest_goes() {
         let mut exemplars = Exemplars::default();
         (0..1000).for_each(|n| exemplars.add(exemplar(n, n)));
-        assert_eq!(exemplars.kinds.len(), KINDS);
+        assert_eq!(exemplars.0.kinds().count(), KINDS);
         assert!(exemplars.pick(64, |picked| picked.netns < 1000 - KINDS as u64).is_empty());
         exemplars.forget_before(990);
         assert_eq!(exemplars.pick(64, |_| true).len(), 10);
