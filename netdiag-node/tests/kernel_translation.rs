@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use netdiag_common::Window;
 use netdiag_common::observation::Owner;
-use netdiag_common::observation::kfree_skb::{Direction, DropGroup, Hook, Translation};
+use netdiag_common::observation::kfree_skb::{Direction, DropGroup, Translation};
+use netdiag_common::observation::rules::Hook;
 use netdiag_node::clock::now;
 use support::{Namespace, eventually, is_reason, load, owner, patient};
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::rules::Hook;
 use super::{Owner, Protocol};
 use crate::Gap;
 
@@ -141,21 +142,6 @@ pub enum Direction {
     Forwarded,
     /// Sent by this namespace itself.
     Out,
-}
-
-/// Where netfilter looks at packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Hook {
-    /// Of one device, before the IP layer.
-    Ingress,
-    Prerouting,
-    Input,
-    Forward,
-    Output,
-    Postrouting,
-    /// Of one device, after the IP layer.
-    Egress,
 }
 
 /// What DNAT made of a connection's destination. Port 0 for protocols without ports.

@@ -55,15 +55,18 @@ pub struct BaseChain {
     pub policy: Verdict,
 }
 
+/// Where netfilter looks at packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hook {
+    /// Of one device, before the IP layer.
     Ingress,
     Prerouting,
     Input,
     Forward,
     Output,
     Postrouting,
+    /// Of one device, after the IP layer.
     Egress,
 }
 

@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use netdiag_common::observation::Protocol;
-use netdiag_common::observation::kfree_skb::{Direction, DropGroup, DropTuple, Drops, Hook};
+use netdiag_common::observation::kfree_skb::{Direction, DropGroup, DropTuple, Drops};
+use netdiag_common::observation::rules::Hook;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

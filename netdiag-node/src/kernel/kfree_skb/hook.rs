@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use netdiag_common::observation::kfree_skb::Hook;
+use netdiag_common::observation::rules::Hook;
 use netdiag_common::record::kfree_skb::Exemplar;
 
 use super::exemplar::frames;
