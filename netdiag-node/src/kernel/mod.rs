@@ -190,7 +190,7 @@ pub enum LoadError {
     #[error("this kernel's struct {structure} has no member {member} of the expected size")]
     Member { structure: &'static str, member: &'static str },
     #[error("this kernel has no tracepoint {tracepoint}")]
-    NoTracepoint { tracepoint: &'static str, remedy: &'static str },
+    NoTracepoint { tracepoint: &'static str },
     #[error("cannot {step}: operation not permitted")]
     NotPermitted { step: String },
     #[error("cannot {step}: {why}")]
@@ -206,7 +206,9 @@ impl LoadError {
             Self::DamagedBtf(_) | Self::Member { .. } => {
                 "report this kernel's version and its /sys/kernel/btf/vmlinux to the netdiag project"
             }
-            Self::NoTracepoint { remedy, .. } => remedy,
+            Self::NoTracepoint { .. } => {
+                "use a kernel with this tracepoint; until then ask for the counters of each namespace"
+            }
             Self::NotPermitted { .. } => {
                 "give the agent the capabilities BPF and PERFMON (SYS_ADMIN before Linux 5.8), and check that neither a \
                  seccomp profile nor lockdown=confidentiality forbids bpf()"

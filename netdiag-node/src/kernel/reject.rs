@@ -13,7 +13,7 @@ use netdiag_common::record::reject as record;
 use netdiag_common::{Gap, GapReason, Window};
 
 use super::btf::Btf;
-use super::event::{EventSize, Events, Hook, Key, Names, Planned};
+use super::event::{EventSize, Events, Hook, Key, Names, Planned, names};
 use super::object::{Object, Way};
 use super::plan::Plan;
 use super::{LoadError, layout};
@@ -21,42 +21,28 @@ use super::{LoadError, layout};
 /// Groups in one observation: some 100 KiB of JSON.
 const ANSWER_GROUPS: usize = 300;
 
-const COUNTERS: &str = "use a kernel with this tracepoint; until then ask for the counters of each namespace";
-
-pub(super) static NAMES: Names = Names {
-    lanes: "REJECT_LANES",
-    totals: "REJECT_TOTALS",
-    ipv4: "REJECT_IPV4",
-    ipv6: "REJECT_IPV6",
-    coarse: "REJECT_COARSE",
-    mask_ipv4: "MASK_REJECT_IPV4",
-    mask_ipv6: "MASK_REJECT_IPV6",
-};
+pub(super) static NAMES: Names = names!("REJECT");
 
 pub(super) static HOOKS: [Hook; 4] = [
     Hook {
         tracepoint: "tcp_send_reset",
         ways: ways!("tcp_send_reset", "netdiag_tcp_reset", "netdiag_tcp_reset_raw"),
         lost: "TCP resets sent, with what they answer and why",
-        remedy: COUNTERS,
     },
     Hook {
         tracepoint: "tcp_receive_reset",
         ways: ways!("tcp_receive_reset", "netdiag_tcp_got_reset", "netdiag_tcp_got_reset_raw"),
         lost: "TCP resets received, with the connection they end",
-        remedy: COUNTERS,
     },
     Hook {
         tracepoint: "icmp_send",
         ways: ways!("icmp_send", "netdiag_icmp_send", "netdiag_icmp_send_raw"),
         lost: "ICMP errors sent, with what they answer: whether a dropped packet was rejected",
-        remedy: COUNTERS,
     },
     Hook {
         tracepoint: "inet_sk_error_report",
         ways: ways!("inet_sk_error_report", "netdiag_sock_error", "netdiag_sock_error_raw"),
         lost: "errors that ICMP brings to UDP sockets",
-        remedy: COUNTERS,
     },
 ];
 

@@ -15,7 +15,7 @@ use netdiag_common::record::tcp as record;
 use netdiag_common::record::tcp::Attempt;
 
 use super::btf::Btf;
-use super::event::{Clock, EventSize, Events, Hook, Key, Names, Planned, Sum, View, address, monotonic_ns};
+use super::event::{Clock, EventSize, Events, Hook, Key, Names, Planned, Sum, View, address, monotonic_ns, names};
 use super::failure::failed;
 use super::object::{Object, Way};
 use super::plan::Plan;
@@ -35,36 +35,23 @@ const LOST_AFTER_NS: u64 = 600 * 1_000_000_000;
 /// Groups in one observation: some 100 KiB of JSON.
 const ANSWER_GROUPS: usize = 300;
 
-const COUNTERS: &str = "use a kernel with this tracepoint; until then ask for the counters of each namespace";
-
-pub(super) static NAMES: Names = Names {
-    lanes: "TCP_LANES",
-    totals: "TCP_TOTALS",
-    ipv4: "TCP_IPV4",
-    ipv6: "TCP_IPV6",
-    coarse: "TCP_COARSE",
-    mask_ipv4: "MASK_TCP_IPV4",
-    mask_ipv6: "MASK_TCP_IPV6",
-};
+pub(super) static NAMES: Names = names!("TCP");
 
 pub(super) static HOOKS: [Hook; 3] = [
     Hook {
         tracepoint: "inet_sock_set_state",
         ways: ways!("inet_sock_set_state", "netdiag_tcp_state", "netdiag_tcp_state_raw"),
         lost: "how attempts to connect end, how long they take, which connections break",
-        remedy: COUNTERS,
     },
     Hook {
         tracepoint: "tcp_retransmit_skb",
         ways: ways!("tcp_retransmit_skb", "netdiag_tcp_resend", "netdiag_tcp_resend_raw"),
         lost: "SYNs and segments sent again, by service",
-        remedy: COUNTERS,
     },
     Hook {
         tracepoint: "tcp_retransmit_synack",
         ways: ways!("tcp_retransmit_synack", "netdiag_tcp_synack", "netdiag_tcp_synack_raw"),
         lost: "SYN-ACKs sent again, by listener",
-        remedy: COUNTERS,
     },
 ];
 

@@ -9,7 +9,7 @@ use netdiag_common::observation::preflight::Check;
 use netdiag_common::observation::udp::{Udp, UdpAccounts, UdpGroup};
 
 use super::btf::Btf;
-use super::event::{EventSize, Events, Hook, Names, Planned};
+use super::event::{EventSize, Events, Hook, Names, Planned, names};
 use super::object::{Object, Way};
 use super::plan::Plan;
 use super::{LoadError, layout};
@@ -17,21 +17,12 @@ use super::{LoadError, layout};
 /// Groups in one observation: some 50 KiB of JSON.
 const ANSWER_GROUPS: usize = 300;
 
-pub(super) static NAMES: Names = Names {
-    lanes: "UDP_LANES",
-    totals: "UDP_TOTALS",
-    ipv4: "UDP_IPV4",
-    ipv6: "UDP_IPV6",
-    coarse: "UDP_COARSE",
-    mask_ipv4: "MASK_UDP_IPV4",
-    mask_ipv6: "MASK_UDP_IPV6",
-};
+pub(super) static NAMES: Names = names!("UDP");
 
 pub(super) static HOOKS: [Hook; 1] = [Hook {
     tracepoint: "udp_fail_queue_rcv_skb",
     ways: ways!("udp_fail_queue_rcv_skb", "netdiag_udp_full", "netdiag_udp_full_raw"),
     lost: "datagrams that found their socket full, by port",
-    remedy: "use a kernel with this tracepoint; until then ask for the counters of each namespace",
 }];
 
 /// The running program and what it counted.

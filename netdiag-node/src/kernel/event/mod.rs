@@ -22,7 +22,7 @@ use crate::window::{Count, Fold, History, Tally};
 pub(super) use key::{Key, address};
 pub use tables::EventSize;
 use tables::Tables;
-pub(super) use tables::{Names, Sum};
+pub(super) use tables::{Names, Sum, names};
 
 /// Keys kept of one slot of the last minutes and of the hour, and keys without their ends for what finds no room.
 const RECENT_KEYS: usize = 2048;
@@ -36,7 +36,6 @@ pub(super) struct Hook {
     pub(super) tracepoint: &'static str,
     pub(super) ways: [Way; 2],
     pub(super) lost: &'static str,
-    pub(super) remedy: &'static str,
 }
 
 /// The running programs of one subject and what they counted in the last hour.
@@ -110,7 +109,7 @@ impl Events {
         tables::plan(names, size, plan);
         let present = |hook: &'static Hook| match btf.tracepoint_arguments(hook.tracepoint) {
             Some(_) => Ok(()),
-            None => Err(LoadError::NoTracepoint { tracepoint: hook.tracepoint, remedy: hook.remedy }),
+            None => Err(LoadError::NoTracepoint { tracepoint: hook.tracepoint }),
         };
         Planned { names, size, hooks: hooks.iter().map(|hook| (hook, present(hook))).collect() }
     }

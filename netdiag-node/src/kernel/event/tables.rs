@@ -23,6 +23,22 @@ pub(in crate::kernel) struct Names {
     pub(in crate::kernel) mask_ipv6: &'static str,
 }
 
+/// [`Names`] of the subject whose maps begin with this prefix.
+macro_rules! names {
+    ($subject:literal) => {
+        Names {
+            lanes: concat!($subject, "_LANES"),
+            totals: concat!($subject, "_TOTALS"),
+            ipv4: concat!($subject, "_IPV4"),
+            ipv6: concat!($subject, "_IPV6"),
+            coarse: concat!($subject, "_COARSE"),
+            mask_ipv4: concat!("MASK_", $subject, "_IPV4"),
+            mask_ipv6: concat!("MASK_", $subject, "_IPV6"),
+        }
+    };
+}
+pub(in crate::kernel) use names;
+
 /// How many sets of four keys each lane has per epoch. Powers of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventSize {
