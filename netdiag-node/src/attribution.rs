@@ -15,7 +15,6 @@ use netdiag_common::observation::pod::{AttributionMethod, PodOnNode};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::SockProtocol;
 
-use crate::host::cgroup::PodCgroup;
 use crate::host::netlink::{Netlink, attribute, attributes, int};
 use crate::host::{Host, ReadError, file, network, process};
 use crate::netns::{NetnsHandle, own_cookie};
@@ -125,10 +124,10 @@ enum Scope {
 fn scan(host: &Host) -> Result<PodsOnNode, ReadError> {
     process::sees_whole_node(&host.proc)?;
     enter_cgroup_root(&host.proc);
-    let scope = match (&host.cgroup_root, process::own_pod(&host.proc)) {
-        (Some(root), _) => Scope::Root(root.trim_end_matches('/').to_owned()),
-        (None, Some(PodCgroup { root: Some(root), .. })) => Scope::Root(root),
-        (None, _) => Scope::Reachable,
+    let scope = match KubeletRoot::of(host) {
+        KubeletRoot::Given(root) => Scope::Root(root.trim_end_matches('/').to_owned()),
+        KubeletRoot::Own(root) => Scope::Root(root),
+        KubeletRoot::Unknown => Scope::Reachable,
     };
     let candidates = candidates(&host.proc, &scope)?;
 
@@ -203,20 +202,37 @@ fn candidates(proc: &Path, scope: &Scope) -> Result<BTreeMap<String, Candidate>,
     }
 }
 
-/// The cgroup root of this node's kubelet: as it was given, else what is above the agent's own pod. Empty when neither is known.
+/// The cgroup root of this node's kubelet, and how it is known.
+pub(crate) enum KubeletRoot {
+    /// The agent was told.
+    Given(String),
+    /// It is above the agent's own pod.
+    Own(String),
+    Unknown,
+}
+
+impl KubeletRoot {
+    /// As far as the calling thread's cgroup namespace shows it.
+    pub(crate) fn of(host: &Host) -> Self {
+        match (&host.cgroup_root, process::own_pod(&host.proc).and_then(|pod| pod.root)) {
+            (Some(root), _) => Self::Given(root.clone()),
+            (None, Some(root)) => Self::Own(root),
+            (None, None) => Self::Unknown,
+        }
+    }
+}
+
+/// The cgroup root of this node's kubelet; empty when it is not known.
 pub(crate) fn kubelet_root(host: &Host) -> String {
-    let own = || {
-        // On a thread of its own: a thread stays in the cgroup namespace it entered.
-        let looked = std::thread::scope(|scope| {
-            let look = || {
-                enter_cgroup_root(&host.proc);
-                process::own_pod(&host.proc)?.root
-            };
-            scope.spawn(look).join()
-        });
-        looked.unwrap_or_default()
+    let look = || {
+        enter_cgroup_root(&host.proc);
+        KubeletRoot::of(host)
     };
-    host.cgroup_root.clone().or_else(own).unwrap_or_default()
+    // On a thread of its own: a thread stays in the cgroup namespace it entered.
+    match std::thread::scope(|scope| scope.spawn(look).join()) {
+        Ok(KubeletRoot::Given(root) | KubeletRoot::Own(root)) => root,
+        Ok(KubeletRoot::Unknown) | Err(_) => String::new(),
+    }
 }
 
 /// /proc/PID/cgroup is written relative to the reader's cgroup namespace. From the node's own, paths are whole. It is a

@@ -8,6 +8,7 @@ use std::path::Path;
 use netdiag_common::observation::preflight::{Check, Preflight};
 use nix::sys::socket::SockProtocol;
 
+use crate::attribution::KubeletRoot;
 use crate::host::netlink::Netlink;
 use crate::host::{Host, file, process};
 use crate::netns::own_cookie;
@@ -156,12 +157,13 @@ fn cookie() -> Check {
 }
 
 fn cgroup(host: &Host) -> Check {
-    match (&host.cgroup_root, process::own_pod(&host.proc).and_then(|pod| pod.root)) {
-        (Some(root), _) => passed("cgroup root", &format!("{root} as given")),
-        (None, Some(root)) if root.is_empty() => passed("cgroup root", "/ as the agent's own pod"),
-        (None, Some(root)) => passed("cgroup root", &format!("{root} as the agent's own pod")),
-        (None, None) => passed("cgroup root", "unknown: pods are those that a veth of this node leads to"),
-    }
+    let detail = match KubeletRoot::of(host) {
+        KubeletRoot::Given(root) => format!("{root} as given"),
+        KubeletRoot::Own(root) if root.is_empty() => "/ as the agent's own pod".to_owned(),
+        KubeletRoot::Own(root) => format!("{root} as the agent's own pod"),
+        KubeletRoot::Unknown => "unknown: pods are those that a veth of this node leads to".to_owned(),
+    };
+    passed("cgroup root", &detail)
 }
 
 fn passed(name: &str, detail: &str) -> Check {
