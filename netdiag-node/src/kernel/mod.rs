@@ -96,18 +96,15 @@ impl Kernel {
     }
 
     fn try_load(sizes: Sizes, kubelet_root: &str) -> Result<Self, LoadError> {
-        let mut plan = Plan::for_this_machine();
-        let (drops, dns, tcp, rejects, udp) = {
-            let bytes = host::kernel::btf().map_err(|error| LoadError::NoBtf(Arc::new(error)))?;
-            let btf = btf::parse(&bytes).map_err(LoadError::DamagedBtf)?;
+        let (plan, (drops, dns, tcp, rejects, udp)) = plan_with_types(|btf, plan| {
             (
-                KernelDrops::plan(&btf, sizes.drops, &mut plan),
-                KernelDns::plan(&btf, sizes.dns, &mut plan),
-                KernelTcp::plan(&btf, sizes.tcp, &mut plan),
-                KernelRejects::plan(&btf, sizes.rejects, &mut plan),
-                KernelUdp::plan(&btf, sizes.udp, &mut plan),
+                KernelDrops::plan(btf, sizes.drops, plan),
+                KernelDns::plan(btf, sizes.dns, plan),
+                KernelTcp::plan(btf, sizes.tcp, plan),
+                KernelRejects::plan(btf, sizes.rejects, plan),
+                KernelUdp::plan(btf, sizes.udp, plan),
             )
-        };
+        })?;
         let netns_id = if plan.has("NETNS_IS_COOKIE", 1_u32) { NetnsId::Cookie } else { NetnsId::Inode };
         let object = Object::create(&plan)?.below(kubelet_root.to_owned());
         let drops = drops.and_then(|planned| KernelDrops::attach(&object, planned));
@@ -150,11 +147,18 @@ fn alone<P, T>(
     plan: impl FnOnce(&btf::Btf<'_>, &mut Plan) -> Result<P, LoadError>,
     attach: impl FnOnce(&Object, P) -> Result<T, LoadError>,
 ) -> Result<T, LoadError> {
-    let mut of_subject = Plan::for_this_machine();
+    let (plan, planned) = plan_with_types(plan)?;
+    let planned = planned?;
+    attach(&Object::create(&plan)?, planned)
+}
+
+/// The plan, and what `parts` made of it with this kernel's types. They are some MiB: gone before anything is loaded.
+fn plan_with_types<P>(parts: impl FnOnce(&btf::Btf<'_>, &mut Plan) -> P) -> Result<(Plan, P), LoadError> {
     let bytes = host::kernel::btf().map_err(|error| LoadError::NoBtf(Arc::new(error)))?;
-    let planned = plan(&btf::parse(&bytes).map_err(LoadError::DamagedBtf)?, &mut of_subject)?;
-    drop(bytes);
-    attach(&Object::create(&of_subject)?, planned)
+    let btf = btf::parse(&bytes).map_err(LoadError::DamagedBtf)?;
+    let mut plan = Plan::for_this_machine();
+    let planned = parts(&btf, &mut plan);
+    Ok((plan, planned))
 }
 
 impl Sizes {
