@@ -19,6 +19,7 @@ pub mod netns;
 pub mod owners;
 pub mod preflight;
 pub mod probe;
+mod rcode;
 pub mod readings;
 pub mod report;
 pub mod samples;

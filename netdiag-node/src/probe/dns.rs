@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, Query as Question, ResponseCode};
+use hickory_proto::op::{Message, Query as Question};
 use hickory_proto::rr::{Name, RData, RecordType};
 use netdiag_common::observation::probe::{Attempt, DnsRecord, Outcome, Stage};
 use socket2::{Domain, Protocol, Type};
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::{ProbeRefused, failed, micros, socket_in, without_socket};
 use crate::netns::NetnsHandle;
+use crate::rcode::rcode_name;
 
 /// Without EDNS an answer has at most 512 bytes (RFC 1035 §4.2.1); servers that send more are still read.
 const ANSWER_BYTES: usize = 4_096;
@@ -96,21 +97,8 @@ fn parse(bytes: &[u8], query: &Query) -> Option<Outcome> {
         _ => None,
     });
     Some(Outcome::Answered {
-        rcode: rcode_name(message.metadata.response_code),
+        rcode: rcode_name(message.metadata.response_code.into()),
         addresses: addresses.collect(),
         truncated: message.metadata.truncation,
     })
-}
-
-/// As in the IANA registry "DNS RCODEs", which is what dig prints.
-fn rcode_name(code: ResponseCode) -> String {
-    match u16::from(code) {
-        0 => "NOERROR".to_owned(),
-        1 => "FORMERR".to_owned(),
-        2 => "SERVFAIL".to_owned(),
-        3 => "NXDOMAIN".to_owned(),
-        4 => "NOTIMP".to_owned(),
-        5 => "REFUSED".to_owned(),
-        other => format!("RCODE{other}"),
-    }
 }

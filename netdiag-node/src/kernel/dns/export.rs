@@ -5,8 +5,8 @@ use netdiag_common::record::dns::{RCODE_OTHER, RCODES};
 
 use super::KernelDns;
 use super::counted::append;
-use super::message::rcode_name;
 use crate::metrics::{Export, Families, catalogue};
+use crate::rcode::rcode_name;
 
 impl Export for KernelDns {
     fn export(&self, into: &mut Families) {

@@ -96,19 +96,6 @@ pub(super) fn type_name(kind: u16) -> String {
     .to_owned()
 }
 
-/// As in the IANA registry "DNS RCODEs", which is what dig prints.
-pub(super) fn rcode_name(flags: u16) -> String {
-    match flags & 0xf {
-        0 => "NOERROR".to_owned(),
-        1 => "FORMERR".to_owned(),
-        2 => "SERVFAIL".to_owned(),
-        3 => "NXDOMAIN".to_owned(),
-        4 => "NOTIMP".to_owned(),
-        5 => "REFUSED".to_owned(),
-        other => format!("RCODE{other}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::str::FromStr as _;

@@ -11,9 +11,10 @@ use netdiag_common::{Gap, GapReason};
 
 use super::counted::{Counted, GroupCount, GroupId, append};
 use super::exemplar::{Exemplar, Exemplars};
-use super::message::{rcode_name, type_name};
+use super::message::type_name;
 use super::names::Names;
 use crate::clock::Moment;
+use crate::rcode::rcode_name;
 use crate::window::{History, Total as _};
 
 /// In one observation: a few hundred KiB of JSON at most.
@@ -185,7 +186,7 @@ fn exemplars_of(exemplars: &Exemplars, since_ns: u64, clock: Moment, owners: &mu
         protocol: protocol(found.service),
         name: found.name.clone(),
         record: record(found.kind),
-        rcode: found.answer.map(|(flags, _)| rcode_name(flags)),
+        rcode: found.answer.map(|(flags, _)| rcode_name(flags & 0xf)),
         truncated: found.answer.is_some_and(|(flags, _)| flags & TC != 0),
         tries: found.tries,
         latency_us: found.answer.map(|(_, waited_ns)| waited_ns / 1000),
