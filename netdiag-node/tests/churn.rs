@@ -72,19 +72,17 @@ fn held(agent: &Agent) -> (usize, usize, Vec<String>) {
 
 #[test]
 fn a_thousand_pods_in_ten_seconds_leave_nothing_in_the_agent() {
-    let test = "a_thousand_pods_in_ten_seconds_leave_nothing_in_the_agent";
-    if let Some(reason) = lab::reason_to_skip() {
-        return println!("netdiag-skip: {test}: {reason}");
+    if !lab::can_run() {
+        return;
     }
     let node = Namespace::new("churn");
-    let root = format!("ndtest-{}-churn", std::process::id());
+    let root = lab::kubelet_root("churn");
     let hierarchy = ["/sys/fs/cgroup", "/sys/fs/cgroup/pids"].map(Path::new).into_iter();
     let Some(hierarchy) = hierarchy.rev().find(|path| path.join("cgroup.procs").exists()) else {
-        return println!("netdiag-skip: {test}: no cgroup hierarchy that pods could be in");
+        return lab::skip("no cgroup hierarchy that pods could be in");
     };
     let base = hierarchy.join(&root).join("kubepods/burstable");
-    let netns = node.path();
-    let agent = Agent::start(&["--host-netns", netns.to_str().unwrap(), "--cgroup-root", &format!("/{root}")]);
+    let agent = Agent::of_node(&node, &root);
     let ask = |need: Need| agent.read(&need);
     ask(Need::host(NODE, Topic::Pods));
     ask(Need::host(NODE, Topic::Drops));

@@ -10,58 +10,22 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::{Agent, FakePod, NODE, Namespace, ip};
+use lab::pair::{Lab, NODE_ADDRESS, POD_ADDRESS};
+use lab::{CONTAINER, LISTENS, NODE, UID, ip};
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::counter::Counters;
 use netdiag_common::observation::device::{Device, Devices};
 use netdiag_common::observation::neighbour::Neighbours;
 use netdiag_common::observation::socket::{CpuGroup, Sockets};
-use netdiag_common::{Need, Netns, Reading, Topic, Window};
-use netdiag_node::netns::NetnsHandle;
+use netdiag_common::{Need, Netns, Topic, Window};
 
-const UID: &str = "2f6d6c5e-2a5f-4f43-9b0c-1b2f4a1d9e77";
-const CONTAINER: &str = "4f1c0d9e8b7a695847362514039281706f5e4d3c2b1a09f8e7d6c5b4a3928170";
-const NODE_ADDRESS: &str = "10.202.0.1";
-const POD_ADDRESS: &str = "10.202.0.2";
 /// An address of the link that nobody has.
 const NOBODY: &str = "10.202.0.99:9";
-const LISTENS: &str = "127.0.0.1:8080";
-
-/// One node and one pod, joined by a veth pair.
-struct Lab {
-    agent: Agent,
-    pod: FakePod,
-    node: Namespace,
-    inside: Namespace,
-    root: String,
-}
 
 impl Lab {
-    /// `role` keeps tests of one process apart. None when this machine cannot do it.
-    fn start(role: &str) -> Option<Self> {
-        if let Some(reason) = lab::reason_to_skip() {
-            return skip(reason);
-        }
-        let node = Namespace::new(&format!("{role}-node"));
-        let inside = Namespace::new(&format!("{role}-pod"));
-        ip(&format!("-n {} link add toPod type veth peer name eth0 netns {}", node.name, inside.name));
-        ip(&format!("-n {} addr add {NODE_ADDRESS}/24 dev toPod", node.name));
-        ip(&format!("-n {} addr add {POD_ADDRESS}/24 dev eth0", inside.name));
-        ip(&format!("-n {} link set toPod up", node.name));
-        ip(&format!("-n {} link set eth0 up", inside.name));
-        let root = format!("ndtest-{}-{role}", std::process::id());
-        let pod = FakePod::start(&inside, &root, UID, CONTAINER, LISTENS.parse().unwrap());
-        let netns = node.path();
-        let agent = Agent::start(&["--host-netns", netns.to_str().unwrap(), "--cgroup-root", &format!("/{root}")]);
-        Some(Self { agent, pod, node, inside, root })
-    }
-
     fn read(&self, netns: Netns, topic: Topic) -> Observation {
         let need = Need { node: NODE.to_owned(), netns, topic, window: Window::FiveMinutes };
-        match self.agent.read(&need) {
-            Reading::Seen { value, .. } => value,
-            other => panic!("{other:?}"),
-        }
+        self.agent.seen(&need)
     }
 
     fn pod(&self, topic: Topic) -> Observation {
@@ -92,25 +56,6 @@ impl Lab {
         let Observation::Neighbours(found) = self.pod(Topic::Neighbours) else { panic!() };
         found
     }
-
-    /// Runs `work` on a thread inside the pod's namespace.
-    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        NetnsHandle::open(&self.inside.path()).unwrap().run(|| Ok(work())).unwrap()
-    }
-
-    /// Runs a shell command there.
-    fn sh(&self, script: &str) {
-        self.run(|| {
-            let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-            assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-        });
-    }
-}
-
-fn skip<T>(reason: &str) -> Option<T> {
-    let test = std::thread::current().name().unwrap_or("host_signals").to_owned();
-    println!("netdiag-skip: {test}: {reason}");
-    None
 }
 
 fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -127,10 +72,10 @@ fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 #[test]
 fn neighbour_that_does_not_answer_is_named_with_its_device() {
     let Some(lab) = Lab::start("neigh") else { return };
-    lab.sh("echo 50 > /proc/sys/net/ipv4/neigh/eth0/retrans_time_ms");
+    lab.inside.sh("echo 50 > /proc/sys/net/ipv4/neigh/eth0/retrans_time_ms");
     assert_eq!(lab.neighbours().unresolved, []);
     let failed = wait_until("a failed neighbour", || {
-        lab.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", NOBODY).unwrap());
+        lab.inside.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", NOBODY).unwrap());
         std::thread::sleep(Duration::from_millis(400));
         let found = lab.neighbours();
         let failed = found.unresolved.first().cloned().filter(|neighbour| neighbour.state == "failed");
@@ -148,7 +93,7 @@ fn neighbour_that_does_not_answer_is_named_with_its_device() {
     assert!(again.duration_since(failed.first_at.unwrap()).abs().as_millis() < 10, "{again} {failed:?}");
     ip(&format!("-n {} addr add 10.202.0.99/24 dev toPod", lab.node.name));
     wait_until("an answer", || {
-        lab.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", NOBODY).unwrap());
+        lab.inside.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", NOBODY).unwrap());
         lab.neighbours().unresolved.is_empty().then_some(())
     });
 }
@@ -161,7 +106,7 @@ fn full_accept_queue_is_seen_at_the_listener_and_in_the_counters() {
     assert_eq!((empty.queue, empty.limit, empty.drops), (0, 16, 0));
     // Nobody accepts: the queue takes one more than its limit, and the others' handshakes do not end.
     let address: SocketAddr = LISTENS.parse().unwrap();
-    let connected: Vec<TcpStream> = lab.run(|| {
+    let connected: Vec<TcpStream> = lab.inside.run(|| {
         let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
         (0..20).filter_map(connect).collect()
     });
@@ -196,8 +141,7 @@ fn process_without_free_descriptors_is_named() {
     // As many as it has open: standard streams and the socket.
     let limit = format!("--nofile={}:{}", own.open, own.open);
     if !Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status().is_ok_and(|s| s.success()) {
-        skip::<()>("no prlimit command (util-linux)");
-        return;
+        return lab::skip("no prlimit command (util-linux)");
     }
     let found = lab.sockets();
     assert_eq!((found.descriptors[0].process.pid, found.descriptors[0].limit), (pid, Some(own.open)));
@@ -210,9 +154,9 @@ fn process_without_free_descriptors_is_named() {
 fn packets_dropped_by_a_full_queue_are_counted_there() {
     let Some(lab) = Lab::start("tbf") else { return };
     assert_eq!(lab.eth0().queues, []);
-    lab.sh("tc qdisc add dev eth0 root handle 1: tbf rate 8kbit burst 1600 limit 3000");
+    lab.inside.sh("tc qdisc add dev eth0 root handle 1: tbf rate 8kbit burst 1600 limit 3000");
     assert_eq!(lab.eth0().queues[0].drops.value, 0);
-    let sent = lab.run(|| {
+    let sent = lab.inside.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         (0..40).filter(|_| socket.send_to(&[0; 1_000], (NODE_ADDRESS, 9)).is_ok()).count()
     });
@@ -248,7 +192,7 @@ fn backlogs_of_the_cpus_are_the_nodes() {
     assert_eq!(lab.devices(Netns::Pod(UID.to_owned())).softnet, []);
     let processed = || -> u64 { lab.devices(Netns::Host).softnet.iter().map(|cpu| cpu.processed.value).sum() };
     let before = processed();
-    lab.run(|| {
+    lab.inside.run(|| {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = receiver.local_addr().unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -262,12 +206,11 @@ fn backlogs_of_the_cpus_are_the_nodes() {
 fn blocking_ipsec_policy_is_counted_by_its_name() {
     let Some(lab) = Lab::start("xfrm") else { return };
     let Some(before) = lab.devices(Netns::Pod(UID.to_owned())).xfrm else {
-        skip::<()>("this kernel does not count IPsec errors");
-        return;
+        return lab::skip("this kernel does not count IPsec errors");
     };
     assert!(before.is_empty(), "{before:?}");
-    lab.sh(&format!("ip xfrm policy add src {POD_ADDRESS} dst {NODE_ADDRESS} dir out action block"));
-    let refused = lab.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", (NODE_ADDRESS, 9)));
+    lab.inside.sh(&format!("ip xfrm policy add src {POD_ADDRESS} dst {NODE_ADDRESS} dir out action block"));
+    let refused = lab.inside.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", (NODE_ADDRESS, 9)));
     assert!(refused.is_err());
     let found = lab.devices(Netns::Pod(UID.to_owned())).xfrm.unwrap();
     assert_eq!(found["XfrmOutPolBlock"].delta, Some(1), "{found:?}");
@@ -278,7 +221,7 @@ fn blocking_ipsec_policy_is_counted_by_its_name() {
 fn datagrams_beyond_the_receive_buffer_are_counted_and_the_socket_named() {
     let Some(lab) = Lab::start("rcvbuf") else { return };
     assert_eq!(lab.counters().get("Udp.RcvbufErrors").unwrap().value, 0);
-    let receiver = lab.run(|| {
+    let receiver = lab.inside.run(|| {
         let receiver = UdpSocket::bind("127.0.0.1:5353").unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         (0..2_000).for_each(|_| drop(sender.send_to(&[0; 1_000], "127.0.0.1:5353")));
@@ -325,7 +268,8 @@ impl Burner {
         let base = PathBuf::from("/sys/fs/cgroup/cpu").join(&lab.root);
         let group = base.join(format!("kubepods/burstable/pod{UID}/{CONTAINER}"));
         if std::fs::create_dir_all(&group).is_err() {
-            return skip("no writable hierarchy of control groups for cpu at /sys/fs/cgroup/cpu");
+            lab::skip("no writable hierarchy of control groups for cpu at /sys/fs/cgroup/cpu");
+            return None;
         }
         let limited = std::fs::write(group.join("cpu.cfs_quota_us"), "5000");
         let netns = std::fs::File::open(lab.inside.path()).unwrap();
@@ -338,7 +282,8 @@ impl Burner {
         let burner = Self { child: command.spawn().unwrap(), group };
         let entered = std::fs::write(burner.group.join("cgroup.procs"), burner.child.id().to_string());
         if limited.is_err() || entered.is_err() {
-            return skip("the quota of a control group cannot be set here");
+            lab::skip("the quota of a control group cannot be set here");
+            return None;
         }
         Some(burner)
     }

@@ -5,69 +5,40 @@
 mod lab;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lab::{Agent, FakePod, NODE, Namespace, ip, patient};
+use lab::pair::{Lab, NODE_ADDRESS, POD_ADDRESS};
+use lab::{CONTAINER, FakePod, LISTENS, NODE, Namespace, UID, ip, patient};
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::pod::AttributionMethod;
 use netdiag_common::observation::probe::{Outcome, ProbeRequest, ProbeResult, Stage};
 use netdiag_common::{GapReason, Need, Reading, Topic};
 
-const UID: &str = "0f6d6c5e-2a5f-4f43-9b0c-1b2f4a1d9e77";
 const OTHER_UID: &str = "1f6d6c5e-2a5f-4f43-9b0c-1b2f4a1d9e77";
-const CONTAINER: &str = "3f1c0d9e8b7a695847362514039281706f5e4d3c2b1a09f8e7d6c5b4a3928170";
-const NODE_ADDRESS: &str = "10.201.0.1";
-const POD_ADDRESS: &str = "10.201.0.2";
 
-/// One node and one pod, joined by a veth pair; and a pod of another node that shares the machine.
-struct Lab {
-    agent: Agent,
-    pod: FakePod,
-    _other_pod: FakePod,
-    node: Namespace,
-    inside: Namespace,
-    _elsewhere: Namespace,
+/// A pod of another node that shares the machine.
+struct Elsewhere {
+    _pod: FakePod,
+    _namespace: Namespace,
 }
 
-impl Lab {
-    /// `role` keeps tests of one process apart. None when this machine cannot do it.
-    fn start(role: &str) -> Option<Self> {
-        if let Some(reason) = lab::reason_to_skip() {
-            let test = std::thread::current().name().unwrap_or(role).to_owned();
-            println!("netdiag-skip: {test}: {reason}");
-            return None;
-        }
-        let node = Namespace::new(&format!("{role}-node"));
-        let inside = Namespace::new(&format!("{role}-pod"));
-        let elsewhere = Namespace::new(&format!("{role}-else"));
-        ip(&format!("-n {} link add toPod type veth peer name eth0 netns {}", node.name, inside.name));
-        ip(&format!("-n {} addr add {NODE_ADDRESS}/24 dev toPod", node.name));
-        ip(&format!("-n {} addr add {POD_ADDRESS}/24 dev eth0", inside.name));
-        ip(&format!("-n {} link set toPod up", node.name));
-        ip(&format!("-n {} link set eth0 up", inside.name));
-        let root = format!("ndtest-{}-{role}", std::process::id());
-        let listen: SocketAddr = "127.0.0.1:8080".parse().unwrap();
-        let pod = FakePod::start(&inside, &root, UID, CONTAINER, listen);
-        let other_pod = FakePod::start(&elsewhere, &format!("{root}x"), OTHER_UID, CONTAINER, listen);
-        let netns = node.path();
-        let agent = Agent::start(&["--host-netns", netns.to_str().unwrap(), "--cgroup-root", &format!("/{root}")]);
-        Some(Self { agent, pod, _other_pod: other_pod, node, inside, _elsewhere: elsewhere })
+/// The other node's pod is there before the agent looks for the first time.
+fn start(role: &str) -> Option<(Lab, Elsewhere)> {
+    if !lab::can_run() {
+        return None;
     }
+    let namespace = Namespace::new(&format!("{role}-else"));
+    let root = format!("{}x", lab::kubelet_root(role));
+    let pod = FakePod::start(&namespace, &root, OTHER_UID, CONTAINER, LISTENS.parse().unwrap());
+    Some((Lab::start(role)?, Elsewhere { _pod: pod, _namespace: namespace }))
+}
 
-    fn seen(&self, need: &Need) -> Observation {
-        match self.agent.read(need) {
-            Reading::Seen { value, .. } => value,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn probe(&self, need: &Need) -> ProbeResult {
-        match self.seen(need) {
-            Observation::Probe(result) => result,
-            other => panic!("{other:?}"),
-        }
+fn probe(lab: &Lab, need: &Need) -> ProbeResult {
+    match lab.agent.seen(need) {
+        Observation::Probe(result) => result,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -78,8 +49,8 @@ fn connect(address: &str, port: u16) -> Topic {
 
 #[test]
 fn pod_is_found_by_cgroup_and_veth() {
-    let Some(lab) = Lab::start("found") else { return };
-    let Observation::Pods(pods) = lab.seen(&Need::host(NODE, Topic::Pods)) else { panic!() };
+    let Some((lab, _elsewhere)) = start("found") else { return };
+    let Observation::Pods(pods) = lab.agent.seen(&Need::host(NODE, Topic::Pods)) else { panic!() };
     assert_eq!(pods.len(), 1, "a pod of another cgroup root is not ours: {pods:?}");
     assert_eq!(pods[0].uid, UID);
     assert_eq!(pods[0].container_ids, [CONTAINER]);
@@ -94,44 +65,44 @@ fn pod_is_found_by_cgroup_and_veth() {
 
 #[test]
 fn each_namespace_shows_its_own_side() {
-    let Some(lab) = Lab::start("sides") else { return };
-    let Observation::Network(node) = lab.seen(&Need::host(NODE, Topic::Network)) else { panic!() };
-    let Observation::Network(pod) = lab.seen(&Need::pod(NODE, UID, Topic::Network)) else { panic!() };
+    let Some((lab, _elsewhere)) = start("sides") else { return };
+    let Observation::Network(node) = lab.agent.seen(&Need::host(NODE, Topic::Network)) else { panic!() };
+    let Observation::Network(pod) = lab.agent.seen(&Need::pod(NODE, UID, Topic::Network)) else { panic!() };
     let outside = node.links.iter().find(|link| link.name == "toPod").unwrap();
     let eth0 = pod.links.iter().find(|link| link.name == "eth0").unwrap();
     assert_eq!((outside.kind.as_str(), outside.peer_index), ("veth", Some(eth0.index)));
     assert_eq!(eth0.peer_index, Some(outside.index));
     assert!(eth0.carrier && eth0.up);
-    assert_eq!(pod.route_to(NODE_ADDRESS.parse().unwrap()).unwrap().destination.to_string(), "10.201.0.0/24");
+    assert_eq!(pod.route_to(NODE_ADDRESS.parse().unwrap()).unwrap().destination.to_string(), "10.202.0.0/24");
 
     ip(&format!("-n {} link set toPod down", lab.node.name));
-    let Observation::Network(pod) = lab.seen(&Need::pod(NODE, UID, Topic::Network)) else { panic!() };
+    let Observation::Network(pod) = lab.agent.seen(&Need::pod(NODE, UID, Topic::Network)) else { panic!() };
     assert!(!pod.links.iter().find(|link| link.name == "eth0").unwrap().carrier);
 }
 
 #[test]
 fn listener_is_found_with_process_and_container() {
-    let Some(lab) = Lab::start("listen") else { return };
-    let Observation::Listeners(found) = lab.seen(&Need::pod(NODE, UID, Topic::Listeners)) else { panic!() };
+    let Some((lab, _elsewhere)) = start("listen") else { return };
+    let Observation::Listeners(found) = lab.agent.seen(&Need::pod(NODE, UID, Topic::Listeners)) else { panic!() };
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!((found[0].address.to_string().as_str(), found[0].port, found[0].backlog), ("127.0.0.1", 8080, 16));
     let process = found[0].process.as_ref().unwrap();
     assert_eq!((process.name.as_str(), process.pid), ("sleep", lab.pod.child.id()));
     assert_eq!(process.container_id.as_deref(), Some(CONTAINER));
-    let Observation::Listeners(found) = lab.seen(&Need::host(NODE, Topic::Listeners)) else { panic!() };
+    let Observation::Listeners(found) = lab.agent.seen(&Need::host(NODE, Topic::Listeners)) else { panic!() };
     assert!(found.is_empty(), "the agent's own socket is in another namespace: {found:?}");
 }
 
 #[test]
 fn sysctls_are_those_of_the_namespace_asked() {
-    let Some(lab) = Lab::start("sysctl") else { return };
+    let Some((lab, _elsewhere)) = start("sysctl") else { return };
     // Reads through the agent's /proc, written inside the node's namespace.
     let write = Command::new("nsenter")
         .arg(format!("--net={}", lab.node.path().display()))
         .args(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
         .status();
     assert!(write.unwrap().success());
-    let forward = |need: &Need| match lab.seen(need) {
+    let forward = |need: &Need| match lab.agent.seen(need) {
         Observation::Sysctls(found) => found.values["net.ipv4.ip_forward"].clone(),
         other => panic!("{other:?}"),
     };
@@ -141,22 +112,22 @@ fn sysctls_are_those_of_the_namespace_asked() {
 
 #[test]
 fn probe_leaves_from_the_pod() {
-    let Some(lab) = Lab::start("probe") else { return };
-    let refused = lab.probe(&Need::pod(NODE, UID, connect(NODE_ADDRESS, 81)));
+    let Some((lab, _elsewhere)) = start("probe") else { return };
+    let refused = probe(&lab, &Need::pod(NODE, UID, connect(NODE_ADDRESS, 81)));
     assert_eq!(refused.attempts[0].source.unwrap().ip().to_string(), POD_ADDRESS);
     assert!(refused.attempts[0].outcome.is_refused());
-    assert_eq!(lab.probe(&Need::pod(NODE, UID, connect("127.0.0.1", 8080))).succeeded(), 1);
-    let from_node = lab.probe(&Need::host(NODE, connect(POD_ADDRESS, 8080)));
+    assert_eq!(probe(&lab, &Need::pod(NODE, UID, connect("127.0.0.1", 8080))).succeeded(), 1);
+    let from_node = probe(&lab, &Need::host(NODE, connect(POD_ADDRESS, 8080)));
     assert!(from_node.attempts[0].outcome.is_refused(), "bound to loopback: {from_node:?}");
-    let nowhere = lab.probe(&Need::pod(NODE, UID, connect("198.51.100.1", 80)));
+    let nowhere = probe(&lab, &Need::pod(NODE, UID, connect("198.51.100.1", 80)));
     let unreachable = Outcome::Failed { stage: Stage::Connect, errno: "ENETUNREACH".to_owned() };
     assert_eq!(nowhere.attempts[0].outcome, unreachable);
 }
 
 #[test]
 fn pod_that_ended_is_gone_and_its_namespace_is_not_held() {
-    let Some(mut lab) = Lab::start("gone") else { return };
-    lab.seen(&Need::pod(NODE, UID, Topic::Network));
+    let Some((mut lab, _elsewhere)) = start("gone") else { return };
+    lab.agent.seen(&Need::pod(NODE, UID, Topic::Network));
     lab.pod.child.kill().unwrap();
     lab.pod.child.wait().unwrap();
     let Reading::Unavailable { gap } = lab.agent.read(&Need::pod(NODE, UID, Topic::Network)) else { panic!() };
@@ -165,7 +136,7 @@ fn pod_that_ended_is_gone_and_its_namespace_is_not_held() {
     ip(&format!("netns del {}", lab.inside.name));
     let started = Instant::now();
     let has_veth = || {
-        let Observation::Network(node) = lab.seen(&Need::host(NODE, Topic::Network)) else { panic!() };
+        let Observation::Network(node) = lab.agent.seen(&Need::host(NODE, Topic::Network)) else { panic!() };
         node.links.iter().any(|link| link.name == "toPod")
     };
     while has_veth() {
@@ -176,11 +147,11 @@ fn pod_that_ended_is_gone_and_its_namespace_is_not_held() {
 
 #[test]
 fn nothing_remains_after_sigkill() {
-    let Some(mut lab) = Lab::start("sigkill") else { return };
+    let Some((mut lab, _elsewhere)) = start("sigkill") else { return };
     for topic in [Topic::Pods, Topic::Network, Topic::Listeners, Topic::Rules, Topic::Drops] {
         lab.agent.read(&Need::host(NODE, topic));
     }
-    lab.probe(&Need::pod(NODE, UID, connect(NODE_ADDRESS, 81)));
+    probe(&lab, &Need::pod(NODE, UID, connect(NODE_ADDRESS, 81)));
     let agent = lab.agent.child.id();
     let programs = programs_of(agent);
     let before = world(&lab, agent, &programs);

@@ -94,9 +94,8 @@ fn start_and_kill(folder: &std::path::Path, netns: &str, life: Duration, seen: &
 
 #[test]
 fn fifty_kills_under_load_leave_nothing_and_each_start_is_told_apart() {
-    let test = "fifty_kills_under_load_leave_nothing_and_each_start_is_told_apart";
-    if let Some(reason) = lab::reason_to_skip() {
-        return println!("netdiag-skip: {test}: {reason}");
+    if !lab::can_run() {
+        return;
     }
     let node = Namespace::new("kills");
     let netns = node.path().to_str().unwrap().to_owned();
@@ -129,7 +128,7 @@ fn fifty_kills_under_load_leave_nothing_and_each_start_is_told_apart() {
     assert_eq!(instances.len(), (KILLS / ASKED) as usize, "each start has its own instance");
     assert!(pids.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()), "a process remains");
     if seen.programs.is_empty() {
-        println!("netdiag-skip: {test}: no kernel programs ran here, so none could remain");
+        lab::skip("no kernel programs ran here, so none could remain");
     }
     let started = Instant::now();
     while seen.left() != InKernel::default() {

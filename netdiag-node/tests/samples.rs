@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lab::{FakePod, Namespace};
+use lab::{CONTAINER, FakePod, LISTENS, Namespace};
 use netdiag_node::attribution::Attribution;
 use netdiag_node::host::Host;
 use netdiag_node::netns::NetnsHandle;
@@ -16,21 +16,19 @@ use netdiag_node::samples::Samples;
 use nix::time::{ClockId, clock_gettime};
 
 const PODS: usize = 100;
-const CONTAINER: &str = "5f1c0d9e8b7a695847362514039281706f5e4d3c2b1a09f8e7d6c5b4a3928170";
 /// CPU time for all of them: with one look a minute, 0.5 % of a core. It is the build without optimisation that is measured.
 const LIMIT: Duration = Duration::from_millis(300);
 
 #[test]
 fn hundred_pods_cost_little_and_leave_nothing() {
-    if let Some(reason) = lab::reason_to_skip() {
-        println!("netdiag-skip: hundred_pods_cost_little_and_leave_nothing: {reason}");
+    if !lab::can_run() {
         return;
     }
-    let root = format!("ndtest-{}-samples", std::process::id());
+    let root = lab::kubelet_root("samples");
     let namespaces: Vec<Namespace> = (0..PODS).map(|n| Namespace::new(&format!("s{n}"))).collect();
     let start = |(n, namespace): (usize, &Namespace)| {
         let uid = format!("3f6d6c5e-2a5f-4f43-9b0c-{n:012}");
-        FakePod::start(namespace, &root, &uid, CONTAINER, "127.0.0.1:8080".parse().unwrap())
+        FakePod::start(namespace, &root, &uid, CONTAINER, LISTENS.parse().unwrap())
     };
     let mut pods: Vec<FakePod> = namespaces.iter().enumerate().map(start).collect();
     let host = Host {

@@ -2,9 +2,11 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "only tests call this")]
 
+pub mod pair;
 #[path = "../support/patience.rs"]
 mod patience;
 
+use std::fmt::Display;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,14 +14,21 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use netdiag_common::observation::Observation;
 use netdiag_common::wire::{AGENT_TLS_NAME, Ask, NodeReading, Report, SERVER_TLS_NAME, WIRE_MAX};
 use netdiag_common::{Need, Reading};
+use netdiag_node::netns::NetnsHandle;
 pub use patience::patient;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 pub const NODE: &str = "n1";
+/// Of a pod and its container.
+pub const UID: &str = "2f6d6c5e-2a5f-4f43-9b0c-1b2f4a1d9e77";
+pub const CONTAINER: &str = "4f1c0d9e8b7a695847362514039281706f5e4d3c2b1a09f8e7d6c5b4a3928170";
+/// Where a pod's process does, in its own namespace.
+pub const LISTENS: &str = "127.0.0.1:8080";
 
 /// A CA and leaves, as PEM.
 pub struct Authority {
@@ -81,6 +90,11 @@ impl Agent {
         Self { child, address, authority, folder, server }
     }
 
+    /// The agent of a node whose kubelet has this cgroup root.
+    pub fn of_node(node: &Namespace, root: &str) -> Self {
+        Self::start(&["--host-netns", node.path().to_str().unwrap(), "--cgroup-root", &format!("/{root}")])
+    }
+
     pub fn pid(&self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(self.child.id().cast_signed())
     }
@@ -117,10 +131,18 @@ impl Agent {
         serde_json::from_str(&body).unwrap()
     }
 
-    pub fn read(&self, need: &Need) -> Reading<netdiag_common::observation::Observation> {
+    pub fn read(&self, need: &Need) -> Reading<Observation> {
         let mut report = self.report(vec![serde_json::to_value(need).unwrap()]);
         let NodeReading { reading, .. } = report.readings.remove(0);
         reading
+    }
+
+    /// What must be there to be seen.
+    pub fn seen(&self, need: &Need) -> Observation {
+        match self.read(need) {
+            Reading::Seen { value, .. } => value,
+            other => panic!("{need:?}: {other:?}"),
+        }
     }
 
     fn connect(&self, client: &Leaf) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
@@ -171,15 +193,23 @@ pub fn ip(words: &str) {
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Why a test that needs namespaces cannot run here.
-pub fn reason_to_skip() -> Option<&'static str> {
+/// Whether a test that needs namespaces can run here; says why not.
+pub fn can_run() -> bool {
     if !nix::unistd::geteuid().is_root() {
-        return Some("not root");
+        skip("not root");
+        return false;
     }
     if Command::new("ip").arg("-V").output().is_err() {
-        return Some("no ip command (iproute2)");
+        skip("no ip command (iproute2)");
+        return false;
     }
-    None
+    true
+}
+
+/// Says that this test, or the rest of it, does not run here.
+pub fn skip(reason: impl Display) {
+    let thread = std::thread::current();
+    println!("netdiag-skip: {}: {reason}", thread.name().unwrap_or("a test"));
 }
 
 /// A named network namespace, removed when dropped.
@@ -198,12 +228,37 @@ impl Namespace {
     pub fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
     }
+
+    /// Runs `work` on a thread inside.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        NetnsHandle::open(&self.path()).unwrap().run(|| Ok(work())).unwrap()
+    }
+
+    /// Runs a shell command inside.
+    pub fn sh(&self, script: &str) {
+        self.run(|| {
+            let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+            assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        });
+    }
+
+    /// A veth pair from `device` here to the other's `eth0`, both up.
+    pub fn connect(&self, device: &str, other: &Self) {
+        ip(&format!("-n {} link add {device} type veth peer name eth0 netns {}", self.name, other.name));
+        ip(&format!("-n {} link set {device} up", self.name));
+        ip(&format!("-n {} link set eth0 up", other.name));
+    }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).stderr(Stdio::null()).status();
     }
+}
+
+/// A kubelet's cgroup root that no other test has.
+pub fn kubelet_root(role: &str) -> String {
+    format!("ndtest-{}-{role}", std::process::id())
 }
 
 /// A pod as the agent can see one: a process in a kubelet-like cgroup, in a namespace, holding a listening socket.

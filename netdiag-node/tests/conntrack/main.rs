@@ -2,23 +2,22 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of these tests too")]
 
+mod entries;
+#[path = "../lab/mod.rs"]
 mod lab;
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::{Agent, FakePod, NODE, Namespace, ip};
+use entries::insert;
+use lab::{Agent, CONTAINER, FakePod, LISTENS, NODE, Namespace, UID, ip};
 use netdiag_common::observation::flow::{Flow, FlowChanges, FlowMapping, FlowQuery, Flows, FoundFlows, RulesToday};
 use netdiag_common::observation::{Observation, Protocol};
-use netdiag_common::{Need, Netns, Reading, Topic};
-use netdiag_node::netns::NetnsHandle;
+use netdiag_common::{Need, Netns, Topic};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket};
 
-const UID: &str = "2f6d6c5e-2a5f-4f43-9b0c-1b2f4a1d9e77";
-const CONTAINER: &str = "4f1c0d9e8b7a695847362514039281706f5e4d3c2b1a09f8e7d6c5b4a3928170";
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 202, 1, 2);
 const SERVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 202, 2, 2), Ipv4Addr::new(10, 202, 2, 3)];
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 50);
@@ -62,9 +61,7 @@ struct Lab {
 impl Lab {
     /// None when this machine cannot do it.
     fn start(role: &str) -> Option<Self> {
-        let name = std::thread::current().name().unwrap_or(role).to_owned();
-        if let Some(reason) = lab::reason_to_skip() {
-            println!("netdiag-skip: {name}: {reason}");
+        if !lab::can_run() {
             return None;
         }
         let [client, node, server] =
@@ -72,36 +69,26 @@ impl Lab {
         for (other, device, first, hosts) in
             [(&client, "toClient", "10.202.1", vec![CLIENT]), (&server, "toServer", "10.202.2", SERVERS.to_vec())]
         {
-            ip(&format!("-n {} link add {device} type veth peer name eth0 netns {}", node.name, other.name));
+            node.connect(device, other);
             ip(&format!("-n {} addr add {first}.1/24 dev {device}", node.name));
             for host in hosts {
                 ip(&format!("-n {} addr add {host}/24 dev eth0", other.name));
             }
-            ip(&format!("-n {} link set {device} up", node.name));
-            ip(&format!("-n {} link set eth0 up", other.name));
             ip(&format!("-n {} route add default via {first}.1", other.name));
         }
-        inside(&node, || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        node.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
         if !nft(&node, &service_rules(SERVERS[0], SERVERS[0])) {
-            println!("netdiag-skip: {name}: no nft command");
+            lab::skip("no nft command");
             return None;
         }
-        let root = format!("ndtest-{}-{role}", std::process::id());
-        let pod = FakePod::start(&client, &root, UID, CONTAINER, "127.0.0.1:8080".parse().unwrap());
-        let netns = node.path();
-        let agent = Agent::start(&["--host-netns", netns.to_str().unwrap(), "--cgroup-root", &format!("/{root}")]);
+        let root = lab::kubelet_root(role);
+        let pod = FakePod::start(&client, &root, UID, CONTAINER, LISTENS.parse().unwrap());
+        let agent = Agent::of_node(&node, &root);
         Some(Self { agent, client, node, server, _pod: pod })
     }
 
-    fn seen(&self, need: &Need) -> Observation {
-        match self.agent.read(need) {
-            Reading::Seen { value, .. } => value,
-            other => panic!("{need:?}: {other:?}"),
-        }
-    }
-
     fn flows(&self) -> Flows {
-        let Observation::Flows(flows) = self.seen(&Need::host(NODE, Topic::Flows)) else { panic!() };
+        let Observation::Flows(flows) = self.agent.seen(&Need::host(NODE, Topic::Flows)) else { panic!() };
         flows
     }
 
@@ -121,7 +108,9 @@ impl Lab {
     }
 
     fn find(&self, query: FlowQuery) -> FoundFlows {
-        let Observation::FoundFlows(found) = self.seen(&Need::host(NODE, Topic::FindFlows(query))) else { panic!() };
+        let Observation::FoundFlows(found) = self.agent.seen(&Need::host(NODE, Topic::FindFlows(query))) else {
+            panic!()
+        };
         found
     }
 
@@ -130,7 +119,7 @@ impl Lab {
     }
 
     fn resident_bytes(&self) -> u64 {
-        let Observation::Preflight(found) = self.seen(&Need::host(NODE, Topic::Preflight)) else { panic!() };
+        let Observation::Preflight(found) = self.agent.seen(&Need::host(NODE, Topic::Preflight)) else { panic!() };
         found.resident_bytes
     }
 
@@ -147,10 +136,6 @@ impl Lab {
     }
 }
 
-fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
-    NetnsHandle::open(&namespace.path()).unwrap().run(|| Ok(work())).unwrap()
-}
-
 /// False when there is no nft.
 fn nft(namespace: &Namespace, rules: &str) -> bool {
     let netns = format!("--net={}", namespace.path().display());
@@ -161,7 +146,7 @@ fn nft(namespace: &Namespace, rules: &str) -> bool {
 }
 
 fn udp(namespace: &Namespace, address: Ipv4Addr, port: u16) -> UdpSocket {
-    let socket = inside(namespace, || UdpSocket::bind((address, port)).unwrap());
+    let socket = namespace.run(|| UdpSocket::bind((address, port)).unwrap());
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     socket
 }
@@ -188,8 +173,8 @@ fn to_service() -> FlowQuery {
 fn service_flow_shows_its_endpoint() {
     let Some(lab) = Lab::start("mapping") else { return };
     lab.changes_when(|changes| changes.listened_s > 0.0);
-    let listener = inside(&lab.server, || TcpListener::bind((SERVERS[0], 8080)).unwrap());
-    let mut client = inside(&lab.client, || TcpStream::connect((SERVICE, 80)).unwrap());
+    let listener = lab.server.run(|| TcpListener::bind((SERVERS[0], 8080)).unwrap());
+    let mut client = lab.client.run(|| TcpStream::connect((SERVICE, 80)).unwrap());
     let (mut served, _) = listener.accept().unwrap();
     client.write_all(b"?").unwrap();
     served.read_exact(&mut [0]).unwrap();
@@ -300,16 +285,13 @@ fn full_table_and_both_tables_in_bounded_memory() {
     assert!(before.failures.get("drop").is_none_or(|drop| drop.delta == Some(0)), "{before:?}");
     let limit = lab.flows().tables[0].limit;
     if limit > 300_000 {
-        println!(
-            "netdiag-skip: full_table_and_both_tables_in_bounded_memory: the limit of {limit} is too high to fill"
-        );
-        return;
+        return lab::skip(format!("the limit of {limit} is too high to fill"));
     }
     let resident_before = lab.resident_bytes();
     let inserted = u32::try_from(limit).unwrap();
     // Both namespaces: the node's, and that of its pod.
     for namespace in [&lab.node, &lab.client] {
-        inside(namespace, || insert(0..inserted));
+        namespace.run(|| insert(0..inserted));
     }
     let server = udp(&lab.server, SERVERS[0], 5353);
     server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
@@ -322,7 +304,7 @@ fn full_table_and_both_tables_in_bounded_memory() {
     assert_eq!((flows.tables[0].entries, flows.snapshot.entries), (limit, limit));
     assert_eq!(flows.tables[1].netns, Netns::Pod(UID.to_owned()));
     assert_eq!((flows.tables[1].entries, flows.pods_without_entries), (limit, 0));
-    let Observation::Flows(pod) = lab.seen(&Need::pod(NODE, UID, Topic::Flows)) else { panic!() };
+    let Observation::Flows(pod) = lab.agent.seen(&Need::pod(NODE, UID, Topic::Flows)) else { panic!() };
     assert!(pod.changes.is_none() && pod.snapshot.entries == limit, "{:?}", pod.snapshot);
     let found = lab.find(FlowQuery { protocol: Some(Protocol::Udp), ..FlowQuery::default() });
     assert_eq!((found.flows.len() as u64 + found.omitted, found.flows.len()), (limit, 256));
@@ -349,7 +331,7 @@ fn a_flood_is_sampled_and_losses_are_counted() {
     lab.changes_when(|changes| changes.listened_s > 1.0);
     // While the agent cannot read, its socket's buffer takes what it can.
     kill(lab.agent.pid(), Signal::SIGSTOP).unwrap();
-    inside(&lab.node, || insert(0..INSERTED));
+    lab.node.run(|| insert(0..INSERTED));
     kill(lab.agent.pid(), Signal::SIGCONT).unwrap();
     let announced =
         |changes: &FlowChanges| changes.lost + changes.protocols.iter().map(|rate| rate.new + rate.ended).sum::<u64>();
@@ -359,7 +341,7 @@ fn a_flood_is_sampled_and_losses_are_counted() {
 
     // The budget is spent for the next seconds: the agent does not listen, and says for how long it did.
     let pause = Instant::now();
-    inside(&lab.node, || insert(INSERTED..2 * INSERTED));
+    lab.node.run(|| insert(INSERTED..2 * INSERTED));
     let changes = lab.changes();
     assert!(pause.elapsed() < Duration::from_secs(10), "too slow to tell");
     assert_eq!(announced(&changes), u64::from(INSERTED), "{changes:?}");
@@ -367,56 +349,4 @@ fn a_flood_is_sampled_and_losses_are_counted() {
     let changes = lab.changes();
     assert!(changes.listened_s + 1.0 < changes.window_s, "{changes:?}");
     assert_eq!(lab.flows().snapshot.limits, Vec::<String>::new());
-}
-
-/// Puts entries into the table of the calling thread's namespace: replied and assured UDP flows from 10.128.0.0 + n, which
-/// the kernel does not evict early.
-fn insert(numbers: std::ops::Range<u32>) {
-    const BATCH: usize = 200;
-    let socket =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter).unwrap();
-    let mut batch = Vec::new();
-    let end = numbers.end;
-    for n in numbers {
-        batch.extend(new_entry(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 0)) + n)));
-        if n + 1 == end || (n as usize + 1).is_multiple_of(BATCH) {
-            send(std::os::fd::AsRawFd::as_raw_fd(&socket), &batch, MsgFlags::empty()).unwrap();
-            batch.clear();
-        }
-    }
-}
-
-fn new_entry(source: Ipv4Addr) -> Vec<u8> {
-    let nested = |kind: u16, inside: &[u8]| attribute(kind | 0x8000, inside);
-    let tuple = |kind: u16, from: SocketAddr, to: SocketAddr| {
-        let octets = |address: SocketAddr| match address.ip() {
-            IpAddr::V4(address) => address.octets(),
-            IpAddr::V6(_) => unreachable!("entries of this test are IPv4"),
-        };
-        let ip = [attribute(1, &octets(from)), attribute(2, &octets(to))].concat();
-        let ports =
-            [attribute(1, &[17]), attribute(2, &from.port().to_be_bytes()), attribute(3, &to.port().to_be_bytes())]
-                .concat();
-        nested(kind, &[nested(1, &ip), nested(2, &ports)].concat())
-    };
-    let (from, to) = (SocketAddr::from((source, 1000)), SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9)));
-    let body = [
-        vec![2, 0, 0, 0],
-        tuple(1, from, to),
-        tuple(2, to, from),
-        // Replied, assured and confirmed, for ten minutes.
-        attribute(3, &14u32.to_be_bytes()),
-        attribute(7, &600u32.to_be_bytes()),
-    ]
-    .concat();
-    let length = u32::try_from(16 + body.len()).unwrap();
-    // `IPCTNL_MSG_CT_NEW` with `NLM_F_REQUEST | NLM_F_EXCL | NLM_F_CREATE`.
-    [&length.to_ne_bytes()[..], &256u16.to_ne_bytes(), &0x601u16.to_ne_bytes(), &[0; 8], &body].concat()
-}
-
-fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(4 + payload.len()).unwrap();
-    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), payload].concat();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
 }
