@@ -153,7 +153,7 @@ fn nothing_remains_after_sigkill() {
     }
     probe(&lab, &Need::pod(NODE, UID, connect(NODE_ADDRESS, 81)));
     let agent = lab.agent.child.id();
-    let programs = programs_of(agent);
+    let programs = lab::ids_in_kernel(agent, "prog_id:");
     let before = world(&lab, agent, &programs);
     assert!(before.contains("process") && before.contains("listening socket"), "{before:?}");
     lab.agent.child.kill().unwrap();
@@ -167,13 +167,6 @@ fn nothing_remains_after_sigkill() {
         assert!(started.elapsed() < patient(Duration::from_secs(5)), "left behind: {left:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
-}
-
-/// Ids of the kernel programs that a process holds.
-fn programs_of(pid: u32) -> BTreeSet<u32> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
-    let texts = entries.flatten().filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
-    texts.filter_map(|text| text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok())).collect()
 }
 
 /// What can be seen of the agent from outside: process, socket, programs, pins, rules.

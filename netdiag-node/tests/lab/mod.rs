@@ -6,6 +6,7 @@ pub mod pair;
 #[path = "../support/patience.rs"]
 mod patience;
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -191,6 +192,13 @@ fn listen_address(child: &mut Child) -> SocketAddr {
 pub fn ip(words: &str) {
     let output = Command::new("ip").args(words.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Ids of what a process holds in the kernel: programs (`prog_id:`), maps (`map_id:`).
+pub fn ids_in_kernel(pid: u32, field: &str) -> BTreeSet<u32> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let texts = entries.flatten().filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
+    texts.filter_map(|text| text.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok())).collect()
 }
 
 /// Whether a test that needs namespaces can run here; says why not.
