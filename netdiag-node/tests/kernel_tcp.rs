@@ -17,6 +17,7 @@ use netdiag_common::observation::Owner;
 use netdiag_common::observation::tcp::{Outcome, Side, Tcp, TcpGroup};
 use netdiag_node::clock::now;
 use netdiag_node::kernel::{EventSize, KernelTcp, Sizes};
+use support::patience::slowness;
 use support::{Namespace, Stop, eventually, load_part, owner, patient};
 
 const CLIENT4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1));
@@ -354,7 +355,9 @@ fn thousands_of_connects_keep_the_sums() {
             "{what}: {counted} of {expected}, {missed} missed"
         );
     }
-    assert!(missed < expected / 20, "{missed} events were missed");
+    // A program that is interrupted, or preempted where the kernel does that, misses what happens meanwhile on its processor.
+    // An emulated one runs so much longer.
+    assert!(missed * 20 < expected * u64::from(slowness()), "{missed} events were missed");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Pods and nodes made of network namespaces: the agent finds them, looks inside, probes from inside, and leaves nothing.
 
-#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "the helpers of these tests too")]
+#![expect(clippy::unwrap_used, reason = "the helpers of these tests too")]
 
 mod lab;
 

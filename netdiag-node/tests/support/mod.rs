@@ -1,7 +1,7 @@
 //! What kernel tests share: saying loudly why one is skipped, and network namespaces that vanish with their test.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
-mod patience;
+pub mod patience;
 
 use std::fmt::Display;
 use std::fs::File;

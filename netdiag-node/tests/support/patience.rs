@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-/// `limit` times `NETDIAG_PATIENCE`, which whoever runs the tests on a slow machine sets.
+/// `limit` times [`slowness`].
 pub fn patient(limit: Duration) -> Duration {
-    let times = std::env::var("NETDIAG_PATIENCE").ok().and_then(|times| times.parse().ok());
-    limit * times.unwrap_or(1)
+    limit * slowness()
+}
+
+/// `NETDIAG_PATIENCE`, which whoever runs the tests on a slow machine sets; else 1.
+pub fn slowness() -> u32 {
+    std::env::var("NETDIAG_PATIENCE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
 }
