@@ -169,8 +169,13 @@ fn document(write: bool, matrix: &Matrix, ran: &[usize]) -> Result<Tally> {
         }
         std::fs::write(&path, matrix.render()).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let written = std::fs::read_to_string(&path).unwrap_or_default();
-    let differences = matrix.differences(&written, ran);
+    let written = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (same, moved): (Vec<usize>, Vec<usize>) = ran.iter().partition(|column| matrix.is_about(&written, **column));
+    for difference in matrix.differences(&written, &moved) {
+        // A distribution's update may bring a tracepoint; what it breaks fails its own test.
+        println!("a newer release than the documented one: {difference}");
+    }
+    let differences = matrix.differences(&written, &same);
     if differences.is_empty() {
         return Ok(Tally::passed());
     }
