@@ -126,7 +126,7 @@ impl Agent {
     }
 
     pub fn report(&self, needs: Vec<serde_json::Value>) -> Report<serde_json::Value> {
-        let ask = Ask { wire: WIRE_MAX, needs, budget_ms: 5_000 };
+        let ask = Ask { wire: WIRE_MAX, needs, budget_ms: 20_000 };
         let (status, body) = self.request("POST /v1/readings", &serde_json::to_string(&ask).unwrap()).unwrap();
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).unwrap()
@@ -160,7 +160,7 @@ impl Agent {
         let connection =
             ClientConnection::new(Arc::new(config), ServerName::try_from(AGENT_TLS_NAME).unwrap()).unwrap();
         let stream = TcpStream::connect(self.address)?;
-        stream.set_read_timeout(Some(patient(Duration::from_secs(10))))?;
+        stream.set_read_timeout(Some(patient(Duration::from_secs(25))))?;
         Ok(StreamOwned::new(connection, stream))
     }
 }
