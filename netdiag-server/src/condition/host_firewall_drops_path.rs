@@ -109,12 +109,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     }
     let mut subjects: Vec<ObjectRef> = Vec::new();
     for stopped in &found {
-        let node = ObjectRef {
-            kind: "Node".to_owned(),
-            name: stopped.node.clone(),
-            node: stopped.node.clone(),
-            ..ObjectRef::default()
-        };
+        let node = ObjectRef::of_node(&stopped.node);
         if !subjects.iter().any(|known| known.same_object(&node)) {
             subjects.push(node);
         }

@@ -111,15 +111,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     let mut proofs: Vec<Proof> = stale.iter().map(|s| s.proof.clone()).collect();
     proofs.push(intended(path, service, port, &first.node, slices.at, view));
     proofs.extend(stale.iter().filter_map(|s| health(&s.node, view)));
-    let mut subjects: Vec<ObjectRef> = stale
-        .iter()
-        .map(|s| ObjectRef {
-            kind: "Node".to_owned(),
-            name: s.node.clone(),
-            node: s.node.clone(),
-            ..ObjectRef::default()
-        })
-        .collect();
+    let mut subjects: Vec<ObjectRef> = stale.iter().map(|s| ObjectRef::of_node(&s.node)).collect();
     subjects.push(service.reference());
     let fix = fix(path, &first.node);
     Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts: &[], fix })

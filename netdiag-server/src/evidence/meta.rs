@@ -32,6 +32,11 @@ impl ObjectRef {
         }
     }
 
+    /// A node as a subject, by its name alone: agents and paths know no more.
+    pub fn of_node(name: &str) -> Self {
+        Self { kind: "Node".to_owned(), name: name.to_owned(), node: name.to_owned(), ..Self::default() }
+    }
+
     pub fn on_node(mut self, node: &str) -> Self {
         node.clone_into(&mut self.node);
         self
