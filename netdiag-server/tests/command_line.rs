@@ -117,7 +117,7 @@ fn explain_knows_every_code_and_names_them_when_asked_for_another() {
     let output = netdiag(&["explain", "service_selects_no_pods"]);
     assert_eq!(code(&output), 0);
     assert!(String::from_utf8_lossy(&output.stdout).contains("what to do"));
-    let output = netdiag(&["explain", "nothing_like_this"]);
+    let output = netdiag(&["explain", "service_selects_nothing"]);
     assert_eq!(code(&output), 2);
     assert!(stderr(&output).contains("service_selects_no_pods"), "{output:?}");
 }

@@ -7,8 +7,8 @@ use netdiag_server::answer::explain;
 use netdiag_server::condition::{self, Read};
 use netdiag_server::evidence::KindName;
 
-/// The fault ids that conditions may claim to cover (`faults` of the catalogue, those of the first twelve causes).
-const FAULTS: [&str; 18] = [
+/// The fault ids that conditions may claim to cover (`faults` of the catalogue, those that are judged so far).
+const FAULTS: [&str; 19] = [
     "svc-selector-mismatch",
     "svc-pods-not-ready",
     "svc-client-uses-wrong-port",
@@ -27,6 +27,7 @@ const FAULTS: [&str; 18] = [
     "cni-podcidr-route-missing",
     "cni-blackhole-route",
     "np-global-deny",
+    "ct-table-full",
 ];
 
 /// Files of `src/condition` that hold what conditions share instead of a condition: they name no code.
@@ -113,6 +114,7 @@ fn declared_reads_are_topics_and_kinds_without_repetition() {
         "sysctls",
         "listeners",
         "conntrack",
+        "flows",
         "resolver",
         "rules",
         "service_rules",

@@ -9,6 +9,7 @@ use crate::finding::Finding;
 use crate::path::Path;
 
 pub mod cluster_dns_has_no_endpoints;
+pub mod conntrack_table_full;
 pub mod egress_policy_blocks_dns;
 mod enforced;
 pub mod host_firewall_drops_path;
@@ -38,6 +39,7 @@ pub const ALL: &[&Condition] = &[
     &policy_denies_path::CONDITION,
     &host_firewall_drops_path::CONDITION,
     &pod_network_route_missing::CONDITION,
+    &conntrack_table_full::CONDITION,
     &target_port_not_listening::CONDITION,
     &listener_bound_to_loopback::CONDITION,
 ];

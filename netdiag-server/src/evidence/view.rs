@@ -253,6 +253,11 @@ impl<'e> View<'e> {
         })
     }
 
+    /// A question that the readings leave open, although they are all there.
+    pub fn leave_open(&mut self, gap: Gap) {
+        self.note_gap(&gap);
+    }
+
     /// Whether something looked at so far was dark.
     pub fn is_dark(&self) -> bool {
         !self.gaps.is_empty() || !self.needs.is_empty()

@@ -21,6 +21,7 @@ const FILES: &[(&str, &str)] = &[
     ("name_does_not_exist", include_str!("cases/name_does_not_exist.yaml")),
     ("host_firewall_drops_path", include_str!("cases/host_firewall_drops_path.yaml")),
     ("pod_network_route_missing", include_str!("cases/pod_network_route_missing.yaml")),
+    ("conntrack_table_full", include_str!("cases/conntrack_table_full.yaml")),
     ("one_of_three_endpoints", include_str!("cases/one_of_three_endpoints.yaml")),
     ("one_node_of_two", include_str!("cases/one_node_of_two.yaml")),
     ("healthy_with_unenforced_policy", include_str!("cases/healthy_with_unenforced_policy.yaml")),
@@ -180,7 +181,7 @@ mod tests {
         let mut listed: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
         listed.sort_unstable();
         assert_eq!(files, listed);
-        assert_eq!(load(&[], false).unwrap().len(), 16);
+        assert_eq!(load(&[], false).unwrap().len(), 17);
     }
 
     #[test]
