@@ -31,7 +31,12 @@ pub const CONDITION: Condition = Condition {
     },
     faults: &["ct-table-full"],
     reads: &[Read::Topic("conntrack"), Read::Topic("flows"), Read::Topic("drops"), Read::Topic("probe")],
-    lookalikes: &["policy_denies_path", "host_firewall_drops_path", "pod_network_route_missing"],
+    lookalikes: &[
+        "policy_denies_path",
+        "host_firewall_drops_path",
+        "pod_network_route_missing",
+        "listen_queue_overflows",
+    ],
     explains: &[],
     judge,
 };

@@ -14,6 +14,7 @@ pub mod egress_policy_blocks_dns;
 mod enforced;
 pub mod host_firewall_drops_path;
 pub mod kube_proxy_rules_stale;
+pub mod listen_queue_overflows;
 pub mod listener_bound_to_loopback;
 pub mod name_does_not_exist;
 pub mod pod_network_route_missing;
@@ -42,6 +43,7 @@ pub const ALL: &[&Condition] = &[
     &conntrack_table_full::CONDITION,
     &target_port_not_listening::CONDITION,
     &listener_bound_to_loopback::CONDITION,
+    &listen_queue_overflows::CONDITION,
 ];
 
 /// The condition with this code.

@@ -14,6 +14,7 @@ const FILES: &[(&str, &str)] = &[
     ("service_port_not_defined", include_str!("cases/service_port_not_defined.yaml")),
     ("target_port_not_listening", include_str!("cases/target_port_not_listening.yaml")),
     ("listener_bound_to_loopback", include_str!("cases/listener_bound_to_loopback.yaml")),
+    ("listen_queue_overflows", include_str!("cases/listen_queue_overflows.yaml")),
     // Before the faults of n1's kube-proxy: they cut the server's watches there, and for up to half a minute afterwards it
     // knows of no change of an object.
     ("cluster_dns_has_no_endpoints", include_str!("cases/cluster_dns_has_no_endpoints.yaml")),
@@ -181,7 +182,7 @@ mod tests {
         let mut listed: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
         listed.sort_unstable();
         assert_eq!(files, listed);
-        assert_eq!(load(&[], false).unwrap().len(), 17);
+        assert_eq!(load(&[], false).unwrap().len(), 18);
     }
 
     #[test]
