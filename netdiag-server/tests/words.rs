@@ -8,7 +8,7 @@ use netdiag_server::condition::{self, Read};
 use netdiag_server::evidence::KindName;
 
 /// The fault ids that conditions may claim to cover (`faults` of the catalogue, those that are judged so far).
-const FAULTS: [&str; 20] = [
+const FAULTS: [&str; 21] = [
     "svc-selector-mismatch",
     "svc-pods-not-ready",
     "svc-client-uses-wrong-port",
@@ -28,6 +28,7 @@ const FAULTS: [&str; 20] = [
     "cni-blackhole-route",
     "np-global-deny",
     "ct-table-full",
+    "ct-udp-stale-endpoint",
     "host-listen-overflow",
 ];
 

@@ -9,6 +9,7 @@ use crate::finding::Finding;
 use crate::path::Path;
 
 pub mod cluster_dns_has_no_endpoints;
+pub mod conntrack_entry_stale;
 pub mod conntrack_table_full;
 pub mod egress_policy_blocks_dns;
 mod enforced;
@@ -37,6 +38,7 @@ pub const ALL: &[&Condition] = &[
     &service_selects_no_pods::CONDITION,
     &service_has_no_ready_endpoints::CONDITION,
     &kube_proxy_rules_stale::CONDITION,
+    &conntrack_entry_stale::CONDITION,
     &policy_denies_path::CONDITION,
     &host_firewall_drops_path::CONDITION,
     &pod_network_route_missing::CONDITION,
