@@ -7,8 +7,8 @@ use netdiag_server::answer::explain;
 use netdiag_server::condition::{self, Read};
 use netdiag_server::evidence::KindName;
 
-/// The fault ids that conditions may claim to cover (`faults` of the catalogue, those that are judged so far).
-const FAULTS: [&str; 21] = [
+/// The fault ids that conditions may claim to cover (of the catalogue and of the laboratory's signatures, those that are judged so far).
+const FAULTS: [&str; 22] = [
     "svc-selector-mismatch",
     "svc-pods-not-ready",
     "svc-client-uses-wrong-port",
@@ -28,6 +28,7 @@ const FAULTS: [&str; 21] = [
     "cni-blackhole-route",
     "np-global-deny",
     "ct-table-full",
+    "neigh-failed-router-side",
     "ct-udp-stale-endpoint",
     "host-listen-overflow",
 ];

@@ -18,6 +18,7 @@ pub mod kube_proxy_rules_stale;
 pub mod listen_queue_overflows;
 pub mod listener_bound_to_loopback;
 pub mod name_does_not_exist;
+pub mod neighbour_unresolved;
 pub mod pod_network_route_missing;
 pub mod policy_denies_path;
 mod proof;
@@ -42,6 +43,7 @@ pub const ALL: &[&Condition] = &[
     &policy_denies_path::CONDITION,
     &host_firewall_drops_path::CONDITION,
     &pod_network_route_missing::CONDITION,
+    &neighbour_unresolved::CONDITION,
     &conntrack_table_full::CONDITION,
     &target_port_not_listening::CONDITION,
     &listener_bound_to_loopback::CONDITION,

@@ -22,6 +22,7 @@ const FILES: &[(&str, &str)] = &[
     ("name_does_not_exist", include_str!("cases/name_does_not_exist.yaml")),
     ("host_firewall_drops_path", include_str!("cases/host_firewall_drops_path.yaml")),
     ("pod_network_route_missing", include_str!("cases/pod_network_route_missing.yaml")),
+    ("neighbour_unresolved", include_str!("cases/neighbour_unresolved.yaml")),
     ("conntrack_table_full", include_str!("cases/conntrack_table_full.yaml")),
     ("one_of_three_endpoints", include_str!("cases/one_of_three_endpoints.yaml")),
     ("one_node_of_two", include_str!("cases/one_node_of_two.yaml")),
@@ -182,7 +183,7 @@ mod tests {
         let mut listed: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
         listed.sort_unstable();
         assert_eq!(files, listed);
-        assert_eq!(load(&[], false).unwrap().len(), 18);
+        assert_eq!(load(&[], false).unwrap().len(), 19);
     }
 
     #[test]
