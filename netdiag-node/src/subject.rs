@@ -12,6 +12,7 @@ use netdiag_common::observation::udp::Udp;
 use crate::clock;
 use crate::gap::Failure;
 use crate::kernel::{KernelRejects, KernelTcp, KernelUdp, LoadError};
+use crate::metrics::{Export, Families};
 use crate::owners::Owners;
 
 /// Programs that count, with what they counted lately.
@@ -49,6 +50,16 @@ impl<T: Counting> Subject<T> {
         let counting = state.as_mut().map_err(|error| Failure::from(&*error))?;
         counting.harvest(clock::now());
         Ok(counting.observe(clock::now(), window, &|id| self.owners.of(id)))
+    }
+}
+
+impl<T: Counting + Export> Export for Subject<T> {
+    fn export(&self, into: &mut Families) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(counting) = state.as_mut() {
+            counting.harvest(clock::now());
+            counting.export(into);
+        }
     }
 }
 

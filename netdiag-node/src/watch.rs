@@ -82,6 +82,9 @@ impl Export for Watch {
     fn export(&self, into: &mut Families) {
         self.drops.export(into);
         self.dns.export(into);
+        self.tcp.export(into);
+        self.rejects.export(into);
+        self.udp.export(into);
         self.shedding.export(into);
     }
 }

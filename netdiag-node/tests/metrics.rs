@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use lab::Agent;
-use netdiag_node::metrics::ALL;
+use netdiag_node::metrics::{ALL, Metric};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use prost::Message as _;
@@ -48,7 +48,11 @@ fn prometheus_gets_documented_names_and_counters_that_grow() {
     let before = values(&body);
     let name = |series: &str| series.split('{').next().unwrap().to_owned();
     for series in before.keys() {
-        assert!(ALL.iter().any(|metric| metric.name == name(series)), "{series} is not documented");
+        // A histogram is written as several series.
+        let base =
+            ["_bucket", "_sum", "_count"].iter().find_map(|suffix| series.split('{').next()?.strip_suffix(suffix));
+        let documented = |metric: &&&Metric| metric.name == name(series) || Some(metric.name) == base;
+        assert!(ALL.iter().find(documented).is_some(), "{series} is not documented");
     }
     let instance = agent.report(Vec::new()).instance;
     assert!(before.keys().any(|series| series.starts_with("netdiag_agent_info") && series.contains(&instance)));
@@ -76,6 +80,64 @@ fn prometheus_gets_documented_names_and_counters_that_grow() {
     }
     assert!(get(address, "/v1/status").0.starts_with("HTTP/1.1 404"), "only metrics are served without a certificate");
     assert_eq!(agent.request("GET /metrics", "").unwrap().0, 404, "metrics have a port of their own");
+}
+
+#[test]
+fn connects_refusals_and_full_sockets_are_exported_and_their_terms_add_up() {
+    const TEST: &str = "connects_refusals_and_full_sockets_are_exported_and_their_terms_add_up";
+    let address = free_address();
+    let _agent = Agent::start(&["--metrics-listen", &address.to_string()]);
+    let before = values(&get(address, "/metrics").1);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = free_address();
+    for _ in 0..10 {
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        drop((near, far));
+        assert!(TcpStream::connect(closed).is_err());
+    }
+    // Nobody reads: the buffer of 208 KiB holds some hundred of them.
+    let (unread, sender) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    for _ in 0..1_000 {
+        sender.send_to(&[0; 1_000], unread.local_addr().unwrap()).unwrap();
+    }
+    // Longer than a look is reused.
+    std::thread::sleep(Duration::from_millis(1_200));
+    let after = values(&get(address, "/metrics").1);
+    let sum = |of: &BTreeMap<String, f64>, start: &str| -> f64 {
+        of.iter().filter(|(series, _)| series.starts_with(start)).map(|(_, value)| value).sum()
+    };
+    let grown = |start: &str| sum(&after, start) - sum(&before, start);
+    let is_there = |start: &str| before.keys().any(|series| series.starts_with(start));
+
+    if is_there("netdiag_tcp_connects_total") {
+        assert!(grown("netdiag_tcp_connects_total") >= 20.0);
+        assert!(grown("netdiag_tcp_connect_results_total{result=\"established\"") >= 10.0);
+        assert!(grown("netdiag_tcp_connect_results_total{result=\"refused\"") >= 10.0);
+        assert!(grown("netdiag_tcp_accepted_total") >= 10.0);
+        let timed = grown("netdiag_tcp_handshake_seconds_count");
+        assert!(timed >= 10.0 && timed <= grown("netdiag_tcp_connect_results_total{result=\"established\""), "{timed}");
+        assert!(grown("netdiag_tcp_handshake_seconds_sum") < timed, "a handshake on loopback takes microseconds");
+        let begun = sum(&after, "netdiag_tcp_connects_total") + sum(&after, "netdiag_tcp_connects_unmatched_total");
+        let ended = sum(&after, "netdiag_tcp_connect_results_total") + sum(&after, "netdiag_tcp_connects_open");
+        assert!((begun - ended).abs() < 0.5, "{begun} attempts begun, {ended} ended or open");
+    } else {
+        println!("netdiag-skip: {TEST}: connections are not counted here");
+    }
+    if is_there("netdiag_rejects_total") {
+        assert!(grown("netdiag_rejects_total{kind=\"reset_received\"") >= 10.0);
+        let (kinds, levels) = (sum(&after, "netdiag_rejects_total"), sum(&after, "netdiag_rejects_accounted_total"));
+        assert!((kinds - levels).abs() < 0.5, "{kinds} refusals, {levels} of them have a level");
+    } else {
+        println!("netdiag-skip: {TEST}: refusals are not counted here");
+    }
+    if is_there("netdiag_udp_full_total") {
+        assert!(grown("netdiag_udp_full_total") >= 100.0, "{}", grown("netdiag_udp_full_total"));
+        let (all, levels) = (sum(&after, "netdiag_udp_full_total"), sum(&after, "netdiag_udp_full_accounted_total"));
+        assert!((all - levels).abs() < 0.5, "{all} datagrams, {levels} of them have a level");
+    } else {
+        println!("netdiag-skip: {TEST}: full UDP sockets are not counted here");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::event::{EventSize, Events, Hook, Key, Names, Planned, names};
 use super::object::{Object, Way};
 use super::plan::Plan;
 use super::{LoadError, layout};
+use crate::metrics::{Export, Families, catalogue};
 
 /// Groups in one observation: some 100 KiB of JSON.
 const ANSWER_GROUPS: usize = 300;
@@ -139,6 +140,34 @@ impl KernelRejects {
             record::ERROR => RejectKind::Error { errno: key.detail.cast_signed() },
             _ => return None,
         })
+    }
+}
+
+impl Export for KernelRejects {
+    fn export(&self, into: &mut Families) {
+        let all = self.events.since_start();
+        let sum = &all.sum;
+        for (kind, packets) in [
+            ("icmp_sent", sum.of(record::ICMP_SENT)),
+            ("reset_sent", sum.of(record::RESET_SENT)),
+            ("aborted", sum.of(record::ABORTED)),
+            ("reset_received", sum.of(record::RESET_RECEIVED)),
+            ("socket_error", sum.of(record::ERROR)),
+        ] {
+            into.add(&catalogue::REJECTS, &[kind], packets);
+        }
+        for (level, packets) in [
+            ("attributed", sum.attributed),
+            ("coarse", sum.coarse),
+            ("kind_only", sum.total_only),
+            ("unparsed", sum.unparsed),
+            ("shed", sum.shed),
+        ] {
+            into.add(&catalogue::REJECTS_ACCOUNTED, &[level], packets);
+        }
+        for (cause, events) in [("program_busy", all.missed), ("group_forgotten", all.forgotten)] {
+            into.add(&catalogue::LOST_EVENTS, &["rejects", cause], events);
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use super::failure::failed;
 use super::object::{Object, Way};
 use super::plan::Plan;
 use super::{LoadError, layout};
+use crate::metrics::{Export, Families, Times, catalogue};
 use crate::window::Count;
 
 /// The most attempts that are followed at a time. A node that begins 200 a second towards a black hole, each for 127 s, has
@@ -85,6 +86,10 @@ pub struct KernelTcp {
     open: i64,
     /// When this agent gave up attempts, monotonic, and how many.
     lost: Vec<(Timestamp, u64)>,
+    /// The same since the start.
+    all_lost: u64,
+    /// Of attempts that succeeded, since the start.
+    handshakes: Times,
 }
 
 impl KernelTcp {
@@ -100,7 +105,8 @@ impl KernelTcp {
         let attempts = object.take("TCP_ATTEMPTS")?;
         let attempts =
             KernelHashMap::try_from(attempts).map_err(|error| failed("open the table of attempts", &error))?;
-        Ok(Self { events: Events::attach(object, planned)?, attempts, open: 0, lost: Vec::new() })
+        let events = Events::attach(object, planned)?;
+        Ok(Self { events, attempts, open: 0, lost: Vec::new(), all_lost: 0, handshakes: Times::default() })
     }
 
     pub fn checks(&self) -> Vec<Check> {
@@ -109,12 +115,19 @@ impl KernelTcp {
 
     /// Takes what the kernel counted since the last harvest. Blocks for 10 to 20 ms.
     pub fn harvest(&mut self, now: Timestamp) {
-        let sum = self.events.harvest(now);
+        let handshakes = &mut self.handshakes;
+        let sum = self.events.harvest_with(now, |key, count| {
+            // What is counted without its time is in the sums alone.
+            if key.kind == record::SUCCEEDED && key.measure != NO_MEASURE {
+                handshakes.add(key.measure, count.packets, count.bytes);
+            }
+        });
         self.open += difference(&sum);
         let gave_up = self.give_up_old();
         if gave_up > 0 {
             self.open -= gave_up.cast_signed();
             self.lost.push((now, gave_up));
+            self.all_lost += gave_up;
         }
         let hour_ago = now.saturating_sub(jiff::SignedDuration::from_mins(70)).unwrap_or(now);
         self.lost.retain(|(at, _)| *at >= hour_ago);
@@ -169,16 +182,64 @@ impl KernelTcp {
     }
 }
 
+impl Export for KernelTcp {
+    fn export(&self, into: &mut Families) {
+        let all = self.events.since_start();
+        let accounts = of_sum(&all.sum, self.open, self.all_lost);
+        into.add(&catalogue::TCP_CONNECTS, &[], accounts.connects);
+        into.add(&catalogue::TCP_CONNECTS_UNMATCHED, &[], accounts.unmatched);
+        into.add(&catalogue::TCP_CONNECTS_OPEN, &[], accounts.open);
+        for (result, attempts) in [
+            ("established", accounts.established),
+            ("refused", accounts.refused),
+            ("timed_out", accounts.timed_out),
+            ("reset", accounts.reset),
+            ("unreachable", accounts.unreachable),
+            ("abandoned", accounts.abandoned),
+            ("no_port", accounts.no_port),
+            ("other", accounts.other),
+            ("untracked", accounts.untracked),
+            ("lost", accounts.lost),
+        ] {
+            into.add(&catalogue::TCP_CONNECT_RESULTS, &[result], attempts);
+        }
+        into.add(&catalogue::TCP_HANDSHAKE, &[], self.handshakes);
+        into.add(&catalogue::TCP_ACCEPTED, &[], accounts.accepted);
+        into.add(&catalogue::TCP_BROKEN, &[], accounts.broken);
+        for (segment, sent_again) in [
+            ("syn", accounts.syn_retransmits),
+            ("syn_ack", accounts.synack_retransmits),
+            ("established", accounts.retransmits),
+        ] {
+            into.add(&catalogue::TCP_RETRANSMITS, &[segment], sent_again);
+        }
+        let lost =
+            [("program_busy", all.missed), ("group_full", accounts.total_only), ("group_forgotten", all.forgotten)];
+        for (cause, events) in lost {
+            into.add(&catalogue::LOST_EVENTS, &["tcp", cause], events);
+        }
+    }
+}
+
 /// How much the number of attempts under way changed.
 fn difference(sum: &Sum) -> i64 {
     sum.of(record::TRACKED).cast_signed() - sum.of(record::RELEASED).cast_signed()
 }
 
 fn accounts(view: &View, open: i64, gave_up: u64) -> TcpAccounts {
-    let sum = &view.sum;
-    let open_before = open - difference(sum) + gave_up.cast_signed();
-    let mut accounts = TcpAccounts {
+    let open_before = open - difference(&view.sum) + gave_up.cast_signed();
+    TcpAccounts {
         open_before: u64::try_from(open_before).unwrap_or(0),
+        foreign_netns: view.foreign,
+        missed: view.missed,
+        forgotten: view.forgotten,
+        ..of_sum(&view.sum, open, gave_up)
+    }
+}
+
+/// The terms that the sums say.
+fn of_sum(sum: &Sum, open: i64, gave_up: u64) -> TcpAccounts {
+    let mut accounts = TcpAccounts {
         connects: sum.of(record::BEGUN),
         unmatched: sum.of(record::UNMATCHED),
         established: sum.of(record::SUCCEEDED),
@@ -192,10 +253,7 @@ fn accounts(view: &View, open: i64, gave_up: u64) -> TcpAccounts {
         retransmits: sum.of(record::RETRANSMIT),
         attributed: sum.attributed,
         coarse: sum.coarse,
-        foreign_netns: view.foreign,
         total_only: sum.total_only,
-        missed: view.missed,
-        forgotten: view.forgotten,
         ..TcpAccounts::default()
     };
     for (errno, count) in &sum.by_errno {

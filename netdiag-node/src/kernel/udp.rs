@@ -13,6 +13,7 @@ use super::event::{EventSize, Events, Hook, Names, Planned, names};
 use super::object::{Object, Way};
 use super::plan::Plan;
 use super::{LoadError, layout};
+use crate::metrics::{Export, Families, catalogue};
 
 /// Groups in one observation: some 50 KiB of JSON.
 const ANSWER_GROUPS: usize = 300;
@@ -80,5 +81,20 @@ impl KernelUdp {
         groups.truncate(ANSWER_GROUPS);
         let unseen = self.events.unseen();
         Udp { since: view.since, window_s: view.window_s, accounts, groups, omitted_groups, unseen }
+    }
+}
+
+impl Export for KernelUdp {
+    fn export(&self, into: &mut Families) {
+        let all = self.events.since_start();
+        let sum = &all.sum;
+        into.add(&catalogue::UDP_FULL, &[], sum.total);
+        for (level, packets) in [("attributed", sum.attributed), ("coarse", sum.coarse), ("total_only", sum.total_only)]
+        {
+            into.add(&catalogue::UDP_FULL_ACCOUNTED, &[level], packets);
+        }
+        for (cause, events) in [("program_busy", all.missed), ("group_forgotten", all.forgotten)] {
+            into.add(&catalogue::LOST_EVENTS, &["udp", cause], events);
+        }
     }
 }

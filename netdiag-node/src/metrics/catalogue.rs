@@ -30,6 +30,33 @@ metrics! {
         "Queries sent again while they waited";
     DNS_SERVED: Counter "netdiag_dns_served_total", One, ["message"],
         "Messages of DNS servers on this kernel: queries that they received, answers that they sent";
+    TCP_CONNECTS: Counter "netdiag_tcp_connects_total", One, [],
+        "Attempts to connect that sockets began. With those unmatched, the sum over all results and those open. Of the whole \
+         kernel, also where several nodes share it, as everything about TCP here";
+    TCP_CONNECT_RESULTS: Counter "netdiag_tcp_connect_results_total", One, ["result"],
+        "The same attempts by how they ended; untracked and lost ones ended unseen";
+    TCP_CONNECTS_UNMATCHED: Counter "netdiag_tcp_connects_unmatched_total", One, [],
+        "Results of attempts that were not seen to begin";
+    TCP_CONNECTS_OPEN: Gauge "netdiag_tcp_connects_open", One, [],
+        "Attempts that wait for their result";
+    TCP_HANDSHAKE: Histogram "netdiag_tcp_handshake_seconds", Seconds, [],
+        "From the first SYN to the established connection, at its client. Fewer than established results by those whose time \
+         found no room in the kernel's tables";
+    TCP_ACCEPTED: Counter "netdiag_tcp_accepted_total", One, [],
+        "Connections that listeners completed";
+    TCP_BROKEN: Counter "netdiag_tcp_broken_total", One, [],
+        "Established connections that ended with an error";
+    TCP_RETRANSMITS: Counter "netdiag_tcp_retransmits_total", One, ["segment"],
+        "Segments sent again: syn, syn_ack, or of an established connection";
+    REJECTS: Counter "netdiag_rejects_total", One, ["kind"],
+        "ICMP errors and TCP resets, sent and received, and errors that sockets other than TCP's were told. Of the whole kernel, \
+         also where several nodes share it";
+    REJECTS_ACCOUNTED: Counter "netdiag_rejects_accounted_total", One, ["level"],
+        "The same by how exactly they were counted; the sum over all levels is the sum over all kinds";
+    UDP_FULL: Counter "netdiag_udp_full_total", One, [],
+        "Datagrams that found the receive buffer of their socket full. Of the whole kernel, also where several nodes share it";
+    UDP_FULL_ACCOUNTED: Counter "netdiag_udp_full_accounted_total", One, ["level"],
+        "The same by how exactly they were counted; the sum over all levels is their number";
     CONNTRACK_ENTRIES: Gauge "netdiag_conntrack_entries", One, [],
         "Tracked connections in the node's network namespace";
     CONNTRACK_LIMIT: Gauge "netdiag_conntrack_entries_limit", One, [],
@@ -93,6 +120,7 @@ pub fn page() -> String {
         let kind = match metric.kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
         let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
         writeln!(page, "| `{}` | {kind} | {} | {} |", metric.name, labels.join(" "), metric.help)

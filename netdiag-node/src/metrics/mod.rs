@@ -10,10 +10,12 @@ mod gather;
 pub mod otlp;
 mod serve;
 mod text;
+mod times;
 
 pub use catalogue::{ALL, page};
 pub use gather::Gather;
 pub use serve::serve;
+pub use times::Times;
 
 /// Port of `--metrics-listen` when none is given.
 pub const METRICS_PORT: u16 = 9_444;
@@ -36,6 +38,8 @@ pub struct Metric {
 pub enum Kind {
     Counter,
     Gauge,
+    /// Of [`Times`].
+    Histogram,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +69,7 @@ pub struct Sample {
 pub enum Value {
     Count(u64),
     Number(f64),
+    Times(Times),
 }
 
 impl From<u64> for Value {
@@ -76,6 +81,12 @@ impl From<u64> for Value {
 impl From<f64> for Value {
     fn from(number: f64) -> Self {
         Self::Number(number)
+    }
+}
+
+impl From<Times> for Value {
+    fn from(times: Times) -> Self {
+        Self::Times(times)
     }
 }
 

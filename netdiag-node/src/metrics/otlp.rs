@@ -15,7 +15,8 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, Key
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Point;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum,
+    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics,
+    ScopeMetrics, Sum,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
@@ -23,7 +24,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::{Export, Families, Family, Gather, Kind, Unit, Value, catalogue};
+use super::{Export, Families, Family, Gather, Kind, Sample, Unit, Value, catalogue};
 use crate::clock;
 use crate::host::file;
 
@@ -189,25 +190,19 @@ fn request(gather: &Gather, families: Vec<Family>, now: Timestamp) -> ExportMetr
 }
 
 fn metric(family: Family, started: Timestamp, now: Timestamp) -> Metric {
-    let kind = family.metric.kind;
-    let data_points = family.samples.into_iter().map(|sample| NumberDataPoint {
-        attributes: family.metric.labels.iter().zip(&sample.labels).map(|(key, value)| attribute(key, value)).collect(),
-        start_time_unix_nano: if kind == Kind::Counter { unix_ns(started) } else { 0 },
-        time_unix_nano: unix_ns(now),
-        value: Some(match sample.value {
-            Value::Count(count) => Point::AsInt(i64::try_from(count).unwrap_or(i64::MAX)),
-            Value::Number(number) => Point::AsDouble(number),
-        }),
-        ..NumberDataPoint::default()
-    });
-    let data_points = data_points.collect();
-    let data = match kind {
+    let (start, now) = (unix_ns(started), unix_ns(now));
+    let cumulative = AggregationTemporality::Cumulative.into();
+    let data = match family.metric.kind {
         Kind::Counter => Data::Sum(Sum {
-            data_points,
-            aggregation_temporality: AggregationTemporality::Cumulative.into(),
+            data_points: points(&family, start, now),
+            aggregation_temporality: cumulative,
             is_monotonic: true,
         }),
-        Kind::Gauge => Data::Gauge(Gauge { data_points }),
+        Kind::Gauge => Data::Gauge(Gauge { data_points: points(&family, 0, now) }),
+        Kind::Histogram => Data::Histogram(Histogram {
+            data_points: histograms(&family, start, now),
+            aggregation_temporality: cumulative,
+        }),
     };
     // UCUM, as OpenTelemetry asks for.
     let unit = match family.metric.unit {
@@ -224,6 +219,52 @@ fn metric(family: Family, started: Timestamp, now: Timestamp) -> Metric {
     }
 }
 
+fn points(family: &Family, start_time_unix_nano: u64, time_unix_nano: u64) -> Vec<NumberDataPoint> {
+    let point = |sample: &Sample| {
+        let value = match sample.value {
+            Value::Count(count) => Point::AsInt(i64::try_from(count).unwrap_or(i64::MAX)),
+            Value::Number(number) => Point::AsDouble(number),
+            Value::Times(_) => return None,
+        };
+        let attributes = attributes(family, sample);
+        Some(NumberDataPoint {
+            attributes,
+            start_time_unix_nano,
+            time_unix_nano,
+            value: Some(value),
+            ..NumberDataPoint::default()
+        })
+    };
+    family.samples.iter().filter_map(point).collect()
+}
+
+fn histograms(family: &Family, start_time_unix_nano: u64, time_unix_nano: u64) -> Vec<HistogramDataPoint> {
+    let point = |sample: &Sample| {
+        let Value::Times(times) = sample.value else { return None };
+        let buckets = times.buckets();
+        Some(HistogramDataPoint {
+            attributes: attributes(family, sample),
+            start_time_unix_nano,
+            time_unix_nano,
+            count: times.count(),
+            sum: Some(times.sum_s()),
+            bucket_counts: buckets.iter().map(|(_, count)| *count).collect(),
+            // The last bucket has no bound.
+            explicit_bounds: buckets
+                .iter()
+                .map(|(bound_s, _)| *bound_s)
+                .filter(|bound_s| bound_s.is_finite())
+                .collect(),
+            ..HistogramDataPoint::default()
+        })
+    };
+    family.samples.iter().filter_map(point).collect()
+}
+
+fn attributes(family: &Family, sample: &Sample) -> Vec<KeyValue> {
+    family.metric.labels.iter().zip(&sample.labels).map(|(key, value)| attribute(key, value)).collect()
+}
+
 fn attribute(key: &str, value: &str) -> KeyValue {
     let value = AnyValue { value: Some(Any::StringValue(value.to_owned())) };
     KeyValue { key: key.to_owned(), value: Some(value), ..KeyValue::default() }
@@ -236,6 +277,7 @@ fn unix_ns(at: Timestamp) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Times;
 
     #[test]
     fn headers_are_read_and_secrets_are_not_shown() {
@@ -276,5 +318,21 @@ mod tests {
         assert_eq!(point.value, Some(Point::AsInt(7)));
         assert_eq!(point.attributes, [attribute("reason", "NO_SOCKET")]);
         assert!(matches!(&metrics[1].data, Some(Data::Gauge(_))) && metrics[1].unit == "By");
+    }
+
+    #[test]
+    fn times_become_a_histogram_whose_last_bucket_has_no_bound() {
+        let mut times = Times::default();
+        times.add(8, 3, 600);
+        times.add(40, 1, 200_000_000);
+        let mut families = Families::default();
+        families.add(&catalogue::TCP_HANDSHAKE, &[], times);
+        let family = families.finish().remove(0);
+        let metric = metric(family, Timestamp::from_second(100).unwrap(), Timestamp::from_second(160).unwrap());
+        let Some(Data::Histogram(histogram)) = &metric.data else { panic!("{metric:?}") };
+        let point = &histogram.data_points[0];
+        assert_eq!((point.count, point.start_time_unix_nano), (4, 100_000_000_000));
+        assert_eq!(point.bucket_counts.len(), point.explicit_bounds.len() + 1);
+        assert_eq!((point.bucket_counts[1], point.bucket_counts.last()), (3, Some(&1)));
     }
 }

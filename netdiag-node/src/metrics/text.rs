@@ -38,6 +38,7 @@ impl Collector for Look {
             let kind = match metric.kind {
                 Kind::Counter => MetricType::Counter,
                 Kind::Gauge => MetricType::Gauge,
+                Kind::Histogram => MetricType::Histogram,
             };
             let mut family = encoder.encode_descriptor(base, metric.help, unit.as_ref(), kind)?;
             for sample in samples {
@@ -57,17 +58,20 @@ impl Collector for Look {
 
 fn write_value(series: &mut MetricEncoder<'_>, kind: Kind, value: Value) -> Result<(), fmt::Error> {
     match (kind, value) {
+        (_, Value::Times(times)) => {
+            series.encode_histogram::<NoLabelSet>(times.sum_s(), times.count(), &times.buckets(), None)
+        }
         (Kind::Counter, Value::Count(count)) => series.encode_counter::<NoLabelSet, _, u64>(&count, None),
         (Kind::Counter, Value::Number(number)) => series.encode_counter::<NoLabelSet, _, u64>(&number, None),
-        (Kind::Gauge, Value::Count(count)) => series.encode_gauge(&count),
-        (Kind::Gauge, Value::Number(number)) => series.encode_gauge(&number),
+        (Kind::Gauge | Kind::Histogram, Value::Count(count)) => series.encode_gauge(&count),
+        (Kind::Gauge | Kind::Histogram, Value::Number(number)) => series.encode_gauge(&number),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Families, catalogue};
+    use crate::metrics::{Families, Times, catalogue};
 
     #[test]
     fn names_units_and_labels_are_those_of_the_page() {
@@ -76,6 +80,10 @@ mod tests {
         families.add(&catalogue::DROPS, &["NO_\"SOCKET\""], 2_u64);
         families.add(&catalogue::PROCESS_CPU, &[], 1.5);
         families.add(&catalogue::PROCESS_MEMORY, &[], 4096_u64);
+        let mut times = Times::default();
+        times.add(8, 3, 600);
+        times.add(40, 1, 200_000_000);
+        families.add(&catalogue::TCP_HANDSHAKE, &[], times);
         let text = text(families.finish());
         for line in [
             "# TYPE netdiag_drops counter",
@@ -85,6 +93,12 @@ mod tests {
             "process_cpu_seconds_total 1.5",
             "# TYPE process_resident_memory_bytes gauge",
             "process_resident_memory_bytes 4096",
+            "# TYPE netdiag_tcp_handshake_seconds histogram",
+            "netdiag_tcp_handshake_seconds_count 4",
+            "netdiag_tcp_handshake_seconds_sum 200.0006",
+            "netdiag_tcp_handshake_seconds_bucket{le=\"0.000128\"} 0",
+            "netdiag_tcp_handshake_seconds_bucket{le=\"0.000256\"} 3",
+            "netdiag_tcp_handshake_seconds_bucket{le=\"+Inf\"} 4",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -83,6 +83,13 @@ pub(super) struct View {
     pub(super) clock: Clock,
 }
 
+/// What was counted since the agent's start.
+pub(super) struct SinceStart {
+    pub(super) sum: Sum,
+    pub(super) missed: u64,
+    pub(super) forgotten: u64,
+}
+
 /// One moment on both clocks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
@@ -161,6 +168,11 @@ impl Events {
 
     /// Takes what was counted since the last harvest into the history; what it took. Blocks for 10 to 20 ms.
     pub(super) fn harvest(&mut self, now: Timestamp) -> Sum {
+        self.harvest_with(now, |_, _| {})
+    }
+
+    /// The same; shows what it took by key, before keys that find no room are forgotten.
+    pub(super) fn harvest_with(&mut self, now: Timestamp, mut look: impl FnMut(&Key, &Count)) -> Sum {
         self.clock = Some(Clock { wall: now, monotonic_ns: monotonic_ns() });
         let (sum, mut keys) = self.tables.take();
         let now_ns = monotonic_ns();
@@ -171,6 +183,7 @@ impl Events {
         // Largest first: when the slot is full, the smallest lose their ends.
         keys.sort_by_key(|(_, count)| std::cmp::Reverse(count.packets));
         for (key, count) in keys {
+            look(&key, &count);
             if !slot.keys.add(key, count) {
                 slot.forget(key, count);
             }
@@ -180,6 +193,17 @@ impl Events {
         #[cfg(feature = "debug")]
         self.running.print_log();
         sum
+    }
+
+    /// All events since the start, those missed, and those whose key was forgotten.
+    pub(super) fn since_start(&self) -> SinceStart {
+        let mut all = SinceStart { sum: Sum::default(), missed: 0, forgotten: 0 };
+        for counted in self.history.since_start() {
+            all.sum.add(&counted.sum);
+            all.missed += counted.missed;
+            all.forgotten += counted.forgotten;
+        }
+        all
     }
 
     /// What was harvested in the window. `resolve` says whose namespace a number is: on a kernel shared by several nodes the
