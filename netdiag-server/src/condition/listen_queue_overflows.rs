@@ -154,7 +154,8 @@ fn behind<'p>(path: &Path, backend: &'p Backend, view: &mut View) -> Found<'p> {
         view.leave_open(first_look(backend, pod.reference()));
         return Found::Dark;
     }
-    if !now && !(overflows.grew() && is_only_suspect(queue, sockets.value)) {
+    let was = overflows.grew() && is_only_suspect(queue, sockets.value);
+    if !now && !was {
         return Found::Fine;
     }
     let pod = pod.reference();
