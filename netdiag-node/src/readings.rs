@@ -230,7 +230,12 @@ impl Job {
             Topic::Network => Some(Observation::Network(network::read()?)),
             Topic::Sysctls => Some(Observation::Sysctls(sysctl::read(proc)?)),
             Topic::Listeners => Some(Observation::Listeners(listener::read(proc, netns.inode)?)),
-            Topic::Conntrack => conntrack::read(proc)?.map(Observation::Conntrack),
+            Topic::Conntrack => conntrack::read(proc)?
+                .map(|found| match &pod {
+                    None => self.flows.with_growth(found, self.need.window),
+                    Some(_) => found,
+                })
+                .map(Observation::Conntrack),
             Topic::Flows => match &pod {
                 None => self.flows.of_node(proc, self.need.window)?,
                 Some(pod) => self.flows.of_pod(proc, &pod.observed.uid)?,

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::counter::Counter;
+
 /// Sums over all CPUs since the namespace was made. Names as in the kernel's `ip_conntrack_stat`
 /// (`net/netfilter/nf_conntrack_netlink.c`, `IPCTNL_MSG_CT_GET_STATS_CPU`). The kernel counts in 32 bits for each CPU: a
 /// difference between two readings must wrap.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Conntrack {
     /// Entries of this namespace now.
     pub entries: u64,
@@ -22,6 +24,12 @@ pub struct Conntrack {
     pub search_restart: u64,
     pub clash_resolve: u64,
     pub chain_too_long: u64,
+    /// Seconds that `failures` are about. 0 for a pod: the agent follows the statistics of the node's own namespace only.
+    #[serde(default)]
+    pub window_s: f64,
+    /// As in [`FlowChanges::failures`](super::flow::FlowChanges::failures), without a pass over the table.
+    #[serde(default)]
+    pub failures: BTreeMap<String, Counter>,
     /// One per CPU, in the kernel's order.
     #[serde(default)]
     pub cpus: Vec<ConntrackCpu>,

@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use netdiag_common::observation::conntrack::Conntrack;
 use netdiag_common::observation::flow::{FlowChanges, FlowQuery, FlowSnapshot, FlowTable, Flows, FoundFlows};
 use netdiag_common::observation::preflight::Check;
 use netdiag_common::{Gap, GapReason, Netns, Window};
@@ -139,6 +140,12 @@ impl FlowWatch {
             changes: None,
             snapshot,
         }))
+    }
+
+    /// The node's statistics with their growth in the window: costs nothing, however full the table is.
+    pub fn with_growth(&self, found: Conntrack, window: Window) -> Conntrack {
+        let FlowChanges { window_s, failures, .. } = self.changes(window);
+        Conntrack { window_s, failures, ..found }
     }
 
     /// Single entries of the calling thread's namespace.

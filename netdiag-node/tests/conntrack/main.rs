@@ -300,6 +300,16 @@ fn full_table_and_both_tables_in_bounded_memory() {
 
     let changes = lab.changes_when(|changes| changes.failures.get("drop").is_some_and(|drop| drop.delta > Some(0)));
     assert!(changes.failures["drop"].grew() && changes.failures["drop"].first_at.is_some(), "{changes:?}");
+    // The statistics tell the same without a pass over the full table; a pod's are not followed.
+    let statistics = |need: Need| {
+        let Observation::Conntrack(found) = lab.seen(&need) else { panic!() };
+        found
+    };
+    let of_node = statistics(Need::host(NODE, Topic::Conntrack));
+    assert!(of_node.window_s > 0.0 && of_node.failures["drop"].grew(), "{of_node:?}");
+    assert!(of_node.drop > of_node.insert_failed, "an entry that finds no room is no clash: {of_node:?}");
+    let of_pod = statistics(Need::pod(NODE, UID, Topic::Conntrack));
+    assert!(of_pod.entries == limit && of_pod.failures.is_empty(), "{of_pod:?}");
     let flows = lab.fresh_flows();
     assert_eq!((flows.tables[0].entries, flows.snapshot.entries), (limit, limit));
     assert_eq!(flows.tables[1].netns, Netns::Pod(UID.to_owned()));

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use netdiag_common::observation::conntrack::Conntrack;
-use netdiag_common::observation::flow::{FlowChanges, FlowGroup, Flows};
+use netdiag_common::observation::flow::FlowSnapshot;
 use netdiag_common::observation::{Owner, Protocol};
 use netdiag_common::{Gap, GapReason, Netns};
 
@@ -131,39 +131,33 @@ fn on_node(node: &str, view: &mut View) -> Node {
         Look::Absent(_) => return Node::Fine(format!("node {node} tracks no connections")),
         Look::Dark => return Node::Dark,
     };
-    let Conntrack { entries, limit, drop, insert_failed, .. } = *table.value;
+    let Conntrack { entries, limit, window_s, .. } = *table.value;
     let used = format!("node {node} tracks {entries} of {limit} connections");
-    // The whole table is counted only where there is a reason to: that costs the node a pass over it.
-    if !is_full(entries, limit) && drop <= insert_failed {
+    let is_full = is_full(entries, limit);
+    if table.value.drop <= table.value.insert_failed {
         return Node::Fine(format!("{used} and never dropped a packet for want of an entry"));
     }
-    let flows = match view.flows(node, &Netns::Host) {
-        Look::Seen(flows) => flows,
-        Look::Absent(_) => return Node::Fine(used),
-        Look::Dark => return Node::Dark,
-    };
-    let Some(changes) = &flows.value.changes else { return Node::Dark };
-    let dropped = grown(changes, "drop", drop).saturating_sub(grown(changes, "insert_failed", insert_failed));
-    if dropped == 0 {
-        let evicted = grown(changes, "early_drop", table.value.early_drop);
-        let window_s = changes.window_s;
-        return Node::Fine(format!(
-            "{used} and dropped no packet for want of an entry in {window_s:.0} s (early_drop made room {evicted} times)"
-        ));
+    // An agent of an older version does not say how the statistics grew.
+    if window_s <= 0.0 {
+        view.leave_open(growth_unknown(node));
+        return Node::Dark;
     }
-    // Two moments: the one at which it was full may be either.
-    let entries = entries.max(own_entries(flows.value));
-    if !is_full(entries, limit) {
+    let clashes = grown(table.value, "insert_failed", table.value.insert_failed);
+    let dropped = grown(table.value, "drop", table.value.drop).saturating_sub(clashes);
+    if dropped == 0 {
+        return Node::Fine(format!("{used} and dropped no packet for want of an entry in {window_s:.0} s"));
+    }
+    if !is_full {
         if dropped >= FEWEST_FAILURES {
-            view.leave_open(was_short(node, dropped, changes, &used));
+            view.leave_open(was_short(node, dropped, table.value, &used));
             return Node::Dark;
         }
         return Node::Fine(used);
     }
-    let mostly = mostly(&flows.value.snapshot.groups, flows.value.snapshot.entries);
-    let proofs = proofs(node, table, flows, entries, dropped, view);
-    let since = changes.failures.get("drop").and_then(|counter| counter.first_at);
-    let window_s = changes.window_s;
+    // Counting what is in a full table is a long pass: an answer without it is complete.
+    let mostly = view.flows(node, &Netns::Host).seen().map(|flows| mostly(&flows.value.snapshot)).unwrap_or_default();
+    let proofs = proofs(node, table, dropped, view);
+    let since = table.value.failures.get("drop").and_then(|counter| counter.first_at);
     Node::Full(Box::new(Full { node: node.to_owned(), entries, limit, dropped, window_s, since, proofs, mostly }))
 }
 
@@ -173,19 +167,15 @@ fn is_full(entries: u64, limit: u64) -> bool {
 }
 
 /// Growth in the window, with what came after the agent's last look at the statistics.
-fn grown(changes: &FlowChanges, name: &str, now: u64) -> u64 {
-    let counter = changes.failures.get(name).copied().unwrap_or_default();
+fn grown(table: &Conntrack, name: &str, now: u64) -> u64 {
+    let counter = table.failures.get(name).copied().unwrap_or_default();
     let delta = counter.delta.unwrap_or(0);
     delta.max(now.saturating_sub(counter.value.saturating_sub(delta)))
 }
 
-fn own_entries(flows: &Flows) -> u64 {
-    flows.tables.iter().find(|table| table.netns == Netns::Host).map_or(0, |table| table.entries)
-}
-
-fn was_short(node: &str, dropped: u64, changes: &FlowChanges, used: &str) -> Gap {
+fn was_short(node: &str, dropped: u64, table: &Conntrack, used: &str) -> Gap {
     Gap {
-        what: format!("why connection tracking of node {node} dropped {dropped} packets in {:.0} s", changes.window_s),
+        what: format!("why connection tracking of node {node} dropped {dropped} packets in {:.0} s", table.window_s),
         node: Some(node.to_owned()),
         reason: GapReason::Gone,
         why: format!("{used} now; whether the table was full at that time is over"),
@@ -193,19 +183,22 @@ fn was_short(node: &str, dropped: u64, changes: &FlowChanges, used: &str) -> Gap
     }
 }
 
-fn proofs(
-    node: &str,
-    table: Seen<Conntrack>,
-    flows: Seen<Flows>,
-    entries: u64,
-    dropped: u64,
-    view: &mut View,
-) -> Vec<Proof> {
-    let window_s = flows.value.changes.as_ref().map_or(0.0, |changes| changes.window_s);
-    let text = format!("{entries} entries, nf_conntrack_max is {}", table.value.limit);
+fn growth_unknown(node: &str) -> Gap {
+    Gap {
+        what: format!("whether connection tracking of node {node} drops packets now"),
+        node: Some(node.to_owned()),
+        reason: GapReason::NotRecorded,
+        why: "its agent does not say how the statistics grew".to_owned(),
+        remedy: "update the agent on that node".to_owned(),
+    }
+}
+
+fn proofs(node: &str, table: Seen<Conntrack>, dropped: u64, view: &mut View) -> Vec<Proof> {
+    let Conntrack { entries, limit, window_s, .. } = *table.value;
+    let text = format!("{entries} entries, nf_conntrack_max is {limit}");
     let mut proofs = vec![Proof::programmed("connection tracking", node, table.at, text)];
     let text = format!("`drop` grew by {dropped} more than `insert_failed` in {window_s:.0} s");
-    proofs.push(Proof::observed("statistics of connection tracking", node, flows.at, text));
+    proofs.push(Proof::observed("statistics of connection tracking", node, table.at, text));
     // A rule of iptables' raw table drops at the same place, before anything is tracked: this alone would prove nothing.
     if let Look::Seen(drops) = view.drops(node, &Netns::Host) {
         let untracked = drops
@@ -221,8 +214,9 @@ fn proofs(
 }
 
 /// What most entries are, when they are of one kind.
-fn mostly(groups: &[FlowGroup], entries: u64) -> String {
-    let Some(first) = groups.first().filter(|group| group.flows * 2 > entries) else { return String::new() };
+fn mostly(snapshot: &FlowSnapshot) -> String {
+    let entries = snapshot.entries;
+    let Some(first) = snapshot.groups.first().filter(|group| group.flows * 2 > entries) else { return String::new() };
     let protocol = Protocol::from_number(first.protocol_number)
         .map_or_else(|| format!("protocol {}", first.protocol_number), |protocol| protocol.to_string());
     let state = first.state.as_ref().map(|state| format!(" {state}")).unwrap_or_default();

@@ -71,6 +71,9 @@ pub(crate) fn read(proc: &Path) -> Result<Option<Conntrack>, ReadError> {
         chain_too_long: sum("chaintoolong"),
         settings: settings(proc)?,
         cpus,
+        // What is followed over time is added by who follows it.
+        window_s: 0.0,
+        failures: BTreeMap::new(),
     }))
 }
 
