@@ -130,6 +130,7 @@ pub(super) enum End {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Expect {
+    /// `broken or degraded` where chance decides.
     pub(super) status: String,
     /// None for healthy worlds.
     #[serde(default)]
