@@ -311,7 +311,11 @@ fn fix(path: &Path, leg: &Leg, hop: IpAddr, device: &str, is_node: bool) -> Fix 
             pod.reference(),
             leg.node
         ),
-        _ => format!("see why {hop} does not answer on {device} of node {}", leg.node),
+        _ => format!(
+            "see why {hop} does not answer on {device} of node {}; no Node has that address, so see also whether the route \
+             should lead there",
+            leg.node
+        ),
     };
     let command = format!("ip neighbour show {hop} dev {device}  # on node {}", leg.node);
     Fix { text, commands: vec![command], verify: path.ask_again() }
