@@ -302,7 +302,7 @@ fn full_table_and_both_tables_in_bounded_memory() {
     assert!(changes.failures["drop"].grew() && changes.failures["drop"].first_at.is_some(), "{changes:?}");
     // The statistics tell the same without a pass over the full table; a pod's are not followed.
     let statistics = |need: Need| {
-        let Observation::Conntrack(found) = lab.seen(&need) else { panic!() };
+        let Observation::Conntrack(found) = lab.agent.seen(&need) else { panic!() };
         found
     };
     let of_node = statistics(Need::host(NODE, Topic::Conntrack));
