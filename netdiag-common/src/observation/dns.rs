@@ -76,7 +76,8 @@ pub struct DnsAccounts {
     pub ungrouped: u64,
     /// Closed queries of namespaces that are not this node's; part of the terms above, in no group.
     pub foreign_netns: u64,
-    /// Queries that arrived at servers on this kernel, and the answers that these sent.
+    /// Queries that arrived at servers on this kernel, and the answers that these sent; a segment that TCP sends again counts
+    /// again.
     pub served_queries: u64,
     pub served_answers: u64,
     /// Closed queries whose names were read.
