@@ -45,6 +45,8 @@ pub(super) struct Said {
     /// What `netdiag-node preflight` prints.
     pub(super) preflight: Option<Value>,
     pub(super) runs: Vec<Run>,
+    /// First runs of those that ran once more.
+    pub(super) failed_first: Vec<Run>,
     /// It said that it had done everything. Without that it panicked or hung.
     pub(super) ended: bool,
 }
@@ -161,7 +163,11 @@ fn parse(text: &str) -> Said {
     for line in text.lines().map(|line| line.trim_end_matches('\r')) {
         match line.strip_prefix("@@ ").map(|mark| mark.split_once(' ').unwrap_or((mark, ""))) {
             Some(("preflight", _)) => in_preflight = true,
-            Some(("run", name)) => said.runs.push(Run { name: name.to_owned(), ..Run::default() }),
+            Some(("run", name)) => {
+                // The second run of what failed stands for both.
+                said.failed_first.extend(said.runs.pop_if(|run| run.name == name));
+                said.runs.push(Run { name: name.to_owned(), ..Run::default() });
+            }
             Some(("exit", code)) if in_preflight => {
                 in_preflight = false;
                 said.preflight = serde_json::from_str(&preflight).ok().filter(|_| code == "0");
@@ -214,6 +220,13 @@ test b ... ";
         assert_eq!(said.runs.len(), 2);
         assert_eq!((said.runs[0].name.as_str(), said.runs[0].exit), ("kernel_x", Some(0)));
         assert_eq!(said.runs[0].text, "test a ... ok\ntest result: ok. 1 passed; 0 failed\n");
+    }
+
+    #[test]
+    fn the_second_run_of_what_failed_stands_for_both() {
+        let said = parse("@@ run x\ntest a ... FAILED\n@@ exit 101\n@@ run x\ntest a ... ok\n@@ exit 0\n@@ end\n");
+        assert_eq!((said.runs.len(), said.runs[0].exit, said.failed_first[0].exit), (1, Some(0), Some(101)));
+        assert_eq!(said.failed_first[0].text, "test a ... FAILED\n");
     }
 
     #[test]

@@ -134,6 +134,9 @@ fn boot_all<'a>(kits: &'a [(usize, Kit)], tests: &Tests) -> Vec<(usize, &'a Kit,
 /// Counts what a guest's tests said, and shows what went wrong.
 fn judge(line: &str, said: &Said) -> Tally {
     let mut tally = Tally::default();
+    for run in &said.failed_first {
+        println!("kernel {line}: {} failed and ran once more\n{}", run.name, outcome::without_successes(&run.text));
+    }
     for run in &said.runs {
         let mut of_run = outcome::of_cargo(&run.text);
         if run.exit != Some(0) && of_run.failed == 0 {
