@@ -105,6 +105,16 @@ subject!(
     MASK_REJECT_IPV6
 );
 subject!(Udp, UDP_LANES, UDP_TOTALS, UDP_IPV4, UDP_IPV6, UDP_COARSE, MASK_UDP_IPV4, MASK_UDP_IPV6);
+subject!(
+    Neighbour,
+    NEIGH_LANES,
+    NEIGH_TOTALS,
+    NEIGH_IPV4,
+    NEIGH_IPV6,
+    NEIGH_COARSE,
+    MASK_NEIGH_IPV4,
+    MASK_NEIGH_IPV6
+);
 
 /// Attempts under way, by the address of their `struct sock`.
 #[map]

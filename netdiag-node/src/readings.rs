@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use netdiag_common::observation::Observation;
+use netdiag_common::observation::neighbour::Neighbours;
 use netdiag_common::observation::preflight::Preflight;
 use netdiag_common::observation::probe::ProbeRequest;
-use netdiag_common::{Need, Netns, Reading, Topic};
+use netdiag_common::observation::{Observation, Owner};
+use netdiag_common::{Gap, Need, Netns, Reading, Topic};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -21,7 +22,8 @@ use crate::gap::{Failure, gap};
 use crate::host::device::Scope;
 use crate::host::socket::Limits;
 use crate::host::{
-    Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, rules, service_rules, sysctl,
+    Host, ReadError, conntrack, kube_proxy, listener, neighbour, network, process, resolver, rules, service_rules,
+    sysctl,
 };
 use crate::kernel::{Kernel, Sizes};
 use crate::netns::NetnsHandle;
@@ -256,7 +258,7 @@ impl Job {
                 let scope = if pod.is_some() { Scope::Pod } else { Scope::Node };
                 Some(Observation::Devices(self.samples.devices(&netns, scope, self.need.window)?))
             }
-            Topic::Neighbours => Some(Observation::Neighbours(self.samples.neighbours(&netns, self.need.window)?)),
+            Topic::Neighbours => Some(Observation::Neighbours(self.neighbours(&netns, pod.as_ref())?)),
             Topic::Counters => Some(Observation::Counters(self.samples.counters(&netns, self.need.window)?)),
             Topic::Sockets => {
                 let found = self.samples.sockets(&netns, pod.as_ref(), &limits, self.need.window)?;
@@ -296,6 +298,26 @@ impl Job {
             gap.node = Some(self.need.node.clone());
         }
         Ok(Some(found))
+    }
+
+    /// In the calling thread's namespace, which is `netns`: who does not answer now, and who did not during the window.
+    fn neighbours(&self, netns: &NetnsHandle, pod: Option<&Pod>) -> Result<Neighbours, Failure> {
+        let mut found = self.samples.neighbours(netns, self.need.window)?;
+        match self.watch.neighbours.observe(self.need.window) {
+            Ok(mut counted) => {
+                let owner = match pod.filter(|pod| !pod.observed.host_network) {
+                    None => Owner::Host,
+                    Some(pod) => Owner::Pod { uid: pod.observed.uid.clone() },
+                };
+                let unseen = std::mem::take(&mut counted.unseen);
+                found.unseen =
+                    unseen.into_iter().map(|gap| Gap { node: Some(self.need.node.clone()), ..gap }).collect();
+                found.failures = Some(counted.of(&owner, &neighbour::devices()?));
+            }
+            // The list is worth telling without the counts.
+            Err(failure) => found.unseen.push(gap(&self.need, &failure)),
+        }
+        Ok(found)
     }
 
     fn enter(&self, pod: Option<&Pod>) -> Result<NetnsHandle, Failure> {

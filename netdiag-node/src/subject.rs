@@ -11,7 +11,7 @@ use netdiag_common::observation::udp::Udp;
 
 use crate::clock;
 use crate::gap::Failure;
-use crate::kernel::{KernelRejects, KernelTcp, KernelUdp, LoadError};
+use crate::kernel::{KernelNeighbours, KernelRejects, KernelTcp, KernelUdp, LoadError, NodeFailures};
 use crate::metrics::{Export, Families};
 use crate::owners::Owners;
 
@@ -82,3 +82,4 @@ macro_rules! counting {
 counting!(KernelTcp, Tcp);
 counting!(KernelRejects, Rejects);
 counting!(KernelUdp, Udp);
+counting!(KernelNeighbours, NodeFailures);

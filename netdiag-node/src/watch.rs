@@ -8,7 +8,7 @@ use netdiag_common::observation::preflight::Check;
 
 use crate::dns::DnsWatch;
 use crate::drops::DropWatch;
-use crate::kernel::{Kernel, KernelRejects, KernelTcp, KernelUdp};
+use crate::kernel::{Kernel, KernelNeighbours, KernelRejects, KernelTcp, KernelUdp};
 use crate::metrics::{Export, Families};
 use crate::owners::Owners;
 use crate::shed::{Shedding, Step};
@@ -30,6 +30,7 @@ pub struct Watch {
     pub tcp: Subject<KernelTcp>,
     pub rejects: Subject<KernelRejects>,
     pub udp: Subject<KernelUdp>,
+    pub neighbours: Subject<KernelNeighbours>,
 }
 
 impl Watch {
@@ -42,6 +43,7 @@ impl Watch {
             tcp: Subject::new(Arc::clone(&owners), kernel.tcp),
             rejects: Subject::new(Arc::clone(&owners), kernel.rejects),
             udp: Subject::new(Arc::clone(&owners), kernel.udp),
+            neighbours: Subject::new(Arc::clone(&owners), kernel.neighbours),
             owners,
         }
     }
@@ -74,6 +76,7 @@ impl Watch {
         self.tcp.harvest();
         self.rejects.harvest();
         self.udp.harvest();
+        self.neighbours.harvest();
         self.shedding.look();
     }
 }

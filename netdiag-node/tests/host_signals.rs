@@ -15,7 +15,7 @@ use lab::{CONTAINER, LISTENS, NODE, UID, ip};
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::counter::Counters;
 use netdiag_common::observation::device::{Device, Devices};
-use netdiag_common::observation::neighbour::Neighbours;
+use netdiag_common::observation::neighbour::{FailureKind, Neighbours};
 use netdiag_common::observation::socket::{CpuGroup, Sockets};
 use netdiag_common::{Need, Netns, Topic, Window};
 
@@ -87,6 +87,17 @@ fn neighbour_that_does_not_answer_is_named_with_its_device() {
     assert_eq!(found.states["failed"], 1);
     let table = found.tables.iter().find(|table| table.name == "arp_cache").unwrap();
     assert!(table.statistics["res_failed"].grew() && table.entries > 0 && table.gc_thresh3 > 0, "{table:?}");
+    // Counted as it happened, in this namespace alone, and with the device's name in it.
+    let counted = found.failures.as_ref().unwrap();
+    let [group] = counted.groups.as_slice() else { panic!("one neighbour fails: {counted:#?}") };
+    assert_eq!((group.address, group.device.as_str()), (Some(failed.address), "eth0"));
+    assert!(
+        group.kind == FailureKind::Failed && group.times >= 1 && counted.accounts.failed >= group.times,
+        "{group:?}"
+    );
+    assert_eq!((counted.accounts.unaccounted(), found.unseen.as_slice()), (0, [].as_slice()));
+    let Observation::Neighbours(of_node) = lab.read(Netns::Host, Topic::Neighbours) else { panic!() };
+    assert_eq!(of_node.failures.unwrap().groups, [], "the node itself asked for nobody");
     // It keeps its first moment, and is gone when the host answers.
     std::thread::sleep(Duration::from_millis(50));
     let again = lab.neighbours().unresolved[0].first_at.unwrap();

@@ -5,6 +5,7 @@ pub mod icmp_send;
 pub mod inet_sk_error_report;
 pub mod inet_sock_set_state;
 pub mod kfree_skb;
+pub mod neighbour;
 pub mod tcp_reset;
 pub mod tcp_retransmit;
 pub mod udp_fail_queue_rcv_skb;

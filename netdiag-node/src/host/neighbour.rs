@@ -62,14 +62,22 @@ pub(crate) fn read() -> Result<Neighbours, ReadError> {
         found.left_out.push(format!("{omitted} neighbours without an answer, after the first {MAX_UNRESOLVED}"));
     }
     if !found.unresolved.is_empty() {
-        let names: BTreeMap<u32, String> =
-            links(&mut netlink)?.into_iter().map(|found| (found.link.index, found.link.name)).collect();
+        let names = names(&mut netlink)?;
         for unresolved in &mut found.unresolved {
             unresolved.device = names.get(&unresolved.link_index).cloned().unwrap_or_default();
         }
     }
     found.tables = netlink.dump(libc::RTM_GETNEIGHTBL, &[0; 4], "list neighbour tables", parse_table)?;
     Ok(found)
+}
+
+/// Names of the devices of the calling thread's namespace, by their indices.
+pub(crate) fn devices() -> Result<BTreeMap<u32, String>, ReadError> {
+    names(&mut Netlink::open(SockProtocol::NetlinkRoute)?)
+}
+
+fn names(netlink: &mut Netlink) -> Result<BTreeMap<u32, String>, ReadError> {
+    Ok(links(netlink)?.into_iter().map(|found| (found.link.index, found.link.name)).collect())
 }
 
 /// Every counter, for [`Series::look`](crate::history::Series::look).

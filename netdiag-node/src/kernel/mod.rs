@@ -28,6 +28,7 @@ mod event;
 mod failure;
 pub mod kfree_skb;
 mod layout;
+pub mod neighbour;
 mod newest;
 mod object;
 mod plan;
@@ -41,6 +42,7 @@ pub mod udp;
 pub use dns::{DnsSize, KernelDns};
 pub use event::EventSize;
 pub use kfree_skb::{Detail, KernelDrops, TableSize};
+pub use neighbour::{KernelNeighbours, NodeFailures};
 pub use reject::KernelRejects;
 pub use tcp::{KernelTcp, TcpSize};
 pub use udp::KernelUdp;
@@ -56,6 +58,7 @@ pub struct Kernel {
     pub tcp: Result<KernelTcp, LoadError>,
     pub rejects: Result<KernelRejects, LoadError>,
     pub udp: Result<KernelUdp, LoadError>,
+    pub neighbours: Result<KernelNeighbours, LoadError>,
 }
 
 /// What the agent may use unless it is told otherwise.
@@ -69,6 +72,7 @@ pub struct Sizes {
     pub tcp: TcpSize,
     pub rejects: EventSize,
     pub udp: EventSize,
+    pub neighbours: EventSize,
 }
 
 /// How the kernel programs name a namespace.
@@ -91,18 +95,20 @@ impl Kernel {
             dns: Err(error.clone()),
             tcp: Err(error.clone()),
             rejects: Err(error.clone()),
-            udp: Err(error),
+            udp: Err(error.clone()),
+            neighbours: Err(error),
         })
     }
 
     fn try_load(sizes: Sizes, kubelet_root: &str) -> Result<Self, LoadError> {
-        let (plan, (drops, dns, tcp, rejects, udp)) = plan_with_types(|btf, plan| {
+        let (plan, (drops, dns, tcp, rejects, udp, neighbours)) = plan_with_types(|btf, plan| {
             (
                 KernelDrops::plan(btf, sizes.drops, plan),
                 KernelDns::plan(btf, sizes.dns, plan),
                 KernelTcp::plan(btf, sizes.tcp, plan),
                 KernelRejects::plan(btf, sizes.rejects, plan),
                 KernelUdp::plan(btf, sizes.udp, plan),
+                KernelNeighbours::plan(btf, sizes.neighbours, plan),
             )
         })?;
         let netns_id = if plan.has("NETNS_IS_COOKIE", 1_u32) { NetnsId::Cookie } else { NetnsId::Inode };
@@ -112,7 +118,8 @@ impl Kernel {
         let tcp = tcp.and_then(|planned| KernelTcp::attach(&object, planned));
         let rejects = rejects.and_then(|planned| KernelRejects::attach(&object, planned));
         let udp = udp.and_then(|planned| KernelUdp::attach(&object, planned));
-        Ok(Self { netns_id, programs: object.running().names(), drops, dns, tcp, rejects, udp })
+        let neighbours = neighbours.and_then(|planned| KernelNeighbours::attach(&object, planned));
+        Ok(Self { netns_id, programs: object.running().names(), drops, dns, tcp, rejects, udp, neighbours })
     }
 
     /// The preflight's lines about the programs.
@@ -124,6 +131,8 @@ impl Kernel {
         checks.extend(subject_checks(&self.tcp, KernelTcp::checks, "tcp", "TCP connections by result"));
         checks.extend(subject_checks(&self.rejects, KernelRejects::checks, "rejects", "ICMP errors and TCP resets"));
         checks.extend(subject_checks(&self.udp, KernelUdp::checks, "udp", "datagrams that found their socket full"));
+        let lost = "how often and since when a neighbour does not answer";
+        checks.extend(subject_checks(&self.neighbours, KernelNeighbours::checks, "neighbours", lost));
         checks
     }
 }
@@ -141,7 +150,14 @@ macro_rules! loads_alone {
     )*};
 }
 
-loads_alone!(KernelDrops: drops, KernelDns: dns, KernelTcp: tcp, KernelRejects: rejects, KernelUdp: udp);
+loads_alone!(
+    KernelDrops: drops,
+    KernelDns: dns,
+    KernelTcp: tcp,
+    KernelRejects: rejects,
+    KernelUdp: udp,
+    KernelNeighbours: neighbours
+);
 
 fn alone<P, T>(
     plan: impl FnOnce(&btf::Btf<'_>, &mut Plan) -> Result<P, LoadError>,
@@ -178,6 +194,7 @@ impl Sizes {
             tcp: TcpSize { events: events(512), attempts: tcp::attempts_within(part(24)) },
             rejects: events(512),
             udp: events(64),
+            neighbours: events(64),
         }
     }
 }
@@ -211,7 +228,7 @@ impl LoadError {
                 "report this kernel's version and its /sys/kernel/btf/vmlinux to the netdiag project"
             }
             Self::NoTracepoint { .. } => {
-                "use a kernel with this tracepoint; until then ask for the counters of each namespace"
+                "use a kernel with this tracepoint; until then ask for what each namespace counts and lists by itself"
             }
             Self::NotPermitted { .. } => {
                 "give the agent the capabilities BPF and PERFMON (SYS_ADMIN before Linux 5.8), and check that neither a \

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use netdiag_common::observation::dns::Dns;
 use netdiag_common::observation::kfree_skb::Drops;
+use netdiag_common::observation::neighbour::Failures;
 use netdiag_common::observation::reject::Rejects;
 use netdiag_common::observation::tcp::Tcp;
 use netdiag_common::observation::udp::Udp;
@@ -49,6 +50,11 @@ impl Account {
     pub(super) fn of_udp(node: &str, seen: &Udp) -> Self {
         let identity = "total = attributed + coarse + foreign_netns + total_only";
         Self::new(node, Subject::Udp, seen.since, identity, seen.accounts.unaccounted(), &seen.accounts)
+    }
+
+    pub(super) fn of_neighbours(node: &str, seen: &Failures) -> Self {
+        let identity = "total = attributed + coarse + foreign_netns + total_only";
+        Self::new(node, Subject::Neighbours, seen.since, identity, seen.accounts.unaccounted(), &seen.accounts)
     }
 
     pub(super) fn of_dns(node: &str, seen: &Dns) -> Self {

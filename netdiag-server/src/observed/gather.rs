@@ -114,6 +114,13 @@ impl Rows {
                 self.neighbours.take(node, neighbours::rows(&place(), seen, names, selection));
                 self.limits.take(node, limits::of_neighbours(&place(), seen, selection));
                 self.miss(Subject::Neighbours, left_out(&place(), &seen.left_out));
+                self.miss(Subject::Neighbours, seen.unseen.iter().map(|gap| of_node(gap, node)));
+                if let Some(failures) = &seen.failures {
+                    self.lose(node, Subject::Neighbours, &neighbours::losses(&place(), failures));
+                    if own == Owner::Host {
+                        self.accounts.push(Account::of_neighbours(node, failures));
+                    }
+                }
             }
             Observation::Sockets(seen) => {
                 self.sockets.take(node, sockets::rows(&place(), seen, names, selection));

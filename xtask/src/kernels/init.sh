@@ -27,7 +27,7 @@ echo "@@ exit $?"
 # A limit for each, so that one that hangs does not take the others' time.
 run() {
     echo "@@ run $1"
-    NETDIAG_PATIENCE=10 timeout -s KILL 480 "$2" --test-threads=1 --show-output $3
+    NETDIAG_PATIENCE=10 NETDIAG_ALONE=1 timeout -s KILL 480 "$2" --test-threads=1 --show-output $3
     local exit=$?
     echo "@@ exit $exit"
     return $exit

@@ -298,7 +298,9 @@ mod tests {
     use std::os::fd::{FromRawFd as _, OwnedFd};
 
     use super::*;
-    use crate::kernel::{KernelRejects, KernelTcp, KernelUdp, TcpSize, btf, reject, tcp, udp};
+    use crate::kernel::{
+        KernelNeighbours, KernelRejects, KernelTcp, KernelUdp, TcpSize, btf, neighbour, reject, tcp, udp,
+    };
     use netdiag_common::record;
 
     const SIZE: EventSize = EventSize { ipv4: 64, ipv6: 16 };
@@ -319,9 +321,10 @@ mod tests {
         KernelTcp::plan(&btf, TcpSize { events: SIZE, attempts: 64 }, &mut plan).unwrap();
         KernelRejects::plan(&btf, SIZE, &mut plan).unwrap();
         KernelUdp::plan(&btf, SIZE, &mut plan).unwrap();
+        KernelNeighbours::plan(&btf, SIZE, &mut plan).unwrap();
         match Object::create(&plan) {
             Ok(object) => {
-                let all = tcp::HOOKS.iter().chain(&reject::HOOKS).chain(&udp::HOOKS);
+                let all = tcp::HOOKS.iter().chain(&reject::HOOKS).chain(&udp::HOOKS).chain(&neighbour::HOOKS);
                 let hooks = all.filter(|hook| btf.tracepoint_arguments(hook.tracepoint).is_some()).collect();
                 let arguments = btf.tracepoint_arguments("tcp_send_reset").unwrap_or_default();
                 Some(Loaded { object, hooks, sees_answers: arguments.len() > 2 })
