@@ -80,6 +80,8 @@ pub enum Topic {
     Tcp,
     /// Datagrams that found their socket full. Host only, as for drops.
     Udp,
+    /// Host names that programs looked up, and TLS handshakes of clients, where uprobes are on. Host only, as for drops.
+    Libraries,
     /// Network devices: state, errors, queues, driver statistics; for the node also softirq backlogs.
     Devices,
     /// Hosts on the link that do not answer, and how full the neighbour tables are.
@@ -157,7 +159,10 @@ impl std::fmt::Display for Window {
 impl Topic {
     /// Whether the agent itself counts it, from its start on. The other topics are read from what the kernel keeps.
     pub fn is_counted(&self) -> bool {
-        matches!(self, Self::Drops | Self::Rejects | Self::Tcp | Self::Udp | Self::Dns | Self::Counters)
+        matches!(
+            self,
+            Self::Drops | Self::Rejects | Self::Tcp | Self::Udp | Self::Libraries | Self::Dns | Self::Counters
+        )
     }
 
     /// The topic's stable name, as it appears in trails, bundles and messages.
@@ -180,6 +185,7 @@ impl Topic {
             Self::Rejects => "rejects",
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Libraries => "libraries",
             Self::Devices => "devices",
             Self::Neighbours => "neighbours",
             Self::Sockets => "sockets",

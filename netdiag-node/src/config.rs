@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args as _, CommandFactory as _, FromArgMatches as _, Parser};
 use netdiag_common::wire::AGENT_PORT;
 
+use crate::kernel::Uprobes;
 use crate::metrics::{METRICS_PORT, otlp};
 use crate::report;
 use crate::shed::Budget;
@@ -67,6 +68,22 @@ pub struct Config {
     /// Ports that DNS servers listen on, where it is not 53 alone; at most four: 53,5353
     #[arg(long, env = "NETDIAG_DNS_PORTS", value_delimiter = ',', num_args = 1..=4, default_values_t = [53])]
     pub dns_ports: Vec<u16>,
+    /// Probe libraries of pods' processes, at a cost for each call: getaddrinfo (names looked up), tls (OpenSSL clients' handshakes)
+    #[arg(long, env = "NETDIAG_UPROBES", value_parser = uprobes, default_value = "")]
+    pub uprobes: Uprobes,
+}
+
+/// Names with commas between them; none is none.
+fn uprobes(text: &str) -> Result<Uprobes, String> {
+    let mut wanted = Uprobes::default();
+    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        match name {
+            "getaddrinfo" => wanted.getaddrinfo = true,
+            "tls" => wanted.tls = true,
+            other => return Err(format!("expected getaddrinfo or tls, found {other:?}")),
+        }
+    }
+    Ok(wanted)
 }
 
 fn agent_address(text: &str) -> Result<SocketAddr, String> {
@@ -99,6 +116,19 @@ mod tests {
         assert!(matches!(preflight, Task::Preflight(arguments) if arguments.output == report::Output::Json));
         assert!(task("netdiag-node --node-name n1").is_err());
         assert!(task("netdiag-node --node-name n1 preflight").is_err());
+    }
+
+    #[test]
+    fn uprobes_are_off_unless_named() {
+        let agent = |more: &str| task(&format!("netdiag-node --node-name n1 --listen 10.0.0.7 --tls-dir /tls{more}"));
+        let wanted = |more: &str| match agent(more) {
+            Ok(Task::Agent(config)) => config.uprobes,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(wanted(""), Uprobes::default());
+        assert_eq!(wanted(" --uprobes tls"), Uprobes { getaddrinfo: false, tls: true });
+        assert_eq!(wanted(" --uprobes getaddrinfo,tls"), Uprobes { getaddrinfo: true, tls: true });
+        assert!(agent(" --uprobes gethostbyname").unwrap_err().to_string().contains("getaddrinfo or tls"));
     }
 
     #[test]

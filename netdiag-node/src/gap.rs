@@ -97,6 +97,7 @@ fn subject(topic: &Topic) -> String {
         Topic::Rejects => "ICMP errors and TCP resets",
         Topic::Tcp => "TCP connections",
         Topic::Udp => "full UDP sockets",
+        Topic::Libraries => "lookups and TLS handshakes of programs",
         Topic::Devices => "network devices and their queues",
         Topic::Neighbours => "neighbours",
         Topic::Sockets => "sockets and their limits",

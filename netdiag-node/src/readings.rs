@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use netdiag_common::observation::neighbour::Neighbours;
+use netdiag_common::observation::Observation;
 use netdiag_common::observation::preflight::Preflight;
 use netdiag_common::observation::probe::ProbeRequest;
-use netdiag_common::observation::{Observation, Owner};
-use netdiag_common::{Gap, Need, Netns, Reading, Topic};
+use netdiag_common::{Need, Netns, Reading, Topic};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -22,16 +21,16 @@ use crate::gap::{Failure, gap};
 use crate::host::device::Scope;
 use crate::host::socket::Limits;
 use crate::host::{
-    Host, ReadError, conntrack, kube_proxy, listener, neighbour, network, process, resolver, rules, service_rules,
-    sysctl,
+    Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, rules, service_rules, sysctl,
 };
-use crate::kernel::{Kernel, Sizes};
+use crate::kernel::{Kernel, Sizes, Uprobes};
+use crate::libraries::LibraryWatch;
 use crate::netns::NetnsHandle;
 use crate::owners::Owners;
 use crate::samples::Samples;
 use crate::shed::{Budget, Shedding};
 use crate::watch::Watch;
-use crate::{clock, preflight, probe};
+use crate::{clock, neighbours, preflight, probe};
 
 /// Readers at work at one time: two CPUs' worth, since most wait for the kernel.
 const MAX_READERS: usize = 4;
@@ -55,21 +54,26 @@ pub struct Readings {
 }
 
 impl Readings {
-    pub fn new(node: String, host: Host, budget: Budget, dns_ports: &[u16]) -> Self {
+    pub fn new(node: String, host: Host, budget: Budget, dns_ports: &[u16], uprobes: Uprobes) -> Self {
         let attribution = Arc::new(Attribution::new(host.clone()));
         let mut sizes = Sizes::within(budget.memory_bytes());
         sizes.dns = sizes.dns.with_ports(dns_ports);
-        let kernel = Kernel::load(sizes, &kubelet_root(&host));
+        sizes.libraries = uprobes;
+        let mut kernel = Kernel::load(sizes, &kubelet_root(&host));
         let flows = Arc::new(FlowWatch::start(&host, Arc::clone(&attribution)));
+        let owners = Arc::new(Owners::new(Arc::clone(&attribution), kernel.netns_id));
+        let probed = std::mem::replace(&mut kernel.libraries, Ok(None));
+        let libraries =
+            LibraryWatch::new(Arc::clone(&owners), Arc::clone(&attribution), host.proc.clone(), uprobes, probed);
         let mut programs = kernel.checks();
+        programs.extend(libraries.check());
         for program in &programs {
             tracing::info!(name = program.name, ok = program.ok, detail = program.detail, "kernel program");
         }
         programs.push(flows.check.clone());
         let checks = preflight::Fixed::read(&host, programs);
-        let owners = Arc::new(Owners::new(Arc::clone(&attribution), kernel.netns_id));
         let shedding = Arc::new(Shedding::new(budget, host.proc.clone()));
-        let watch = Arc::new(Watch::new(owners, kernel, shedding));
+        let watch = Arc::new(Watch::new(owners, kernel, libraries, shedding));
         Self {
             node,
             attribution: Arc::clone(&attribution),
@@ -218,6 +222,9 @@ impl Job {
         if self.need.topic == Topic::Dns {
             return Ok(Some(Observation::Dns(self.watch.dns.observe(self.need.window)?)));
         }
+        if self.need.topic == Topic::Libraries {
+            return Ok(Some(Observation::Libraries(self.watch.libraries.observe(self.need.window)?)));
+        }
         let pod = match &self.need.netns {
             Netns::Host => None,
             Netns::Pod(uid) => Some(find(&self.attribution, uid, &self.need.node)?),
@@ -258,7 +265,10 @@ impl Job {
                 let scope = if pod.is_some() { Scope::Pod } else { Scope::Node };
                 Some(Observation::Devices(self.samples.devices(&netns, scope, self.need.window)?))
             }
-            Topic::Neighbours => Some(Observation::Neighbours(self.neighbours(&netns, pod.as_ref())?)),
+            Topic::Neighbours => {
+                let found = self.samples.neighbours(&netns, self.need.window)?;
+                Some(Observation::Neighbours(neighbours::with_failures(found, &self.watch, &self.need, pod.as_ref())?))
+            }
             Topic::Counters => Some(Observation::Counters(self.samples.counters(&netns, self.need.window)?)),
             Topic::Sockets => {
                 let found = self.samples.sockets(&netns, pod.as_ref(), &limits, self.need.window)?;
@@ -272,6 +282,7 @@ impl Job {
             | Topic::Tcp
             | Topic::Udp
             | Topic::Dns
+            | Topic::Libraries
             | Topic::Probe(_) => {
                 unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
             }
@@ -298,26 +309,6 @@ impl Job {
             gap.node = Some(self.need.node.clone());
         }
         Ok(Some(found))
-    }
-
-    /// In the calling thread's namespace, which is `netns`: who does not answer now, and who did not during the window.
-    fn neighbours(&self, netns: &NetnsHandle, pod: Option<&Pod>) -> Result<Neighbours, Failure> {
-        let mut found = self.samples.neighbours(netns, self.need.window)?;
-        match self.watch.neighbours.observe(self.need.window) {
-            Ok(mut counted) => {
-                let owner = match pod.filter(|pod| !pod.observed.host_network) {
-                    None => Owner::Host,
-                    Some(pod) => Owner::Pod { uid: pod.observed.uid.clone() },
-                };
-                let unseen = std::mem::take(&mut counted.unseen);
-                found.unseen =
-                    unseen.into_iter().map(|gap| Gap { node: Some(self.need.node.clone()), ..gap }).collect();
-                found.failures = Some(counted.of(&owner, &neighbour::devices()?));
-            }
-            // The list is worth telling without the counts.
-            Err(failure) => found.unseen.push(gap(&self.need, &failure)),
-        }
-        Ok(found)
     }
 
     fn enter(&self, pod: Option<&Pod>) -> Result<NetnsHandle, Failure> {
@@ -381,6 +372,7 @@ fn is_host_only(topic: &Topic) -> bool {
             | Topic::Tcp
             | Topic::Udp
             | Topic::Dns
+            | Topic::Libraries
     )
 }
 

@@ -9,6 +9,7 @@ use netdiag_common::observation::preflight::Check;
 use crate::dns::DnsWatch;
 use crate::drops::DropWatch;
 use crate::kernel::{Kernel, KernelNeighbours, KernelRejects, KernelTcp, KernelUdp};
+use crate::libraries::LibraryWatch;
 use crate::metrics::{Export, Families};
 use crate::owners::Owners;
 use crate::shed::{Shedding, Step};
@@ -31,10 +32,11 @@ pub struct Watch {
     pub rejects: Subject<KernelRejects>,
     pub udp: Subject<KernelUdp>,
     pub neighbours: Subject<KernelNeighbours>,
+    pub libraries: LibraryWatch,
 }
 
 impl Watch {
-    pub fn new(owners: Arc<Owners>, kernel: Kernel, shedding: Arc<Shedding>) -> Self {
+    pub fn new(owners: Arc<Owners>, kernel: Kernel, libraries: LibraryWatch, shedding: Arc<Shedding>) -> Self {
         Self {
             drops: DropWatch::new(Arc::clone(&owners), Arc::clone(&shedding), kernel.drops),
             dns: DnsWatch::new(Arc::clone(&owners), Arc::clone(&shedding), kernel.dns),
@@ -44,6 +46,7 @@ impl Watch {
             rejects: Subject::new(Arc::clone(&owners), kernel.rejects),
             udp: Subject::new(Arc::clone(&owners), kernel.udp),
             neighbours: Subject::new(Arc::clone(&owners), kernel.neighbours),
+            libraries,
             owners,
         }
     }
@@ -58,6 +61,7 @@ impl Watch {
         // Names of queries are exemplars: unread, the ring fills, and the programs count what they cannot put there.
         if !self.shedding.gives_up(Step::Exemplars) {
             self.dns.tick();
+            self.libraries.tick();
         }
     }
 
@@ -77,6 +81,7 @@ impl Watch {
         self.rejects.harvest();
         self.udp.harvest();
         self.neighbours.harvest();
+        self.libraries.harvest();
         self.shedding.look();
     }
 }

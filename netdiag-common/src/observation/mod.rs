@@ -10,6 +10,7 @@ pub mod flow;
 pub mod histogram;
 pub mod kfree_skb;
 pub mod kube_proxy;
+pub mod library;
 pub mod listener;
 pub mod neighbour;
 pub mod network;
@@ -45,6 +46,7 @@ pub enum Observation {
     Rejects(reject::Rejects),
     Tcp(tcp::Tcp),
     Udp(udp::Udp),
+    Libraries(library::Libraries),
     Devices(device::Devices),
     Neighbours(neighbour::Neighbours),
     Sockets(socket::Sockets),

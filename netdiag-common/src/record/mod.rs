@@ -5,6 +5,7 @@
 pub mod dns;
 pub mod event;
 pub mod kfree_skb;
+pub mod library;
 pub mod neighbour;
 pub mod reject;
 pub mod table;

@@ -5,6 +5,7 @@ pub mod icmp_send;
 pub mod inet_sk_error_report;
 pub mod inet_sock_set_state;
 pub mod kfree_skb;
+pub mod library;
 pub mod neighbour;
 pub mod tcp_reset;
 pub mod tcp_retransmit;

@@ -13,6 +13,7 @@ pub(crate) mod genetlink;
 mod iptables;
 pub(crate) mod kernel;
 pub(crate) mod kube_proxy;
+pub mod library;
 pub(crate) mod listener;
 pub(crate) mod neighbour;
 pub(crate) mod netlink;

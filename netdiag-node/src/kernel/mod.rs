@@ -28,6 +28,7 @@ mod event;
 mod failure;
 pub mod kfree_skb;
 mod layout;
+pub mod library;
 pub mod neighbour;
 mod newest;
 mod object;
@@ -42,6 +43,7 @@ pub mod udp;
 pub use dns::{DnsSize, KernelDns};
 pub use event::EventSize;
 pub use kfree_skb::{Detail, KernelDrops, TableSize};
+pub use library::{KernelLibraries, Uprobes};
 pub use neighbour::{KernelNeighbours, NodeFailures};
 pub use reject::KernelRejects;
 pub use tcp::{KernelTcp, TcpSize};
@@ -59,6 +61,8 @@ pub struct Kernel {
     pub rejects: Result<KernelRejects, LoadError>,
     pub udp: Result<KernelUdp, LoadError>,
     pub neighbours: Result<KernelNeighbours, LoadError>,
+    /// None unless somebody asked for uprobes.
+    pub libraries: Result<Option<KernelLibraries>, LoadError>,
 }
 
 /// What the agent may use unless it is told otherwise.
@@ -73,6 +77,7 @@ pub struct Sizes {
     pub rejects: EventSize,
     pub udp: EventSize,
     pub neighbours: EventSize,
+    pub libraries: Uprobes,
 }
 
 /// How the kernel programs name a namespace.
@@ -96,12 +101,13 @@ impl Kernel {
             tcp: Err(error.clone()),
             rejects: Err(error.clone()),
             udp: Err(error.clone()),
-            neighbours: Err(error),
+            neighbours: Err(error.clone()),
+            libraries: Err(error),
         })
     }
 
     fn try_load(sizes: Sizes, kubelet_root: &str) -> Result<Self, LoadError> {
-        let (plan, (drops, dns, tcp, rejects, udp, neighbours)) = plan_with_types(|btf, plan| {
+        let (plan, (drops, dns, tcp, rejects, udp, neighbours, libraries)) = plan_with_types(|btf, plan| {
             (
                 KernelDrops::plan(btf, sizes.drops, plan),
                 KernelDns::plan(btf, sizes.dns, plan),
@@ -109,6 +115,7 @@ impl Kernel {
                 KernelRejects::plan(btf, sizes.rejects, plan),
                 KernelUdp::plan(btf, sizes.udp, plan),
                 KernelNeighbours::plan(btf, sizes.neighbours, plan),
+                KernelLibraries::plan(btf, sizes.libraries, plan),
             )
         })?;
         let netns_id = if plan.has("NETNS_IS_COOKIE", 1_u32) { NetnsId::Cookie } else { NetnsId::Inode };
@@ -119,7 +126,8 @@ impl Kernel {
         let rejects = rejects.and_then(|planned| KernelRejects::attach(&object, planned));
         let udp = udp.and_then(|planned| KernelUdp::attach(&object, planned));
         let neighbours = neighbours.and_then(|planned| KernelNeighbours::attach(&object, planned));
-        Ok(Self { netns_id, programs: object.running().names(), drops, dns, tcp, rejects, udp, neighbours })
+        let libraries = libraries.and_then(|planned| KernelLibraries::attach(&object, planned));
+        Ok(Self { netns_id, programs: object.running().names(), drops, dns, tcp, rejects, udp, neighbours, libraries })
     }
 
     /// The preflight's lines about the programs.
@@ -195,6 +203,7 @@ impl Sizes {
             rejects: events(512),
             udp: events(64),
             neighbours: events(64),
+            libraries: Uprobes::default(),
         }
     }
 }

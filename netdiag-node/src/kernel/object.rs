@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Map, MapData, RingBuf};
+use aya::programs::uprobe::{UProbeLink, UProbeScope};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, RawTracePoint, TracePoint,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, RawTracePoint, TracePoint, UProbe,
 };
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 
@@ -207,6 +209,21 @@ type DebugLog = Option<aya_log::EbpfLogger<&'static dyn log::Log>>;
 impl Running {
     fn lock(&self) -> MutexGuard<'_, Ebpf> {
         self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Loads a uprobe, which does not run yet.
+    pub(super) fn load_probe(&self, program: &str) -> Result<(), ProgramError> {
+        let mut programs = self.lock();
+        let program: &mut UProbe = find(&mut programs, program)?.try_into()?;
+        program.load()
+    }
+
+    /// Attaches a loaded uprobe to a function of a file, for every process that uses it, until the link is dropped.
+    pub(super) fn probe(&self, program: &str, function: &str, file: &Path) -> Result<UProbeLink, ProgramError> {
+        let mut programs = self.lock();
+        let program: &mut UProbe = find(&mut programs, program)?.try_into()?;
+        let id = program.attach(function, file, UProbeScope::AllProcesses)?;
+        program.take_link(id)
     }
 
     /// Names of the programs that run, by the kernel's ids. The kernel itself keeps 15 characters of a name.

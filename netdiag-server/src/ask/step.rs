@@ -71,6 +71,7 @@ pub fn need_in_words(need: &Need, cluster: Option<&Cluster>) -> String {
         Topic::Rejects => format!("refusals on {place}"),
         Topic::Tcp => format!("TCP connections on {place}"),
         Topic::Udp => format!("full UDP sockets on {place}"),
+        Topic::Libraries => format!("lookups and TLS handshakes of programs on {place}"),
         Topic::Devices => format!("network devices of {place}"),
         Topic::Neighbours => format!("neighbours of {place}"),
         Topic::Sockets => format!("sockets and their limits of {place}"),
@@ -120,6 +121,7 @@ fn value_in_words(value: &Observation) -> String {
             format!("{established} of {connects} connects established in {:.0} s", tcp.window_s)
         }
         Observation::Udp(udp) => format!("{} datagrams without room in {:.0} s", udp.accounts.total, udp.window_s),
+        Observation::Libraries(found) => format!("{} calls in {:.0} s", found.accounts.total, found.window_s),
         Observation::Devices(found) => format!("{} devices", found.devices.len()),
         Observation::Neighbours(found) => format!("{} neighbours without an answer", found.unresolved.len()),
         Observation::Sockets(found) => {
