@@ -84,26 +84,26 @@ fn a_host_that_is_not_there_failed_once_for_each_try() {
     for address in [SERVER4, SERVER6] {
         client.send(address, 9, 1, 1);
     }
-    for times in 1..=2 {
+    for tries in 1..=3 {
         let before = now();
         for address in [NOBODY4, NOBODY6] {
             client.send(address, 9, 1, 1);
             eventually("an end of the questions", || listed(&client, address).then_some(()));
         }
-        let seen = eventually("both failures", || {
+        let seen = eventually("all failures, counted or missed", || {
             let seen = harvested(&mut neighbours, &client);
-            let all = [NOBODY4, NOBODY6].map(|address| failed(&seen, address).map_or(0, |failure| failure.times));
-            assert!(all.iter().all(|found| *found <= times), "{:#?}", seen.groups);
-            (all == [times, times]).then_some(seen)
+            let times = [NOBODY4, NOBODY6].map(|address| failed(&seen, address).map_or(0, |failure| failure.times));
+            assert!(times.iter().all(|times| *times <= tries), "{:#?}", seen.groups);
+            (times.iter().sum::<u64>() + seen.accounts.missed >= 2 * tries).then_some(seen)
         });
-        for address in [NOBODY4, NOBODY6] {
-            let failure = failed(&seen, address).unwrap();
+        for failure in &seen.groups {
+            assert!([Some(NOBODY4), Some(NOBODY6)].contains(&failure.address), "{failure:?}");
             assert_eq!((failure.kind, failure.device.as_str()), (FailureKind::Failed, "eth0"), "{failure:?}");
             assert_eq!(failure.link_index, index(&client));
             assert!(failure.first_at <= failure.last_at && failure.last_at <= now(), "{failure:?}");
-            assert!(failure.last_at >= before && (times == 1) == (failure.first_at >= before), "{failure:?}");
+            assert!(failure.times < tries || failure.last_at >= before, "{failure:?}");
         }
-        assert_eq!(seen.groups.len(), 2, "those that answer, and nobody else, are missing: {:#?}", seen.groups);
+        assert!(tries < 3 || seen.groups.len() == 2, "both are seen in three tries: {:?}", seen.accounts);
     }
     assert_eq!(harvested(&mut neighbours, &server).groups, [], "the far end has not asked for anybody");
 }
@@ -141,8 +141,9 @@ fn a_host_that_everybody_keeps_sending_to_fails_as_often_as_the_kernel_says() {
         let after = harvested(&mut neighbours, &client);
         let said = statistic("arp_cache", "res_failed") - before.0;
         let counted = after.accounts.failed - before.1.accounts.failed;
-        println!("{counted} failures counted, {said} in the kernel's own count");
-        (counted == said).then_some((counted, said))
+        let missed = after.accounts.missed - before.1.accounts.missed;
+        println!("{counted} failures counted, {missed} missed, {said} in the kernel's own count");
+        (counted + missed == said).then_some((counted, said))
     });
     assert!(counted >= 10 && said >= 10, "a try takes 90 ms: {counted} in 2 s");
     assert!(failed(&harvested(&mut neighbours, &client), NOBODY4).unwrap().times >= 10);
@@ -162,13 +163,13 @@ fn many_hosts_that_are_not_there_lose_detail_and_none_of_them() {
     for host in 0..HOSTS {
         client.send(Ipv4Addr::new(10, 79, 1, host).into(), 9, 1, 1);
     }
-    // When hundreds of timers end at once, Linux 6.18 reaches the tracepoint in all but a few of a thousand, whoever listens.
-    let seen = eventually("nearly all failures", || {
+    let seen = eventually("all failures, counted or missed", || {
         let seen = harvested(&mut neighbours, &client);
         let times: u64 = seen.groups.iter().map(|group| group.times).sum();
         assert!(times <= u64::from(HOSTS), "{:#?}", seen.groups);
-        (times >= u64::from(HOSTS) * 9 / 10).then_some(seen)
+        (times + seen.accounts.missed >= u64::from(HOSTS)).then_some(seen)
     });
+    assert!(seen.accounts.missed < u64::from(HOSTS) / 5, "{:?}", seen.accounts);
     assert!(seen.accounts.coarse > 0 && seen.accounts.total_only == 0, "{:?}", seen.accounts);
     assert!(seen.groups.iter().any(|group| group.address.is_none() && group.device == "eth0"));
 }

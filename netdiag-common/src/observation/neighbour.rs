@@ -66,7 +66,7 @@ pub struct FailureAccounts {
     pub foreign_netns: u64,
     /// In no key, because the coarse set was full too.
     pub total_only: u64,
-    /// Events that found the programs running on that CPU and were not counted anywhere.
+    /// Failures that the kernel counted and the programs did not see; they are in no other term.
     pub missed: u64,
     /// Failures whose key user space forgot because its window was full; part of the terms above.
     pub forgotten: u64,

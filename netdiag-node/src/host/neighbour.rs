@@ -80,6 +80,14 @@ fn names(netlink: &mut Netlink) -> Result<BTreeMap<u32, String>, ReadError> {
     Ok(links(netlink)?.into_iter().map(|found| (found.link.index, found.link.name)).collect())
 }
 
+/// How often the whole kernel gave up asking for a neighbour since it started, of both families (`res_failed`).
+pub(crate) fn failures() -> Result<u64, ReadError> {
+    let mut netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
+    let tables = netlink.dump(libc::RTM_GETNEIGHTBL, &[0; 4], "list neighbour tables", parse_table)?;
+    let failed = |table: &NeighbourTable| table.statistics.get("res_failed").map_or(0, |counter| counter.value);
+    Ok(tables.iter().map(failed).sum())
+}
+
 /// Every counter, for [`Series::look`](crate::history::Series::look).
 pub(crate) fn counters(found: &mut Neighbours) -> Vec<Seen<'_>> {
     let mut all = Vec::new();

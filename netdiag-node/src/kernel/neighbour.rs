@@ -15,6 +15,7 @@ use super::event::{EventSize, Events, Hook, Names, Planned, names};
 use super::object::{Object, Way};
 use super::plan::Plan;
 use super::{LoadError, layout};
+use crate::host;
 
 /// Groups of one namespace in one observation: some 50 KiB of JSON.
 const ANSWER_GROUPS: usize = 300;
@@ -40,6 +41,36 @@ pub(super) static HOOKS: [Hook; 2] = [
 /// The running programs and what they counted.
 pub struct KernelNeighbours {
     events: Events,
+    compared: Compared,
+}
+
+/// What the kernel counts by itself beside what its tracepoint showed: when many timers end at once, Linux 6.18 now and then
+/// passes it by, whoever listens.
+#[derive(Debug, Default)]
+struct Compared {
+    /// The kernel's own count when the programs were attached; none when it cannot be read.
+    start: Option<u64>,
+    /// Failures that the programs counted since.
+    counted: u64,
+    /// By how much they were behind at the last look.
+    behind: u64,
+    /// How many of these were noted as missed.
+    missed: u64,
+}
+
+impl Compared {
+    /// `own` is the kernel's own count before the programs' was taken, `counted` what was taken then. Failures that the
+    /// programs have missed for certain since the last look: the tracepoint follows the kernel's count after a moment, so
+    /// being behind counts when it lasts.
+    fn look(&mut self, own: Option<u64>, counted: u64) -> u64 {
+        self.counted += counted;
+        let (Some(start), Some(own)) = (self.start, own) else { return 0 };
+        let behind = own.saturating_sub(start).saturating_sub(self.counted);
+        let newly = behind.min(self.behind).saturating_sub(self.missed);
+        self.behind = behind;
+        self.missed += newly;
+        newly
+    }
 }
 
 /// Failures in all namespaces of the node.
@@ -61,7 +92,8 @@ impl KernelNeighbours {
     }
 
     pub(super) fn attach(object: &Object, planned: Planned) -> Result<Self, LoadError> {
-        Ok(Self { events: Events::attach(object, planned)? })
+        let events = Events::attach(object, planned)?;
+        Ok(Self { events, compared: Compared { start: host::neighbour::failures().ok(), ..Compared::default() } })
     }
 
     pub fn checks(&self) -> Vec<Check> {
@@ -70,7 +102,9 @@ impl KernelNeighbours {
 
     /// Takes what the kernel counted since the last harvest. Blocks for 10 to 20 ms.
     pub fn harvest(&mut self, now: Timestamp) {
-        self.events.harvest(now);
+        let own = host::neighbour::failures().ok();
+        let counted = self.events.harvest(now).of(record::FAILED);
+        self.events.miss(self.compared.look(own, counted));
     }
 
     /// What was harvested in the window. `resolve` says whose namespace a number is.
@@ -153,4 +187,26 @@ fn layout(btf: &Btf<'_>, plan: &mut Plan) -> Result<(), LoadError> {
     let parameters = btf.member("neigh_parms", "data").ok_or(parameters)?;
     plan.set("O_PARAMETERS_UNICAST", parameters.offset + 4 * UNICAST_PROBES);
     layout::netns(btf, plan)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_behind_the_kernels_count_was_missed() {
+        let mut compared = Compared { start: Some(100), ..Compared::default() };
+        assert_eq!(compared.look(Some(103), 3), 0);
+        // One was counted by the kernel and not yet by the program.
+        assert_eq!((compared.look(Some(104), 0), compared.look(Some(104), 1)), (0, 0));
+        // Two never come.
+        assert_eq!((compared.look(Some(110), 4), compared.look(Some(110), 0), compared.look(Some(110), 0)), (0, 2, 0));
+        assert_eq!((compared.look(Some(112), 1), compared.look(Some(112), 0)), (0, 1));
+    }
+
+    #[test]
+    fn nothing_is_missed_for_want_of_the_kernels_count() {
+        let mut compared = Compared::default();
+        assert_eq!((compared.look(Some(10), 0), compared.look(None, 0)), (0, 0));
+    }
 }

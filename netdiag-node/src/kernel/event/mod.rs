@@ -195,6 +195,12 @@ impl Events {
         sum
     }
 
+    /// Notes events that the last harvest should have had.
+    pub(super) fn miss(&mut self, events: u64) {
+        let at_ns = self.harvested_ns;
+        self.history.slot(at_ns, at_ns, || Counted::with_room(RECENT_KEYS)).missed += events;
+    }
+
     /// All events since the start, those missed, and those whose key was forgotten.
     pub(super) fn since_start(&self) -> SinceStart {
         let mut all = SinceStart { sum: Sum::default(), missed: 0, forgotten: 0 };
