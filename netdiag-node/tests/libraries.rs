@@ -5,7 +5,7 @@
 
 mod lab;
 
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -235,6 +235,60 @@ fn a_probe_costs_a_call_this_much() {
     assert!(after.ring_full > before.ring_full && after.unaccounted() == 0, "{after:?}");
     let told = after.total + after.ring_full - before.total - before.ring_full;
     assert!(told >= u64::from(TOO_MANY), "what is not told is counted: {after:?}");
+}
+
+/// Prints what the probes cost a TLS client from its first step to its end; see docs/uprobes.md.
+#[test]
+fn a_handshake_pays_this_much() {
+    const ROUNDS: u32 = 30;
+    // Without anybody to talk to: the first step, which sends the greeting and waits.
+    const CLIENTS: &str = "import ssl, sys, time\n\
+        context = ssl.create_default_context()\n\
+        def client():\n\
+        \x20 begun = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname='shop.example')\n\
+        \x20 try: begun.do_handshake()\n\
+        \x20 except ssl.SSLWantReadError: pass\n\
+        print(0, flush=True)\n\
+        for line in sys.stdin:\n\
+        \x20 start = time.perf_counter_ns()\n\
+        \x20 for _ in range(300): client()\n\
+        \x20 print((time.perf_counter_ns() - start) // 300, flush=True)";
+    let wanted = Uprobes { getaddrinfo: false, tls: true };
+    let mut kernel = match KernelLibraries::load(Sizes { libraries: wanted, ..Sizes::for_this_machine() }) {
+        Ok(Some(kernel)) => kernel,
+        Ok(None) => panic!("it was asked for"),
+        Err(error) => return lab::skip(format!("{error}; {}", error.remedy())),
+    };
+    let mut command = Command::new("python3");
+    let Ok(child) = command.args(["-c", CLIENTS]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
+        return lab::skip("no python3");
+    };
+    let mut python = Inside(child);
+    let mut answers = BufReader::new(python.0.stdout.take().unwrap()).lines();
+    let mut answer = || answers.next().expect("python goes on").unwrap().parse::<u64>().unwrap();
+    answer();
+    let mapped = library::read(Path::new("/proc"), python.0.id()).unwrap();
+    let Some(ssl) = mapped.iter().find(|mapped| mapped.library == Library::Ssl) else {
+        return lab::skip("this python's libssl is not a file of its own");
+    };
+    let asks = python.0.stdin.as_mut().unwrap();
+    let mut each_ns = || {
+        asks.write_all(b"\n").unwrap();
+        answer()
+    };
+    let (mut without, mut with) = (u64::MAX, u64::MAX);
+    for _ in 0..ROUNDS {
+        without = without.min(each_ns());
+        let probed = kernel.probe(ssl.library, &ssl.path).unwrap();
+        with = with.min(each_ns());
+        drop(probed);
+        kernel.tick();
+    }
+    println!("a client's first step and end: {without} ns, probed {with} ns: the best of {ROUNDS} rounds of 300");
+    kernel.harvest();
+    let seen = kernel.observe(jiff::Timestamp::now(), Window::FiveMinutes, &|_| Owner::Host);
+    let failed = group(&seen, LibraryCall::Handshake, "shop.example").iter().map(|group| group.times).sum::<u64>();
+    assert_eq!(failed + seen.accounts.ring_full, u64::from(300 * ROUNDS), "{:?}", seen.accounts);
 }
 
 fn look_up(name: &std::ffi::CStr) {

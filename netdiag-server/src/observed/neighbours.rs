@@ -84,10 +84,7 @@ pub(super) fn losses(place: &Place, failures: &Failures) -> Vec<(u64, &'static s
                 accounts.total_only,
                 "failures of neighbours counted in total alone, because the coarse table was full, too",
             ),
-            (
-                accounts.missed,
-                "failures of neighbours not counted, because the program was already running on that CPU",
-            ),
+            (accounts.missed, "failures of neighbours that the kernel counted and its tracepoint did not show"),
             (accounts.forgotten, "failures of neighbours whose address the agent forgot, because its window was full"),
             (accounts.unaccounted().unsigned_abs(), "failures of neighbours that the agent's accounts cannot explain"),
         ]);
