@@ -211,7 +211,8 @@ fn a_host_without_room_in_the_table_is_refused() {
     // Each time the kernel first throws out what nobody needs, and takes one more if it found something.
     client.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        (1..50).for_each(|host| _ = socket.send_to(b"anybody?", (Ipv4Addr::new(10, 79, 2, host), 9)).unwrap());
+        // Before Linux 6.1 the sender is told.
+        (1..50).for_each(|host| _ = socket.send_to(b"anybody?", (Ipv4Addr::new(10, 79, 2, host), 9)));
     });
     drop(limit);
     let said = statistic("arp_cache", "table_fulls") - before;

@@ -60,10 +60,10 @@ pub fn netdiag_neigh_timer_raw(ctx: RawTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "neigh_create")]
 pub fn netdiag_neigh_create(ctx: BtfTracePointContext) -> i32 {
-    // The fourth argument as a plain number: kernels before 6.13 believe that a typed one is never null, and remove what
-    // would be done then.
-    let entry = unsafe { Probed::load::<u64>(ctx.as_ptr().cast(), 24) };
-    unsafe { on_create::<Typed>(ctx.arg(0), ctx.arg(1), ctx.arg(2), entry) };
+    // The third and fourth argument as plain numbers: kernels before 6.13 do not know what `const void *` is, and believe that a
+    // typed pointer is never null, so that they remove what would be done then.
+    let [address, entry] = unsafe { Probed::load::<[u64; 2]>(ctx.as_ptr().cast(), 16) };
+    unsafe { on_create::<Typed>(ctx.arg(0), ctx.arg(1), address as *const u8, entry) };
     0
 }
 
