@@ -9,6 +9,7 @@ pub(crate) mod conntrack;
 pub(crate) mod counter;
 pub(crate) mod device;
 pub(crate) mod file;
+pub mod forwarding;
 pub(crate) mod genetlink;
 mod iptables;
 pub(crate) mod kernel;

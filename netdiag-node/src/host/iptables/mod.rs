@@ -30,6 +30,15 @@ pub(crate) fn read(budget: &mut Budget) -> Result<(Vec<Table>, Vec<String>), Rea
     Ok((tables, left_out))
 }
 
+/// The family (`ip`, `ip6`) and name of each table.
+pub(crate) fn table_names() -> Result<Vec<(&'static str, String)>, ReadError> {
+    let mut names = Vec::new();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        names.extend(sockopt::table_names(family)?.into_iter().map(|name| (family.name(), name)));
+    }
+    Ok(names)
+}
+
 fn failed(family: Family, name: &str, source: io::Error) -> ReadError {
     ReadError::Call { step: format!("read legacy table {name} of {}", family.command()), source }
 }

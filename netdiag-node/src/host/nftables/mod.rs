@@ -3,6 +3,7 @@
 mod attribute;
 mod builder;
 mod condition;
+mod exact;
 mod expression;
 mod field;
 mod interval;
@@ -18,6 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 pub(crate) use builder::Nftables;
+pub(crate) use exact::ExactTables;
 pub(crate) use set::{Element, Set, Value};
 use socket::{Dump, Message, NfTables};
 

@@ -1,0 +1,165 @@
+//! What connection tracking attached to the packet (`nft_ct.c`).
+
+use std::net::IpAddr;
+
+use super::{Result, Run, Tracking};
+use crate::forwarding::conntrack::{Direction, State, Tuple};
+use crate::forwarding::expression::Verdict;
+use crate::forwarding::fact::Fact;
+
+/// `enum nft_ct_keys`
+mod key {
+    pub const STATE: u32 = 0;
+    pub const DIRECTION: u32 = 1;
+    pub const STATUS: u32 = 2;
+    pub const MARK: u32 = 3;
+    pub const HELPER: u32 = 6;
+    pub const NETWORK_PROTOCOL: u32 = 7;
+    pub const SOURCE: u32 = 8;
+    pub const DESTINATION: u32 = 9;
+    pub const PROTOCOL: u32 = 10;
+    pub const SOURCE_PORT: u32 = 11;
+    pub const DESTINATION_PORT: u32 = 12;
+    pub const PACKETS: u32 = 14;
+    pub const BYTES: u32 = 15;
+    pub const ZONE: u32 = 17;
+    pub const SOURCE_IPV4: u32 = 19;
+    pub const DESTINATION_IPV4: u32 = 20;
+    pub const SOURCE_IPV6: u32 = 21;
+    pub const DESTINATION_IPV6: u32 = 22;
+}
+
+/// `NF_CT_STATE_*_BIT`
+const INVALID: u32 = 1;
+const ESTABLISHED: u32 = 2;
+const RELATED: u32 = 4;
+const NEW: u32 = 8;
+const UNTRACKED: u32 = 64;
+
+impl Run<'_> {
+    /// `nft_ct_get_eval`
+    pub(super) fn ct(&mut self, key: u32, direction: Option<u8>, to: u32) -> Result<Verdict> {
+        if let Tracking::Unknown(why) = &self.tracking {
+            let why = why.clone();
+            self.store_unknown(to, width(key), &format!("ct key {key} of the packet, because {why}"));
+            return Ok(Verdict::Continue);
+        }
+        if key == key::STATE {
+            let bits = match &self.tracking {
+                Tracking::Unseen | Tracking::Invalid | Tracking::Unknown(_) => INVALID,
+                Tracking::Untracked => UNTRACKED,
+                Tracking::Template { .. } => NEW,
+                Tracking::Tracked(tracked) => match tracked.state {
+                    State::New => NEW,
+                    State::Established => ESTABLISHED,
+                    State::Related => RELATED,
+                },
+            };
+            return Ok(self.store_fact(to, Fact::Known(bits.to_ne_bytes())));
+        }
+        let tracked = match &self.tracking {
+            Tracking::Tracked(tracked) => tracked.clone(),
+            Tracking::Template { zone } if key == key::ZONE => {
+                let zone = *zone;
+                return Ok(self.store_fact(to, Fact::Known(zone.to_ne_bytes())));
+            }
+            Tracking::Template { .. } => {
+                self.store_unknown(to, width(key), "what a packet with a zone has before it is tracked");
+                return Ok(Verdict::Continue);
+            }
+            _ => return Ok(Verdict::Break),
+        };
+        let entry = &tracked.entry;
+        let tuple = if direction == Some(1) { &entry.reply } else { &entry.original };
+        Ok(match key {
+            key::DIRECTION => self.store_fact(to, Fact::Known([u8::from(entry.direction == Direction::Reply)])),
+            key::STATUS => self.store_fact(to, Fact::Known(entry.status.to_ne_bytes())),
+            key::MARK => self.store_fact(to, Fact::Known(entry.mark.to_ne_bytes())),
+            // `NFPROTO_IPV4`, `NFPROTO_IPV6`
+            key::NETWORK_PROTOCOL => {
+                self.store_fact(to, Fact::Known([if entry.original.source.is_ipv4() { 2 } else { 10 }]))
+            }
+            key::PROTOCOL => self.store_fact(to, Fact::Known([entry.original.protocol])),
+            key::ZONE => self.store_fact(to, Fact::Known(entry.zone.to_ne_bytes())),
+            key::SOURCE => self.store_address(to, tuple.source),
+            key::DESTINATION => self.store_address(to, tuple.destination),
+            key::SOURCE_IPV4 if tuple.source.is_ipv4() => self.store_address(to, tuple.source),
+            key::DESTINATION_IPV4 if tuple.source.is_ipv4() => self.store_address(to, tuple.destination),
+            key::SOURCE_IPV6 if tuple.source.is_ipv6() => self.store_address(to, tuple.source),
+            key::DESTINATION_IPV6 if tuple.source.is_ipv6() => self.store_address(to, tuple.destination),
+            key::SOURCE_IPV4..=key::DESTINATION_IPV6 => Verdict::Break,
+            key::SOURCE_PORT | key::DESTINATION_PORT => {
+                let port = ports(tuple)[usize::from(key == key::DESTINATION_PORT)];
+                if tracked.unknown_port {
+                    self.store_unknown(to, 2, "the port that address translation chose");
+                    Verdict::Continue
+                } else {
+                    self.store_fact(to, Fact::Known(port.to_be_bytes()))
+                }
+            }
+            // A rule that asks for them has the kernel count, so the first packet is counted when it gets here.
+            key::PACKETS | key::BYTES if tracked.new => {
+                let count = if direction == Some(1) { 0 } else { 1 };
+                let count = if key == key::BYTES { count * u64::from(self.packet.length) } else { count };
+                self.store_fact(to, Fact::Known(count.to_ne_bytes()))
+            }
+            key::HELPER if tracked.new => Verdict::Break,
+            key => {
+                self.store_unknown(to, width(key), &format!("ct key {key} of the connection"));
+                Verdict::Continue
+            }
+        })
+    }
+
+    /// `nft_ct_set_eval`, `nft_ct_set_zone_eval`
+    pub(super) fn set_ct(&mut self, key: u32, from: u32) -> Verdict {
+        let value = self.load_number(from);
+        match (&mut self.tracking, key) {
+            (Tracking::Unseen, key::ZONE) => {
+                if let Fact::Known(value) = value {
+                    let [a, b, ..] = value.to_ne_bytes();
+                    self.tracking = Tracking::Template { zone: u16::from_ne_bytes([a, b]) };
+                }
+            }
+            (Tracking::Tracked(tracked), key::MARK) => {
+                if let Fact::Known(value) = value {
+                    tracked.entry.mark = value;
+                }
+            }
+            // Labels and event masks decide nothing that is read here.
+            _ => {}
+        }
+        Verdict::Continue
+    }
+
+    /// `nft_notrack_eval`: too late once tracking has looked.
+    pub(super) fn notrack(&mut self) -> Verdict {
+        if matches!(self.tracking, Tracking::Unseen) {
+            self.tracking = Tracking::Untracked;
+        }
+        Verdict::Continue
+    }
+
+    fn store_address(&mut self, to: u32, address: IpAddr) -> Verdict {
+        match address {
+            IpAddr::V4(address) => self.store_fact(to, Fact::Known(address.octets())),
+            IpAddr::V6(address) => self.store_fact(to, Fact::Known(address.octets())),
+        }
+    }
+}
+
+/// As `nft_ct` reads them: of ICMP, what stands in their place.
+fn ports(tuple: &Tuple) -> [u16; 2] {
+    [tuple.source_port, tuple.destination_port]
+}
+
+/// Bytes that a key writes.
+fn width(key: u32) -> usize {
+    match key {
+        1 | 7 | 10 => 1,
+        11 | 12 | 17 => 2,
+        6 | 8 | 9 | 13 | 21 | 22 => 16,
+        14..=16 => 8,
+        _ => 4,
+    }
+}

@@ -1,0 +1,216 @@
+//! Expressions that choose, limit, translate, reject or hand the packet to others.
+
+use super::{Result, Run, Tracking};
+use crate::forwarding::conntrack::State;
+use crate::forwarding::expression::{Expression, Verdict};
+use crate::forwarding::hash;
+use crate::forwarding::nat::Request;
+use crate::forwarding::packet::{Protocol, TCP};
+use crate::forwarding::path::{End, Reject};
+use crate::forwarding::state::Route;
+
+impl<'a> Run<'a> {
+    pub(super) fn statement(&mut self, expression: &'a Expression) -> Result<Verdict> {
+        match expression {
+            Expression::Limit { .. } | Expression::Quota { .. } | Expression::Connlimit { .. } => {
+                Ok(self.stateful(expression, "this rule"))
+            }
+            Expression::Numgen { random, modulus, offset, to } => {
+                let kind = if *random { "random" } else { "inc" };
+                let value = self.draw(&format!("numgen {kind} mod {modulus}"), *modulus);
+                Ok(self.store_number(*to, value.wrapping_add(*offset)))
+            }
+            Expression::Jhash { from, bytes, modulus, seed, offset, to } => {
+                Ok(self.jhash(*from, *bytes, *modulus, *seed, *offset, *to))
+            }
+            Expression::Symhash { modulus, offset, to } => {
+                let value = self.draw(&format!("symhash mod {modulus}"), *modulus);
+                Ok(self.store_number(*to, value.wrapping_add(*offset)))
+            }
+            Expression::Fib { result, flags, to } => self.fib(*result, *flags, *to),
+            Expression::Rt { key, to } => Ok(self.rt(*key, *to)),
+            Expression::Socket { key, to, .. } => {
+                if !self.decide("a socket of this host for the packet") {
+                    return Ok(Verdict::Break);
+                }
+                // Keys: transparent, mark, wildcard, cgroup.
+                self.store_unknown(*to, if *key == 3 { 8 } else { 4 }, &format!("key {key} of the packet's socket"));
+                Ok(Verdict::Continue)
+            }
+            Expression::Unreadable { words, bytes, to } => {
+                if !self.decide(&format!("there is {words}")) {
+                    return Ok(Verdict::Break);
+                }
+                self.store_unknown(*to, *bytes as usize, words);
+                Ok(Verdict::Continue)
+            }
+            Expression::Nat { kind, family, address, port, flags } => {
+                // `nft_nat_inet_eval`: a rule for one family of an inet table.
+                let of_packet = if self.packet.protocol == Protocol::Ipv4 { 2 } else { 10 };
+                if *family != of_packet && *family != 1 {
+                    return Ok(Verdict::Continue);
+                }
+                let request = Request::from_registers(self, *kind, *address, *port, *flags)?;
+                self.translate(request)
+            }
+            Expression::Masquerade { port, flags } => self.masquerade(*port, *flags),
+            Expression::Redirect { port, flags } => self.redirect(*port, *flags),
+            Expression::Reject { kind, code } => {
+                self.rejected = Some(self.answer(*kind, *code));
+                Ok(Verdict::Drop)
+            }
+            Expression::Queue { number: Some(number), bypass } => {
+                Ok(Verdict::Queue { number: *number, bypass: *bypass })
+            }
+            Expression::Queue { number: None, bypass } => Ok(Verdict::Queue { number: 0, bypass: *bypass }),
+            Expression::Object { kind, name } => self.object(*kind, name),
+            Expression::FlowOffload { .. } => Ok(match &self.tracking {
+                Tracking::Tracked(tracked) if tracked.state == State::Established => Verdict::Continue,
+                _ => Verdict::Break,
+            }),
+            Expression::Synproxy => self.synproxy(),
+            Expression::Tproxy { .. } => {
+                if self.decide("a proxy's socket takes the packet") {
+                    return Err(self.taken("a transparent proxy"));
+                }
+                Ok(Verdict::Break)
+            }
+            Expression::XtMatch { name, revision, info } => self.xt_match(name, *revision, info),
+            Expression::XtTarget { name, revision, info } => self.xt_target(name, *revision, info),
+            Expression::Unknown { name } => {
+                if self.decide(&format!("expression {name}, which is not evaluated, lets the rule go on")) {
+                    return Err(self.unknown(format!("expression {name} is not evaluated")));
+                }
+                Ok(Verdict::Break)
+            }
+            _ => Ok(Verdict::Continue),
+        }
+    }
+
+    /// What decides by a state that cannot be read exactly: taken both ways.
+    pub(super) fn stateful(&mut self, expression: &Expression, of: &str) -> Verdict {
+        // The place makes the question one of its own: two limits are not used up together.
+        let place = self.handle.unwrap_or(0);
+        let within = match expression {
+            Expression::Limit { words, negated } => {
+                self.decide(&format!("within limit {words} of {of} (rule {place})")) != *negated
+            }
+            Expression::Quota { bytes, negated, .. } => {
+                self.decide(&format!("within the quota of {bytes} bytes of {of} (rule {place})")) != *negated
+            }
+            Expression::Connlimit { count, negated } => {
+                self.decide(&format!("at most {count} connections of {of} (rule {place})")) != *negated
+            }
+            _ => true,
+        };
+        if within { Verdict::Continue } else { Verdict::Break }
+    }
+
+    /// A named object (`NFT_OBJECT_*`).
+    pub(super) fn object(&mut self, kind: u32, name: &str) -> Result<Verdict> {
+        let within = match kind {
+            // Quota, limit, connection limit.
+            2 | 4 | 5 => self.decide(&format!("within the limit of object {name}")),
+            // Synproxy.
+            10 => return self.synproxy(),
+            _ => true,
+        };
+        Ok(if within { Verdict::Continue } else { Verdict::Break })
+    }
+
+    pub(in crate::forwarding) fn store_number(&mut self, to: u32, value: u32) -> Verdict {
+        self.registers.store(to, &value.to_ne_bytes());
+        Verdict::Continue
+    }
+
+    pub(super) fn taken(&self, what: &str) -> super::Stop {
+        super::Stop::End(End::Taken { by: self.place(), what: what.into() })
+    }
+
+    fn jhash(&mut self, from: u32, bytes: u32, modulus: u32, seed: Option<u32>, offset: u32, to: u32) -> Verdict {
+        let known = self.registers.load(from, bytes as usize).known().ok().zip(seed);
+        let value = match known {
+            Some((key, seed)) => hash::scale(hash::jhash(key, seed), modulus),
+            None => self.draw(&format!("jhash mod {modulus}"), modulus),
+        };
+        self.store_number(to, value.wrapping_add(offset))
+    }
+
+    /// `nft_rt_get_eval`
+    fn rt(&mut self, key: u32, to: u32) -> Verdict {
+        let Some(route) = self.route else { return Verdict::Break };
+        let ipv4 = self.packet.protocol == Protocol::Ipv4;
+        match key {
+            // Next hop of IPv4, next hop of IPv6.
+            1 | 2 if ipv4 == (key == 1) => {
+                let gateway = match route {
+                    Route::Forward { gateway: Some(gateway), .. } => *gateway,
+                    _ => self.packet.destination(),
+                };
+                match gateway {
+                    std::net::IpAddr::V4(address) => self.registers.store(to, &address.octets()),
+                    std::net::IpAddr::V6(address) => self.registers.store(to, &address.octets()),
+                }
+                Verdict::Continue
+            }
+            1 | 2 => Verdict::Break,
+            key => {
+                self.store_unknown(to, 4, &format!("rt key {key}"));
+                Verdict::Continue
+            }
+        }
+    }
+
+    /// `enum nft_reject_types` and `enum nft_reject_inet_code`.
+    fn answer(&self, kind: u32, code: u8) -> Reject {
+        let ipv4 = self.packet.protocol == Protocol::Ipv4;
+        // Destination unreachable.
+        let kind_of_icmp = if ipv4 { 3 } else { 1 };
+        let code = match (kind, code) {
+            (1, _) => return Reject::TcpReset,
+            (0, code) => code,
+            // No route, port unreachable, host unreachable, administratively prohibited.
+            (_, 0) => 0,
+            (_, 1) => {
+                if ipv4 {
+                    3
+                } else {
+                    4
+                }
+            }
+            (_, 2) => {
+                if ipv4 {
+                    1
+                } else {
+                    3
+                }
+            }
+            (_, _) => {
+                if ipv4 {
+                    13
+                } else {
+                    1
+                }
+            }
+        };
+        Reject::Unreachable { kind: kind_of_icmp, code }
+    }
+
+    /// `nft_do_synproxy`
+    fn synproxy(&mut self) -> Result<Verdict> {
+        let transport = self.packet.transport().filter(|transport| transport.protocol == TCP);
+        let Some(flags) = transport.and_then(|transport| self.packet.bytes.get(transport.offset + 13)) else {
+            return Ok(Verdict::Break);
+        };
+        match flags & 0x12 {
+            0x02 => Err(self.taken("synproxy, which answers it")),
+            0x10 => {
+                if self.decide("the acknowledgement answers a cookie of synproxy") {
+                    return Err(self.taken("synproxy, which connects to the server"));
+                }
+                Ok(Verdict::Drop)
+            }
+            _ => Ok(Verdict::Continue),
+        }
+    }
+}

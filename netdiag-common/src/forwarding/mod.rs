@@ -1,0 +1,129 @@
+//! What the packet filter of one network namespace does with one packet: an exact evaluator of nf_tables.
+//!
+//! nf_tables is a register machine, and so is this: it executes the kernel's expressions ([`Expression`]) on the packet's
+//! bytes and registers, and does not match on rules in words. What a rule means is then never a question of decoding;
+//! what is not evaluated is an expression with a name.
+//!
+//! [`step`] is a pure function of what has been read ([`RuleState`]) and a [`Packet`]. It answers with every path the
+//! packet can take, or with the keys of what has to be read first. So whoever holds the kernel reads only the chains,
+//! elements and routes on the packet's way, and whoever holds a report asks the same questions of it later.
+//!
+//! Where the kernel chooses at random, or where something is not known (how much of a limit is left, a mark nobody
+//! recorded), the packet is run once for each possibility; see [`Path::assumptions`]. Runs that differ only in the
+//! number drawn are one path with the sum of their chances.
+//!
+//! Not evaluated, and said so in [`Path::gaps`] where it is there: chains at devices (netdev, ingress, egress), bridge
+//! and arp tables, legacy iptables, IPVS, programs. Not modelled: the MTU, fragments before they are put together, IPsec,
+//! multicast, whether TCP segments are within the window of their connection, ports that other connections hold.
+
+mod choice;
+pub mod conntrack;
+pub mod expression;
+mod fact;
+mod fib;
+mod hash;
+mod machine;
+mod nat;
+pub mod packet;
+pub mod path;
+mod register;
+pub mod set;
+pub mod state;
+mod walk;
+mod xt;
+
+pub use self::expression::Expression;
+pub use self::fact::Fact;
+pub use self::packet::Packet;
+pub use self::path::{Outcome, Path, Step};
+pub use self::state::{Key, RuleState};
+
+use self::choice::Choices;
+use self::machine::{Run, Stop, Tracking};
+use self::packet::Origin;
+use self::path::Assumption;
+use self::state::Hook;
+use self::walk::{Plan, walk};
+
+/// Paths that an answer keeps. A Service of a hundred endpoints has a hundred of them, and nobody reads that many.
+const MAX_PATHS: usize = 64;
+
+/// Runs of one question. More than paths, since runs that draw different numbers may end up as one path.
+const MAX_RUNS: usize = 1024;
+
+/// Evaluates as far as `state` reaches.
+pub fn step(state: &RuleState, packet: &Packet) -> Step {
+    let hooks = match state.hooks() {
+        Ok(hooks) => hooks,
+        Err(key) => return Step::Missing { keys: vec![key] },
+    };
+    let plan = Plan::new(hooks, packet.protocol);
+    let mut keys: Vec<Key> = Vec::new();
+    let mut paths: Vec<Path> = Vec::new();
+    let mut cut = false;
+    let mut script = Some(Choices::default());
+    let mut runs = 0;
+    while let Some(choices) = script.take() {
+        runs += 1;
+        let hook = if packet.origin == Origin::Sent { Hook::Output } else { Hook::Prerouting };
+        let mut run = Run::new(state, packet.clone(), hook, choices);
+        let end = match walk(&mut run, &plan) {
+            Ok(end) | Err(Stop::End(end)) => Some(end),
+            Err(Stop::Missing(key)) => {
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+                None
+            }
+        };
+        script = run.choices.clone().following();
+        if let Some(end) = end {
+            let connection = match run.tracking {
+                Tracking::Tracked(tracked) => Some(tracked.entry),
+                _ => None,
+            };
+            let Run { assumptions, decisions, gaps, packet, .. } = run;
+            add(&mut paths, Path { assumptions, decisions, gaps, end, packet, connection });
+        }
+        if script.is_some() && (runs >= MAX_RUNS || paths.len() >= MAX_PATHS || keys.len() >= MAX_PATHS) {
+            cut = true;
+            break;
+        }
+    }
+    if keys.is_empty() { Step::Done(Outcome { paths, cut }) } else { Step::Missing { keys } }
+}
+
+/// Adds a path, or its chance to that of a path which is the same but for the numbers drawn.
+fn add(paths: &mut Vec<Path>, path: Path) {
+    for known in paths.iter_mut() {
+        if known.end == path.end
+            && known.decisions == path.decisions
+            && known.packet == path.packet
+            && known.connection == path.connection
+            && merge(&mut known.assumptions, &path.assumptions)
+        {
+            return;
+        }
+    }
+    paths.push(path);
+}
+
+/// Joins two lists that differ in the values of one draw only.
+fn merge(known: &mut [Assumption], new: &[Assumption]) -> bool {
+    if known.len() != new.len() {
+        return false;
+    }
+    let mut differing = (0..known.len()).filter(|at| known[*at] != new[*at]);
+    let (Some(at), None) = (differing.next(), differing.next()) else { return false };
+    match (&mut known[at], &new[at]) {
+        (
+            Assumption::Chance { at, what, values, chance },
+            Assumption::Chance { at: new_at, what: new_what, values: new_values, chance: new_chance },
+        ) if at == new_at && what == new_what => {
+            values.extend(new_values);
+            *chance += new_chance;
+            true
+        }
+        _ => false,
+    }
+}

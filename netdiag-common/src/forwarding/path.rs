@@ -1,0 +1,183 @@
+//! What the evaluator answers: every decision about one packet in order, where it ended, and on which assumptions.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::conntrack::{Entry, State, Tuple};
+use super::expression::Verdict;
+use super::packet::Packet;
+use super::state::{ChainKey, Hook, Key, Route};
+
+/// What one step of the evaluation gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum Step {
+    Done(Outcome),
+    /// Read these, then step again.
+    Missing {
+        keys: Vec<Key>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// More than one where the kernel chooses, or where something is not known.
+    pub paths: Vec<Path>,
+    /// There are further paths, which were not followed.
+    pub cut: bool,
+}
+
+/// One thing that can happen to the packet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Path {
+    pub assumptions: Vec<Assumption>,
+    pub decisions: Vec<Decision>,
+    /// What is on the way and was not evaluated, as if it let the packet pass unchanged.
+    pub gaps: Vec<String>,
+    pub end: End,
+    /// As it was at the end.
+    pub packet: Packet,
+    /// Its connection at the end, if it is tracked.
+    pub connection: Option<Entry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "assumption", rename_all = "snake_case")]
+pub enum Assumption {
+    /// The kernel chooses, and this path is what it does with these of its choices.
+    Chance { at: Place, what: String, values: Vec<u32>, chance: f64 },
+    /// It is not known whether this holds.
+    Unknown { at: Place, what: String, holds: bool },
+}
+
+impl Path {
+    /// How often the kernel takes this path; none when that depends on what is not known.
+    pub fn chance(&self) -> Option<f64> {
+        self.assumptions.iter().try_fold(1.0, |product, assumption| match assumption {
+            Assumption::Chance { chance, .. } => Some(product * chance),
+            Assumption::Unknown { .. } => None,
+        })
+    }
+}
+
+/// A rule, or the policy of a base chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub hook: Hook,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainKey>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handle: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "decision", rename_all = "snake_case")]
+pub enum Decision {
+    /// Connection tracking looked at the packet.
+    Tracked {
+        hook: Hook,
+        tracked: Tracked,
+    },
+    /// All of a rule's expressions matched.
+    Rule {
+        hook: Hook,
+        chain: ChainKey,
+        handle: u64,
+        verdict: Verdict,
+        /// Elements of sets and maps that its lookups found.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        elements: Vec<FoundElement>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        comment: Option<Arc<str>>,
+        /// The packet's mark afterwards; none when it is not known.
+        mark: Option<u32>,
+    },
+    /// No rule of the chain decided.
+    EndOfChain {
+        hook: Hook,
+        chain: ChainKey,
+    },
+    Policy {
+        hook: Hook,
+        chain: ChainKey,
+        verdict: Verdict,
+    },
+    /// Address translation changed the packet.
+    Translated {
+        hook: Hook,
+        from: Tuple,
+        to: Tuple,
+    },
+    Routed {
+        hook: Hook,
+        route: Route,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tracked {
+    State(State),
+    Invalid,
+    Untracked,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundElement {
+    pub set: Arc<str>,
+    /// Its key, or first key; empty for the element for all other keys.
+    pub key: Vec<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "end", rename_all = "snake_case")]
+pub enum End {
+    /// To a socket of this host, if one wants it.
+    Delivered,
+    /// Out of this interface.
+    Sent {
+        interface: u32,
+        gateway: Option<IpAddr>,
+    },
+    Dropped {
+        by: Place,
+    },
+    Rejected {
+        by: Place,
+        with: Reject,
+    },
+    Queued {
+        by: Place,
+        number: u16,
+    },
+    /// Something else took it, and answers or forwards it by itself.
+    Taken {
+        by: Place,
+        what: String,
+    },
+    NoRoute {
+        why: String,
+    },
+    /// Its time to live ended here.
+    HopsExhausted,
+    Unknown {
+        by: Place,
+        because: String,
+    },
+}
+
+/// What the sender is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reject {
+    TcpReset,
+    /// Of ICMP or ICMPv6, by the packet's protocol.
+    Unreachable {
+        kind: u8,
+        code: u8,
+    },
+}

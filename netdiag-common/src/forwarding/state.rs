@@ -1,0 +1,328 @@
+//! What has been read of one network namespace, filled as questions need it, and the keys by which it is asked for.
+//!
+//! Nothing here is a default: what is not in a map has not been read, and a lookup of it is an `Err` with the [`Key`] to
+//! read. What was looked for and is not there is kept as `None`.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::expression::{Expression, Verdict};
+use super::packet::Protocol;
+use super::set::{Element, Set};
+
+/// Something that the next step needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Key {
+    /// All base chains and whatever else is registered at hooks.
+    Hooks,
+    Chain(ChainKey),
+    Set(SetKey),
+    /// The element that a key leads to, which may be a range.
+    Element {
+        set: SetKey,
+        key: Vec<u8>,
+    },
+    /// The element for all other keys.
+    CatchAll {
+        set: SetKey,
+    },
+    Interface {
+        index: u32,
+    },
+    Route(RouteQuery),
+    /// `fib … type`
+    AddressType(AddressQuery),
+    /// `fib … oif`
+    Fib(FibQuery),
+}
+
+/// `NFPROTO_*` of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    Inet,
+    Ip,
+    Ip6,
+    Arp,
+    Bridge,
+    Netdev,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hook {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+    /// Of netdev tables, and of inet tables at a device.
+    Ingress,
+    Egress,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ChainKey {
+    pub family: Family,
+    pub table: Arc<str>,
+    pub chain: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SetKey {
+    pub family: Family,
+    pub table: Arc<str>,
+    pub set: Arc<str>,
+}
+
+/// Where a packet with these properties goes: what `RTM_GETROUTE` is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RouteQuery {
+    pub destination: IpAddr,
+    pub source: Option<IpAddr>,
+    /// The interface it came in on; none for packets of this host.
+    pub input: Option<u32>,
+    pub mark: u32,
+    /// Type of service, or traffic class.
+    pub service: u8,
+    pub protocol: u8,
+    pub ports: Option<(u16, u16)>,
+    pub uid: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AddressQuery {
+    pub address: IpAddr,
+    /// Only addresses of this interface count.
+    pub interface: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FibQuery {
+    pub destination: IpAddr,
+    pub source: Option<IpAddr>,
+    pub mark: u32,
+    pub service: u8,
+    /// For link-local destinations, which exist once per interface.
+    pub interface: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Route {
+    /// To this host.
+    Local {
+        interface: u32,
+    },
+    Forward {
+        interface: u32,
+        gateway: Option<IpAddr>,
+        source: Option<IpAddr>,
+    },
+    /// No route, or one that refuses: `network is unreachable`, `blackhole`.
+    Refused {
+        why: String,
+    },
+    /// Multicast and what else is not followed.
+    Unfollowed {
+        why: String,
+    },
+}
+
+/// What `fib` finds: the route's type (`RTN_*`) and the interfaces of its next hops.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FibEntry {
+    pub kind: u8,
+    pub interfaces: Vec<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    pub index: u32,
+    pub name: Arc<str>,
+    /// `IFLA_INFO_KIND`: `veth`, `bridge`, …; none for devices that no link type made.
+    pub kind: Option<String>,
+    /// `ARPHRD_*`
+    pub hardware: u16,
+    pub group: u32,
+    /// In the order of the kernel's list.
+    pub addresses: Vec<InterfaceAddress>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceAddress {
+    pub address: IpAddr,
+    pub prefix: u8,
+    /// `RT_SCOPE_*`: 0 everywhere, 253 on this link, 254 on this host.
+    pub scope: u8,
+    /// `IFA_F_*`
+    pub flags: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Chain {
+    pub rules: Vec<Rule>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    pub handle: u64,
+    pub expressions: Vec<Expression>,
+    /// What its author wrote beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseChain {
+    pub key: ChainKey,
+    pub kind: ChainKind,
+    pub hook: Hook,
+    pub priority: i32,
+    pub policy: Verdict,
+    /// Handles of table and chain: the order in which they were made.
+    pub made: (u64, u64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChainKind {
+    Filter,
+    Nat,
+    Route,
+}
+
+/// Something at hooks that is not evaluated: legacy iptables, IPVS, programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foreign {
+    /// None for both.
+    pub protocol: Option<Protocol>,
+    /// None for all hooks.
+    pub hook: Option<Hook>,
+    /// `table filter of legacy iptables`
+    pub what: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Hooks {
+    pub chains: Vec<BaseChain>,
+    pub foreign: Vec<Foreign>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RuleState {
+    /// Of nf_tables (`NFT_MSG_GETGEN`) while all of this was read.
+    pub generation: Option<u32>,
+    pub hooks: Option<Hooks>,
+    pub chains: Table<ChainKey, Option<Chain>>,
+    pub sets: Table<SetKey, Option<Set>>,
+    pub interfaces: Table<u32, Option<Interface>>,
+    pub routes: Table<RouteQuery, Route>,
+    pub address_types: Table<AddressQuery, u32>,
+    pub fib: Table<FibQuery, Option<FibEntry>>,
+}
+
+/// A map that goes over the wire as pairs, since its keys are no strings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table<K: Eq + Hash, V>(pub HashMap<K, V>);
+
+impl<K: Eq + Hash, V> Default for Table<K, V> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash + Clone, V> Table<K, V> {
+    fn read(&self, key: &K, missing: impl FnOnce(K) -> Key) -> Result<&V, Key> {
+        self.0.get(key).ok_or_else(|| missing(key.clone()))
+    }
+}
+
+impl<K: Eq + Hash + Serialize, V: Serialize> Serialize for Table<K, V> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(&self.0)
+    }
+}
+
+impl<'de, K: Eq + Hash + Deserialize<'de>, V: Deserialize<'de>> Deserialize<'de> for Table<K, V> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::<(K, V)>::deserialize(deserializer).map(|pairs| Self(pairs.into_iter().collect()))
+    }
+}
+
+impl RuleState {
+    pub(super) fn hooks(&self) -> Result<&Hooks, Key> {
+        self.hooks.as_ref().ok_or(Key::Hooks)
+    }
+
+    pub(super) fn chain(&self, key: &ChainKey) -> Result<Option<&Chain>, Key> {
+        self.chains.read(key, Key::Chain).map(Option::as_ref)
+    }
+
+    pub(super) fn set(&self, key: &SetKey) -> Result<Option<&Set>, Key> {
+        self.sets.read(key, Key::Set).map(Option::as_ref)
+    }
+
+    /// The element that `key` leads to, without the one for all other keys.
+    pub(super) fn element<'a>(&self, of: &SetKey, set: &'a Set, key: &[u8]) -> Result<Option<&'a Arc<Element>>, Key> {
+        set.find(key).map_err(|_| Key::Element { set: of.clone(), key: key.to_vec() })
+    }
+
+    pub(super) fn catch_all<'a>(&self, of: &SetKey, set: &'a Set) -> Result<Option<&'a Arc<Element>>, Key> {
+        set.catch_all().map_err(|_| Key::CatchAll { set: of.clone() })
+    }
+
+    pub(super) fn interface(&self, index: u32) -> Result<Option<&Interface>, Key> {
+        self.interfaces.read(&index, |index| Key::Interface { index }).map(Option::as_ref)
+    }
+
+    pub(super) fn route(&self, query: &RouteQuery) -> Result<&Route, Key> {
+        self.routes.read(query, Key::Route)
+    }
+
+    pub(super) fn address_type(&self, query: &AddressQuery) -> Result<u32, Key> {
+        self.address_types.read(query, Key::AddressType).copied()
+    }
+
+    pub(super) fn fib(&self, query: &FibQuery) -> Result<Option<&FibEntry>, Key> {
+        self.fib.read(query, Key::Fib).map(Option::as_ref)
+    }
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+            Self::Arp => "arp",
+            Self::Bridge => "bridge",
+            Self::Netdev => "netdev",
+        })
+    }
+}
+
+impl std::fmt::Display for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Prerouting => "prerouting",
+            Self::Input => "input",
+            Self::Forward => "forward",
+            Self::Output => "output",
+            Self::Postrouting => "postrouting",
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+impl std::fmt::Display for ChainKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.family, self.table, self.chain)
+    }
+}

@@ -1,0 +1,128 @@
+//! Targets: verdicts, translations and marks.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::Blob;
+use crate::forwarding::expression::{NatKind, Verdict};
+use crate::forwarding::fact::Fact;
+use crate::forwarding::machine::{Result, Run, Tracking};
+use crate::forwarding::nat::Request;
+use crate::forwarding::packet::Protocol;
+
+/// `NF_NAT_RANGE_MAP_IPS`, `NF_NAT_RANGE_PROTO_SPECIFIED`
+const MAP_ADDRESSES: u32 = 1;
+const PORTS_GIVEN: u32 = 2;
+
+/// A range of addresses and ports as targets carry it.
+struct Range {
+    flags: u32,
+    addresses: (IpAddr, IpAddr),
+    ports: (u16, u16),
+    base_port: u16,
+}
+
+impl Run<'_> {
+    pub(in crate::forwarding) fn xt_target(&mut self, name: &str, revision: u32, info: &[u8]) -> Result<Verdict> {
+        let blob = Blob(info);
+        let decided = match name {
+            "DNAT" | "SNAT" => match self.range_of(name, revision, blob) {
+                Some(range) => {
+                    let kind = if name == "SNAT" { NatKind::Source } else { NatKind::Destination };
+                    Some(self.translate(Request {
+                        kind,
+                        addresses: (range.flags & MAP_ADDRESSES != 0).then_some(range.addresses),
+                        ports: (range.flags & PORTS_GIVEN != 0).then_some(range.ports),
+                        base_port: range.base_port,
+                        flags: range.flags,
+                    })?)
+                }
+                None => None,
+            },
+            "MASQUERADE" | "REDIRECT" => match self.range_of(name, revision, blob) {
+                Some(range) => {
+                    let ports = (range.flags & PORTS_GIVEN != 0).then_some(range.ports);
+                    Some(if name == "REDIRECT" {
+                        self.redirect_to(ports, range.flags)?
+                    } else {
+                        self.masquerade_to(ports, range.flags)?
+                    })
+                }
+                None => None,
+            },
+            "MARK" => self.mark_target(revision, blob),
+            "CONNMARK" => self.connmark_target(blob),
+            "CT" => self.ct_target(blob),
+            "NFQUEUE" => blob.u16(0).map(|number| Verdict::Queue { number, bypass: false }),
+            "LOG" | "NFLOG" | "TRACE" | "CHECKSUM" | "TCPMSS" | "TEE" | "AUDIT" | "SET" | "CLASSIFY" | "IDLETIMER" => {
+                Some(Verdict::Continue)
+            }
+            _ => None,
+        };
+        decided.ok_or_else(|| self.unknown(format!("target {name}, revision {revision}, is not evaluated")))
+    }
+
+    fn range_of(&self, name: &str, revision: u32, blob: Blob<'_>) -> Option<Range> {
+        // The first revision of IPv4 targets has one range behind a count; IPv6 targets began with the later structure.
+        let old = self.packet.protocol == Protocol::Ipv4 && revision == 0 && name != "NETMAP";
+        if old {
+            let address = |at| Some(IpAddr::from(Ipv4Addr::from(blob.array::<4>(at)?)));
+            return Some(Range {
+                flags: blob.u32(4)?,
+                addresses: (address(8)?, address(12)?),
+                ports: (blob.port(16)?, blob.port(18)?),
+                base_port: 0,
+            });
+        }
+        let address = |at| {
+            let bytes = blob.array::<16>(at)?;
+            Some(match self.packet.protocol {
+                Protocol::Ipv4 => IpAddr::from(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])),
+                Protocol::Ipv6 => IpAddr::from(Ipv6Addr::from(bytes)),
+            })
+        };
+        Some(Range {
+            flags: blob.u32(0)?,
+            addresses: (address(4)?, address(20)?),
+            ports: (blob.port(36)?, blob.port(38)?),
+            base_port: if revision >= 2 { blob.port(40)? } else { 0 },
+        })
+    }
+
+    /// `mark_tg`
+    fn mark_target(&mut self, revision: u32, blob: Blob<'_>) -> Option<Verdict> {
+        if revision < 2 {
+            return None;
+        }
+        let (value, mask) = (blob.u32(0)?, blob.u32(4)?);
+        self.packet.mark = match self.packet.mark.clone() {
+            Fact::Known(mark) => Fact::Known((mark & !mask) ^ value),
+            Fact::Unknown(_) if mask == u32::MAX => Fact::Known(value),
+            unknown @ Fact::Unknown(_) => unknown,
+        };
+        Some(Verdict::Continue)
+    }
+
+    /// `connmark_tg`: sets, saves or restores.
+    fn connmark_target(&mut self, blob: Blob<'_>) -> Option<Verdict> {
+        let (value, mask, packet_mask, mode) = (blob.u32(0)?, blob.u32(4)?, blob.u32(8)?, blob.byte(12)?);
+        let Tracking::Tracked(tracked) = &mut self.tracking else { return Some(Verdict::Continue) };
+        let connection = tracked.entry.mark;
+        match (mode, &self.packet.mark) {
+            (0, _) => tracked.entry.mark = (connection & !mask) ^ value,
+            (1, Fact::Known(mark)) => tracked.entry.mark = (connection & !mask) ^ (mark & packet_mask),
+            (2, Fact::Known(mark)) => self.packet.mark = Fact::Known((mark & !packet_mask) ^ (connection & mask)),
+            _ => return None,
+        }
+        Some(Verdict::Continue)
+    }
+
+    /// `xt_ct_target`: keeps the packet from being tracked, or gives it a zone.
+    fn ct_target(&mut self, blob: Blob<'_>) -> Option<Verdict> {
+        const NOTRACK: u16 = 1;
+        let (flags, zone) = (blob.u16(0)?, blob.u16(2)?);
+        if matches!(self.tracking, Tracking::Unseen) {
+            self.tracking = if flags & NOTRACK != 0 { Tracking::Untracked } else { Tracking::Template { zone } };
+        }
+        Some(Verdict::Continue)
+    }
+}

@@ -1,0 +1,151 @@
+//! Evaluates a packet against the calling thread's network namespace: steps the evaluator, reads what it misses, and
+//! steps again, so that only what is on the packet's way is read.
+
+mod route;
+
+use std::sync::Arc;
+
+use netdiag_common::forwarding::packet::Protocol;
+use netdiag_common::forwarding::set::{Element, Elements};
+use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, SetKey, Table};
+use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, step};
+
+use self::route::Routes;
+use super::nftables::ExactTables;
+use super::{ReadError, iptables};
+
+/// Times that the rules may change under a reading before it is given up. Writers such as kube-proxy commit in bursts of
+/// a few.
+const MAX_ATTEMPTS: u32 = 4;
+
+/// Steps of one evaluation. Each reads everything that the paths so far run into; 16 jumps in each of five hooks, with a
+/// set and an element between them, are fewer.
+const MAX_STEPS: u32 = 400;
+
+/// Things read for one packet. More than this is no question about one packet.
+const MAX_READ: usize = 20_000;
+
+/// An answer, and what of the namespace it is about.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    pub outcome: Outcome,
+    pub state: RuleState,
+}
+
+/// Reads lazily, and again when the rules changed meanwhile.
+pub fn evaluate(packet: &Packet) -> Result<Evaluation, ReadError> {
+    let mut tables = ExactTables::open()?;
+    let mut routes = Routes::open()?;
+    for _ in 0..MAX_ATTEMPTS {
+        let before = tables.generation()?;
+        let mut state = RuleState { generation: before, ..RuleState::default() };
+        let outcome = complete(&mut state, packet, &mut tables, &mut routes);
+        // An error while the rules changed may be that of a half-seen ruleset.
+        if tables.generation()? == before {
+            return outcome.map(|outcome| Evaluation { outcome, state });
+        }
+    }
+    Err(malformed(format!("the rules changed during each of {MAX_ATTEMPTS} readings")))
+}
+
+/// Evaluates a packet with what has been read, and reads the rest into `state`.
+fn complete(
+    state: &mut RuleState,
+    packet: &Packet,
+    tables: &mut ExactTables,
+    routes: &mut Routes,
+) -> Result<Outcome, ReadError> {
+    let mut read = 0;
+    for _ in 0..MAX_STEPS {
+        let keys = match step(state, packet) {
+            Step::Done(outcome) => return Ok(outcome),
+            Step::Missing { keys } => keys,
+        };
+        read += keys.len();
+        if read > MAX_READ {
+            return Err(malformed(format!("more than {MAX_READ} chains, elements and routes for one packet")));
+        }
+        for key in keys {
+            fill(state, key, tables, routes)?;
+        }
+    }
+    Err(malformed(format!("more than {MAX_STEPS} steps for one packet")))
+}
+
+fn malformed(why: String) -> ReadError {
+    ReadError::Malformed { what: "the packet filter".into(), why }
+}
+
+fn fill(state: &mut RuleState, key: Key, tables: &mut ExactTables, routes: &mut Routes) -> Result<(), ReadError> {
+    match key {
+        Key::Hooks => state.hooks = Some(Hooks { chains: tables.base_chains()?, foreign: foreign()? }),
+        Key::Chain(key) => {
+            let chain = tables.chain(&key)?;
+            state.chains.0.insert(key, chain);
+        }
+        Key::Set(key) => {
+            let set = tables.set(&key)?;
+            state.sets.0.insert(key, set);
+        }
+        Key::Element { set, key } => {
+            let element = tables.element(&set, &key)?;
+            if let Some(found) = asked(state, &set).map(|(found, _)| found) {
+                found.0.insert(key, element);
+            }
+        }
+        Key::CatchAll { set } => {
+            let element = tables.catch_all(&set)?;
+            if let Some((_, catch_all)) = asked(state, &set) {
+                *catch_all = Some(element);
+            }
+        }
+        Key::Interface { index } => {
+            let interface = routes.interface(index)?;
+            state.interfaces.0.insert(index, interface);
+        }
+        Key::Route(query) => {
+            let route = routes.route(&query)?;
+            state.routes.0.insert(query, route);
+        }
+        Key::AddressType(query) => {
+            let kind = routes.address_type(&query)?;
+            state.address_types.0.insert(query, kind);
+        }
+        Key::Fib(query) => {
+            let entry = routes.fib(&query)?;
+            state.fib.0.insert(query, entry);
+        }
+    }
+    Ok(())
+}
+
+type Found = Table<Vec<u8>, Option<Arc<Element>>>;
+
+/// Where single lookups of a set are kept: the elements, and the one for all other keys.
+fn asked<'a>(state: &'a mut RuleState, set: &SetKey) -> Option<(&'a mut Found, &'a mut Option<Option<Arc<Element>>>)> {
+    match &mut state.sets.0.get_mut(set)?.as_mut()?.elements {
+        Elements::Asked { found, catch_all } => Some((found, catch_all)),
+        Elements::Whole(_) => None,
+    }
+}
+
+/// What is at hooks and is not nf_tables.
+fn foreign() -> Result<Vec<Foreign>, ReadError> {
+    let mut foreign = Vec::new();
+    for (protocol, name) in iptables::table_names()? {
+        let hooks: &[Hook] = match &*name {
+            "raw" => &[Hook::Prerouting, Hook::Output],
+            "filter" | "security" => &[Hook::Input, Hook::Forward, Hook::Output],
+            "nat" => &[Hook::Prerouting, Hook::Input, Hook::Output, Hook::Postrouting],
+            _ => &[Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting],
+        };
+        let protocol = if protocol == "ip" { Protocol::Ipv4 } else { Protocol::Ipv6 };
+        let what = format!("table {name} of legacy iptables");
+        foreign.extend(hooks.iter().map(|hook| Foreign {
+            protocol: Some(protocol),
+            hook: Some(*hook),
+            what: what.clone(),
+        }));
+    }
+    Ok(foreign)
+}
