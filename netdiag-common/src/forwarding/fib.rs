@@ -22,7 +22,6 @@ const ADDRESS_TYPE: u32 = 3;
 
 /// `RTN_*`
 pub(super) mod kind {
-    pub const UNICAST: u32 = 1;
     pub const LOCAL: u32 = 2;
     pub const BROADCAST: u32 = 3;
     pub const ANYCAST: u32 = 4;

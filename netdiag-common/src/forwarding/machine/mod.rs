@@ -161,11 +161,14 @@ impl<'a> Run<'a> {
             Assumption::Unknown { what, holds, .. } if what == question => Some(*holds),
             _ => None,
         });
-        before.unwrap_or_else(|| {
-            let holds = self.choices.choose(2) == 0;
-            self.assumptions.push(Assumption::Unknown { at: self.place(), what: question.into(), holds });
-            holds
-        })
+        before.unwrap_or_else(|| self.decide_afresh(question))
+    }
+
+    /// Whether something holds that may be different each time it is asked: a limit may have been used up in between.
+    pub(super) fn decide_afresh(&mut self, question: &str) -> bool {
+        let holds = self.choices.choose(2) == 0;
+        self.assumptions.push(Assumption::Unknown { at: self.place(), what: question.into(), holds });
+        holds
     }
 
     /// One of `0..modulus`, each as likely as the others.

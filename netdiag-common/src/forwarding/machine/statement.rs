@@ -89,17 +89,15 @@ impl<'a> Run<'a> {
 
     /// What decides by a state that cannot be read exactly: taken both ways.
     pub(super) fn stateful(&mut self, expression: &Expression, of: &str) -> Verdict {
-        // The place makes the question one of its own: two limits are not used up together.
-        let place = self.handle.unwrap_or(0);
         let within = match expression {
             Expression::Limit { words, negated } => {
-                self.decide(&format!("within limit {words} of {of} (rule {place})")) != *negated
+                self.decide_afresh(&format!("within limit {words} of {of}")) != *negated
             }
             Expression::Quota { bytes, negated, .. } => {
-                self.decide(&format!("within the quota of {bytes} bytes of {of} (rule {place})")) != *negated
+                self.decide_afresh(&format!("within the quota of {bytes} bytes of {of}")) != *negated
             }
             Expression::Connlimit { count, negated } => {
-                self.decide(&format!("at most {count} connections of {of} (rule {place})")) != *negated
+                self.decide_afresh(&format!("at most {count} connections of {of}")) != *negated
             }
             _ => true,
         };
@@ -110,7 +108,7 @@ impl<'a> Run<'a> {
     pub(super) fn object(&mut self, kind: u32, name: &str) -> Result<Verdict> {
         let within = match kind {
             // Quota, limit, connection limit.
-            2 | 4 | 5 => self.decide(&format!("within the limit of object {name}")),
+            2 | 4 | 5 => self.decide_afresh(&format!("within the limit of object {name}")),
             // Synproxy.
             10 => return self.synproxy(),
             _ => true,

@@ -48,8 +48,7 @@ impl Run<'_> {
             Some(Matched::No) => false,
             Some(Matched::Drop) => return Ok(Verdict::Drop),
             Some(Matched::Unknown(why)) => self.decide(&why),
-            // The rule makes it a question of its own: two limits are not used up together.
-            None => self.decide(&format!("match {name} of rule {}", self.handle.unwrap_or(0))),
+            None => self.decide_afresh(&format!("match {name}")),
         };
         Ok(if holds { Verdict::Continue } else { Verdict::Break })
     }
