@@ -226,8 +226,14 @@ impl Run<'_> {
             _ => self.packet.destination(),
         };
         let chosen = match self.packet.protocol {
-            Protocol::Ipv4 => ipv4_source(output, next_hop),
-            Protocol::Ipv6 => ipv6_source(output, self.packet.destination()),
+            Protocol::Ipv4 => match ipv4_source(output, next_hop) {
+                Some(address) => Some(address),
+                None => {
+                    let all = self.state.addresses()?.iter().map(|(_, own)| own);
+                    primary(all.filter(|own| own.address.is_ipv4())).next().map(|own| own.address)
+                }
+            },
+            Protocol::Ipv6 => ipv6_source(output.index, self.state.addresses()?, self.packet.destination()),
         };
         match chosen {
             None => Ok(Verdict::Drop),
@@ -349,26 +355,38 @@ fn own_addresses(interface: &Interface, ipv4: bool) -> impl Iterator<Item = &Int
     interface.addresses.iter().filter(move |own| own.address.is_ipv4() == ipv4)
 }
 
-/// `inet_select_addr` for a destination anywhere: the first primary address, rather one whose network holds the next hop.
+/// Addresses that `inet_select_addr` takes for a destination anywhere.
+fn primary<'a>(own: impl Iterator<Item = &'a InterfaceAddress>) -> impl Iterator<Item = &'a InterfaceAddress> {
+    own.filter(|own| own.flags & SECONDARY == 0 && own.scope < LINK_SCOPE)
+}
+
+/// The first primary address of the interface, rather one whose network holds the next hop. An interface without one,
+/// such as lo, lets the first of any other stand in.
 fn ipv4_source(interface: &Interface, next_hop: IpAddr) -> Option<IpAddr> {
-    let usable = || own_addresses(interface, true).filter(|own| own.flags & SECONDARY == 0 && own.scope < LINK_SCOPE);
+    let usable = || primary(own_addresses(interface, true));
     let near = usable().find(|own| common_bits(own.address, next_hop) >= u32::from(own.prefix));
     near.or_else(|| usable().next()).map(|own| own.address)
 }
 
-/// Source address selection (RFC 6724, section 5) among the addresses of the output interface: scope, then not
-/// deprecated, then the longest common prefix.
-fn ipv6_source(interface: &Interface, destination: IpAddr) -> Option<IpAddr> {
-    let usable = own_addresses(interface, false).filter(|own| own.flags & TENTATIVE == 0);
-    let rank = |own: &&InterfaceAddress| {
-        let scope_fits = is_link_local(own.address) == is_link_local(destination);
+/// Source address selection (RFC 6724, section 5; `ipv6_dev_get_saddr`): the destination itself, then scope, then not
+/// deprecated, then of the output interface, then the longest common prefix. Temporary and home addresses are no case here.
+fn ipv6_source(output: u32, all: &[(u32, InterfaceAddress)], destination: IpAddr) -> Option<IpAddr> {
+    let wanted_scope = is_link_local(destination);
+    let usable = all.iter().filter(|(interface, own)| {
+        let usable = own.address.is_ipv6() && own.flags & TENTATIVE == 0;
+        // Addresses of one link say nothing on another.
+        usable && (*interface == output || !(wanted_scope || is_link_local(own.address)))
+    });
+    let rank = |(interface, own): &&(u32, InterfaceAddress)| {
+        // An address that reaches as far as the destination is away.
+        let reaches = (own.scope < LINK_SCOPE) || wanted_scope;
         let common = common_bits(own.address, destination).min(u32::from(own.prefix));
-        (scope_fits, own.flags & DEPRECATED == 0, common)
+        (own.address == destination, reaches, own.flags & DEPRECATED == 0, *interface == output, common)
     };
     // Of equals the first in the kernel's list wins, so the last of the reversed list.
-    let mut ranked: Vec<&InterfaceAddress> = usable.collect();
+    let mut ranked: Vec<_> = usable.collect();
     ranked.reverse();
-    ranked.into_iter().max_by_key(rank).map(|own| own.address)
+    ranked.into_iter().max_by_key(rank).map(|(_, own)| own.address)
 }
 
 fn common_bits(a: IpAddr, b: IpAddr) -> u32 {

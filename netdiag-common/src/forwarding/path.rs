@@ -94,10 +94,11 @@ pub enum Decision {
         /// The packet's mark afterwards; none when it is not known.
         mark: Option<u32>,
     },
-    /// No rule of the chain decided.
+    /// No rule of the chain decided. Rules that did not match to their end may have set the mark all the same.
     EndOfChain {
         hook: Hook,
         chain: ChainKey,
+        mark: Option<u32>,
     },
     Policy {
         hook: Hook,

@@ -34,6 +34,10 @@ pub enum Key {
     Interface {
         index: u32,
     },
+    /// The addresses of all interfaces.
+    Addresses,
+    /// Whether connections of this protocol are tracked.
+    Tracking(Protocol),
     Route(RouteQuery),
     /// `fib … type`
     AddressType(AddressQuery),
@@ -222,6 +226,10 @@ pub struct RuleState {
     pub chains: Table<ChainKey, Option<Chain>>,
     pub sets: Table<SetKey, Option<Set>>,
     pub interfaces: Table<u32, Option<Interface>>,
+    /// By interface, in the kernel's order.
+    pub addresses: Option<Vec<(u32, InterfaceAddress)>>,
+    /// Connection tracking is at the hooks of a protocol only while some rule needs it there (`nf_ct_netns_get`).
+    pub tracking: Table<Protocol, bool>,
     pub routes: Table<RouteQuery, Route>,
     pub address_types: Table<AddressQuery, u32>,
     pub fib: Table<FibQuery, Option<FibEntry>>,
@@ -279,6 +287,14 @@ impl RuleState {
 
     pub(super) fn interface(&self, index: u32) -> Result<Option<&Interface>, Key> {
         self.interfaces.read(&index, |index| Key::Interface { index }).map(Option::as_ref)
+    }
+
+    pub(super) fn addresses(&self) -> Result<&[(u32, InterfaceAddress)], Key> {
+        self.addresses.as_deref().ok_or(Key::Addresses)
+    }
+
+    pub(super) fn is_tracked(&self, protocol: Protocol) -> Result<bool, Key> {
+        self.tracking.read(&protocol, Key::Tracking).copied()
     }
 
     pub(super) fn route(&self, query: &RouteQuery) -> Result<&Route, Key> {

@@ -278,6 +278,9 @@ fn track(run: &mut Run<'_>) -> Result<()> {
         // Over lo it comes with what it left with.
         _ => return Ok(()),
     };
+    if !run.state.is_tracked(run.packet.protocol)? {
+        return Ok(());
+    }
     run.tracking = match run.packet.connection.clone() {
         Fact::Unknown(why) => Tracking::Unknown(why),
         Fact::Known(Connection::New) => match newcomer(&run.packet, true) {
@@ -446,7 +449,8 @@ fn chain<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<Verdict> {
             Verdict::Continue | Verdict::Return => {
                 run.handle = None;
                 if verdict == Verdict::Continue {
-                    run.decisions.push(Decision::EndOfChain { hook: run.hook, chain: key.clone() });
+                    let mark = run.packet.mark.known().copied();
+                    run.decisions.push(Decision::EndOfChain { hook: run.hook, chain: key.clone(), mark });
                 }
                 match returns.pop() {
                     Some((back, rest)) => (key, rules) = (back, rest),

@@ -34,7 +34,10 @@ fn expected(path: &Path) -> Vec<Event> {
                 mark = after.unwrap_or(mark);
                 (chain, Kind::Rule, Some(*handle), verdict)
             }
-            Decision::EndOfChain { chain, .. } => (chain, Kind::Rule, None, &Verdict::Continue),
+            Decision::EndOfChain { chain, mark: after, .. } => {
+                mark = after.unwrap_or(mark);
+                (chain, Kind::Rule, None, &Verdict::Continue)
+            }
             Decision::Policy { chain, verdict, .. } => (chain, Kind::Policy, None, verdict),
             _ => return None,
         };

@@ -2,6 +2,7 @@
 //! steps again, so that only what is on the packet's way is read.
 
 mod route;
+mod tracking;
 
 use std::sync::Arc;
 
@@ -102,6 +103,11 @@ fn fill(state: &mut RuleState, key: Key, tables: &mut ExactTables, routes: &mut 
         Key::Interface { index } => {
             let interface = routes.interface(index)?;
             state.interfaces.0.insert(index, interface);
+        }
+        Key::Addresses => state.addresses = Some(routes.all_addresses()?),
+        Key::Tracking(protocol) => {
+            let tracked = tracking::is_tracked(protocol, state, tables)?;
+            state.tracking.0.insert(protocol, tracked);
         }
         Key::Route(query) => {
             let route = routes.route(&query)?;

@@ -176,9 +176,15 @@ impl Routes {
     }
 
     fn addresses(&mut self, index: u32) -> Result<Vec<InterfaceAddress>, ReadError> {
+        let all = self.all_addresses()?;
+        Ok(all.into_iter().filter(|(of, _)| *of == index).map(|(_, address)| address).collect())
+    }
+
+    /// The addresses of all interfaces, with their indexes.
+    pub(super) fn all_addresses(&mut self) -> Result<Vec<(u32, InterfaceAddress)>, ReadError> {
         let request = [UNSPECIFIED, 0, 0, 0, 0, 0, 0, 0];
         self.netlink.dump(libc::RTM_GETADDR, &request, "list addresses", |payload| {
-            (int(payload, 4)? == index).then(|| parse_address(payload)).flatten()
+            Some((int(payload, 4)?, parse_address(payload)?))
         })
     }
 

@@ -75,6 +75,12 @@ impl ExactTables {
         Ok(chains)
     }
 
+    /// The names of all chains.
+    pub(crate) fn chain_keys(&mut self) -> Result<Vec<ChainKey>, ReadError> {
+        let request = header(UNSPECIFIED);
+        self.netlink.dump(kind(libc::NFT_MSG_GETCHAIN), &request, "list chains", parse::chain_key)
+    }
+
     /// The rules of one chain; none when there is no such chain.
     pub(crate) fn chain(&mut self, key: &ChainKey) -> Result<Option<Chain>, ReadError> {
         let (table, chain) = (1, 2);

@@ -47,18 +47,20 @@ pub(super) fn table(payload: &[u8]) -> Option<(Family, String, u64)> {
     active.then(|| Some((family, attributes.text(name)?.into_owned(), attributes.u64(handle)?))).flatten()
 }
 
+pub(super) fn chain_key(payload: &[u8]) -> Option<ChainKey> {
+    let (family, attributes) = split(payload)?;
+    let (table, name) = (1, 3);
+    Some(ChainKey { family, table: Arc::from(&*attributes.text(table)?), chain: Arc::from(&*attributes.text(name)?) })
+}
+
 /// A base chain; none for chains that are only jumped to. `table_handle` is filled in by the caller.
 pub(super) fn base_chain(payload: &[u8]) -> Option<BaseChain> {
     let (family, attributes) = split(payload)?;
-    let (table, handle, name, hook, policy, kind) = (1, 2, 3, 4, 5, 7);
+    let (handle, hook, policy, kind) = (2, 4, 5, 7);
     let (number, priority) = (1, 2);
     let at = Attributes(attributes.find(hook)?);
     Some(BaseChain {
-        key: ChainKey {
-            family,
-            table: Arc::from(&*attributes.text(table)?),
-            chain: Arc::from(&*attributes.text(name)?),
-        },
+        key: chain_key(payload)?,
         kind: match &*attributes.text(kind)? {
             "nat" => ChainKind::Nat,
             "route" => ChainKind::Route,

@@ -1,0 +1,108 @@
+//! Whether connections are tracked: the kernel has connection tracking at the hooks of a protocol only while something
+//! needs it there, and does not say so. The rules say it: one that looks at connections or translates addresses is enough.
+
+use netdiag_common::forwarding::packet::Protocol;
+use netdiag_common::forwarding::state::{Chain, ChainKey, Family};
+use netdiag_common::forwarding::{Expression, RuleState};
+use nix::sys::socket::SockProtocol;
+
+use crate::host::ReadError;
+use crate::host::netlink::{IPV4, IPV6, Netlink};
+use crate::host::nftables::ExactTables;
+
+/// `IPCTNL_MSG_CT_GET` of ctnetlink.
+const GET_CONNECTIONS: u16 = 0x0101;
+
+/// Matches and targets of iptables that ask for tracking when they are loaded.
+const XT: [&str; 17] = [
+    "conntrack",
+    "state",
+    "connmark",
+    "connbytes",
+    "connlimit",
+    "connlabel",
+    "helper",
+    "cluster",
+    "CONNMARK",
+    "CONNSECMARK",
+    "CT",
+    "SNAT",
+    "DNAT",
+    "MASQUERADE",
+    "REDIRECT",
+    "NETMAP",
+    "SYNPROXY",
+];
+
+/// Looks through the chains that were read, then through base chains, which are read now and kept, then through the others,
+/// until a rule needs it.
+pub(super) fn is_tracked(
+    protocol: Protocol,
+    state: &mut RuleState,
+    tables: &mut ExactTables,
+) -> Result<bool, ReadError> {
+    if state.chains.0.iter().any(|(key, chain)| chain.as_ref().is_some_and(|chain| asks(key, chain, protocol))) {
+        return Ok(true);
+    }
+    let base: Vec<ChainKey> =
+        state.hooks.iter().flat_map(|hooks| hooks.chains.iter().map(|chain| chain.key.clone())).collect();
+    for key in &base {
+        if !state.chains.0.contains_key(key) {
+            let chain = tables.chain(key)?;
+            state.chains.0.insert(key.clone(), chain);
+        }
+        if let Some(Some(chain)) = state.chains.0.get(key)
+            && asks(key, chain, protocol)
+        {
+            return Ok(true);
+        }
+    }
+    for key in tables.chain_keys()? {
+        if !state.chains.0.contains_key(&key) && tables.chain(&key)?.is_some_and(|chain| asks(&key, &chain, protocol)) {
+            return Ok(true);
+        }
+    }
+    // Legacy iptables may need it as well; then there are connections.
+    if state.hooks.as_ref().is_some_and(|hooks| !hooks.foreign.is_empty()) {
+        has_connections(protocol)
+    } else {
+        Ok(false)
+    }
+}
+
+fn asks(key: &ChainKey, chain: &Chain, protocol: Protocol) -> bool {
+    let own = if protocol == Protocol::Ipv4 { Family::Ip } else { Family::Ip6 };
+    let of_table = key.family == own || key.family == Family::Inet;
+    of_table && chain.rules.iter().flat_map(|rule| &rule.expressions).any(|expression| needs(expression, protocol))
+}
+
+/// Whether the expression calls `nf_ct_netns_get` when it is loaded (Linux 6.18).
+fn needs(expression: &Expression, protocol: Protocol) -> bool {
+    match expression {
+        Expression::Ct { .. }
+        | Expression::CtSet { .. }
+        | Expression::Masquerade { .. }
+        | Expression::Redirect { .. }
+        | Expression::Connlimit { .. }
+        | Expression::FlowOffload { .. }
+        | Expression::Synproxy => true,
+        // For the protocol that is translated only; 1 is both.
+        Expression::Nat { family, .. } => *family == 1 || *family == if protocol == Protocol::Ipv4 { 2 } else { 10 },
+        // Connection limit, helper, timeout, expectation, synproxy.
+        Expression::Object { kind, .. } => matches!(kind, 3 | 5 | 7 | 9 | 10),
+        Expression::Dynset { expressions, .. } => expressions.iter().any(|inner| needs(inner, protocol)),
+        Expression::XtMatch { name, .. } | Expression::XtTarget { name, .. } => XT.contains(&&**name),
+        _ => false,
+    }
+}
+
+fn has_connections(protocol: Protocol) -> Result<bool, ReadError> {
+    let mut netlink = Netlink::open(SockProtocol::NetlinkNetFilter)?;
+    let family = if protocol == Protocol::Ipv4 { IPV4 } else { IPV6 };
+    let mut found = false;
+    netlink.walk(GET_CONNECTIONS, &[family, 0, 0, 0], "look for connections", &mut |_| {
+        found = true;
+        std::ops::ControlFlow::Break(())
+    })?;
+    Ok(found)
+}
