@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::fact::Fact;
 use super::packet::{ICMP, ICMPV6, Packet, Protocol, TCP};
 
 /// `enum ip_conntrack_status`
@@ -36,6 +37,9 @@ pub struct Entry {
     pub zone: u16,
     pub original: Tuple,
     pub reply: Tuple,
+    /// The interface that its packets have to leave by, since it was masqueraded there; none when it was not.
+    /// The kernel does not show it (`nf_conn_nat.masq_index`).
+    pub masqueraded: Fact<Option<u32>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

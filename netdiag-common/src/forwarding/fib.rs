@@ -44,7 +44,8 @@ impl Run<'_> {
             return Ok(self.store_number(to, kind));
         }
         let loopback = self.input.is_some_and(|input| &*input.name == "lo");
-        let found = if self.hook == Hook::Prerouting && loopback {
+        // At input since Linux 6.16; before, an address of this host was looked up there, and none was found.
+        let found = if matches!(self.hook, Hook::Prerouting | Hook::Input) && loopback {
             self.input.map(|input| input.index)
         } else if seeks_address(source, destination) {
             self.input.map(|input| input.index)

@@ -235,11 +235,31 @@ impl Run<'_> {
             },
             Protocol::Ipv6 => ipv6_source(output.index, self.state.addresses()?, self.packet.destination()),
         };
-        match chosen {
-            None => Ok(Verdict::Drop),
-            Some(address) => {
-                let addresses = Some((address, address));
-                self.translate(Request { kind: NatKind::Source, addresses, ports, base_port: 0, flags })
+        let Some(address) = chosen else { return Ok(Verdict::Drop) };
+        if let Tracking::Tracked(tracked) = &mut self.tracking {
+            tracked.entry.masqueraded = Fact::Known(Some(output.index));
+        }
+        let addresses = Some((address, address));
+        self.translate(Request { kind: NatKind::Source, addresses, ports, base_port: 0, flags })
+    }
+
+    /// `nf_nat_oif_changed`: a masqueraded connection does not survive that its packets leave by another interface.
+    pub(super) fn leaves_elsewhere(&mut self) -> bool {
+        let (Tracking::Tracked(tracked), Hook::Postrouting, Some(output)) = (&self.tracking, self.hook, self.output)
+        else {
+            return false;
+        };
+        let entry = &tracked.entry;
+        if entry.direction == Direction::Reply {
+            return false;
+        }
+        match &entry.masqueraded {
+            Fact::Known(masqueraded) => masqueraded.is_some_and(|index| index != output.index),
+            // Where it was masqueraded to an address of this interface, it was at this interface.
+            Fact::Unknown(_) => {
+                let own = output.addresses.iter().any(|own| own.address == entry.reply.destination);
+                let translated = entry.status & status::SOURCE_NAT != 0;
+                translated && !own && self.decide("the connection was masqueraded at another interface")
             }
         }
     }
@@ -408,5 +428,6 @@ fn is_link_local(address: IpAddr) -> bool {
 /// A connection that begins with this packet.
 pub(super) fn new_entry(original: Tuple, zone: u16) -> Entry {
     let reply = original.inverted();
-    Entry { direction: Direction::Original, status: 0, mark: 0, zone, original, reply }
+    let masqueraded = Fact::Known(None);
+    Entry { direction: Direction::Original, status: 0, mark: 0, zone, original, reply, masqueraded }
 }

@@ -283,21 +283,8 @@ fn track(run: &mut Run<'_>) -> Result<()> {
     }
     run.tracking = match run.packet.connection.clone() {
         Fact::Unknown(why) => Tracking::Unknown(why),
-        Fact::Known(Connection::New) => match newcomer(&run.packet, true) {
-            Newcomer::New => match Tuple::of(&run.packet) {
-                Some(tuple) => Tracking::Tracked(Box::new(TrackedEntry {
-                    state: State::New,
-                    entry: new_entry(tuple, zone),
-                    new: true,
-                    unknown_port: false,
-                })),
-                None => Tracking::Invalid,
-            },
-            Newcomer::Untracked => Tracking::Untracked,
-            // An error that quotes no connection is invalid (`nf_conntrack_inet_error`).
-            Newcomer::Invalid | Newcomer::Error => Tracking::Invalid,
-        },
-        Fact::Known(Connection::Existing(mut entry)) => {
+        // Each zone has connections of its own.
+        Fact::Known(Connection::Existing(mut entry)) if entry.zone == zone => {
             let state = if newcomer(&run.packet, true) == Newcomer::Error {
                 State::Related
             } else if entry.direction == Direction::Reply {
@@ -312,6 +299,20 @@ fn track(run: &mut Run<'_>) -> Result<()> {
             };
             Tracking::Tracked(Box::new(TrackedEntry { state, entry, new: false, unknown_port: false }))
         }
+        Fact::Known(_) => match newcomer(&run.packet, true) {
+            Newcomer::New => match Tuple::of(&run.packet) {
+                Some(tuple) => Tracking::Tracked(Box::new(TrackedEntry {
+                    state: State::New,
+                    entry: new_entry(tuple, zone),
+                    new: true,
+                    unknown_port: false,
+                })),
+                None => Tracking::Invalid,
+            },
+            Newcomer::Untracked => Tracking::Untracked,
+            // An error that quotes no connection is invalid (`nf_conntrack_inet_error`).
+            Newcomer::Invalid | Newcomer::Error => Tracking::Invalid,
+        },
     };
     let tracked = match &run.tracking {
         Tracking::Tracked(tracked) => Tracked::State(tracked.state),
@@ -338,7 +339,11 @@ fn translate<'a>(run: &mut Run<'a>, chains: &[&'a BaseChain]) -> Result<()> {
         _ => true,
     };
     match &run.tracking {
-        Tracking::Tracked(tracked) if tracked.state == State::Established => {}
+        Tracking::Tracked(tracked) if tracked.state == State::Established || is_done(run) => {
+            if run.leaves_elsewhere() {
+                return Err(Stop::End(End::Dropped { by: run.place() }));
+            }
+        }
         Tracking::Tracked(_) => {
             for chain in chains {
                 if is_done(run) {
@@ -356,6 +361,9 @@ fn translate<'a>(run: &mut Run<'a>, chains: &[&'a BaseChain]) -> Result<()> {
         Tracking::Unknown(why) => {
             let why = why.clone();
             return Err(run.unknown(format!("addresses may be translated, and {why}")));
+        }
+        Tracking::Template { .. } => {
+            return Err(run.unknown("a zone was set after connections are looked up, and addresses may be translated"));
         }
         _ => return Ok(()),
     }

@@ -31,6 +31,8 @@ pub struct Lab {
     router: [[u8; 6]; 2],
     /// Of this host's own packets, with their headers.
     raw: [OwnedFd; 2],
+    /// On the ports that packets go to, so that nobody answers that there is none.
+    _listeners: Vec<std::net::UdpSocket>,
 }
 
 /// Runs `test` in a fresh lab; says so when this machine does not allow one.
@@ -97,9 +99,20 @@ impl Lab {
         ip("-6 route add blackhole fd09::/64");
         ip("route add default via 10.1.0.254 table 100");
         ip("rule add fwmark 7 table 100");
+        let listeners = crate::rules::PORTS
+            .iter()
+            .chain(&[8000, 8001, 8002, 8003, 9090])
+            .map(|port| std::net::UdpSocket::bind(("::", *port)).unwrap());
         let index = |name: &str| nix::net::if_::if_nametoindex(name).unwrap();
         let router = ["r0", "r1"].map(hardware_address);
-        Ok(Self { r0: index("r0"), r1: index("r1"), cables, router, raw: [raw_socket(false), raw_socket(true)] })
+        Ok(Self {
+            r0: index("r0"),
+            r1: index("r1"),
+            cables,
+            router,
+            raw: [raw_socket(false), raw_socket(true)],
+            _listeners: listeners.collect(),
+        })
     }
 
     /// Sends a packet where it is from: over a cable, or from this host with a mark.

@@ -102,7 +102,8 @@ impl Table<'_> {
             (false, "output") if self.random.percent(30) => "route",
             _ => "filter",
         };
-        (self.hook, self.nat, self.early) = (hook, nat, !nat && priority < -200);
+        (self.hook, self.nat, self.early) =
+            (hook, nat, !nat && priority < -200 && matches!(hook, "prerouting" | "output"));
         let policy = if !nat && self.random.percent(15) { "drop" } else { "accept" };
         let rules = self.rules(5);
         format!("  chain b{number} {{ type {kind} hook {hook} priority {priority}; policy {policy};\n{rules}  }}\n")

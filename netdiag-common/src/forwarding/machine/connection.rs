@@ -59,13 +59,9 @@ impl Run<'_> {
         }
         let tracked = match &self.tracking {
             Tracking::Tracked(tracked) => tracked.clone(),
-            Tracking::Template { zone } if key == key::ZONE => {
+            Tracking::Template { zone } => {
                 let zone = *zone;
-                return Ok(self.store_fact(to, Fact::Known(zone.to_ne_bytes())));
-            }
-            Tracking::Template { .. } => {
-                self.store_unknown(to, width(key), "what a packet with a zone has before it is tracked");
-                return Ok(Verdict::Continue);
+                return Ok(self.template(key, zone, to));
             }
             _ => return Ok(Verdict::Break),
         };
@@ -111,11 +107,26 @@ impl Run<'_> {
         })
     }
 
+    /// The stand-in that carries a zone until connections are looked up (`nf_ct_tmpl_alloc`): all zeros but for these.
+    fn template(&mut self, key: u32, zone: u16, to: u32) -> Verdict {
+        const TEMPLATE: u32 = 1 << 11;
+        match key {
+            key::STATUS => self.store_fact(to, Fact::Known(TEMPLATE.to_ne_bytes())),
+            key::ZONE => self.store_fact(to, Fact::Known(zone.to_ne_bytes())),
+            // It is of no network protocol.
+            key::HELPER | key::SOURCE_IPV4..=key::DESTINATION_IPV6 => Verdict::Break,
+            key => {
+                self.registers.store(to, &[0; 16][..width(key)]);
+                Verdict::Continue
+            }
+        }
+    }
+
     /// `nft_ct_set_eval`, `nft_ct_set_zone_eval`
     pub(super) fn set_ct(&mut self, key: u32, from: u32) -> Verdict {
         let value = self.load_number(from);
         match (&mut self.tracking, key) {
-            (Tracking::Unseen, key::ZONE) => {
+            (Tracking::Unseen | Tracking::Invalid | Tracking::Untracked, key::ZONE) => {
                 if let Fact::Known(value) = value {
                     let [a, b, ..] = value.to_ne_bytes();
                     self.tracking = Tracking::Template { zone: u16::from_ne_bytes([a, b]) };
