@@ -1,28 +1,61 @@
 //! One packet predicted and sent: the kernel's trace has to be that of a predicted path, event by event, and what leaves
 //! has to be what was predicted, byte by byte.
 
+use netdiag_common::forwarding::conntrack::{Connection, Tuple, status};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::path::{Decision, End, Path};
 use netdiag_common::forwarding::state::Family;
-use netdiag_common::forwarding::{Outcome, Packet};
+use netdiag_common::forwarding::{Fact, Outcome, Packet};
 use netdiag_node::host::forwarding::evaluate;
 
 use crate::lab::Lab;
 use crate::trace::{Event, Kind, Tracer};
 use crate::{traffic, wire};
 
-/// The path that the kernel took, or how it differs from all that were predicted.
-pub fn compare(lab: &Lab, tracer: &Tracer, packet: &Packet) -> Result<Path, String> {
-    let evaluation = evaluate(packet).map_err(|error| format!("not evaluated: {error}"))?;
+pub enum Compared {
+    /// The path that the kernel took.
+    Same(Box<Path>),
+    Differs(String),
+    /// Nothing can be said about it.
+    SetAside,
+}
+
+/// What the connections of a ruleset so far look like from their other end, as long as they live.
+#[derive(Default)]
+pub struct Connections(Vec<Tuple>);
+
+pub fn compare(lab: &Lab, tracer: &Tracer, packet: &Packet, connections: &mut Connections) -> Compared {
+    let evaluation = match evaluate(packet) {
+        Ok(evaluation) => evaluation,
+        Err(error) => return Compared::Differs(format!("{} was not evaluated: {error}", traffic::words(packet))),
+    };
     let _ = lab.left();
     lab.send(packet.origin, packet.protocol, &packet.bytes, traffic::mark_of(packet));
     let last = traffic::last(lab);
     lab.send(last.origin, last.protocol, &last.bytes, 0);
-    let events = tracer.until_last().map_err(|events| format!("the last packet was not seen after {events:?}"))?;
+    let events = match tracer.until_last() {
+        Ok(events) => events,
+        Err(events) => return Compared::Differs(format!("the last packet was not seen after {events:?}")),
+    };
     let left = lab.left();
     let paths = &evaluation.outcome.paths;
-    let found = paths.iter().find(|path| expected(path) == events && fate(path, &left).is_ok());
-    found.cloned().ok_or_else(|| complaint(packet, &evaluation.outcome, &events, &left))
+    match paths.iter().find(|path| expected(path) == events && fate(path, &left).is_ok()) {
+        Some(path) => {
+            let entry = path.connection.as_ref().filter(|entry| entry.status & status::CONFIRMED != 0);
+            connections.0.extend(entry.map(|entry| entry.reply.clone()));
+            Compared::Same(Box::new(path.clone()))
+        }
+        None if evaluation.outcome.cut || takes_a_used_port(paths, packet, connections) => Compared::SetAside,
+        None => Compared::Differs(complaint(packet, &evaluation.outcome, &events, &left)),
+    }
+}
+
+/// Whether a new connection would be translated to what another one has already: the kernel finds another port, or none
+/// and drops the packet.
+fn takes_a_used_port(paths: &[Path], packet: &Packet, connections: &Connections) -> bool {
+    let new = packet.connection == Fact::Known(Connection::New);
+    let used = |path: &Path| path.connection.as_ref().is_some_and(|entry| connections.0.contains(&entry.reply));
+    new && paths.iter().any(used)
 }
 
 /// What the kernel's trace says when a packet takes this path.

@@ -61,7 +61,14 @@ impl Lab {
         for (here, there) in [("r0", "p0"), ("r1", "p1")] {
             ip(&format!("link add {here} type veth peer name {there} netns {}", peer.thread));
         }
-        for setting in ["ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/conf/all/rp_filter=0"] {
+        // This host answers nothing by itself that would change connections.
+        for setting in [
+            "ipv4/ip_forward=1",
+            "ipv6/conf/all/forwarding=1",
+            "ipv4/conf/all/rp_filter=0",
+            "ipv4/icmp_echo_ignore_all=1",
+            "ipv6/icmp/echo_ignore_all=1",
+        ] {
             let (path, value) = setting.split_once('=').unwrap();
             std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap();
         }
@@ -86,11 +93,12 @@ impl Lab {
             ip(&format!("addr add {address} dev {link}{at_once}"));
         }
         let (cables, there) = peer.cables()?;
-        let neighbours = (2..=9).chain(100..=103).chain([254]);
-        for host in neighbours {
+        for host in (2..=9).chain(100..=103).chain([254]) {
             for (net, link, hardware) in [("1", "r0", &there[0]), ("2", "r1", &there[1])] {
                 ip(&format!("neigh add 10.{net}.0.{host} lladdr {hardware} dev {link} nud permanent"));
-                ip(&format!("neigh add fd0{net}::{host:x} lladdr {hardware} dev {link} nud permanent"));
+                // The same digits, and the router's: ::100 is not .100.
+                let host = if host == 254 { "fe".to_owned() } else { host.to_string() };
+                ip(&format!("neigh add fd0{net}::{host} lladdr {hardware} dev {link} nud permanent"));
             }
         }
         ip("route add default via 10.2.0.254");

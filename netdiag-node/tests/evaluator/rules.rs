@@ -1,5 +1,6 @@
 //! Random rulesets that nft accepts.
 
+use crate::lab::nft_without_refused;
 use crate::random::Random;
 
 /// IPv4 and IPv6 addresses that packets of this test have, and some that they do not.
@@ -39,8 +40,13 @@ struct Table<'r> {
     early: bool,
 }
 
+/// Loads random rules, without those that are refused; what was loaded.
+pub fn load(random: &mut Random) -> Result<String, String> {
+    nft_without_refused(&format!("flush ruleset\n{}", ruleset(random)))
+}
+
 /// A ruleset, with the chains that mark packets for tracing.
-pub fn ruleset(random: &mut Random) -> String {
+fn ruleset(random: &mut Random) -> String {
     let mut text = String::from(PROBE);
     for number in 0..=random.below(3) {
         let family = random.pick(&["inet", "inet", "ip", "ip", "ip6"]);
@@ -52,7 +58,7 @@ pub fn ruleset(random: &mut Random) -> String {
 }
 
 /// The packets of this test are traced from here on; the last one ends here.
-const PROBE: &str = "
+pub const PROBE: &str = "
 table inet probe {
     chain before { type filter hook prerouting priority -500;
         ip id 0x4e45 meta nftrace set 1 drop

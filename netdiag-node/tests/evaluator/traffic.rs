@@ -138,6 +138,8 @@ pub fn next(lab: &Lab, first: &Packet, entry: &Entry) -> Packet {
 pub fn begins(packet: &Packet) -> bool {
     match packet.transport() {
         Some(transport) if transport.protocol == TCP => packet.bytes[transport.offset + 13] == 2,
+        // This host answers a request for its time.
+        Some(transport) if transport.protocol == ICMP => packet.bytes[transport.offset] != 13,
         Some(_) => true,
         None => false,
     }

@@ -8,6 +8,7 @@ use crate::forwarding::fact::Fact;
 use crate::forwarding::machine::{Result, Run, Tracking};
 use crate::forwarding::nat::Request;
 use crate::forwarding::packet::Protocol;
+use crate::forwarding::path::Reject;
 
 /// `NF_NAT_RANGE_MAP_IPS`, `NF_NAT_RANGE_PROTO_SPECIFIED`
 const MAP_ADDRESSES: u32 = 1;
@@ -49,6 +50,7 @@ impl Run<'_> {
                 }
                 None => None,
             },
+            "REJECT" => blob.u32(0).and_then(|how| self.reject_target(how)),
             "MARK" => self.mark_target(revision, blob),
             "CONNMARK" => self.connmark_target(blob),
             "CT" => self.ct_target(blob),
@@ -86,6 +88,24 @@ impl Run<'_> {
             ports: (blob.port(36)?, blob.port(38)?),
             base_port: if revision >= 2 { blob.port(40)? } else { 0 },
         })
+    }
+
+    /// `enum ipt_reject_with`, `enum ip6t_reject_with`
+    fn reject_target(&mut self, how: u32) -> Option<Verdict> {
+        let unreachable = |kind, code| Reject::Unreachable { kind, code };
+        self.rejected = Some(match (self.packet.protocol, how) {
+            (Protocol::Ipv4, 7) | (Protocol::Ipv6, 6) => Reject::TcpReset,
+            // Codes of the network, host, protocol and port being unreachable, or prohibited.
+            (Protocol::Ipv4, code @ 0..=3) => unreachable(3, u8::try_from(code).ok()?),
+            (Protocol::Ipv4, 5) => unreachable(3, 9),
+            (Protocol::Ipv4, 6) => unreachable(3, 10),
+            (Protocol::Ipv4, 8) => unreachable(3, 13),
+            (Protocol::Ipv6, code @ 0..=4) => unreachable(1, u8::try_from(code).ok()?),
+            (Protocol::Ipv6, 7) => unreachable(1, 5),
+            (Protocol::Ipv6, 8) => unreachable(1, 6),
+            _ => return None,
+        });
+        Some(Verdict::Drop)
     }
 
     /// `mark_tg`

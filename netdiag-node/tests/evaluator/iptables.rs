@@ -1,0 +1,197 @@
+//! Random rules written through iptables-nft and ip6tables-nft, with the `xt` matches and targets those leave to the
+//! kernel's old code.
+
+use crate::lab::{feed, nft};
+use crate::random::Random;
+use crate::rules::{PORTS, PROBE, V4, V6};
+
+/// A hook and the tables that have a chain there.
+const CHAINS: [(&str, &[&str]); 4] = [
+    ("raw", &["PREROUTING", "OUTPUT"]),
+    ("mangle", &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"]),
+    ("nat", &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"]),
+    ("filter", &["INPUT", "FORWARD", "OUTPUT"]),
+];
+
+/// Loads random rules of both families, without those that are refused; what was loaded.
+pub fn load(random: &mut Random) -> Result<String, String> {
+    nft(&format!("flush ruleset\n{PROBE}"))?;
+    let mut text = String::new();
+    for (tool, v6) in [("iptables-nft-restore", false), ("ip6tables-nft-restore", true)] {
+        text += &format!("# {tool}\n{}", restore(tool, &ruleset(random, v6))?);
+    }
+    Ok(text)
+}
+
+fn restore(tool: &str, rules: &str) -> Result<String, String> {
+    const MOST: usize = 12;
+    let mut lines: Vec<&str> = rules.lines().collect();
+    for _ in 0..MOST {
+        let text = lines.join("\n") + "\n";
+        let Err(why) = feed(tool, &[], &text) else { return Ok(text) };
+        // `Error occurred at line: 7`, `line 7 failed`
+        let number = why.split("line").skip(1).find_map(|rest| {
+            let digits: String =
+                rest.chars().skip_while(|c| matches!(c, ':' | ' ')).take_while(char::is_ascii_digit).collect();
+            digits.parse::<usize>().ok()
+        });
+        match number {
+            Some(line) if (1..=lines.len()).contains(&line) && lines[line - 1].starts_with("-A") => {
+                lines.remove(line - 1);
+            }
+            _ => return Err(format!("{tool}: {why}\n{text}")),
+        }
+    }
+    Err(format!("{tool} refuses more than {MOST} rules of\n{rules}"))
+}
+
+fn ruleset(random: &mut Random, v6: bool) -> String {
+    let mut text = String::new();
+    for (table, hooks) in CHAINS {
+        if random.percent(20) {
+            continue;
+        }
+        text += &format!("*{table}\n");
+        for hook in hooks {
+            let policy = if table == "filter" && random.percent(15) { "DROP" } else { "ACCEPT" };
+            text += &format!(":{hook} {policy} [0:0]\n");
+        }
+        let own = random.below(3);
+        for number in 0..own {
+            text += &format!(":C{number} - [0:0]\n");
+        }
+        for number in 0..own {
+            // Chains jump to later ones only.
+            let later: Vec<String> = (number + 1..own).map(|later| format!("C{later}")).collect();
+            for _ in 0..=random.below(3) {
+                text += &rule(random, v6, table, &format!("C{number}"), &later);
+            }
+        }
+        let all: Vec<String> = (0..own).map(|number| format!("C{number}")).collect();
+        for hook in hooks {
+            for _ in 0..random.below(4) {
+                text += &rule(random, v6, table, hook, &all);
+            }
+        }
+        text += "COMMIT\n";
+    }
+    text
+}
+
+fn rule(random: &mut Random, v6: bool, table: &str, chain: &str, below: &[String]) -> String {
+    let protocol = random.pick(&["tcp", "tcp", "udp", ""]);
+    let mut text = format!("-A {chain}");
+    if !protocol.is_empty() {
+        text += &format!(" -p {protocol}");
+    }
+    for _ in 0..random.below(3) {
+        text += &format!(" {}", matches(random, v6, protocol, chain));
+    }
+    text + " " + &target(random, v6, table, chain, protocol, below) + "\n"
+}
+
+fn matches(random: &mut Random, v6: bool, protocol: &str, chain: &str) -> String {
+    let address = if v6 { random.pick(&V6) } else { random.pick(&V4) };
+    let net = if v6 { random.pick(&["fd01::/64", "fd02::/16"]) } else { random.pick(&["10.1.0.0/16", "10.2.0.0/24"]) };
+    let not = random.pick(&["", "", "! "]);
+    let port = random.pick_value(&PORTS);
+    let with_ports = !protocol.is_empty();
+    match random.below(24) {
+        0 | 1 => format!("{not}-s {address}"),
+        2 | 3 => format!("{not}-d {address}"),
+        4 => format!("{not}-d {net}"),
+        5 if !matches!(chain, "OUTPUT" | "POSTROUTING") => {
+            format!("{not}-i {}", random.pick(&["r0", "r1", "lo", "r+"]))
+        }
+        6 if !matches!(chain, "INPUT" | "PREROUTING") => format!("{not}-o {}", random.pick(&["r0", "r1", "lo", "r+"])),
+        7 | 8 if with_ports => format!("-m {protocol} {not}--dport {port}"),
+        9 if with_ports => format!("-m {protocol} {not}--dport {}:{}", port - 5, port + 200),
+        10 if with_ports => format!("-m multiport {not}--dports 22,{port},8000:9000"),
+        11 if with_ports => format!("-m multiport {not}--ports {port},30000"),
+        12 if protocol == "tcp" => {
+            format!("-m tcp {not}--tcp-flags SYN,ACK,RST {}", random.pick(&["SYN", "SYN,ACK", "NONE"]))
+        }
+        13 => format!(
+            "-m conntrack {not}--ctstate {}",
+            random.pick(&["NEW", "RELATED,ESTABLISHED", "INVALID", "NEW,UNTRACKED", "DNAT", "SNAT"])
+        ),
+        14 => format!("-m conntrack {not}--ctorigdst {address}"),
+        15 => format!("-m conntrack --ctdir {}", random.pick(&["ORIGINAL", "REPLY"])),
+        16 if with_ports => format!("-m conntrack {not}--ctorigdstport {port}"),
+        17 => format!("-m mark {not}--mark {}", random.pick(&["0x1", "0x7/0xff", "0x0/0x10"])),
+        18 => format!("-m connmark {not}--mark {}", random.pick(&["0x1", "0x0/0x8"])),
+        19 => format!(
+            "-m addrtype {not}--{}-type {}",
+            random.pick(&["src", "dst"]),
+            random.pick(&["LOCAL", "UNICAST", "LOCAL,BROADCAST"])
+        ),
+        20 => format!(
+            "-m statistic --mode {}",
+            random.pick(&[
+                "random --probability 0.5",
+                "nth --every 3 --packet 0",
+                "random --probability 0.33333333349"
+            ])
+        ),
+        21 => format!("-m comment --comment \"default/web:http {port}\""),
+        22 if protocol.is_empty() && !v6 => {
+            format!("-p icmp -m icmp --icmp-type {}", random.pick(&["echo-request", "echo-reply", "any"]))
+        }
+        22 if protocol.is_empty() => {
+            format!("-p icmpv6 -m icmp6 --icmpv6-type {}", random.pick(&["echo-request", "echo-reply"]))
+        }
+        23 => random
+            .pick(&[
+                "-m limit --limit 1/hour",
+                "-m pkttype --pkt-type unicast",
+                "-m physdev --physdev-is-bridged",
+                "-m state --state NEW",
+            ])
+            .to_owned(),
+        _ => "-m comment --comment nothing".into(),
+    }
+}
+
+fn target(random: &mut Random, v6: bool, table: &str, chain: &str, protocol: &str, below: &[String]) -> String {
+    if !below.is_empty() && random.percent(30) {
+        let to = &below[random.below(below.len())];
+        return format!("{} {to}", random.pick(&["-j", "-j", "-g"]));
+    }
+    let to = if v6 {
+        random.pick(&["fd02::2", "fd02::3", "fd01::4"])
+    } else {
+        random.pick(&["10.2.0.2", "10.2.0.3", "10.1.0.4", "10.2.0.1"])
+    };
+    let with_port = |port: &str| if v6 { format!("[{to}]:{port}") } else { format!("{to}:{port}") };
+    let destination = matches!(chain, "PREROUTING" | "OUTPUT");
+    match (table, random.below(8)) {
+        ("nat", 0 | 1) if destination => format!("-j DNAT --to-destination {to}"),
+        ("nat", 2) if destination && !protocol.is_empty() => format!("-j DNAT --to-destination {}", with_port("8080")),
+        ("nat", 3) if destination && !protocol.is_empty() => {
+            format!("-j DNAT --to-destination {}", with_port("8000-8003"))
+        }
+        ("nat", 4) if destination && !protocol.is_empty() => "-j REDIRECT --to-ports 9090".into(),
+        ("nat", 0 | 1) if chain == "POSTROUTING" => "-j MASQUERADE".into(),
+        ("nat", 2) if chain == "POSTROUTING" => "-j MASQUERADE --random-fully".into(),
+        ("nat", 3 | 4) if !destination && !chain.starts_with('C') => {
+            format!("-j SNAT --to-source {}", if v6 { "fd02::100" } else { "10.2.0.100" })
+        }
+        ("nat", 5) if chain == "POSTROUTING" => {
+            format!("-j SNAT --to-source {}", if v6 { "fd02::100-fd02::103" } else { "10.2.0.100-10.2.0.103" })
+        }
+        ("mangle" | "raw" | "nat", 6) => format!(
+            "-j MARK --set-xmark {}",
+            random.pick(&["0x1/0xffffffff", "0x7/0xffffffff", "0x10/0x10", "0x0/0x7"])
+        ),
+        ("mangle", 5) => {
+            format!("-j CONNMARK {}", random.pick(&["--save-mark", "--restore-mark", "--set-mark 0x8/0x8"]))
+        }
+        ("raw", 0 | 1) => "-j CT --notrack".into(),
+        ("filter", 0) if !chain.starts_with('C') => "-j REJECT".into(),
+        ("filter", 1) if protocol == "tcp" && !chain.starts_with('C') => "-j REJECT --reject-with tcp-reset".into(),
+        (_, 2) if table != "nat" => "-j DROP".into(),
+        (_, 3) => "-j RETURN".into(),
+        (_, 4 | 5) => "-j ACCEPT".into(),
+        _ => String::new(),
+    }
+}
