@@ -22,10 +22,14 @@ const ADDRESS_TYPE: u32 = 3;
 
 /// `RTN_*`
 pub(super) mod kind {
+    pub const UNICAST: u32 = 1;
     pub const LOCAL: u32 = 2;
     pub const BROADCAST: u32 = 3;
     pub const ANYCAST: u32 = 4;
     pub const MULTICAST: u32 = 5;
+    pub const BLACKHOLE: u32 = 6;
+    pub const UNREACHABLE: u32 = 7;
+    pub const PROHIBIT: u32 = 8;
 }
 
 impl Run<'_> {

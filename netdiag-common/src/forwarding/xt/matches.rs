@@ -1,11 +1,12 @@
 //! Matches: true, false, or not known.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::Blob;
 use crate::forwarding::conntrack::{Direction, State};
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::fact::Fact;
+use crate::forwarding::fib::kind;
 use crate::forwarding::machine::{Result, Run, Tracking};
 use crate::forwarding::packet::{ICMP, ICMPV6, TCP, UDP};
 
@@ -163,12 +164,41 @@ impl Run<'_> {
             if mask == 0 {
                 continue;
             }
-            let kind = self.address_type(address, interface)?;
-            if (u32::from(mask) & (1 << kind) != 0) == inverted {
+            let holds = match address {
+                IpAddr::V4(_) => u32::from(mask) & (1 << self.address_type(address, interface)?) != 0,
+                IpAddr::V6(own) => self.is_of_type(own, mask, interface)?,
+            };
+            if holds == inverted {
                 return Ok(Some(Matched::No));
             }
         }
         Ok(Some(Matched::Yes))
+    }
+
+    /// `match_type6`: of IPv6 an address may be of several types, and all that are not routes' have to hold.
+    fn is_of_type(&self, address: Ipv6Addr, mask: u16, interface: Option<u32>) -> Result<bool> {
+        const UNSPECIFIED: u16 = 1;
+        const UNICAST: u16 = 1 << kind::UNICAST;
+        const MULTICAST: u16 = 1 << kind::MULTICAST;
+        const UNREACHABLE: u16 = 1 << kind::UNREACHABLE;
+        const BY_ROUTE: u16 = 1 << kind::LOCAL | 1 << kind::ANYCAST | UNREACHABLE;
+        let unicast = !address.is_multicast() && !address.is_unspecified();
+        if (mask & MULTICAST != 0 && !address.is_multicast())
+            || (mask & UNICAST != 0 && !unicast)
+            || (mask & UNSPECIFIED != 0 && !address.is_unspecified())
+        {
+            return Ok(false);
+        }
+        if mask & BY_ROUTE == 0 {
+            return Ok(true);
+        }
+        let found = match self.address_type(address.into(), interface)? {
+            found @ (kind::LOCAL | kind::ANYCAST) => 1 << found,
+            // Also for routes that forbid, or say nothing.
+            kind::BLACKHOLE..=kind::PROHIBIT => UNREACHABLE,
+            _ => 0,
+        };
+        Ok(mask & found != 0)
     }
 
     fn mark(&self, blob: Blob<'_>) -> Option<Matched> {

@@ -52,7 +52,7 @@ impl Run<'_> {
             },
             "REJECT" => blob.u32(0).and_then(|how| self.reject_target(how)),
             "MARK" => self.mark_target(revision, blob),
-            "CONNMARK" => self.connmark_target(blob),
+            "CONNMARK" => self.connmark_target(revision, blob),
             "CT" => self.ct_target(blob),
             "NFQUEUE" => blob.u16(0).map(|number| Verdict::Queue { number, bypass: false }),
             "LOG" | "NFLOG" | "TRACE" | "CHECKSUM" | "TCPMSS" | "TEE" | "AUDIT" | "SET" | "CLASSIFY" | "IDLETIMER" => {
@@ -122,15 +122,26 @@ impl Run<'_> {
         Some(Verdict::Continue)
     }
 
-    /// `connmark_tg`: sets, saves or restores.
-    fn connmark_target(&mut self, blob: Blob<'_>) -> Option<Verdict> {
-        let (value, mask, packet_mask, mode) = (blob.u32(0)?, blob.u32(4)?, blob.u32(8)?, blob.byte(12)?);
+    /// `connmark_tg`: sets, saves or restores; revision 2 also shifts.
+    fn connmark_target(&mut self, revision: u32, blob: Blob<'_>) -> Option<Verdict> {
+        let (value, mask, packet_mask) = (blob.u32(0)?, blob.u32(4)?, blob.u32(8)?);
+        let (mode, right, bits) = match revision {
+            1 => (blob.byte(12)?, false, 0),
+            2 => (blob.byte(14)?, blob.byte(12)? != 0, u32::from(blob.byte(13)?)),
+            _ => return None,
+        };
+        let shifted = |mark: u32| {
+            let moved = if right { mark.checked_shr(bits) } else { mark.checked_shl(bits) };
+            moved.unwrap_or(0)
+        };
         let Tracking::Tracked(tracked) = &mut self.tracking else { return Some(Verdict::Continue) };
         let connection = tracked.entry.mark;
         match (mode, &self.packet.mark) {
-            (0, _) => tracked.entry.mark = (connection & !mask) ^ value,
-            (1, Fact::Known(mark)) => tracked.entry.mark = (connection & !mask) ^ (mark & packet_mask),
-            (2, Fact::Known(mark)) => self.packet.mark = Fact::Known((mark & !packet_mask) ^ (connection & mask)),
+            (0, _) => tracked.entry.mark = shifted((connection & !mask) ^ value),
+            (1, Fact::Known(mark)) => tracked.entry.mark = (connection & !mask) ^ shifted(mark & packet_mask),
+            (2, Fact::Known(mark)) => {
+                self.packet.mark = Fact::Known((mark & !packet_mask) ^ shifted(connection & mask));
+            }
             _ => return None,
         }
         Some(Verdict::Continue)
