@@ -94,9 +94,12 @@ impl Routes {
                 self.ask(&with_source(&request))
             }
             // A packet may carry an address that this host does not have, and is routed all the same
-            // (`FLOWI_FLAG_ANYSRC`); the kernel refuses such a question.
+            // (`FLOWI_FLAG_ANYSRC`); the kernel refuses such a question. One from 127.0.0.1 it does not let out at all.
             None => match self.ask(&with_source(&request)) {
-                Err(ReadError::Call { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                Err(ReadError::Call { source, .. })
+                    if source.raw_os_error() == Some(libc::EINVAL)
+                        && !query.source.is_some_and(|own| own.is_loopback()) =>
+                {
                     self.ask(&request)
                 }
                 answer => answer,

@@ -14,7 +14,7 @@ use crate::host::nftables::ExactTables;
 const GET_CONNECTIONS: u16 = 0x0101;
 
 /// Matches and targets of iptables that ask for tracking when they are loaded.
-const XT: [&str; 17] = [
+const XT: [&str; 16] = [
     "conntrack",
     "state",
     "connmark",
@@ -25,7 +25,6 @@ const XT: [&str; 17] = [
     "cluster",
     "CONNMARK",
     "CONNSECMARK",
-    "CT",
     "SNAT",
     "DNAT",
     "MASQUERADE",
@@ -91,6 +90,8 @@ fn needs(expression: &Expression, protocol: Protocol) -> bool {
         // Connection limit, helper, timeout, expectation, synproxy.
         Expression::Object { kind, .. } => matches!(kind, 3 | 5 | 7 | 9 | 10),
         Expression::Dynset { expressions, .. } => expressions.iter().any(|inner| needs(inner, protocol)),
+        // Not to be tracked (`XT_CT_NOTRACK`) takes no tracking.
+        Expression::XtTarget { name, info, .. } if &**name == "CT" => info.first().is_some_and(|flags| flags & 1 == 0),
         Expression::XtMatch { name, .. } | Expression::XtTarget { name, .. } => XT.contains(&&**name),
         _ => false,
     }
