@@ -13,8 +13,9 @@
 //! number drawn are one path with the sum of their chances.
 //!
 //! Not evaluated, and said so in [`Path::gaps`] where it is there: chains at devices (netdev, ingress, egress), bridge
-//! and arp tables, legacy iptables, IPVS, programs. Not modelled: the MTU, fragments before they are put together, IPsec,
-//! multicast, whether TCP segments are within the window of their connection, ports that other connections hold.
+//! and arp tables, legacy iptables, IPVS. Not modelled, and not said: BPF programs at hooks and devices, the MTU, fragments
+//! before they are put together, IPsec, multicast, whether IPv6 is forwarded at all, whether TCP segments fit the state and window of their connection, ports
+//! that other connections hold, sets that are full.
 
 mod choice;
 pub mod conntrack;
@@ -127,3 +128,6 @@ fn merge(known: &mut [Assumption], new: &[Assumption]) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! number, and `NETDIAG_EVALUATOR_ONLY` runs the one ruleset that a failure names.
 
 mod compare;
+mod fixed;
 mod iptables;
 mod lab;
 mod random;
@@ -15,7 +16,8 @@ mod wire;
 
 use compare::{Compared, Connections};
 use lab::Lab;
-use netdiag_common::forwarding::conntrack::status;
+use netdiag_common::forwarding::Fact;
+use netdiag_common::forwarding::conntrack::{Connection, status};
 use netdiag_common::forwarding::packet::{Packet, TCP};
 use netdiag_common::forwarding::path::{Decision, End, Path};
 use random::Random;
@@ -90,7 +92,7 @@ impl Tally {
         )
     }
 
-    fn add(&mut self, compared: Compared, case: &str, rules: &str) -> Option<Path> {
+    fn add(&mut self, compared: Compared, packet: &Packet, case: &str, rules: &str) -> Option<Path> {
         match compared {
             Compared::SetAside => {
                 self.set_aside += 1;
@@ -105,6 +107,7 @@ impl Tally {
                 self.cases += 1;
                 self.forked += usize::from(!path.assumptions.is_empty());
                 let translated = |decision: &_| matches!(decision, Decision::Translated { .. });
+                self.answers += usize::from(matches!(packet.connection, Fact::Known(Connection::Existing(_))));
                 self.translated += usize::from(path.decisions.iter().any(translated));
                 Some(*path)
             }
@@ -127,24 +130,54 @@ fn ruleset(lab: &Lab, tracer: &Tracer, seed: usize, load: Load, tally: &mut Tall
     for number in 0..PACKETS {
         let first = traffic::packet(lab, &mut random, u16::try_from(20_000 + number * 7).unwrap());
         let case = format!("ruleset {seed}, packet {number}");
-        let mut check = |packet: &Packet| {
+        conversation(&first, lab, &mut |packet| {
             let compared = compare::compare(lab, tracer, packet, &mut connections);
-            tally.add(compared, &case, &rules)
-        };
-        let Some(path) = check(&first) else { continue };
-        if !traffic::begins(&first) {
-            continue;
-        }
-        let Some(answer) = traffic::answer(lab, &path) else { continue };
-        let Some(answered) = check(&answer) else { continue };
-        // This host resets a connection that none of its sockets has.
-        let is_tcp = answer.transport().is_some_and(|transport| transport.protocol == TCP);
-        let reset = answered.end == End::Delivered && is_tcp;
-        // Without its answer, tracking takes what comes next for no part of a TCP connection.
-        let entry = answered.connection.or(path.connection).filter(|entry| entry.status & status::SEEN_REPLY != 0);
-        let third = entry.filter(|_| !reset).map(|entry| check(&traffic::next(lab, &first, &entry)));
-        tally.answers += if third.is_some() { 2 } else { 1 };
+            tally.add(compared, packet, &case, &rules)
+        });
     }
+}
+
+/// A packet, the one that answers it, and the next one of whoever began.
+fn conversation(first: &Packet, lab: &Lab, check: &mut dyn FnMut(&Packet) -> Option<Path>) {
+    let Some(path) = check(first) else { return };
+    if !traffic::begins(first) {
+        return;
+    }
+    let Some(answer) = traffic::answer(lab, &path) else { return };
+    let Some(answered) = check(&answer) else { return };
+    // This host resets a connection that none of its sockets has.
+    let is_tcp = answer.transport().is_some_and(|transport| transport.protocol == TCP);
+    let reset = answered.end == End::Delivered && is_tcp;
+    // Without its answer, tracking takes what comes next for no part of a TCP connection.
+    let entry = answered.connection.or(path.connection).filter(|entry| entry.status & status::SEEN_REPLY != 0);
+    if let Some(entry) = entry.filter(|_| !reset) {
+        check(&traffic::next(lab, first, &entry));
+    }
+}
+
+#[test]
+fn differences_found_before_are_none_now() {
+    lab::in_lab("differences_found_before_are_none_now", |lab| {
+        let tracer = Tracer::open();
+        let mut tally = Tally::default();
+        for case in &fixed::CASES {
+            lab::nft(&format!("flush ruleset\n{}", rules::PROBE)).unwrap();
+            let arguments: &[&str] = if case.tool == "nft" { &["-f", "-"] } else { &[] };
+            lab::feed(case.tool, arguments, case.rules).unwrap_or_else(|why| panic!("{}: {why}", case.fact));
+            trace::forget_connections();
+            let mut connections = Connections::default();
+            tally.rulesets += 1;
+            for first in (case.packets)(lab) {
+                conversation(&first, lab, &mut |packet| {
+                    let compared = compare::compare(lab, &tracer, packet, &mut connections);
+                    tally.add(compared, packet, case.fact, case.rules)
+                });
+            }
+        }
+        println!("differences_found_before_are_none_now: {}", tally.words());
+        tally.complaints.iter().for_each(|complaint| println!("{complaint}"));
+        assert!(tally.complaints.is_empty(), "{} disagreements", tally.complaints.len());
+    });
 }
 
 fn number(variable: &str) -> Option<usize> {

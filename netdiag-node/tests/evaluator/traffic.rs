@@ -67,7 +67,7 @@ pub fn packet(lab: &Lab, random: &mut Random, number: u16) -> Packet {
 }
 
 /// A TCP header with these numbers (sequence, acknowledgement), and the option of the largest segment.
-fn segment(source: u16, destination: u16, flags: u8, numbers: (u32, u32), option: bool) -> Vec<u8> {
+pub fn segment(source: u16, destination: u16, flags: u8, numbers: (u32, u32), option: bool) -> Vec<u8> {
     let mut header = tcp(source, destination, flags);
     header[4..8].copy_from_slice(&numbers.0.to_be_bytes());
     header[8..12].copy_from_slice(&numbers.1.to_be_bytes());

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Result, Run, Tracking};
-use crate::forwarding::conntrack::{Direction, State, Tuple};
+use crate::forwarding::conntrack::{Direction, State};
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::fact::Fact;
 
@@ -85,8 +85,11 @@ impl Run<'_> {
             key::DESTINATION_IPV6 if tuple.source.is_ipv6() => self.store_address(to, tuple.destination),
             key::SOURCE_IPV4..=key::DESTINATION_IPV6 => Verdict::Break,
             key::SOURCE_PORT | key::DESTINATION_PORT => {
-                let port = ports(tuple)[usize::from(key == key::DESTINATION_PORT)];
-                if tracked.unknown_port {
+                let destination = key == key::DESTINATION_PORT;
+                let port = if destination { tuple.destination_port } else { tuple.source_port };
+                // What the answer comes from and goes to is what the packet was changed to.
+                let ends = tracked.unknown_ports;
+                if direction == Some(1) && if destination { ends.source } else { ends.destination } {
                     self.store_unknown(to, 2, "the port that address translation chose");
                     Verdict::Continue
                 } else {
@@ -157,11 +160,6 @@ impl Run<'_> {
             IpAddr::V6(address) => self.store_fact(to, Fact::Known(address.octets())),
         }
     }
-}
-
-/// As `nft_ct` reads them: of ICMP, what stands in their place.
-fn ports(tuple: &Tuple) -> [u16; 2] {
-    [tuple.source_port, tuple.destination_port]
 }
 
 /// Bytes that a key writes.

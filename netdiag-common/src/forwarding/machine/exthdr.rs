@@ -17,7 +17,7 @@ impl Run<'_> {
     ) -> Verdict {
         let start = match source {
             ExthdrSource::Ipv6 => extension_header(&self.packet, kind),
-            ExthdrSource::TcpOption => tcp_option(&self.packet, kind, (offset + bytes) as usize),
+            ExthdrSource::TcpOption => tcp_option(&self.packet, kind, offset.saturating_add(bytes) as usize),
             ExthdrSource::Ipv4Option => ipv4_option(&self.packet, kind),
             ExthdrSource::SctpChunk | ExthdrSource::DccpOption => {
                 self.store_unknown(to, bytes as usize, "chunks of SCTP and options of DCCP are not read");

@@ -69,7 +69,9 @@ impl Run<'_> {
             key::CLASS => self.of_socket(to, |socket| socket.class.clone()),
             key::PACKET_TYPE => self.store_fact(to, self.packet.kind.clone().map(|kind| [kind])),
             key::RANDOM => {
-                self.store_unknown(to, 4, "a random number of the kernel");
+                // Each is another one.
+                let number = self.reasons.len();
+                self.store_unknown(to, 4, &format!("random number {number} of the kernel"));
                 Verdict::Continue
             }
             key => {

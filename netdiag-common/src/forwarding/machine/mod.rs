@@ -82,8 +82,14 @@ pub(super) struct TrackedEntry {
     pub entry: Entry,
     /// It began with this packet.
     pub new: bool,
-    /// Address translation chose a port that cannot be foreseen.
-    pub unknown_port: bool,
+    pub unknown_ports: UnknownPorts,
+}
+
+/// Which ports address translation chose so that they cannot be foreseen.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct UnknownPorts {
+    pub source: bool,
+    pub destination: bool,
 }
 
 impl<'a> Run<'a> {

@@ -30,7 +30,7 @@ impl<'a> Run<'a> {
             Expression::Fib { result, flags, to } => self.fib(*result, *flags, *to),
             Expression::Rt { key, to } => Ok(self.rt(*key, *to)),
             Expression::Socket { key, to, .. } => {
-                if !self.decide("a socket of this host for the packet") {
+                if !self.decide(&format!("a socket of this host for the packet at {}", self.hook)) {
                     return Ok(Verdict::Break);
                 }
                 // Keys: transparent, mark, wildcard, cgroup.

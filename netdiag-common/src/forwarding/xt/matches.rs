@@ -165,7 +165,10 @@ impl Run<'_> {
                 continue;
             }
             let holds = match address {
-                IpAddr::V4(_) => u32::from(mask) & (1 << self.address_type(address, interface)?) != 0,
+                IpAddr::V4(_) => {
+                    let bit = 1_u32.checked_shl(self.address_type(address, interface)?).unwrap_or(0);
+                    u32::from(mask) & bit != 0
+                }
                 IpAddr::V6(own) => self.is_of_type(own, mask, interface)?,
             };
             if holds == inverted {

@@ -13,7 +13,7 @@ use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, step};
 
 use self::route::Routes;
 use super::nftables::ExactTables;
-use super::{ReadError, iptables};
+use super::{ReadError, file, iptables, own_net};
 
 /// Times that the rules may change under a reading before it is given up. Writers such as kube-proxy commit in bursts of
 /// a few.
@@ -138,6 +138,11 @@ fn asked<'a>(state: &'a mut RuleState, set: &SetKey) -> Option<(&'a mut Found, &
 /// What is at hooks and is not nf_tables.
 fn foreign() -> Result<Vec<Foreign>, ReadError> {
     let mut foreign = Vec::new();
+    if has_virtual_servers()? {
+        let what = "IPVS".to_owned();
+        let hooks = [Hook::Input, Hook::Forward, Hook::Output];
+        foreign.extend(hooks.map(|hook| Foreign { protocol: None, hook: Some(hook), what: what.clone() }));
+    }
     for (protocol, name) in iptables::table_names()? {
         let hooks: &[Hook] = match &*name {
             "raw" => &[Hook::Prerouting, Hook::Output],
@@ -154,4 +159,16 @@ fn foreign() -> Result<Vec<Foreign>, ReadError> {
         }));
     }
     Ok(foreign)
+}
+
+/// Whether IPVS has anything to do here. The file has three lines of headings, and is there with the module.
+fn has_virtual_servers() -> Result<bool, ReadError> {
+    const HEADINGS: usize = 3;
+    const LIMIT: u64 = 64 << 10;
+    match file::text_if_there(&own_net().join("ip_vs"), LIMIT) {
+        Ok(text) => Ok(text.is_some_and(|text| text.lines().count() > HEADINGS)),
+        // Longer than the limit.
+        Err(ReadError::Malformed { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
 }

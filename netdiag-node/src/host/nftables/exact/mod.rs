@@ -149,3 +149,6 @@ impl ExactTables {
         absent(found).map(|element| element.map(Arc::new))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,10 @@
 //! Address translation: how a rule's range becomes the connection's new addresses, and how those change a packet
-//! (`nf_nat_core.c`, `nf_nat_proto.c`, `nf_nat_masquerade.c`, `nf_nat_redirect.c` of Linux 6.18).
+//! (`nf_nat_core.c`, `nf_nat_proto.c` of Linux 6.18).
 //!
 //! One thing about it is assumed: that no other connection already uses the addresses and ports that are chosen. Where
 //! one does, the kernel takes another port.
+
+mod own;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,7 +15,6 @@ use super::hash;
 use super::machine::{Result, Run, Tracking};
 use super::packet::{ICMP, ICMPV6, Protocol, UnknownBytes};
 use super::path::Decision;
-use super::state::{Hook, Interface, InterfaceAddress, Route};
 
 /// `NF_NAT_RANGE_*`
 pub(super) mod flag {
@@ -26,14 +27,6 @@ pub(super) mod flag {
 
 /// So few ports to choose from are followed one by one; of more, the port is unknown.
 const FOLLOWED_PORTS: u32 = 16;
-
-/// `IFA_F_SECONDARY`, `IFA_F_DEPRECATED`, `IFA_F_TENTATIVE`
-const SECONDARY: u32 = 0x01;
-const DEPRECATED: u32 = 0x20;
-const TENTATIVE: u32 = 0x40;
-
-/// `RT_SCOPE_LINK`
-const LINK_SCOPE: u8 = 253;
 
 /// `struct nf_nat_range2`
 pub(super) struct Request {
@@ -138,8 +131,8 @@ impl Run<'_> {
             return Ok(Verdict::Drop);
         }
         let current = tracked.entry.reply.inverted();
-        let (zone, mut unknown_port) = (tracked.entry.zone, tracked.unknown_port);
-        let new = self.unique(&current, &request, zone, &mut unknown_port);
+        let zone = tracked.entry.zone;
+        let (new, unknown_port) = self.unique(&current, &request, zone);
         if let Tracking::Tracked(tracked) = &mut self.tracking {
             if new != current || unknown_port {
                 tracked.entry.reply = new.inverted();
@@ -148,14 +141,17 @@ impl Run<'_> {
                     NatKind::Destination => status::DESTINATION_NAT,
                 };
             }
-            tracked.unknown_port = unknown_port;
+            match request.kind {
+                NatKind::Source => tracked.unknown_ports.source = unknown_port,
+                NatKind::Destination => tracked.unknown_ports.destination = unknown_port,
+            }
             tracked.entry.status |= done;
         }
         Ok(Verdict::Accept)
     }
 
-    /// `get_unique_tuple`, with no other connection in the way.
-    fn unique(&mut self, current: &Tuple, request: &Request, zone: u16, unknown_port: &mut bool) -> Tuple {
+    /// `get_unique_tuple`, with no other connection in the way. The second is true when its port cannot be foreseen.
+    fn unique(&mut self, current: &Tuple, request: &Request, zone: u16) -> (Tuple, bool) {
         let source = request.kind == NatKind::Source;
         let random = request.flags & (flag::RANDOM | flag::RANDOM_FULLY) != 0;
         let port_of = |tuple: &Tuple| match tuple.protocol {
@@ -173,7 +169,7 @@ impl Run<'_> {
             let address_fits =
                 request.addresses.is_none_or(|(first, last)| first <= current.source && current.source <= last);
             if address_fits && port_fits(current) {
-                return current.clone();
+                return (current.clone(), false);
             }
         }
         let mut new = current.clone();
@@ -182,11 +178,9 @@ impl Run<'_> {
             *if source { &mut new.source } else { &mut new.destination } = chosen;
         }
         let offset = request.flags & flag::OFFSET != 0;
-        if !random && !(request.ports.is_some() && (offset || !port_fits(&new))) {
-            return new;
-        }
-        if !has_ports(new.protocol) {
-            return new;
+        let keeps_port = !random && !(request.ports.is_some() && (offset || !port_fits(&new)));
+        if keeps_port || !has_ports(new.protocol) {
+            return (new, false);
         }
         let is_icmp = matches!(new.protocol, ICMP | ICMPV6);
         let old = port_of(&new);
@@ -194,102 +188,22 @@ impl Run<'_> {
             Some((first, last)) => (first.min(last), first.max(last)),
             None if is_icmp => (0, u16::MAX),
             // The destination's port is kept.
-            None if !source => return new,
+            None if !source => return (new, false),
             None if old < 512 => (1, 511),
             None if old < 1024 => (600, 1023),
             None => (1024, u16::MAX),
         };
         let count = u32::from(last) - u32::from(first) + 1;
-        let step = if offset {
-            u32::from(old.wrapping_sub(request.base_port)) % count
+        let (step, unknown) = if offset {
+            (u32::from(old.wrapping_sub(request.base_port)) % count, false)
         } else if count <= FOLLOWED_PORTS {
-            self.draw(&format!("port {first}-{last}"), count)
+            (self.draw(&format!("port {first}-{last}"), count), false)
         } else {
-            *unknown_port = true;
-            0
+            (0, true)
         };
         let port = first.wrapping_add(u16::try_from(step).unwrap_or(0));
         *if source || is_icmp { &mut new.source_port } else { &mut new.destination_port } = port;
-        new
-    }
-
-    /// `nft_masq_eval` and `nf_nat_masquerade_ipv4`, `nf_nat_masquerade_ipv6`.
-    pub(super) fn masquerade(&mut self, port: [Option<u32>; 2], flags: u32) -> Result<Verdict> {
-        let ports = load_ports(self, port)?;
-        self.masquerade_to(ports, flags)
-    }
-
-    pub(super) fn masquerade_to(&mut self, ports: Option<(u16, u16)>, flags: u32) -> Result<Verdict> {
-        let Some(output) = self.output else { return Err(self.unknown("masquerade without an output interface")) };
-        let next_hop = match self.route {
-            Some(Route::Forward { gateway: Some(gateway), .. }) => *gateway,
-            _ => self.packet.destination(),
-        };
-        let chosen = match self.packet.protocol {
-            Protocol::Ipv4 => match ipv4_source(output, next_hop) {
-                Some(address) => Some(address),
-                None => {
-                    let all = self.state.addresses()?.iter().map(|(_, own)| own);
-                    primary(all.filter(|own| own.address.is_ipv4())).next().map(|own| own.address)
-                }
-            },
-            Protocol::Ipv6 => ipv6_source(output.index, self.state.addresses()?, self.packet.destination()),
-        };
-        let Some(address) = chosen else { return Ok(Verdict::Drop) };
-        if let Tracking::Tracked(tracked) = &mut self.tracking {
-            tracked.entry.masqueraded = Fact::Known(Some(output.index));
-        }
-        let addresses = Some((address, address));
-        self.translate(Request { kind: NatKind::Source, addresses, ports, base_port: 0, flags })
-    }
-
-    /// `nf_nat_oif_changed`: a masqueraded connection does not survive that its packets leave by another interface.
-    pub(super) fn leaves_elsewhere(&mut self) -> bool {
-        let (Tracking::Tracked(tracked), Hook::Postrouting, Some(output)) = (&self.tracking, self.hook, self.output)
-        else {
-            return false;
-        };
-        let entry = &tracked.entry;
-        if entry.direction == Direction::Reply {
-            return false;
-        }
-        match &entry.masqueraded {
-            Fact::Known(masqueraded) => masqueraded.is_some_and(|index| index != output.index),
-            // Where it was masqueraded to an address of this interface, it was at this interface.
-            Fact::Unknown(_) => {
-                let own = output.addresses.iter().any(|own| own.address == entry.reply.destination);
-                let translated = entry.status & status::SOURCE_NAT != 0;
-                translated && !own && self.decide("the connection was masqueraded at another interface")
-            }
-        }
-    }
-
-    /// `nft_redir_eval` and `nf_nat_redirect_ipv4`, `nf_nat_redirect_ipv6`.
-    pub(super) fn redirect(&mut self, port: [Option<u32>; 2], flags: u32) -> Result<Verdict> {
-        let ports = load_ports(self, port)?;
-        self.redirect_to(ports, flags)
-    }
-
-    pub(super) fn redirect_to(&mut self, ports: Option<(u16, u16)>, flags: u32) -> Result<Verdict> {
-        let ipv4 = self.packet.protocol == Protocol::Ipv4;
-        let address = match (self.hook, ipv4) {
-            (Hook::Output, true) => Some(IpAddr::from(Ipv4Addr::LOCALHOST)),
-            (Hook::Output, false) => Some(IpAddr::from(Ipv6Addr::LOCALHOST)),
-            (_, true) => self.input.and_then(|input| own_addresses(input, true).next()).map(|own| own.address),
-            (_, false) => {
-                let wanted = is_link_local(self.packet.destination());
-                let usable =
-                    |own: &&InterfaceAddress| own.flags & TENTATIVE == 0 && is_link_local(own.address) == wanted;
-                self.input.and_then(|input| own_addresses(input, false).find(usable)).map(|own| own.address)
-            }
-        };
-        match address {
-            None => Ok(Verdict::Drop),
-            Some(address) => {
-                let addresses = Some((address, address));
-                self.translate(Request { kind: NatKind::Destination, addresses, ports, base_port: 0, flags })
-            }
-        }
+        (new, unknown)
     }
 
     /// `nf_nat_packet`: changes the packet as its connection says.
@@ -307,7 +221,10 @@ impl Run<'_> {
         let target = if reply { entry.original.inverted() } else { entry.reply.inverted() };
         // Of an error message only the outer addresses are followed.
         let with_ports = tracked.state != State::Related;
-        let unknown_port = tracked.unknown_port;
+        let unknown_port = match kind {
+            NatKind::Source => tracked.unknown_ports.source,
+            NatKind::Destination => tracked.unknown_ports.destination,
+        };
         let Some(from) = Tuple::of(&self.packet) else { return };
         let ipv4 = self.packet.protocol == Protocol::Ipv4;
         let source = kind == NatKind::Source;
@@ -369,60 +286,6 @@ fn spread(tuple: &Tuple, (first, last): (IpAddr, IpAddr), request: &Request, zon
         }
     }
     from_octets(&chosen)
-}
-
-fn own_addresses(interface: &Interface, ipv4: bool) -> impl Iterator<Item = &InterfaceAddress> {
-    interface.addresses.iter().filter(move |own| own.address.is_ipv4() == ipv4)
-}
-
-/// Addresses that `inet_select_addr` takes for a destination anywhere.
-fn primary<'a>(own: impl Iterator<Item = &'a InterfaceAddress>) -> impl Iterator<Item = &'a InterfaceAddress> {
-    own.filter(|own| own.flags & SECONDARY == 0 && own.scope < LINK_SCOPE)
-}
-
-/// The first primary address of the interface, rather one whose network holds the next hop. An interface without one,
-/// such as lo, lets the first of any other stand in.
-fn ipv4_source(interface: &Interface, next_hop: IpAddr) -> Option<IpAddr> {
-    let usable = || primary(own_addresses(interface, true));
-    let near = usable().find(|own| common_bits(own.address, next_hop) >= u32::from(own.prefix));
-    near.or_else(|| usable().next()).map(|own| own.address)
-}
-
-/// Source address selection (RFC 6724, section 5; `ipv6_dev_get_saddr`): the destination itself, then scope, then not
-/// deprecated, then of the output interface, then the longest common prefix. Temporary and home addresses are no case here.
-fn ipv6_source(output: u32, all: &[(u32, InterfaceAddress)], destination: IpAddr) -> Option<IpAddr> {
-    let wanted_scope = is_link_local(destination);
-    let usable = all.iter().filter(|(interface, own)| {
-        let usable = own.address.is_ipv6() && own.flags & TENTATIVE == 0;
-        // Addresses of one link say nothing on another.
-        usable && (*interface == output || !(wanted_scope || is_link_local(own.address)))
-    });
-    let rank = |(interface, own): &&(u32, InterfaceAddress)| {
-        // An address that reaches as far as the destination is away.
-        let reaches = (own.scope < LINK_SCOPE) || wanted_scope;
-        let common = common_bits(own.address, destination).min(u32::from(own.prefix));
-        (own.address == destination, reaches, own.flags & DEPRECATED == 0, *interface == output, common)
-    };
-    // Of equals the first in the kernel's list wins, so the last of the reversed list.
-    let mut ranked: Vec<_> = usable.collect();
-    ranked.reverse();
-    ranked.into_iter().max_by_key(rank).map(|(_, own)| own.address)
-}
-
-fn common_bits(a: IpAddr, b: IpAddr) -> u32 {
-    let (a, b) = (octets(a), octets(b));
-    let mut bits = 0;
-    for (a, b) in a.iter().zip(&b) {
-        bits += (a ^ b).leading_zeros();
-        if a != b {
-            break;
-        }
-    }
-    bits
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.segments()[0] & 0xffc0 == 0xfe80)
 }
 
 /// A connection that begins with this packet.

@@ -1,0 +1,193 @@
+use std::sync::Arc;
+
+use super::expression::{Data, Operator, Verdict};
+use super::packet::{Protocol, TCP, tcp};
+use super::path::End;
+use super::state::{BaseChain, Chain, ChainKey, ChainKind, Family, Hooks, Interface, Route, RouteQuery, Rule};
+use super::*;
+
+const MARK: u32 = 3;
+
+fn key(chain: &str) -> ChainKey {
+    ChainKey { family: Family::Ip, table: Arc::from("t"), chain: Arc::from(chain) }
+}
+
+fn rule(handle: u64, expressions: Vec<Expression>) -> Rule {
+    Rule { handle, expressions, comment: None }
+}
+
+fn verdict(verdict: Verdict) -> Expression {
+    Expression::Immediate { to: 0, data: Data::Verdict(verdict) }
+}
+
+fn compare(operator: Operator, value: u32) -> Expression {
+    Expression::Compare { from: 1, operator, value: value.to_be_bytes().to_vec() }
+}
+
+fn draw(modulus: u32) -> Expression {
+    Expression::Numgen { random: true, modulus, offset: 0, to: 1 }
+}
+
+/// To the byte order of comparisons.
+fn turn() -> Expression {
+    Expression::Byteorder { from: 1, to: 1, bytes: 4, size: 4 }
+}
+
+fn packet() -> Packet {
+    let (source, destination) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+    Packet::between(Origin::Received { interface: 2 }, source, destination, TCP, &tcp(4242, 80, 2)).unwrap()
+}
+
+/// One base chain at prerouting with these rules, and others that it may lead to.
+fn state(rules: Vec<Rule>, others: Vec<(&str, Vec<Rule>)>) -> RuleState {
+    let mut state = RuleState::default();
+    let base = BaseChain {
+        key: key("base"),
+        kind: ChainKind::Filter,
+        hook: Hook::Prerouting,
+        priority: 0,
+        policy: Verdict::Accept,
+        made: (1, 1),
+    };
+    state.hooks = Some(Hooks { chains: vec![base], foreign: Vec::new() });
+    state.chains.0.insert(key("base"), Some(Chain { rules }));
+    for (name, rules) in others {
+        state.chains.0.insert(key(name), Some(Chain { rules }));
+    }
+    for (index, name) in [(2, "in"), (3, "out")] {
+        let name = Arc::from(name);
+        let interface = Interface { index, name, kind: None, hardware: 1, group: 0, addresses: Vec::new() };
+        state.interfaces.0.insert(index, Some(interface));
+    }
+    state.tracking.0.insert(Protocol::Ipv4, true);
+    state.routes.0.insert(route_query(0), Route::Forward { interface: 3, gateway: None, source: None });
+    state
+}
+
+fn route_query(mark: u32) -> RouteQuery {
+    RouteQuery {
+        destination: "10.0.0.2".parse().unwrap(),
+        source: Some("10.0.0.1".parse().unwrap()),
+        input: Some(2),
+        mark,
+        service: 0,
+        protocol: TCP,
+        ports: Some((4242, 80)),
+        uid: None,
+    }
+}
+
+fn done(state: &RuleState, packet: &Packet) -> Outcome {
+    match step(state, packet) {
+        Step::Done(outcome) => outcome,
+        Step::Missing { keys } => panic!("{keys:?} are missing"),
+    }
+}
+
+fn missing(state: &RuleState, packet: &Packet) -> Vec<Key> {
+    match step(state, packet) {
+        Step::Missing { keys } => keys,
+        Step::Done(outcome) => panic!("{outcome:?}"),
+    }
+}
+
+#[test]
+fn only_what_is_on_the_way_is_asked_for() {
+    let packet = packet();
+    assert_eq!(missing(&RuleState::default(), &packet), [Key::Hooks]);
+    let jump = rule(1, vec![verdict(Verdict::Jump(Arc::from("next")))]);
+    let mut state = state(vec![jump], Vec::new());
+    assert_eq!(missing(&state, &packet), [Key::Chain(key("next"))]);
+    state.chains.0.insert(key("next"), Some(Chain::default()));
+    state.routes.0.clear();
+    assert_eq!(missing(&state, &packet), [Key::Route(route_query(0))]);
+}
+
+#[test]
+fn ways_that_the_kernel_chooses_are_asked_for_together() {
+    let goto = |chain: &str| verdict(Verdict::Goto(Arc::from(chain)));
+    let rules =
+        vec![rule(1, vec![draw(2), turn(), compare(Operator::Equal, 0), goto("first")]), rule(2, vec![goto("second")])];
+    assert_eq!(missing(&state(rules, Vec::new()), &packet()), [Key::Chain(key("first")), Key::Chain(key("second"))]);
+}
+
+#[test]
+fn numbers_that_lead_to_the_same_are_one_path_with_their_chances() {
+    let drop = vec![draw(100), turn(), compare(Operator::Less, 30), verdict(Verdict::Drop)];
+    let outcome = done(&state(vec![rule(1, drop)], Vec::new()), &packet());
+    let chances: Vec<f64> = outcome.paths.iter().map(|path| path.chance().unwrap()).collect();
+    assert_eq!(outcome.paths.len(), 2);
+    assert!((chances[0] - 0.3).abs() < 1e-9 && (chances[1] - 0.7).abs() < 1e-9, "{chances:?}");
+    assert!(matches!(outcome.paths[0].end, End::Dropped { .. }) && !outcome.cut);
+}
+
+#[test]
+fn too_many_paths_are_cut_and_said_so() {
+    let set = vec![draw(500), Expression::CtSet { key: MARK, direction: None, from: 1 }];
+    let outcome = done(&state(vec![rule(1, set)], Vec::new()), &packet());
+    assert_eq!((outcome.paths.len(), outcome.cut), (MAX_PATHS, true));
+}
+
+#[test]
+fn the_same_unknown_has_the_same_value_at_each_rule() {
+    let marked = |handle, end: Verdict| {
+        let mark = vec![
+            Expression::Meta { key: MARK, to: 1 },
+            Expression::Compare { from: 1, operator: Operator::Equal, value: vec![1, 0, 0, 0] },
+            verdict(end),
+        ];
+        rule(handle, mark)
+    };
+    let state = state(vec![marked(1, Verdict::Continue), marked(2, Verdict::Drop)], Vec::new());
+    let mut packet = packet();
+    packet.mark = Fact::Unknown("the mark was not recorded".into());
+    let ends: Vec<End> = done(&state, &packet).paths.into_iter().map(|path| path.end).collect();
+    // Dropped, sent if no routing rule asks for the mark, and unknown otherwise.
+    assert_eq!(ends.len(), 3, "{ends:?}");
+    assert!(matches!(ends[0], End::Dropped { .. }), "{ends:?}");
+    assert!(matches!((&ends[1], &ends[2]), (End::Sent { .. }, End::Unknown { .. })), "{ends:?}");
+}
+
+#[test]
+fn part_of_an_unknown_that_a_mask_removes_is_known() {
+    let masked = vec![
+        Expression::Meta { key: MARK, to: 1 },
+        Expression::Bitwise {
+            from: 1,
+            to: 1,
+            bytes: 4,
+            operation: expression::Bitwise::MaskXor { mask: vec![0; 4], xor: vec![5, 0, 0, 0] },
+        },
+        Expression::MetaSet { key: MARK, from: 1 },
+        verdict(Verdict::Drop),
+    ];
+    let mut packet = packet();
+    packet.mark = Fact::Unknown("the mark was not recorded".into());
+    let outcome = done(&state(vec![rule(1, masked)], Vec::new()), &packet);
+    assert_eq!(outcome.paths[0].packet.mark, Fact::Known(5_u32.to_le()));
+}
+
+#[test]
+fn chains_that_lead_in_a_circle_end_as_unknown() {
+    let to = |chain: &str| vec![rule(1, vec![verdict(Verdict::Goto(Arc::from(chain)))])];
+    let state = state(to("a"), vec![("a", to("b")), ("b", to("a"))]);
+    assert!(matches!(done(&state, &packet()).paths[0].end, End::Unknown { .. }));
+}
+
+#[test]
+fn an_unknown_expression_does_not_match_or_leaves_everything_open() {
+    let odd = vec![Expression::Unknown { name: "novel".into() }, verdict(Verdict::Drop)];
+    let outcome = done(&state(vec![rule(1, odd)], Vec::new()), &packet());
+    let ends: Vec<&End> = outcome.paths.iter().map(|path| &path.end).collect();
+    assert!(matches!(ends[..], [End::Unknown { .. }, End::Sent { .. }]), "{ends:?}");
+}
+
+#[test]
+fn a_state_and_its_answer_go_over_the_wire() {
+    let state = state(vec![rule(1, vec![draw(3), verdict(Verdict::Accept)])], Vec::new());
+    let json = serde_json::to_string(&state).unwrap();
+    assert_eq!(serde_json::from_str::<RuleState>(&json).unwrap(), state);
+    let step = step(&state, &packet());
+    let json = serde_json::to_string(&step).unwrap();
+    assert_eq!(serde_json::from_str::<Step>(&json).unwrap(), step);
+}

@@ -1,0 +1,131 @@
+//! A base chain and the chains it leads to, rule by rule.
+
+use super::reroute;
+use crate::forwarding::expression::Verdict;
+use crate::forwarding::machine::{Result, Run, Stop};
+use crate::forwarding::packet::{Packet, Protocol};
+use crate::forwarding::path::{Decision, End};
+use crate::forwarding::register::Registers;
+use crate::forwarding::state::{BaseChain, ChainKey, ChainKind, Hook, Rule};
+
+/// `NFT_JUMP_STACK_SIZE`
+const MAX_JUMPS: usize = 16;
+
+/// Rules that one run looks at. A ruleset that was read while it changed may lead in a circle.
+const MAX_RULES: u32 = 100_000;
+
+/// One base chain, to its verdict.
+pub(super) fn filter<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<()> {
+    let fields = |packet: &Packet| {
+        let addresses = (packet.source(), packet.destination(), packet.mark.clone(), packet.service());
+        // IPv6 looks at the whole first word and at the hop limit.
+        let rest = if packet.protocol == Protocol::Ipv6 { packet.bytes.get(..8).map(<[u8]>::to_vec) } else { None };
+        (addresses, rest)
+    };
+    let before = (base.kind == ChainKind::Route && run.hook == Hook::Output).then(|| fields(&run.packet));
+    let verdict = chain(run, base)?;
+    match verdict {
+        Verdict::Accept => {
+            // `nf_route_table_hook4`, `nf_route_table_hook6`
+            if before.is_some_and(|before| before != fields(&run.packet)) {
+                reroute(run)?;
+            }
+            Ok(())
+        }
+        Verdict::Drop => Err(Stop::End(match run.rejected {
+            Some(with) => End::Rejected { by: run.place(), with },
+            None => End::Dropped { by: run.place() },
+        })),
+        Verdict::Queue { number, .. } => Err(Stop::End(End::Queued { by: run.place(), number })),
+        Verdict::Stolen => Err(Stop::End(End::Taken { by: run.place(), what: "a target of iptables".into() })),
+        other => Err(run.unknown(format!("verdict {other:?} of a base chain"))),
+    }
+}
+
+/// `nft_do_chain`
+fn chain<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<Verdict> {
+    let mut key = base.key.clone();
+    let mut rules = rules(run, &key)?;
+    let mut returns: Vec<(ChainKey, std::slice::Iter<'a, Rule>)> = Vec::new();
+    let mut seen = 0_u32;
+    loop {
+        run.chain = Some(key.clone());
+        let mut verdict = Verdict::Continue;
+        for rule in rules.by_ref() {
+            seen += 1;
+            if seen > MAX_RULES {
+                return Err(run.unknown(format!("more than {MAX_RULES} rules of one base chain")));
+            }
+            verdict = execute(run, &key, rule)?;
+            if verdict != Verdict::Continue {
+                break;
+            }
+        }
+        match verdict {
+            Verdict::Jump(to) if returns.len() >= MAX_JUMPS => {
+                return Err(run.unknown(format!("more than {MAX_JUMPS} jumps lead to chain {to}")));
+            }
+            Verdict::Jump(to) => {
+                let next = ChainKey { chain: to, ..key.clone() };
+                let next_rules = self::rules(run, &next)?;
+                returns.push((std::mem::replace(&mut key, next), std::mem::replace(&mut rules, next_rules)));
+            }
+            Verdict::Goto(to) => {
+                key = ChainKey { chain: to, ..key };
+                rules = self::rules(run, &key)?;
+            }
+            Verdict::Continue | Verdict::Return => {
+                run.handle = None;
+                if verdict == Verdict::Continue {
+                    let mark = run.packet.mark.known().copied();
+                    run.decisions.push(Decision::EndOfChain { hook: run.hook, chain: key.clone(), mark });
+                }
+                match returns.pop() {
+                    Some((back, rest)) => (key, rules) = (back, rest),
+                    None => {
+                        run.chain = Some(base.key.clone());
+                        let (hook, chain, verdict) = (run.hook, base.key.clone(), base.policy.clone());
+                        run.decisions.push(Decision::Policy { hook, chain, verdict });
+                        return Ok(base.policy.clone());
+                    }
+                }
+            }
+            other => return Ok(other),
+        }
+    }
+}
+
+fn rules<'a>(run: &Run<'a>, key: &ChainKey) -> Result<std::slice::Iter<'a, Rule>> {
+    let state = run.state;
+    match state.chain(key)? {
+        Some(chain) => Ok(chain.rules.iter()),
+        None => Err(run.unknown(format!("chain {key} is not there"))),
+    }
+}
+
+/// One rule; its verdict, [`Verdict::Continue`] also when it does not match.
+fn execute<'a>(run: &mut Run<'a>, chain: &ChainKey, rule: &'a Rule) -> Result<Verdict> {
+    run.handle = Some(rule.handle);
+    run.registers = Registers::default();
+    run.found.clear();
+    let mut verdict = Verdict::Continue;
+    for expression in &rule.expressions {
+        verdict = run.execute(expression)?;
+        if verdict != Verdict::Continue {
+            break;
+        }
+    }
+    if verdict == Verdict::Break {
+        return Ok(Verdict::Continue);
+    }
+    run.decisions.push(Decision::Rule {
+        hook: run.hook,
+        chain: chain.clone(),
+        handle: rule.handle,
+        verdict: verdict.clone(),
+        elements: std::mem::take(&mut run.found),
+        comment: rule.comment.clone(),
+        mark: run.packet.mark.known().copied(),
+    });
+    Ok(verdict)
+}
