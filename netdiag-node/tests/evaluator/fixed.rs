@@ -44,19 +44,25 @@ pub const CASES: [Case; 15] = [
     Case {
         fact: "chains of type nat without any such rule do not run",
         tool: NFT,
-        rules: "table ip t { chain a { type nat hook postrouting priority 100; counter; } }",
+        rules: "table ip t {
+            chain a { type nat hook postrouting priority 100; counter; }
+        }",
         packets: |lab| vec![in_tcp(lab, 20_000), out_udp(lab, "10.1.0.1", "10.2.0.2", 20_001)],
     },
     Case {
         fact: "a rule that ends halfway has set the mark all the same",
         tool: NFT,
-        rules: "table ip t { chain a { type filter hook forward priority 0; meta mark set 0x7 tcp dport 81 accept; } }",
+        rules: "table ip t {
+            chain a { type filter hook forward priority 0; meta mark set 0x7 tcp dport 81 accept; }
+        }",
         packets: |lab| vec![in_tcp(lab, 20_000)],
     },
     Case {
         fact: "masquerade over lo takes the first address of another interface, or the destination",
         tool: NFT,
-        rules: "table inet t { chain a { type nat hook postrouting priority 100; masquerade; } }",
+        rules: "table inet t {
+            chain a { type nat hook postrouting priority 100; masquerade; }
+        }",
         packets: |lab| {
             vec![
                 out_udp(lab, "10.2.0.5", "10.1.0.1", 20_000),
@@ -76,12 +82,12 @@ pub const CASES: [Case; 15] = [
         packets: |lab| vec![in_tcp(lab, 20_000)],
     },
     Case {
-        fact: "each zone has connections of its own, and a template has zeros and no network protocol",
+        fact: "each zone has connections of its own, and what carries a zone until then has a state and nothing else",
         tool: NFT,
         rules: "table ip t {
             chain a { type filter hook output priority -300;
                 ct zone set 5; ct state new counter; ct status confirmed drop; ct mark 0x0 counter;
-                ct original ip daddr 10.2.0.2 counter; ct original proto-dst 0 counter; }
+                ct original ip daddr 10.2.0.2 counter; ct original protocol 0 counter; }
             chain b { type filter hook prerouting priority -100; ct state invalid counter; ct state new counter; }
         }",
         packets: |lab| vec![out_tcp(lab, 20_000), out_udp(lab, "10.1.0.1", "10.2.0.2", 20_001)],
@@ -108,15 +114,19 @@ pub const CASES: [Case; 15] = [
     Case {
         fact: "addresses of a range are chosen by the hash of both ends, or of the source alone",
         tool: NFT,
-        rules: "table inet t { chain a { type nat hook postrouting priority 100;
-            udp dport 53 snat ip to 10.2.0.100-10.2.0.103 persistent
-            snat ip to 10.2.0.100-10.2.0.103
-            snat ip6 to fd02::100-fd02::103 } }",
+        rules: "table inet t {
+            chain a { type nat hook postrouting priority 100;
+                udp sport >= 22000 meta nfproto ipv4 snat ip to 10.2.0.100-10.2.0.103 persistent
+                meta nfproto ipv4 snat ip to 10.2.0.100-10.2.0.103
+                meta nfproto ipv6 snat ip6 to fd02::100-fd02::103
+            }
+        }",
         packets: |lab| {
             let mut packets: Vec<Packet> =
                 (2..9).map(|host| in_udp(lab, &format!("10.1.0.{host}"), "10.2.0.2", 20_000 + host)).collect();
             packets.extend((2..9).map(|host| in_udp(lab, "10.1.0.2", &format!("10.2.0.{host}"), 21_000 + host)));
-            packets.extend((2..9).map(|host| in_udp(lab, "fd01::2", &format!("fd02::{host}"), 22_000 + host)));
+            packets.extend((2..9).map(|host| in_udp(lab, "10.1.0.2", &format!("10.2.0.{host}"), 22_000 + host)));
+            packets.extend((2..9).map(|host| in_udp(lab, "fd01::2", &format!("fd02::{host}"), 23_000 + host)));
             packets
         },
     },

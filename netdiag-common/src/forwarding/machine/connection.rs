@@ -59,10 +59,7 @@ impl Run<'_> {
         }
         let tracked = match &self.tracking {
             Tracking::Tracked(tracked) => tracked.clone(),
-            Tracking::Template { zone } => {
-                let zone = *zone;
-                return Ok(self.template(key, zone, to));
-            }
+            // The stand-in that carries a zone until connections are looked up has a state and nothing else.
             _ => return Ok(Verdict::Break),
         };
         let entry = &tracked.entry;
@@ -108,21 +105,6 @@ impl Run<'_> {
                 Verdict::Continue
             }
         })
-    }
-
-    /// The stand-in that carries a zone until connections are looked up (`nf_ct_tmpl_alloc`): all zeros but for these.
-    fn template(&mut self, key: u32, zone: u16, to: u32) -> Verdict {
-        const TEMPLATE: u32 = 1 << 11;
-        match key {
-            key::STATUS => self.store_fact(to, Fact::Known(TEMPLATE.to_ne_bytes())),
-            key::ZONE => self.store_fact(to, Fact::Known(zone.to_ne_bytes())),
-            // It is of no network protocol.
-            key::HELPER | key::SOURCE_IPV4..=key::DESTINATION_IPV6 => Verdict::Break,
-            key => {
-                self.registers.store(to, &[0; 16][..width(key)]);
-                Verdict::Continue
-            }
-        }
     }
 
     /// `nft_ct_set_eval`, `nft_ct_set_zone_eval`
