@@ -31,11 +31,9 @@ pub struct Set {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Elements {
-    /// What single lookups found. The kernel itself answered which element a key leads to, so ranges need no care here.
-    Asked {
-        found: Table<Vec<u8>, Option<Arc<Element>>>,
-        catch_all: Option<Option<Arc<Element>>>,
-    },
+    /// What single lookups found. The kernel itself answered which element a key leads to, so ranges need no care here. The
+    /// element for all other keys is kept by the empty key.
+    Asked(Table<Vec<u8>, Option<Arc<Element>>>),
     Whole(Index),
 }
 
@@ -59,11 +57,18 @@ pub struct Element {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Index {
     exact: Table<Vec<u8>, Arc<Element>>,
-    /// By first key. The second is the first key behind the range.
-    ranges: Vec<(Vec<u8>, Option<Vec<u8>>, Arc<Element>)>,
+    /// By first key.
+    ranges: Vec<Range>,
     /// Ranges in several fields, which have no order.
     boxes: Vec<Arc<Element>>,
     catch_all: Option<Arc<Element>>,
+}
+
+/// An element from its own key up to the first key behind it; without end, to the largest key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Range {
+    end: Option<Vec<u8>>,
+    element: Arc<Element>,
 }
 
 /// The element has not been read.
@@ -73,7 +78,7 @@ pub(super) struct NotRead;
 impl Elements {
     /// Nothing read yet.
     pub fn unread() -> Self {
-        Self::Asked { found: Table(HashMap::new()), catch_all: None }
+        Self::Asked(Table(HashMap::new()))
     }
 }
 
@@ -96,27 +101,27 @@ impl Index {
         if let Some(element) = self.exact.0.get(key) {
             return Some(element);
         }
-        let after = self.ranges.partition_point(|(first, ..)| first.as_slice() <= key);
-        if let Some((_, end, element)) = after.checked_sub(1).and_then(|at| self.ranges.get(at))
-            && end.as_ref().is_none_or(|end| key < end.as_slice())
+        let after = self.ranges.partition_point(|range| range.element.key.as_slice() <= key);
+        if let Some(range) = after.checked_sub(1).and_then(|at| self.ranges.get(at))
+            && range.end.as_ref().is_none_or(|end| key < end.as_slice())
         {
-            return Some(element);
+            return Some(&range.element);
         }
         self.boxes.iter().find(|element| is_inside(key, element, fields))
     }
 }
 
 /// The kernel keeps a range as two elements: its first key, and the first key behind it.
-fn ranges(mut elements: Vec<Element>) -> Vec<(Vec<u8>, Option<Vec<u8>>, Arc<Element>)> {
+fn ranges(mut elements: Vec<Element>) -> Vec<Range> {
     // An end before a start of the same key: ranges may touch.
     elements.sort_by(|a, b| a.key.cmp(&b.key).then(b.ends_range.cmp(&a.ends_range)));
-    let mut ranges: Vec<(Vec<u8>, Option<Vec<u8>>, Arc<Element>)> = Vec::new();
+    let mut ranges: Vec<Range> = Vec::new();
     for element in elements {
-        if let Some((_, end @ None, _)) = ranges.last_mut() {
+        if let Some(Range { end: end @ None, .. }) = ranges.last_mut() {
             *end = Some(element.key.clone());
         }
         if !element.ends_range {
-            ranges.push((element.key.clone(), None, Arc::new(element)));
+            ranges.push(Range { end: None, element: Arc::new(element) });
         }
     }
     ranges
@@ -139,14 +144,14 @@ fn is_inside(key: &[u8], element: &Element, fields: &[u32]) -> bool {
 impl Set {
     pub(super) fn find(&self, key: &[u8]) -> Result<Option<&Arc<Element>>, NotRead> {
         match &self.elements {
-            Elements::Asked { found, .. } => found.0.get(key).map(Option::as_ref).ok_or(NotRead),
+            Elements::Asked(found) => found.0.get(key).map(Option::as_ref).ok_or(NotRead),
             Elements::Whole(index) => Ok(index.find(key, &self.fields)),
         }
     }
 
     pub(super) fn catch_all(&self) -> Result<Option<&Arc<Element>>, NotRead> {
         match &self.elements {
-            Elements::Asked { catch_all, .. } => catch_all.as_ref().map(Option::as_ref).ok_or(NotRead),
+            Elements::Asked(found) => found.0.get(&[][..]).map(Option::as_ref).ok_or(NotRead),
             Elements::Whole(index) => Ok(index.catch_all.as_ref()),
         }
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::expression::{Expression, Verdict};
 use super::packet::Protocol;
-use super::set::{Element, Set};
+use super::set::Set;
 
 /// Something that the next step needs to know.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -274,15 +274,6 @@ impl RuleState {
 
     pub(super) fn set(&self, key: &SetKey) -> Result<Option<&Set>, Key> {
         self.sets.read(key, Key::Set).map(Option::as_ref)
-    }
-
-    /// The element that `key` leads to, without the one for all other keys.
-    pub(super) fn element<'a>(&self, of: &SetKey, set: &'a Set, key: &[u8]) -> Result<Option<&'a Arc<Element>>, Key> {
-        set.find(key).map_err(|_| Key::Element { set: of.clone(), key: key.to_vec() })
-    }
-
-    pub(super) fn catch_all<'a>(&self, of: &SetKey, set: &'a Set) -> Result<Option<&'a Arc<Element>>, Key> {
-        set.catch_all().map_err(|_| Key::CatchAll { set: of.clone() })
     }
 
     pub(super) fn interface(&self, index: u32) -> Result<Option<&Interface>, Key> {

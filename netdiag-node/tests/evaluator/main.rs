@@ -3,6 +3,7 @@
 //!
 //! `NETDIAG_EVALUATOR_CASES` sets how many packets each test sends, `NETDIAG_EVALUATOR_FIRST` the first ruleset by its
 //! number, and `NETDIAG_EVALUATOR_ONLY` runs the one ruleset that a failure names.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 mod compare;
 mod fixed;
@@ -96,12 +97,12 @@ impl Tally {
         match compared {
             Compared::SetAside => {
                 self.set_aside += 1;
-                return None;
+                None
             }
             Compared::Differs(complaint) => {
                 self.cases += 1;
                 self.complaints.push(format!("{case}: {complaint}\n{rules}"));
-                return None;
+                None
             }
             Compared::Same(path) => {
                 self.cases += 1;

@@ -99,7 +99,7 @@ fn event(family: u8, body: &[u8]) -> Option<Event> {
     };
     let verdict = match kind {
         Kind::Policy => (number(body, 16)?.cast_signed(), None),
-        _ => {
+        Kind::Rule => {
             let verdict = find(body, 5)?;
             let chain = find(verdict, 2).map(|value| {
                 String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()

@@ -54,9 +54,10 @@ pub fn packet(lab: &Lab, random: &mut Random, number: u16) -> Packet {
         packet.bytes[at] = random.pick_value(&[1, 2, 3]);
     }
     if random.percent(15) {
-        match v6 {
-            false => packet.bytes[1] = random.pick_value(&[0x20, 0xb8, 0x08]),
-            true => packet.bytes[0] = 0x62,
+        if v6 {
+            packet.bytes[0] = 0x62;
+        } else {
+            packet.bytes[1] = random.pick_value(&[0x20, 0xb8, 0x08]);
         }
     }
     if origin == Origin::Sent && random.percent(20) {

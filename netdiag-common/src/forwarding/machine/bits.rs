@@ -1,6 +1,6 @@
 //! Comparisons and arithmetic on registers.
 
-use super::{Result, Run};
+use super::Run;
 use crate::forwarding::expression::{Bitwise, Operator, Verdict};
 use crate::forwarding::register::{KNOWN, Loaded, Reason};
 
@@ -9,7 +9,7 @@ type Buffer = ([u8; 64], [Reason; 64], usize);
 
 impl Run<'_> {
     /// `nft_cmp_eval`: bytes as a number in network byte order.
-    pub(super) fn compare(&mut self, from: u32, operator: Operator, value: &[u8]) -> Result<Verdict> {
+    pub(super) fn compare(&mut self, from: u32, operator: Operator, value: &[u8]) -> Verdict {
         let loaded = self.registers.load(from, value.len());
         let holds = match order(loaded, value) {
             Some(order) => operator.holds(order),
@@ -20,11 +20,11 @@ impl Run<'_> {
                 self.decide(&question)
             }
         };
-        Ok(if holds { Verdict::Continue } else { Verdict::Break })
+        if holds { Verdict::Continue } else { Verdict::Break }
     }
 
     /// `nft_range_eval`
-    pub(super) fn range(&mut self, from: u32, negated: bool, first: &[u8], last: &[u8]) -> Result<Verdict> {
+    pub(super) fn range(&mut self, from: u32, negated: bool, first: &[u8], last: &[u8]) -> Verdict {
         let loaded = self.registers.load(from, first.len());
         let inside = match (order(loaded, first), order(loaded, last)) {
             (Some(above), Some(below)) => above.is_ge() && below.is_le(),
@@ -35,7 +35,7 @@ impl Run<'_> {
                 self.decide(&question)
             }
         };
-        Ok(if inside == negated { Verdict::Break } else { Verdict::Continue })
+        if inside == negated { Verdict::Break } else { Verdict::Continue }
     }
 
     /// `nft_bitwise_eval`: whole words, also where the value is shorter.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Result, Run, Tracking};
+use super::{Run, Tracking};
 use crate::forwarding::conntrack::{Direction, State};
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::fact::Fact;
@@ -38,11 +38,11 @@ const UNTRACKED: u32 = 64;
 
 impl Run<'_> {
     /// `nft_ct_get_eval`
-    pub(super) fn ct(&mut self, key: u32, direction: Option<u8>, to: u32) -> Result<Verdict> {
+    pub(super) fn ct(&mut self, key: u32, direction: Option<u8>, to: u32) -> Verdict {
         if let Tracking::Unknown(why) = &self.tracking {
             let why = why.clone();
             self.store_unknown(to, width(key), &format!("ct key {key} of the packet, because {why}"));
-            return Ok(Verdict::Continue);
+            return Verdict::Continue;
         }
         if key == key::STATE {
             let bits = match &self.tracking {
@@ -55,16 +55,16 @@ impl Run<'_> {
                     State::Related => RELATED,
                 },
             };
-            return Ok(self.store_fact(to, Fact::Known(bits.to_ne_bytes())));
+            return self.store_fact(to, Fact::Known(bits.to_ne_bytes()));
         }
         let tracked = match &self.tracking {
             Tracking::Tracked(tracked) => tracked.clone(),
             // The stand-in that carries a zone until connections are looked up has a state and nothing else.
-            _ => return Ok(Verdict::Break),
+            _ => return Verdict::Break,
         };
         let entry = &tracked.entry;
         let tuple = if direction == Some(1) { &entry.reply } else { &entry.original };
-        Ok(match key {
+        match key {
             key::DIRECTION => self.store_fact(to, Fact::Known([u8::from(entry.direction == Direction::Reply)])),
             key::STATUS => self.store_fact(to, Fact::Known(entry.status.to_ne_bytes())),
             key::MARK => self.store_fact(to, Fact::Known(entry.mark.to_ne_bytes())),
@@ -95,7 +95,7 @@ impl Run<'_> {
             }
             // A rule that asks for them has the kernel count, so the first packet is counted when it gets here.
             key::PACKETS | key::BYTES if tracked.new => {
-                let count = if direction == Some(1) { 0 } else { 1 };
+                let count = u64::from(direction != Some(1));
                 let count = if key == key::BYTES { count * u64::from(self.packet.length) } else { count };
                 self.store_fact(to, Fact::Known(count.to_ne_bytes()))
             }
@@ -104,7 +104,7 @@ impl Run<'_> {
                 self.store_unknown(to, width(key), &format!("ct key {key} of the connection"));
                 Verdict::Continue
             }
-        })
+        }
     }
 
     /// `nft_ct_set_eval`, `nft_ct_set_zone_eval`

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::bits::hex;
-use super::{Result, Run, Stop};
+use super::{Result, Run};
 use crate::forwarding::expression::{Data, Dynset, Expression, Verdict};
 use crate::forwarding::path::FoundElement;
 use crate::forwarding::register::VERDICT;
 use crate::forwarding::set::{Element, Set};
-use crate::forwarding::state::{ChainKey, SetKey};
+use crate::forwarding::state::{ChainKey, Key, SetKey};
 
 /// What a lookup found.
 enum Looked {
@@ -36,7 +36,7 @@ impl<'a> Run<'a> {
             }
             Looked::Element(element) if !negated => Some(element),
             Looked::Nothing if negated => None,
-            Looked::Element(_) | Looked::Nothing => match self.state.catch_all(&key, set)? {
+            Looked::Element(_) | Looked::Nothing => match catch_all(&key, set)? {
                 Some(element) => Some(element.clone()),
                 None => return Ok(Verdict::Break),
             },
@@ -66,7 +66,7 @@ impl<'a> Run<'a> {
                 return Ok(if inside { Verdict::Continue } else { Verdict::Break });
             }
             Looked::Element(element) => Some(element),
-            Looked::Nothing => self.state.catch_all(&key, set)?.cloned(),
+            Looked::Nothing => catch_all(&key, set)?.cloned(),
         };
         let Some(element) = element else { return Ok(Verdict::Break) };
         self.note(name, &element);
@@ -134,7 +134,7 @@ impl<'a> Run<'a> {
         if let Some((.., element)) = changed {
             return Ok(element.clone().map_or(Looked::Nothing, Looked::Element));
         }
-        Ok(match self.state.element(of, set, key).map_err(Stop::Missing)? {
+        Ok(match set.find(key).map_err(|_| Key::Element { set: of.clone(), key: key.to_vec() })? {
             Some(element) => Looked::Element(element.clone()),
             None => Looked::Nothing,
         })
@@ -161,4 +161,9 @@ impl<'a> Run<'a> {
     fn note(&mut self, set: &Arc<str>, element: &Element) {
         self.found.push(FoundElement { set: set.clone(), key: element.key.clone(), comment: element.comment.clone() });
     }
+}
+
+/// The element for all keys that have none.
+fn catch_all<'a>(of: &SetKey, set: &'a Set) -> std::result::Result<Option<&'a Arc<Element>>, Key> {
+    set.catch_all().map_err(|_| Key::CatchAll { set: of.clone() })
 }

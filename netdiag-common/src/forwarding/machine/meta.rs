@@ -1,6 +1,6 @@
 //! What the kernel keeps beside the bytes of a packet (`nft_meta.c`).
 
-use super::{Result, Run};
+use super::Run;
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::fact::Fact;
 use crate::forwarding::packet::{Protocol, Socket};
@@ -37,10 +37,10 @@ const NAME_BYTES: usize = 16;
 
 impl Run<'_> {
     /// `nft_meta_get_eval`
-    pub(super) fn meta(&mut self, key: u32, to: u32) -> Result<Verdict> {
+    pub(super) fn meta(&mut self, key: u32, to: u32) -> Verdict {
         let (input, output) = (self.input, self.output);
         let ipv4 = self.packet.protocol == Protocol::Ipv4;
-        Ok(match key {
+        match key {
             key::LENGTH => self.store_fact(to, Fact::Known(self.packet.length.to_ne_bytes())),
             key::PROTOCOL => {
                 let number: u16 = if ipv4 { 0x0800 } else { 0x86dd };
@@ -79,7 +79,7 @@ impl Run<'_> {
                 self.store_unknown(to, bytes, &words);
                 Verdict::Continue
             }
-        })
+        }
     }
 
     /// `nft_meta_set_eval`

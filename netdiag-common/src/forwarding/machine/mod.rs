@@ -142,13 +142,13 @@ impl<'a> Run<'a> {
                 Ok(self.exthdr(*source, *kind, *offset, *bytes, *presence, *to))
             }
             Expression::ExthdrWrite { kind, .. } => Ok(self.write_exthdr(*kind)),
-            Expression::Meta { key, to } => self.meta(*key, *to),
+            Expression::Meta { key, to } => Ok(self.meta(*key, *to)),
             Expression::MetaSet { key, from } => Ok(self.set_meta(*key, *from)),
-            Expression::Ct { key, direction, to } => self.ct(*key, *direction, *to),
+            Expression::Ct { key, direction, to } => Ok(self.ct(*key, *direction, *to)),
             Expression::CtSet { key, from, .. } => Ok(self.set_ct(*key, *from)),
             Expression::Notrack => Ok(self.notrack()),
-            Expression::Compare { from, operator, value } => self.compare(*from, *operator, value),
-            Expression::Range { from, negated, first, last } => self.range(*from, *negated, first, last),
+            Expression::Compare { from, operator, value } => Ok(self.compare(*from, *operator, value)),
+            Expression::Range { from, negated, first, last } => Ok(self.range(*from, *negated, first, last)),
             Expression::Bitwise { from, to, bytes, operation } => Ok(self.bitwise(*from, *to, *bytes, operation)),
             Expression::Byteorder { from, to, bytes, size } => Ok(self.byteorder(*from, *to, *bytes, *size)),
             Expression::Lookup { set, from, to, negated } => self.lookup(set, *from, *to, *negated),

@@ -7,8 +7,8 @@ mod tracking;
 use std::sync::Arc;
 
 use netdiag_common::forwarding::packet::Protocol;
-use netdiag_common::forwarding::set::{Element, Elements};
-use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, SetKey, Table};
+use netdiag_common::forwarding::set::{Element, Elements, Set};
+use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, SetKey};
 use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, step};
 
 use self::route::Routes;
@@ -90,15 +90,11 @@ fn fill(state: &mut RuleState, key: Key, tables: &mut ExactTables, routes: &mut 
         }
         Key::Element { set, key } => {
             let element = tables.element(&set, &key)?;
-            if let Some(found) = asked(state, &set).map(|(found, _)| found) {
-                found.0.insert(key, element);
-            }
+            keep(state, &set, key, element);
         }
         Key::CatchAll { set } => {
             let element = tables.catch_all(&set)?;
-            if let Some((_, catch_all)) = asked(state, &set) {
-                *catch_all = Some(element);
-            }
+            keep(state, &set, Vec::new(), element);
         }
         Key::Interface { index } => {
             let interface = routes.interface(index)?;
@@ -125,13 +121,10 @@ fn fill(state: &mut RuleState, key: Key, tables: &mut ExactTables, routes: &mut 
     Ok(())
 }
 
-type Found = Table<Vec<u8>, Option<Arc<Element>>>;
-
-/// Where single lookups of a set are kept: the elements, and the one for all other keys.
-fn asked<'a>(state: &'a mut RuleState, set: &SetKey) -> Option<(&'a mut Found, &'a mut Option<Option<Arc<Element>>>)> {
-    match &mut state.sets.0.get_mut(set)?.as_mut()?.elements {
-        Elements::Asked { found, catch_all } => Some((found, catch_all)),
-        Elements::Whole(_) => None,
+/// Keeps what a single lookup found; the element for all other keys by the empty key.
+fn keep(state: &mut RuleState, set: &SetKey, key: Vec<u8>, element: Option<Arc<Element>>) {
+    if let Some(Some(Set { elements: Elements::Asked(found), .. })) = state.sets.0.get_mut(set) {
+        found.0.insert(key, element);
     }
 }
 

@@ -122,7 +122,7 @@ impl Table<'_> {
     }
 
     fn sets(&mut self) -> String {
-        let (kind, addresses, nets) = self.addresses(self.is_v6());
+        let (kind, addresses, nets) = addresses(self.is_v6());
         let some = |random: &mut Random, from: &[&str], count: usize| {
             let mut chosen: Vec<String> = from.iter().map(|text| (*text).to_owned()).collect();
             while chosen.len() > count {
@@ -160,8 +160,9 @@ impl Table<'_> {
             pairs = pairs.join(", "),
         )
     }
+}
 
-    fn addresses(&self, v6: bool) -> (&'static str, &'static [&'static str], &'static [&'static str]) {
-        if v6 { ("ipv6_addr", &V6, &V6_NETS) } else { ("ipv4_addr", &V4, &V4_NETS) }
-    }
+/// The type of a set, hosts and networks.
+fn addresses(v6: bool) -> (&'static str, &'static [&'static str], &'static [&'static str]) {
+    if v6 { ("ipv6_addr", &V6, &V6_NETS) } else { ("ipv4_addr", &V4, &V4_NETS) }
 }

@@ -1,6 +1,6 @@
 //! One random rule: what it asks, what it does beside deciding, and what it decides.
 
-use super::{PORTS, Table, V4_SOURCES, V4_TARGETS, V6_TARGETS};
+use super::{PORTS, Table, V4_SOURCES, V4_TARGETS, V6_TARGETS, addresses};
 
 impl Table<'_> {
     pub(super) fn rules(&mut self, limit: usize) -> String {
@@ -28,7 +28,7 @@ impl Table<'_> {
     }
 
     fn matches(&mut self, v6: bool, transport: &str) -> String {
-        let (_, addresses, nets) = self.addresses(v6);
+        let (_, addresses, nets) = addresses(v6);
         let ip = if v6 { "ip6" } else { "ip" };
         let not = self.random.pick(&["", "", "", "!= "]);
         let side = self.random.pick(&["saddr", "daddr"]);
@@ -191,7 +191,7 @@ impl Table<'_> {
             }
             (6, Some(chain)) => format!("numgen random mod 3 vmap {{ 0 : jump {chain}, 1 : continue, 2 : accept }}"),
             (7, Some(chain)) => format!("meta l4proto vmap {{ tcp : jump {chain}, udp : continue }}"),
-            (8, _) => format!("ct state vmap {{ established : accept, invalid : drop, new : continue }}"),
+            (8, _) => "ct state vmap { established : accept, invalid : drop, new : continue }".into(),
             (9, _) if named => format!(
                 "{ip} daddr . meta l4proto . {} vmap @services",
                 pair(if transport == "th" { "tcp" } else { transport }, "dport")
