@@ -22,7 +22,19 @@ const IP6TABLES: &str = "ip6tables-nft-restore";
 /// SYN.
 const BEGIN: u8 = 2;
 
-pub const CASES: [Case; 15] = [
+pub const CASES: [Case; 16] = [
+    Case {
+        fact: "an invalid packet is looked at again over lo, and may be kept from being tracked there",
+        tool: NFT,
+        rules: "table ip t {
+            chain a { type filter hook prerouting priority -300; ct state invalid counter; tcp dport 80 notrack; }
+            chain b { type filter hook input priority 0; ct state untracked counter; ct state invalid counter; }
+        }",
+        packets: |lab| {
+            let ends = ("10.2.0.5".parse().unwrap(), "10.1.0.1".parse().unwrap());
+            [80, 81].map(|port| whole(lab, Origin::Sent, ends, TCP, &segment(20_000, port, 0x12, (1000, 0), false))).into()
+        },
+    },
     Case {
         fact: "a limit is asked anew each time a packet comes by",
         tool: NFT,

@@ -19,7 +19,7 @@ use compare::{Compared, Connections};
 use lab::Lab;
 use netdiag_common::forwarding::Fact;
 use netdiag_common::forwarding::conntrack::{Connection, status};
-use netdiag_common::forwarding::packet::{Packet, TCP};
+use netdiag_common::forwarding::packet::Packet;
 use netdiag_common::forwarding::path::{Decision, End, Path};
 use random::Random;
 use trace::Tracer;
@@ -146,12 +146,11 @@ fn conversation(first: &Packet, lab: &Lab, check: &mut dyn FnMut(&Packet) -> Opt
     }
     let Some(answer) = traffic::answer(lab, &path) else { return };
     let Some(answered) = check(&answer) else { return };
-    // This host resets a connection that none of its sockets has.
-    let is_tcp = answer.transport().is_some_and(|transport| transport.protocol == TCP);
-    let reset = answered.end == End::Delivered && is_tcp;
+    // This host complains about what none of its sockets wants, and changes the connection with that.
+    let complains = answered.end == End::Delivered && answer.ports().is_some();
     // Without its answer, tracking takes what comes next for no part of a TCP connection.
     let entry = answered.connection.or(path.connection).filter(|entry| entry.status & status::SEEN_REPLY != 0);
-    if let Some(entry) = entry.filter(|_| !reset) {
+    if let Some(entry) = entry.filter(|_| !complains) {
         check(&traffic::next(lab, first, &entry));
     }
 }

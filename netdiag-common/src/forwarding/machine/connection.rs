@@ -128,9 +128,9 @@ impl Run<'_> {
         Verdict::Continue
     }
 
-    /// `nft_notrack_eval`: too late once tracking has looked.
+    /// `nft_notrack_eval`: too late once there is a connection.
     pub(super) fn notrack(&mut self) -> Verdict {
-        if matches!(self.tracking, Tracking::Unseen) {
+        if matches!(self.tracking, Tracking::Unseen | Tracking::Invalid) {
             self.tracking = Tracking::Untracked;
         }
         Verdict::Continue

@@ -13,9 +13,10 @@ use crate::forwarding::state::{BaseChain, Hook};
 /// `nf_conntrack_in`
 pub(super) fn track(run: &mut Run<'_>) -> Result<()> {
     let zone = match &run.tracking {
-        Tracking::Unseen => 0,
+        // What was invalid is looked at again over lo.
+        Tracking::Unseen | Tracking::Invalid => 0,
         Tracking::Template { zone } => *zone,
-        // Over lo it comes with what it left with.
+        // All else comes back with what it left with.
         _ => return Ok(()),
     };
     if !run.state.is_tracked(run.packet.protocol)? {

@@ -151,7 +151,7 @@ impl Run<'_> {
     fn ct_target(&mut self, blob: Blob<'_>) -> Option<Verdict> {
         const NOTRACK: u16 = 1;
         let (flags, zone) = (blob.u16(0)?, blob.u16(2)?);
-        if matches!(self.tracking, Tracking::Unseen) {
+        if matches!(self.tracking, Tracking::Unseen | Tracking::Invalid) {
             self.tracking = if flags & NOTRACK != 0 { Tracking::Untracked } else { Tracking::Template { zone } };
         }
         Some(Verdict::Continue)
