@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything, from format to faults in a real cluster. The last line is `N passed, N failed, N skipped`.
 
+mod evaluator;
 pub(crate) mod outcome;
 
 use std::process::{Command, Stdio};
@@ -30,6 +31,8 @@ enum Stage {
     Lint,
     /// Unit, fixture, property, kernel and agent tests, and the MCP server with an independent client
     Cargo,
+    /// What the evaluators predict against what the kernel does: 2000 random cases of each kind of rules
+    Evaluator,
     /// The kernel tests on the other kernels that users run
     Kernels,
     /// The skills' checker
@@ -41,12 +44,13 @@ enum Stage {
 }
 
 /// What runs without being named.
-const ALL: [Stage; 9] = [
+const ALL: [Stage; 10] = [
     Stage::Setup,
     Stage::Ebpf,
     Stage::Format,
     Stage::Lint,
     Stage::Cargo,
+    Stage::Evaluator,
     Stage::Skills,
     Stage::Tree,
     Stage::Kernels,
@@ -104,8 +108,9 @@ fn take(stage: Stage) -> Result<Tally> {
                 }
                 Err(error) => println!("no Python for the MCP client: {error:#}"),
             }
-            tests(test)
+            tests(test).map(|(_, tally)| tally)
         }
+        Stage::Evaluator => evaluator::run(cargo(&[]), tests),
         Stage::Kernels => {
             setup::prepare(Purpose::Kernels)?;
             kernels::score(&kernels::Arguments::default())
@@ -161,7 +166,7 @@ fn check(mut command: Command) -> Result<Tally> {
 }
 
 /// A run of cargo's tests, counted from what it prints. Everything it prints is shown, too.
-fn tests(mut command: Command) -> Result<Tally> {
+fn tests(mut command: Command) -> Result<(String, Tally)> {
     let output = command
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
@@ -169,12 +174,12 @@ fn tests(mut command: Command) -> Result<Tally> {
         .context("cannot start cargo")?
         .wait_with_output()
         .context("cannot wait for cargo")?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     print!("{}", outcome::without_successes(&text));
     let mut tally = outcome::of_cargo(&text);
     if !output.status.success() && tally.failed == 0 {
         // It did not even compile.
         tally.add(&Tally::failed());
     }
-    Ok(tally)
+    Ok((text, tally))
 }
