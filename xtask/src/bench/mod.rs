@@ -2,6 +2,9 @@
 
 mod answer;
 mod observe;
+mod programmed;
+mod space;
+mod table;
 
 use anyhow::Result;
 
@@ -11,11 +14,19 @@ pub(crate) enum Task {
     Answer(answer::Arguments),
     /// What seeing costs: packets dropped in a storm with the agent and without
     Observe(observe::Arguments),
+    /// What a question about one packet costs with very many Services: time, memory, and what listing all rules takes
+    Programmed(programmed::Arguments),
 }
 
 pub(crate) fn run(task: &Task) -> Result<()> {
     match task {
         Task::Answer(arguments) => answer::run(arguments),
         Task::Observe(arguments) => observe::run(arguments),
+        Task::Programmed(arguments) => programmed::run(arguments),
     }
+}
+
+/// The running kernel's release.
+fn kernel() -> String {
+    nix::sys::utsname::uname().map_or_else(|_| "?".to_owned(), |name| name.release().to_string_lossy().into_owned())
 }

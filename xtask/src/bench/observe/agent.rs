@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::flood::{LOOPBACK, flood};
 use super::process::{Agent, NODE, certificates, median};
-use super::table::{Row, Table, Target};
 use super::world::{Pod, World};
+use crate::bench::table::{Row, Table, Target};
 use crate::command;
 
 pub(super) const TITLE: &str = "The agent itself";

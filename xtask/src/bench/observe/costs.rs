@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::table::Table;
+use crate::bench::table::Table;
 use crate::{command, place};
 
 const PAGE: &str = "netdiag-node/docs/costs.md";
@@ -62,8 +62,8 @@ fn machine() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table::{Row, Target};
     use super::*;
+    use crate::bench::table::{Row, Target};
 
     #[test]
     fn the_page_counts_what_was_met() {

@@ -17,10 +17,11 @@ use anyhow::{Context, Result, bail, ensure};
 use super::bpf;
 use super::compare::compare;
 use super::empty;
-use super::flood::{Space, pin};
+use super::flood::pin;
 use super::pods::Pods;
 use super::process::{Agent, Running, SETTLES_IN, alone, certificates};
-use super::table::{Row, Table, Target};
+use crate::bench::space::Space;
+use crate::bench::table::{Row, Table, Target};
 use crate::parts;
 
 pub(super) const TITLE: &str = "DNS";

@@ -1,17 +1,15 @@
 //! A flood of small datagrams that are all dropped, from one processor, in namespaces of its own.
 
-use std::fs::File;
 use std::mem::zeroed;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::thread;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
+use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::command;
+use crate::bench::space::Space;
 
 pub(super) const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 pub(super) const PAYLOAD_BYTES: usize = 18;
@@ -21,41 +19,6 @@ const BATCH: usize = 64;
 const BATCHES: usize = 256;
 pub(super) const SLICE: Duration = Duration::from_millis(10);
 const FIRST_PORT: u16 = 10_000;
-
-/// A network namespace that ends with this value.
-pub(super) struct Space {
-    handle: OwnedFd,
-}
-
-impl Space {
-    pub(super) fn new() -> Result<Self> {
-        let created = thread::spawn(|| -> Result<Self> {
-            unshare(CloneFlags::CLONE_NEWNET).context("cannot create a network namespace")?;
-            let handle = File::open("/proc/thread-self/ns/net").context("cannot open the new network namespace")?;
-            Ok(Self { handle: handle.into() })
-        });
-        created.join().map_err(|_| anyhow!("creating a namespace panicked"))?
-    }
-
-    pub(super) fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                setns(self.handle.as_fd(), CloneFlags::CLONE_NEWNET).context("cannot enter a network namespace")?;
-                work()
-            });
-            inside.join().map_err(|_| anyhow!("work in a namespace panicked"))?
-        })
-    }
-
-    pub(super) fn sh(&self, script: &str) -> Result<String> {
-        self.run(|| command::output(command::tool("sh").args(["-ec", script])))
-    }
-
-    /// Where `ip` finds it.
-    pub(super) fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd())
-    }
-}
 
 /// Sends to `flows` ports of `to`, drawn at random, from processor 0. Nanoseconds per packet in each slice of the time: what
 /// else the machine did meanwhile spoils some slices and not all.

@@ -11,7 +11,6 @@ mod peer;
 mod pods;
 mod process;
 mod storm;
-mod table;
 mod tcp;
 mod world;
 
@@ -19,8 +18,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use super::kernel;
+use crate::bench::table::Table;
 use crate::netdiag_image::{self, Build};
-use table::Table;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -103,10 +103,6 @@ impl Subject {
             Self::Agent => agent::TITLE,
         }
     }
-}
-
-fn kernel() -> String {
-    nix::sys::utsname::uname().map_or_else(|_| "?".to_owned(), |name| name.release().to_string_lossy().into_owned())
 }
 
 /// A busy machine measures others' work.

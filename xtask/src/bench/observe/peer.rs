@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::bpf;
-use super::flood::{LOOPBACK, SLICE, Space, flood};
+use super::flood::{LOOPBACK, SLICE, flood};
 use super::process::{Running, SETTLES_IN};
+use crate::bench::space::Space;
 use crate::command;
 
 /// They look tracepoints up in tracefs, which not every machine has mounted. Seen by them alone.

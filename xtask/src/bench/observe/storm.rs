@@ -15,11 +15,12 @@ use anyhow::{Context, Result, bail};
 
 use super::bpf::{self, Program};
 use super::empty;
-use super::flood::{LOOPBACK, PAYLOAD_BYTES, SLICE, Space, flood};
+use super::flood::{LOOPBACK, PAYLOAD_BYTES, SLICE, flood};
 use super::peer::{self, Kind, Peer};
 use super::pods::Pods;
 use super::process::{DROPS, NODE, Running, SETTLES_IN, agents, alone, certificates, median};
-use super::table::{Row, Table, Target};
+use crate::bench::space::Space;
+use crate::bench::table::{Row, Table, Target};
 
 pub(super) const TITLE: &str = "Drop storm";
 

@@ -19,10 +19,11 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 use super::bpf;
 use super::compare::compare;
 use super::empty;
-use super::flood::{Space, pin};
+use super::flood::pin;
 use super::pods::Pods;
 use super::process::{Agent, Running, SETTLES_IN, alone, certificates, median};
-use super::table::{Row, Table, Target};
+use crate::bench::space::Space;
+use crate::bench::table::{Row, Table, Target};
 
 pub(super) const TITLE: &str = "TCP connections";
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::flood::Space;
 use super::process::NODE;
+use crate::bench::space::Space;
 
 pub(super) struct World {
     pub(super) node: Space,

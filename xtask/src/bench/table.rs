@@ -4,29 +4,29 @@ use std::fmt;
 
 /// What a measured value must be.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Target {
+pub(in crate::bench) enum Target {
     AtLeast(f64),
     AtMost(f64),
 }
 
 /// One line of a table.
 #[derive(Debug)]
-pub(super) struct Row {
-    pub(super) what: String,
-    pub(super) measured: f64,
+pub(in crate::bench) struct Row {
+    pub(in crate::bench) what: String,
+    pub(in crate::bench) measured: f64,
     /// None for a value that is only there to compare with.
-    pub(super) target: Option<Target>,
+    pub(in crate::bench) target: Option<Target>,
     /// What would be better than the target.
     aim: Option<Target>,
 }
 
 /// One subject: how it was measured, what could not be, and the values.
 #[derive(Debug)]
-pub(super) struct Table {
-    pub(super) title: &'static str,
-    pub(super) how: String,
-    pub(super) missing: Vec<String>,
-    pub(super) rows: Vec<Row>,
+pub(in crate::bench) struct Table {
+    pub(in crate::bench) title: &'static str,
+    pub(in crate::bench) how: String,
+    pub(in crate::bench) missing: Vec<String>,
+    pub(in crate::bench) rows: Vec<Row>,
 }
 
 impl fmt::Display for Target {
@@ -39,15 +39,15 @@ impl fmt::Display for Target {
 }
 
 impl Row {
-    pub(super) fn new(what: impl Into<String>, measured: f64, target: Target) -> Self {
+    pub(in crate::bench) fn new(what: impl Into<String>, measured: f64, target: Target) -> Self {
         Self { what: what.into(), measured, target: Some(target), aim: None }
     }
 
-    pub(super) fn beside(what: impl Into<String>, measured: f64) -> Self {
+    pub(in crate::bench) fn beside(what: impl Into<String>, measured: f64) -> Self {
         Self { what: what.into(), measured, target: None, aim: None }
     }
 
-    pub(super) fn aiming(self, aim: Target) -> Self {
+    pub(in crate::bench) fn aiming(self, aim: Target) -> Self {
         Self { aim: Some(aim), ..self }
     }
 
@@ -88,11 +88,11 @@ impl Row {
 
 impl Table {
     /// How many targets were not met.
-    pub(super) fn missed(&self) -> usize {
+    pub(in crate::bench) fn missed(&self) -> usize {
         self.rows.iter().filter(|row| !row.is_met()).count()
     }
 
-    pub(super) fn print(&self) {
+    pub(in crate::bench) fn print(&self) {
         println!("\n{}: {}", self.title, self.how);
         self.missing.iter().for_each(|line| println!("{line}"));
         println!("{:<68} {:>10}  {:<10}", "what", "measured", "target");
@@ -103,7 +103,7 @@ impl Table {
     }
 
     /// A section of a page of Markdown.
-    pub(super) fn section(&self) -> String {
+    pub(in crate::bench) fn section(&self) -> String {
         let mut text = format!("\n## {}\n\n{}\n\n", self.title, self.how);
         self.missing.iter().for_each(|line| text += &format!("- {line}\n"));
         if self.rows.is_empty() {
