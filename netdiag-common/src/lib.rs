@@ -1,12 +1,12 @@
 //! What the stages of netdiag say to each other: records (kernel → agent) and, with feature `wire`, observations,
-//! readings and needs (agent ↔ server). With feature `forwarding` also the evaluator of packet filters, which both walk.
+//! readings and needs (agent ↔ server), and the evaluator of packet filters, which both walk.
 //!
 //! Data moves one way: `Record → Observation → Report → Reading`. What travels back is a [`Need`].
 #![cfg_attr(not(feature = "wire"), no_std)]
 
 pub mod record;
 
-#[cfg(feature = "forwarding")]
+#[cfg(feature = "wire")]
 pub mod forwarding;
 #[cfg(feature = "wire")]
 mod need;

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::observation::fate::FateRequest;
 use crate::observation::flow::FlowQuery;
 use crate::observation::probe::ProbeRequest;
+use crate::observation::trace::TraceRequest;
 
 /// One thing to read on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -92,6 +94,10 @@ pub enum Topic {
     Counters,
     /// One active probe.
     Probe(ProbeRequest),
+    /// What would become of one packet, by the rules and routes of the namespace.
+    Fate(FateRequest),
+    /// What the kernel does with the packets of one tuple.
+    Trace(TraceRequest),
 }
 
 /// How much asking costs the world. A question climbs only while two hypotheses are alive.
@@ -102,6 +108,8 @@ pub enum Tier {
     Passive,
     /// Sends packets.
     Probe,
+    /// Adds rules to the namespace's packet filter, which mark a few packets for the kernel to report about.
+    Trace,
 }
 
 impl Need {
@@ -121,6 +129,7 @@ impl Need {
     pub fn tier(&self) -> Tier {
         match self.topic {
             Topic::Probe(_) => Tier::Probe,
+            Topic::Trace(_) => Tier::Trace,
             _ => Tier::Passive,
         }
     }
@@ -191,6 +200,8 @@ impl Topic {
             Self::Sockets => "sockets",
             Self::Counters => "counters",
             Self::Probe(_) => "probe",
+            Self::Fate(_) => "fate",
+            Self::Trace(_) => "trace",
         }
     }
 }

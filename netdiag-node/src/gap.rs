@@ -108,6 +108,8 @@ fn subject(topic: &Topic) -> String {
         Topic::Probe(ProbeRequest::Dns { server, name, .. }) => {
             return format!("a DNS query for {name} to {server}");
         }
+        Topic::Fate(request) => return format!("fate of {}", request.words()),
+        Topic::Trace(request) => return format!("trace of {}", request.tuple),
     };
     words.to_owned()
 }

@@ -11,13 +11,13 @@ use std::time::Duration;
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::preflight::Preflight;
 use netdiag_common::observation::probe::ProbeRequest;
-use netdiag_common::{Need, Netns, Reading, Topic};
+use netdiag_common::{GapReason, Need, Netns, Reading, Topic};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::attribution::{Attribution, Pod, kubelet_root};
 use crate::flows::FlowWatch;
-use crate::gap::{Failure, gap};
+use crate::gap::{Failure, OtherFailure, gap};
 use crate::host::device::Scope;
 use crate::host::socket::Limits;
 use crate::host::{
@@ -124,6 +124,11 @@ impl Readings {
                 Topic::Probe(request) => {
                     timeout_at(deadline, self.probe(need, request)).await.unwrap_or(Err(late(budget)))
                 }
+                Topic::Fate(_) | Topic::Trace(_) => Err(Failure::Other(OtherFailure {
+                    reason: GapReason::WireVersion,
+                    why: "this agent evaluates and traces no packets".to_owned(),
+                    remedy: "upgrade netdiag-node to the server's version".to_owned(),
+                })),
                 _ => self.passive(need, deadline, budget, certificate_expires).await,
             },
         };
@@ -283,7 +288,9 @@ impl Job {
             | Topic::Udp
             | Topic::Dns
             | Topic::Libraries
-            | Topic::Probe(_) => {
+            | Topic::Probe(_)
+            | Topic::Fate(_)
+            | Topic::Trace(_) => {
                 unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
             }
         };

@@ -28,7 +28,7 @@ pub enum Connection {
 }
 
 /// An entry of the table, seen from one packet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Entry {
     pub direction: Direction,
     /// Bits of [`status`].
@@ -42,7 +42,7 @@ pub struct Entry {
     pub masqueraded: Fact<Option<u32>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     Original,
@@ -51,7 +51,7 @@ pub enum Direction {
 
 /// `struct nf_conntrack_tuple`. ICMP keeps its identifier in place of the source port, type and code in place of the
 /// destination port; protocols without either keep zeros.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tuple {
     pub source: IpAddr,
     pub destination: IpAddr,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Something about a packet or a host that may not have been seen. Not seen is never zero.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fact<T> {
     Known(T),

@@ -6,6 +6,7 @@ pub mod conntrack;
 pub mod counter;
 pub mod device;
 pub mod dns;
+pub mod fate;
 pub mod flow;
 pub mod histogram;
 pub mod kfree_skb;
@@ -24,6 +25,7 @@ pub mod service_rules;
 pub mod socket;
 pub mod sysctl;
 pub mod tcp;
+pub mod trace;
 pub mod udp;
 
 /// The value of a reading, one variant per [`Topic`](crate::Topic).
@@ -53,6 +55,8 @@ pub enum Observation {
     Counters(counter::Counters),
     Dns(dns::Dns),
     Probe(probe::ProbeResult),
+    Fate(Box<fate::Fate>),
+    Trace(trace::TraceRecord),
 }
 
 /// Whose network namespace something happened in.

@@ -32,6 +32,7 @@ impl Step {
         let tier = match need.tier() {
             Tier::Passive => "passive",
             Tier::Probe => "probe",
+            Tier::Trace => "trace",
         };
         Self {
             round,
@@ -82,6 +83,8 @@ pub fn need_in_words(need: &Need, cluster: Option<&Cluster>) -> String {
         Topic::Probe(ProbeRequest::Dns { server, port, name, .. }) => {
             format!("dns query for {name} to {} from {place}", SocketAddr::new(*server, *port))
         }
+        Topic::Fate(request) => format!("fate of {} in {place}", request.words()),
+        Topic::Trace(request) => format!("trace of {} in {place}", request.tuple),
     }
 }
 
@@ -135,5 +138,7 @@ fn value_in_words(value: &Observation) -> String {
             let words = result.attempts.first().map_or_else(|| "no attempt".to_owned(), |a| a.outcome.words());
             format!("{} of {} got through ({words})", result.succeeded(), result.attempts.len())
         }
+        Observation::Fate(fate) => format!("{} possible ways", fate.outcome.paths.len()),
+        Observation::Trace(record) => format!("{} packets traced", record.packets.len()),
     }
 }

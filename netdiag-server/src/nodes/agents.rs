@@ -223,13 +223,14 @@ async fn ask(
     tokio::time::timeout(limit, exchange).await.unwrap_or(Err(Failure::TimedOut(address, limit)))
 }
 
-/// How long a batch may take: probes run side by side, so the longest one decides.
+/// How long a batch may take: probes and traces run side by side, so the longest one decides.
 fn patience(needs: &[Need]) -> Duration {
     let probes = needs.iter().filter_map(|need| match &need.topic {
         Topic::Probe(ProbeRequest::TcpConnect { timeout_ms, attempts, .. }) => {
             Some(Duration::from_millis(u64::from(*timeout_ms) * u64::from(*attempts)))
         }
         Topic::Probe(ProbeRequest::Dns { timeout_ms, .. }) => Some(Duration::from_millis(u64::from(*timeout_ms))),
+        Topic::Trace(request) => Some(Duration::from_secs(u64::from(request.seconds))),
         _ => None,
     });
     PASSIVE + probes.max().unwrap_or_default()
