@@ -44,7 +44,7 @@ fn probe(lab: &Lab, need: &Need) -> ProbeResult {
 
 fn connect(address: &str, port: u16) -> Topic {
     let address: IpAddr = address.parse().unwrap();
-    Topic::Probe(ProbeRequest::TcpConnect { address, port, timeout_ms: 300, attempts: 1 })
+    Topic::Probe(ProbeRequest::TcpConnect { address, port, timeout_ms: 300, attempts: 1, source_port: None })
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! netdiag's server: joins what nodes see with what Kubernetes intends, judges, and answers.
 //!
 //! Pure layers, each using only those before it: [`question`] → [`evidence`] → [`path`] → [`observed`] → [`condition`] →
-//! [`correlate`] → [`answer`]. I/O and `async` live in [`ask`] and in the sources and front ends built on it, and nowhere else.
+//! [`correlate`] → [`answer`]. I/O and `async` live in [`ask`], in [`trace`], which asks node after node, and in the sources and
+//! front ends built on them, and nowhere else.
 
 pub mod answer;
 pub mod ask;
@@ -17,3 +18,4 @@ pub mod nodes;
 pub mod observed;
 pub mod path;
 pub mod question;
+pub mod trace;

@@ -15,6 +15,9 @@ pub enum ProbeRequest {
         timeout_ms: u32,
         /// Repeats the connect one after the other, for partial failures; 1 for a single one.
         attempts: u8,
+        /// What the socket is bound to; none for a port that the kernel chooses.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source_port: Option<u16>,
     },
     /// One DNS query over UDP to `server`, without search list.
     Dns { server: IpAddr, port: u16, name: String, record: DnsRecord, timeout_ms: u32 },

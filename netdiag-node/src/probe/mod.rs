@@ -33,9 +33,9 @@ pub enum ProbeRefused {
 /// Sends what was asked and tells how it ended. An error of the network is a result, not an error of this function.
 pub async fn run(netns: &NetnsHandle, request: &ProbeRequest) -> Result<ProbeResult, ProbeRefused> {
     match request {
-        ProbeRequest::TcpConnect { address, port, timeout_ms, attempts } => {
+        ProbeRequest::TcpConnect { address, port, timeout_ms, attempts, source_port } => {
             let timeout = checked(*timeout_ms, *attempts, *port)?;
-            Ok(tcp::run(netns, (*address, *port).into(), timeout, *attempts).await)
+            Ok(tcp::run(netns, *source_port, (*address, *port).into(), timeout, *attempts).await)
         }
         ProbeRequest::Dns { server, port, name, record, timeout_ms } => {
             let timeout = checked(*timeout_ms, 1, *port)?;

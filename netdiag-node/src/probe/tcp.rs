@@ -1,7 +1,7 @@
 //! TCP connect: does the handshake complete, how long does it take, and what does the kernel say when it does not.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream as StdStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as StdStream};
 use std::time::{Duration, Instant};
 
 use netdiag_common::observation::probe::{Attempt, Outcome, ProbeResult, Stage};
@@ -19,16 +19,34 @@ const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 const MAX_GREETING_BYTES: u64 = 64 * 1024;
 
 /// One attempt after the other: parallel ones would hide a backlog that only the second connection meets.
-pub(super) async fn run(netns: &NetnsHandle, to: SocketAddr, within: Duration, attempts: u8) -> ProbeResult {
+pub(super) async fn run(
+    netns: &NetnsHandle,
+    source_port: Option<u16>,
+    to: SocketAddr,
+    within: Duration,
+    attempts: u8,
+) -> ProbeResult {
     let mut result = ProbeResult { attempts: Vec::with_capacity(attempts.into()) };
     for _ in 0..attempts {
         let attempt = match socket_in(netns, Domain::for_address(to), Type::STREAM, Protocol::TCP).await {
-            Ok(socket) => connect(socket, to, within).await,
+            Ok(socket) => match bind(&socket, source_port, to) {
+                Ok(()) => connect(socket, to, within).await,
+                Err(error) => without_socket(&error),
+            },
             Err(error) => without_socket(&error),
         };
         result.attempts.push(attempt);
     }
     result
+}
+
+/// To a port of any address of this namespace.
+fn bind(socket: &Socket, port: Option<u16>, to: SocketAddr) -> io::Result<()> {
+    let Some(port) = port else { return Ok(()) };
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    // An earlier connection from this port may still be in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::new(any, port).into())
 }
 
 async fn connect(socket: Socket, to: SocketAddr, within: Duration) -> Attempt {

@@ -16,7 +16,7 @@ fn own_netns() -> NetnsHandle {
 }
 
 fn tcp(port: u16, attempts: u8) -> ProbeRequest {
-    ProbeRequest::TcpConnect { address: LOOPBACK, port, timeout_ms: 1_000, attempts }
+    ProbeRequest::TcpConnect { address: LOOPBACK, port, timeout_ms: 1_000, attempts, source_port: None }
 }
 
 fn dns(port: u16, name: &str) -> ProbeRequest {
@@ -87,7 +87,8 @@ async fn full_backlog_times_out() {
 
 #[tokio::test]
 async fn limits_are_refused_and_named() {
-    let asked = ProbeRequest::TcpConnect { address: LOOPBACK, port: 80, timeout_ms: 60_000, attempts: 1 };
+    let asked =
+        ProbeRequest::TcpConnect { address: LOOPBACK, port: 80, timeout_ms: 60_000, attempts: 1, source_port: None };
     let error = run(&own_netns(), &asked).await.unwrap_err().to_string();
     assert!(error.contains("60000 ms") && error.contains("5000 ms"), "{error}");
     assert!(run(&own_netns(), &tcp(80, 0)).await.is_err());

@@ -24,6 +24,7 @@ pub mod scan;
 pub mod schema;
 pub mod status;
 pub mod text;
+pub mod trace;
 
 pub use build::build;
 pub use page::Paint;

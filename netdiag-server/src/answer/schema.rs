@@ -8,14 +8,16 @@ use super::Answer;
 use super::observe::Observe;
 use super::scan::Scan;
 use super::status::Status;
+use super::trace::TraceAnswer;
 
 /// File name under `schema/` and the schema itself.
-pub fn all() -> [(&'static str, Value); 4] {
+pub fn all() -> [(&'static str, Value); 5] {
     [
         ("answer.v1.json", of::<Answer>("netdiag.answer/v1")),
         ("observe.v1.json", of::<Observe>("netdiag.observe/v1")),
         ("scan.v1.json", of::<Scan>("netdiag.scan/v1")),
         ("status.v1.json", of::<Status>("netdiag.status/v1")),
+        ("trace.v1.json", of::<TraceAnswer>("netdiag.trace/v1")),
     ]
 }
 

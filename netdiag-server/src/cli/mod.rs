@@ -23,6 +23,7 @@ mod screen;
 mod serve;
 mod source;
 mod status;
+mod trace;
 
 /// Nothing is wrong.
 pub const EXIT_HEALTHY: u8 = 0;
@@ -49,6 +50,7 @@ enum Command {
     Diagnose(diagnose::Args),
     Scan(scan::Args),
     Observe(observe::Args),
+    Trace(trace::Args),
     Explain(explain::Args),
     Status(status::Args),
     Bundle(bundle::Args),
@@ -103,6 +105,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Diagnose(args) => diagnose::run(args).await,
         Command::Scan(args) => scan::run(args).await,
         Command::Observe(args) => observe::run(args).await,
+        Command::Trace(args) => trace::run(args).await,
         Command::Explain(args) => explain::run(&args),
         Command::Status(args) => status::run(args).await,
         Command::Bundle(args) => bundle::run(args).await,

@@ -85,7 +85,7 @@ impl Path {
 
     fn request(&self, address: IpAddr, port: u16, timeout_ms: u32, attempts: u8) -> Option<ProbeRequest> {
         match self.protocol {
-            Protocol::Tcp => Some(ProbeRequest::TcpConnect { address, port, timeout_ms, attempts }),
+            Protocol::Tcp => Some(ProbeRequest::TcpConnect { address, port, timeout_ms, attempts, source_port: None }),
             Protocol::Udp if self.is_dns() => {
                 Some(dns_probe(address, port, &format!("kubernetes.default.svc.{}", self.cluster_domain())))
             }

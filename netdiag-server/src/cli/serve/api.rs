@@ -1,4 +1,4 @@
-//! The server's HTTP API: `POST /v1/{diagnose,observe,scan,status}`, `/healthz`, `/readyz`. Errors are `{"error": …}`.
+//! The server's HTTP API: `POST /v1/{diagnose,observe,scan,status,trace}`, `/healthz`, `/readyz`. Errors are `{"error": …}`.
 
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use crate::ask::{self, LiveSource, Source};
 use crate::cli::Failure;
 use crate::cli::request::{DiagnoseRequest, ScanRequest};
 use crate::cli::scan::scan_with;
+use crate::cli::trace::{TraceRequest, trace_with};
 use crate::mcp::{Caller, Gate, guard};
 use crate::observed::Wanted;
 use crate::question::Origin;
@@ -39,6 +40,7 @@ pub(super) fn router(source: Arc<LiveSource>, gate: Option<Arc<dyn Gate>>) -> Ro
         .route("/v1/observe", post(observe))
         .route("/v1/scan", post(scan))
         .route("/v1/status", post(status))
+        .route("/v1/trace", post(trace))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(api);
     match gate {
@@ -131,6 +133,22 @@ async fn observe(State(api): State<Api>, asked: Asked<Wanted>) -> Result<Respons
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     let cluster = api.source.cluster().await.map_err(Failure::from)?;
     Ok(Json(ask::observe(&api.source, cluster, &wanted).await.map_err(Failure::from)?).into_response())
+}
+
+/// To arm traces is more than to probe, and needs the right to do that; the agents' own configuration decides besides.
+async fn trace(
+    State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
+    asked: Asked<TraceRequest>,
+) -> Result<Response, Refused> {
+    let request = body(asked)?;
+    let question = request.question().map_err(|Failure(why)| Refused(StatusCode::BAD_REQUEST, why))?;
+    if request.armed {
+        let namespace = if let Origin::Pod { namespace, .. } = &question.from { namespace.as_str() } else { "" };
+        api.allow_probes(caller, namespace).await?;
+    }
+    let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
+    Ok(Json(trace_with(&api.source, &question).await?).into_response())
 }
 
 async fn status(State(api): State<Api>) -> Result<Response, Refused> {

@@ -1,0 +1,194 @@
+//! Decisions, ends and assumptions of a way as a person reads them.
+
+use std::net::SocketAddr;
+
+use netdiag_common::forwarding::conntrack::{State, Tuple};
+use netdiag_common::forwarding::expression::Verdict;
+use netdiag_common::forwarding::packet::Packet;
+use netdiag_common::forwarding::path::{Assumption, Decision, End, Place, Reject, Tracked};
+use netdiag_common::forwarding::state::{ChainKey, Route};
+use netdiag_common::observation::Protocol;
+use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin};
+use netdiag_common::observation::trace::{TraceEvent, TraceKind};
+
+use super::DecisionEntry;
+use crate::trace::{Direction, Leg, Side, Way, WayEnd};
+
+pub(super) fn side(leg: &Leg, side: &Side) -> DecisionEntry {
+    let entry = |what, predicted, traced, packets| DecisionEntry { what, predicted, traced, packets };
+    match side {
+        Side::Untraced(decision) => entry(self::decision(leg, decision), true, None, packets(leg, decision)),
+        Side::Both(decision) => entry(self::decision(leg, decision), true, Some(true), packets(leg, decision)),
+        Side::Predicted(decision) => entry(self::decision(leg, decision), true, Some(false), packets(leg, decision)),
+        Side::Traced(event) => entry(self::event(leg, event), false, Some(true), None),
+    }
+}
+
+fn packets(leg: &Leg, decision: &Decision) -> Option<u64> {
+    let Decision::Rule { chain, handle, .. } = decision else { return None };
+    let rule = leg.fate.rules.iter().find(|rule| rule.chain == *chain && rule.handle == *handle)?;
+    rule.counter.as_ref().map(|counter| counter.packets)
+}
+
+fn decision(leg: &Leg, decision: &Decision) -> String {
+    match decision {
+        Decision::Tracked { tracked, .. } => match tracked {
+            Tracked::State(State::New) => "connection tracking: new".to_owned(),
+            Tracked::State(State::Established) => "connection tracking: established".to_owned(),
+            Tracked::State(State::Related) => "connection tracking: related".to_owned(),
+            Tracked::Invalid => "connection tracking: invalid".to_owned(),
+            Tracked::Untracked => "connection tracking: left out".to_owned(),
+        },
+        Decision::Rule { chain, handle, verdict, comment, .. } => {
+            rule(leg, chain, *handle, verdict, comment.as_deref().unwrap_or_default())
+        }
+        Decision::EndOfChain { chain, .. } => format!("{chain}: ends"),
+        Decision::Policy { chain, verdict, .. } => format!("{chain}: policy {}", self::verdict(verdict)),
+        Decision::Translated { from, to, .. } => format!("translated: {} → {}", tuple(from), tuple(to)),
+        Decision::Routed { route, .. } => self::route(leg, route),
+    }
+}
+
+fn event(leg: &Leg, event: &TraceEvent) -> String {
+    let chain =
+        ChainKey { family: event.family, table: event.table.as_str().into(), chain: event.chain.as_str().into() };
+    match (event.kind, event.handle) {
+        (TraceKind::Policy, _) => format!("{chain}: policy {}", verdict(&event.verdict)),
+        (_, Some(handle)) => rule(leg, &chain, handle, &event.verdict, ""),
+        (_, None) => format!("{chain}: ends"),
+    }
+}
+
+fn rule(leg: &Leg, chain: &ChainKey, handle: u64, verdict: &Verdict, comment: &str) -> String {
+    let known = leg.fate.rules.iter().find(|rule| rule.chain == *chain && rule.handle == handle);
+    let text = known.map(|rule| rule.text.as_str()).unwrap_or_default();
+    let mut words = match text {
+        "" => format!("{chain} rule {handle}: {}", self::verdict(verdict)),
+        text => format!("{chain} rule {handle}: {text}"),
+    };
+    if !comment.is_empty() && !words.contains(comment) {
+        words.push_str(&format!(" \"{comment}\""));
+    }
+    words
+}
+
+fn verdict(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Accept => "accept".to_owned(),
+        Verdict::Drop => "drop".to_owned(),
+        Verdict::Stolen => "stolen".to_owned(),
+        Verdict::Queue { number, .. } => format!("queue {number}"),
+        Verdict::Continue => "continue".to_owned(),
+        Verdict::Break => "break".to_owned(),
+        Verdict::Jump(chain) => format!("jump {chain}"),
+        Verdict::Goto(chain) => format!("goto {chain}"),
+        Verdict::Return => "return".to_owned(),
+        Verdict::Other(code) => format!("verdict {code}"),
+    }
+}
+
+fn route(leg: &Leg, route: &Route) -> String {
+    match route {
+        Route::Local { .. } => "routed: to this namespace itself".to_owned(),
+        Route::Forward { interface, gateway: Some(gateway), .. } => {
+            format!("routed: via {gateway} dev {}", self::interface(leg, *interface))
+        }
+        Route::Forward { interface, .. } => format!("routed: dev {}", self::interface(leg, *interface)),
+        Route::Refused { why } | Route::Unfollowed { why } => format!("routed: {why}"),
+    }
+}
+
+fn interface(leg: &Leg, index: u32) -> String {
+    match leg.fate.interfaces.iter().find(|interface| interface.index == index) {
+        Some(interface) => interface.name.clone(),
+        None => format!("interface {index}"),
+    }
+}
+
+/// The interface that a packet arrives on; empty where a process sends it.
+pub(super) fn arrival(leg: &Leg) -> String {
+    match &leg.request.origin {
+        FateOrigin::Sent => String::new(),
+        FateOrigin::Received(FateInterfaceKey::Name(name)) => name.clone(),
+        FateOrigin::Received(FateInterfaceKey::Index(index)) => interface(leg, *index),
+    }
+}
+
+pub(super) fn packet(packet: &Packet) -> String {
+    match Tuple::of(packet) {
+        Some(of_packet) => tuple(&of_packet),
+        None => format!("{} → {}", packet.source(), packet.destination()),
+    }
+}
+
+fn tuple(tuple: &Tuple) -> String {
+    let protocol =
+        Protocol::from_number(tuple.protocol).map_or_else(|| tuple.protocol.to_string(), |it| it.to_string());
+    let ends =
+        [(tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port)].map(|(address, port)| {
+            if port == 0 { address.to_string() } else { SocketAddr::new(address, port).to_string() }
+        });
+    format!("{protocol} {} → {}", ends[0], ends[1])
+}
+
+pub(super) fn assumption(leg: &Leg, assumption: &Assumption) -> String {
+    match assumption {
+        Assumption::Chance { at, what, chance, .. } => {
+            format!("{}: {what} chooses this with {:.1} %", place(leg, at), chance * 100.0)
+        }
+        Assumption::Unknown { at, what, holds } => {
+            format!(
+                "{}: it is not known whether {what}; here it does{}",
+                place(leg, at),
+                if *holds { "" } else { " not" }
+            )
+        }
+    }
+}
+
+fn place(leg: &Leg, place: &Place) -> String {
+    match (&place.chain, place.handle) {
+        (Some(chain), Some(handle)) => rule(leg, chain, handle, &Verdict::Continue, ""),
+        (Some(chain), None) => format!("the policy of {chain}"),
+        (None, _) => format!("hook {}", place.hook),
+    }
+}
+
+/// How a way ends.
+pub(super) fn end(way: &Way) -> String {
+    let answer = if way.legs.last().is_some_and(|leg| leg.direction == Direction::Reply) { "the answer " } else { "" };
+    match &way.end {
+        WayEnd::Answered => "answered".to_owned(),
+        WayEnd::NobodyListens { address, port } => {
+            format!("delivered, and no socket listens on {}", SocketAddr::new(*address, *port))
+        }
+        WayEnd::LeftCluster { to } => format!("{answer}leaves the cluster to {to}"),
+        WayEnd::Astray => "the answer is delivered where nobody asked".to_owned(),
+        WayEnd::Unseen { gap } => format!("{answer}not followed further: {}", gap.why),
+        WayEnd::Circle => format!("{answer}goes in a circle"),
+        WayEnd::Stopped => match way.legs.last() {
+            Some(leg) => format!("{answer}{} on node {}", stopped(leg), leg.place.node),
+            None => "nothing was evaluated".to_owned(),
+        },
+    }
+}
+
+fn stopped(leg: &Leg) -> String {
+    match &leg.path().end {
+        End::Delivered => "delivered".to_owned(),
+        End::Sent { interface, .. } => format!("sent by {}", self::interface(leg, *interface)),
+        End::Dropped { by } => format!("dropped by {}", place(leg, by)),
+        End::Rejected { by, with } => {
+            let with = match with {
+                Reject::TcpReset => "a TCP reset".to_owned(),
+                Reject::Unreachable { kind, code } => format!("ICMP type {kind} code {code}"),
+            };
+            format!("rejected with {with} by {}", place(leg, by))
+        }
+        End::Queued { by, number } => format!("given to a program by queue {number}, by {}", place(leg, by)),
+        End::Taken { by, what } => format!("taken by {what}, by {}", place(leg, by)),
+        End::NoRoute { why } => format!("not routed ({why})"),
+        End::HopsExhausted => "at the end of its time to live".to_owned(),
+        End::Unknown { by, because } => format!("not known further, because {because}, at {}", place(leg, by)),
+    }
+}

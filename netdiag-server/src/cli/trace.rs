@@ -1,0 +1,107 @@
+//! `netdiag trace`: the way of one packet and of its answer, predicted, and proven by the kernels' own trace.
+
+use netdiag_common::Tier;
+use netdiag_common::observation::Protocol;
+use serde::{Deserialize, Serialize};
+
+use super::output::{self, Progress, ShortFormat};
+use super::request::{self, TransportProtocol};
+use super::source::{self, Route, SourceArgs};
+use super::{EXIT_CAUSE, EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure};
+use crate::answer::trace::{self, TraceAnswer};
+use crate::ask::Source;
+use crate::question::{Origin, ParseError, Purpose, Question};
+
+/// Shows what every node on the way will do with a packet and its answer, rule by rule
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// pod/NAMESPACE/NAME or node/NAME
+    #[arg(long, value_name = "SOURCE")]
+    from: String,
+    /// service/NAMESPACE/NAME:PORT, pod/NAMESPACE/NAME:PORT, node/NAME:PORT or ip/ADDRESS:PORT
+    #[arg(long, value_name = "TARGET")]
+    to: String,
+    #[arg(long, value_enum, default_value = "tcp")]
+    protocol: TransportProtocol,
+    /// Let the kernels trace one connection attempt, and compare; agents must allow it (`--allow-trace`)
+    #[arg(long)]
+    armed: bool,
+    /// Time until the prediction must be there: 500ms, 20s, 2m
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = request::parse_timeout)]
+    timeout: u64,
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: ShortFormat,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+/// `POST /v1/trace`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TraceRequest {
+    pub from: String,
+    pub to: String,
+    #[serde(default)]
+    pub protocol: TransportProtocol,
+    #[serde(default)]
+    pub armed: bool,
+    #[serde(default = "request::default_timeout_ms")]
+    pub timeout_ms: u64,
+}
+
+impl TraceRequest {
+    pub fn question(&self) -> Result<Question, Failure> {
+        if self.armed && self.protocol != TransportProtocol::Tcp {
+            return Err(Failure("only TCP can be sent and traced so far; ask without --armed".to_owned()));
+        }
+        let understood = |error: ParseError| Failure(error.to_string());
+        Ok(Question {
+            from: self.from.parse::<Origin>().map_err(understood)?,
+            to: self.to.parse().map_err(understood)?,
+            protocol: match self.protocol {
+                TransportProtocol::Tcp => Protocol::Tcp,
+                TransportProtocol::Udp => Protocol::Udp,
+            },
+            purpose: Purpose::Diagnose,
+            tier: if self.armed { Tier::Trace } else { Tier::Passive },
+            budget: request::budget(self.timeout_ms),
+        })
+    }
+}
+
+pub(super) async fn run(args: Args) -> Result<u8, Failure> {
+    let request = TraceRequest {
+        from: args.from,
+        to: args.to,
+        protocol: args.protocol,
+        armed: args.armed,
+        timeout_ms: args.timeout,
+    };
+    let question = request.question()?;
+    let answer: TraceAnswer = {
+        let _progress = Progress::start("following the packet");
+        match source::route(&args.source).await? {
+            Route::Server(way) => match way.server.post("/v1/trace", &request, request::patience(args.timeout)).await {
+                Ok(answer) => answer,
+                Err(error) => trace_with(&way.without(error)?, &question).await?,
+            },
+            Route::Here(source) => trace_with(&source, &question).await?,
+        }
+    };
+    match args.output {
+        ShortFormat::Text => output::print(&answer.text(output::paint()))?,
+        ShortFormat::Json => output::print(&output::json(&answer)?)?,
+    }
+    Ok(match () {
+        () if answer.is_healthy() => EXIT_HEALTHY,
+        () if answer.is_stopped() => EXIT_CAUSE,
+        () => EXIT_UNEXPLAINED,
+    })
+}
+
+/// For the command line and the server alike.
+pub(super) async fn trace_with<S: Source>(source: &S, question: &Question) -> Result<TraceAnswer, Failure> {
+    let (path, traces) = crate::trace::trace(source, question).await?;
+    let cluster = source.cluster().await?;
+    Ok(trace::build(&cluster, source.now(), &path, &traces))
+}

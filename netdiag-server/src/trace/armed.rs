@@ -1,0 +1,163 @@
+//! The proof: traces armed in every namespace of the ways, one connection attempt through them, and what the kernels tell.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use netdiag_common::forwarding::conntrack::Direction as Seen;
+use netdiag_common::observation::Observation;
+use netdiag_common::observation::fate::FateTransport;
+use netdiag_common::observation::probe::{ProbeRequest, ProbeResult};
+use netdiag_common::observation::trace::{TraceRecord, TraceRequest, TraceTuple, TracedPacket};
+use netdiag_common::{Gap, Reading, Topic};
+
+use super::Followed;
+use super::{Compared, Direction, Leg, Place, Way, compare};
+use crate::ask::Source;
+use crate::path::Path;
+
+/// How long traces stay armed when nothing comes: a lost packet is sent again after one second.
+const SECONDS: u8 = 3;
+/// There and back. What is sent again shows nothing new.
+const PACKETS: u8 = 2;
+/// What the agents may take for arming before the packet is sent. They all are asked at once.
+const ARMING: Duration = Duration::from_millis(700);
+const PROBE_TIMEOUT_MS: u32 = 1_500;
+/// Above what arming, waiting and answering take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What was sent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Sent {
+    Tried(ProbeResult),
+    Not { gap: Gap },
+}
+
+/// What the kernels told.
+#[derive(Debug, Clone)]
+pub struct Traced {
+    pub sent: Sent,
+    records: BTreeMap<(Place, TraceTuple), TraceRecord>,
+    /// Namespaces in which nothing could be armed.
+    pub gaps: Vec<Gap>,
+}
+
+/// Arms, sends, and waits for the traces to end. They end by themselves, whatever happens here.
+pub(super) async fn run<S: Source>(
+    source: &S,
+    path: &Path,
+    (source_port, destination): (u16, IpAddr),
+    followed: &Followed,
+) -> Traced {
+    let deadline = Instant::now() + PATIENCE;
+    let traces = requests(path, followed);
+    let mut traced =
+        Traced { sent: Sent::Tried(ProbeResult { attempts: Vec::new() }), records: BTreeMap::new(), gaps: Vec::new() };
+    let (Some(client), Some(port)) = (path.clients.first(), path.port) else { return traced };
+    let place = Place { node: client.node.clone(), netns: client.netns.clone() };
+    let probe = place.need(Topic::Probe(ProbeRequest::TcpConnect {
+        address: destination,
+        port,
+        timeout_ms: PROBE_TIMEOUT_MS,
+        attempts: 1,
+        source_port: Some(source_port),
+    }));
+    let needs = traces.iter().map(|(place, request)| place.need(Topic::Trace(request.clone()))).collect();
+    let send = async {
+        tokio::time::sleep(ARMING).await;
+        source.gather(vec![probe], deadline).await
+    };
+    let (told, sent) = tokio::join!(source.gather(needs, deadline), send);
+    for (need, reading) in told {
+        let Topic::Trace(request) = &need.topic else { continue };
+        let place = Place { node: need.node.clone(), netns: need.netns.clone() };
+        match reading {
+            Reading::Seen { value: Observation::Trace(record), .. } => {
+                traced.records.insert((place, request.tuple), record);
+            }
+            Reading::Unavailable { gap } => traced.gaps.push(gap),
+            _ => {}
+        }
+    }
+    if let Some((_, reading)) = sent.into_iter().next() {
+        match reading {
+            Reading::Seen { value: Observation::Probe(result), .. } => traced.sent = Sent::Tried(result),
+            Reading::Unavailable { gap } => traced.sent = Sent::Not { gap },
+            _ => {}
+        }
+    }
+    traced
+}
+
+/// One trace for each namespace and tuple that some way enters with.
+fn requests(path: &Path, followed: &Followed) -> Vec<(Place, TraceRequest)> {
+    let mut requests: BTreeMap<(Place, TraceTuple), Option<TraceTuple>> = BTreeMap::new();
+    for way in &followed.ways {
+        for leg in way.legs.iter().filter(|leg| leg.direction == Direction::Forward) {
+            let reply = way.legs.iter().find(|other| other.direction == Direction::Reply && other.place == leg.place);
+            let entry = requests.entry((leg.place.clone(), tuple(path, leg))).or_default();
+            *entry = entry.or(reply.map(|leg| tuple(path, leg)));
+        }
+    }
+    let request = |tuple, reply| TraceRequest {
+        tuple,
+        reply,
+        interface: None,
+        seconds: SECONDS,
+        packets: PACKETS,
+        asked_by: None,
+    };
+    requests.into_iter().map(|((place, tuple), reply)| (place, request(tuple, reply))).collect()
+}
+
+/// As the packet enters the namespace.
+fn tuple(path: &Path, leg: &Leg) -> TraceTuple {
+    let packet = &leg.fate.packet;
+    let (_, to) = packet.ports().unwrap_or_default();
+    let source_port = match leg.request.transport {
+        FateTransport::Tcp { source_port, .. } | FateTransport::Udp { source_port, .. } => source_port,
+        FateTransport::Icmp { .. } => None,
+    };
+    TraceTuple {
+        protocol: path.protocol,
+        source: packet.source(),
+        destination: packet.destination(),
+        source_port,
+        destination_port: Some(to),
+    }
+}
+
+impl Traced {
+    /// The first packet that the kernel traced for a leg.
+    pub fn packet(&self, path: &Path, way: &Way, leg: &Leg) -> Option<&TracedPacket> {
+        let first = match leg.direction {
+            Direction::Forward => leg,
+            Direction::Reply => way.legs.iter().find(|other| other.place == leg.place)?,
+        };
+        let wanted = match leg.direction {
+            Direction::Forward => Seen::Original,
+            Direction::Reply => Seen::Reply,
+        };
+        let record = self.records.get(&(leg.place.clone(), tuple(path, first)))?;
+        record.packets.iter().find(|packet| packet.direction == wanted)
+    }
+
+    /// The two columns of a leg; none when nothing was traced for it.
+    pub fn compare(&self, path: &Path, way: &Way, leg: &Leg) -> Option<Compared> {
+        self.packet(path, way, leg).map(|packet| compare(leg.path(), packet))
+    }
+
+    /// The way that the packet took: the one whose namespaces agree most with what was traced, and differ least.
+    pub fn taken<'w>(&self, path: &Path, ways: &'w [Way]) -> Option<&'w Way> {
+        let score = |way: &Way| {
+            let compared: Vec<Compared> = way.legs.iter().filter_map(|leg| self.compare(path, way, leg)).collect();
+            let differing = compared.iter().filter(|compared| !compared.is_same()).count();
+            let agreed: usize = compared.iter().map(Compared::agreed).sum();
+            (compared.len(), std::cmp::Reverse(differing), agreed)
+        };
+        ways.iter().filter(|way| score(way).0 > 0).max_by_key(|way| {
+            let (traced, differing, agreed) = score(way);
+            (differing, agreed, traced)
+        })
+    }
+}
