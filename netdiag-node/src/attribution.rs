@@ -250,8 +250,8 @@ fn open_netns(proc: &Path, pids: &[u32], inode: u64) -> Option<NetnsHandle> {
     })
 }
 
-/// The number that the node's namespace gave to another one; none when no link leads there.
-fn netns_id(netlink: &mut Netlink, netns: &NetnsHandle) -> Option<u32> {
+/// The number that the namespace of the socket gave to another one; none when no link leads there.
+pub(crate) fn netns_id(netlink: &mut Netlink, netns: &NetnsHandle) -> Option<u32> {
     let mut request = vec![0; 4];
     request.extend(attribute(NETNSA_FD, &netns.raw().to_ne_bytes()));
     let decode = |payload: &[u8]| {

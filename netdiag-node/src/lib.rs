@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod api;
 pub mod attribution;
+mod beyond;
 pub mod clock;
 pub mod config;
 pub mod dns;

@@ -16,12 +16,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::attribution::{Attribution, Pod, kubelet_root};
+use crate::beyond::Beyond;
 use crate::flows::FlowWatch;
 use crate::gap::{Failure, OtherFailure, gap};
 use crate::host::device::Scope;
 use crate::host::socket::Limits;
 use crate::host::{
-    Host, ReadError, conntrack, kube_proxy, listener, network, process, resolver, rules, service_rules, sysctl,
+    Host, ReadError, conntrack, forwarding, kube_proxy, listener, network, process, resolver, rules, service_rules,
+    sysctl,
 };
 use crate::kernel::{Kernel, Sizes, Uprobes};
 use crate::libraries::LibraryWatch;
@@ -124,9 +126,9 @@ impl Readings {
                 Topic::Probe(request) => {
                     timeout_at(deadline, self.probe(need, request)).await.unwrap_or(Err(late(budget)))
                 }
-                Topic::Fate(_) | Topic::Trace(_) => Err(Failure::Other(OtherFailure {
+                Topic::Trace(_) => Err(Failure::Other(OtherFailure {
                     reason: GapReason::WireVersion,
-                    why: "this agent evaluates and traces no packets".to_owned(),
+                    why: "this agent traces no packets".to_owned(),
                     remedy: "upgrade netdiag-node to the server's version".to_owned(),
                 })),
                 _ => self.passive(need, deadline, budget, certificate_expires).await,
@@ -265,6 +267,14 @@ impl Job {
                 let is_empty = found.tables.is_empty() && found.left_out.is_empty();
                 (!is_empty).then_some(Observation::Rules(found))
             }
+            Topic::Fate(request) => {
+                let mut beyond = Beyond::new(&self.host, &self.attribution, &self.need.netns);
+                let mut fate = forwarding::fate(request, &mut |number| beyond.owner(number))?;
+                for gap in &mut fate.unseen {
+                    gap.node = Some(self.need.node.clone());
+                }
+                Some(Observation::Fate(Box::new(fate)))
+            }
             Topic::ServiceRules => Some(Observation::ServiceRules(service_rules::read()?)),
             Topic::Devices => {
                 let scope = if pod.is_some() { Scope::Pod } else { Scope::Node };
@@ -289,7 +299,6 @@ impl Job {
             | Topic::Dns
             | Topic::Libraries
             | Topic::Probe(_)
-            | Topic::Fate(_)
             | Topic::Trace(_) => {
                 unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
             }

@@ -17,6 +17,7 @@
 //! before they are put together, IPsec, multicast, whether IPv6 is forwarded at all, whether TCP segments fit the state and window of their connection, ports
 //! that other connections hold, sets that are full.
 
+mod checksum;
 mod choice;
 pub mod conntrack;
 pub mod expression;

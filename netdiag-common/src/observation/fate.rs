@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::Owner;
 use super::rules::Counter;
 use crate::Gap;
-use crate::forwarding::conntrack::Entry;
+use crate::forwarding::conntrack::{Connection, Entry};
+use crate::forwarding::packet::{ICMP, ICMPV6, Origin, TCP, UDP, UnknownBytes, icmp, tcp, udp};
 use crate::forwarding::state::ChainKey;
-use crate::forwarding::{Outcome, Packet};
+use crate::forwarding::{Fact, Outcome, Packet};
 
 /// A packet in a person's words. It is not sent: its way is read from the rules.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -131,6 +132,35 @@ fn is_zero(value: &u32) -> bool {
 }
 
 impl FateRequest {
+    /// The packet that is meant; none when the addresses are of two families. `source` is for requests without one.
+    pub fn packet(&self, origin: Origin, source: IpAddr) -> Option<Packet> {
+        let source = self.source.unwrap_or(source);
+        let (protocol, header) = match self.transport {
+            FateTransport::Tcp { source_port, destination_port, flags } => {
+                (TCP, tcp(source_port.unwrap_or(0), destination_port, flags))
+            }
+            FateTransport::Udp { source_port, destination_port } => {
+                (UDP, udp(source_port.unwrap_or(0), destination_port, b""))
+            }
+            FateTransport::Icmp { kind, code, identifier } => {
+                (if source.is_ipv4() { ICMP } else { ICMPV6 }, icmp(kind, code, identifier))
+            }
+        };
+        let mut packet = Packet::between(origin, source, self.destination, protocol, &header)?;
+        packet.fill_checksums();
+        if let FateTransport::Tcp { source_port: None, .. } | FateTransport::Udp { source_port: None, .. } =
+            self.transport
+        {
+            let offset = packet.bytes.len() - header.len();
+            packet.unknown.push(UnknownBytes { offset, bytes: 2, why: "the source port was not given".to_owned() });
+        }
+        packet.mark = Fact::Known(self.mark);
+        if let Some(entry) = &self.connection {
+            packet.connection = Fact::Known(Connection::Existing(entry.clone()));
+        }
+        Some(packet)
+    }
+
     /// `tcp 10.0.0.1:* → 10.96.0.1:443`
     pub fn words(&self) -> String {
         let source = self.source.map_or_else(|| "this host".to_owned(), |source| source.to_string());
@@ -143,5 +173,48 @@ impl FateRequest {
             }
         };
         format!("{name} {source} port {} → {} port {to}", port(from), self.destination)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(transport: FateTransport) -> FateRequest {
+        FateRequest {
+            origin: FateOrigin::Received(FateInterfaceKey::Name("eth0".into())),
+            source: Some("10.0.0.1".parse().unwrap()),
+            destination: "10.0.0.2".parse().unwrap(),
+            transport,
+            mark: 0,
+            connection: None,
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_not_given_is_not_known() {
+        let syn = |source_port| FateTransport::Tcp { source_port, destination_port: 80, flags: 2 };
+        let any = "0.0.0.0".parse().unwrap();
+        let packet = request(syn(None)).packet(Origin::Sent, any).unwrap();
+        assert_eq!((packet.unknown[0].offset, packet.unknown[0].bytes), (20, 2));
+        let packet = request(syn(Some(4242))).packet(Origin::Sent, any).unwrap();
+        assert!(packet.unknown.is_empty());
+        assert_eq!((packet.source().to_string(), packet.ports()), ("10.0.0.1".to_owned(), Some((4242, 80))));
+    }
+
+    #[test]
+    fn addresses_of_two_families_make_no_packet() {
+        let mut request = request(FateTransport::Udp { source_port: None, destination_port: 53 });
+        request.destination = "fd00::1".parse().unwrap();
+        assert!(request.packet(Origin::Sent, "10.0.0.1".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_need_with_it_is_read_back() {
+        let request = request(FateTransport::Icmp { kind: 8, code: 0, identifier: 7 });
+        let text = serde_json::to_string(&crate::Need::host("n1", crate::Topic::Fate(request))).unwrap();
+        assert!(text.contains(r#""origin":{"received":{"name":"eth0"}}"#), "{text}");
+        let need: crate::Need = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&need).unwrap(), text);
     }
 }

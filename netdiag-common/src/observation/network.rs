@@ -29,7 +29,7 @@ pub struct Link {
     pub up: bool,
     /// `IFF_LOWER_UP`: the other end is there.
     pub carrier: bool,
-    /// Index of the other end of a veth, in its own namespace.
+    /// Index of the other end of a veth or netkit pair, in its own namespace.
     #[serde(default)]
     pub peer_index: Option<u32>,
     /// Bridge or bond this link is enslaved to.

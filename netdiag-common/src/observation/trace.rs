@@ -9,7 +9,7 @@ use super::Protocol;
 use super::fate::FateInterface;
 use crate::forwarding::conntrack::{Direction, Tuple};
 use crate::forwarding::expression::Verdict;
-use crate::forwarding::state::Family;
+use crate::forwarding::state::{Family, Hook};
 
 /// Longest that an agent keeps a trace armed, in seconds.
 pub const MAX_TRACE_SECONDS: u8 = 30;
@@ -87,6 +87,11 @@ pub struct TraceEvent {
     pub table: String,
     pub chain: String,
     pub kind: TraceKind,
+    /// Of base chains, as they were listed when the trace was armed; the events themselves do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handle: Option<u64>,
     pub verdict: Verdict,

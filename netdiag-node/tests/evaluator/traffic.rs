@@ -63,7 +63,7 @@ pub fn packet(lab: &Lab, random: &mut Random, number: u16) -> Packet {
     if origin == Origin::Sent && random.percent(20) {
         packet.mark = Fact::Known(random.pick_value(&[1, 7, 0x10]));
     }
-    wire::finish(&mut packet);
+    packet.fill_checksums();
     packet
 }
 
@@ -90,7 +90,7 @@ pub fn whole(lab: &Lab, origin: Origin, ends: (IpAddr, IpAddr), protocol: u8, tr
             packet.socket = Fact::Known(Some(Socket { uid: Fact::Known(0), gid: Fact::Known(0), class }));
         }
     }
-    wire::finish(&mut packet);
+    packet.fill_checksums();
     packet
 }
 
@@ -178,7 +178,7 @@ pub fn last(lab: &Lab) -> Packet {
     let ends = ("10.1.0.2".parse().unwrap(), "10.1.0.1".parse().unwrap());
     let mut packet = whole(lab, Origin::Received { interface: lab.r0 }, ends, UDP, &udp(1, 9, b""));
     wire::mark(&mut packet, crate::lab::LAST);
-    wire::finish(&mut packet);
+    packet.fill_checksums();
     assert_eq!(packet.protocol, Protocol::Ipv4);
     packet
 }

@@ -1,62 +1,10 @@
-//! Packets as they go over the wire: with checksums, which the evaluator does not need and the kernel does.
+//! Packets as they go over the wire: the test's mark in them, and what of them can be compared.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use netdiag_common::forwarding::packet::{Packet, Protocol};
 use socket2::{SockAddr, SockRef};
-
-/// Fills in the checksums of a packet.
-pub fn finish(packet: &mut Packet) {
-    let transport = packet.transport().filter(|transport| transport.fragment == 0);
-    if let Some(transport) = transport {
-        let at = transport.offset;
-        let place = match transport.protocol {
-            6 => Some(16),
-            17 => Some(6),
-            1 | 58 => Some(2),
-            _ => None,
-        };
-        if let Some(place) = place.filter(|place| packet.bytes.len() >= at + place + 2) {
-            packet.bytes[at + place..at + place + 2].fill(0);
-            let mut data = Vec::new();
-            if transport.protocol != 1 {
-                data.extend(octets(packet.source()));
-                data.extend(octets(packet.destination()));
-                data.extend(u32::try_from(packet.bytes.len() - at).unwrap().to_be_bytes());
-                data.extend([0, 0, 0, transport.protocol]);
-            }
-            data.extend(&packet.bytes[at..]);
-            let sum = match checksum(&data) {
-                0 if transport.protocol == 17 => 0xffff,
-                sum => sum,
-            };
-            packet.bytes[at + place..at + place + 2].copy_from_slice(&sum.to_be_bytes());
-        }
-    }
-    if packet.protocol == Protocol::Ipv4 {
-        packet.bytes[10..12].fill(0);
-        let header = usize::from(packet.bytes[0] & 0xf) * 4;
-        let sum = checksum(&packet.bytes[..header]);
-        packet.bytes[10..12].copy_from_slice(&sum.to_be_bytes());
-    }
-}
-
-fn checksum(data: &[u8]) -> u16 {
-    let mut sum: u32 =
-        data.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap()
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
 
 /// Writes the test's mark into a packet: the identification, or the flow label.
 pub fn mark(packet: &mut Packet, marker: u16) {

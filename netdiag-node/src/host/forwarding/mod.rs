@@ -1,6 +1,7 @@
 //! Evaluates a packet against the calling thread's network namespace: steps the evaluator, reads what it misses, and
 //! steps again, so that only what is on the packet's way is read.
 
+mod fate;
 mod route;
 mod tracking;
 
@@ -11,6 +12,8 @@ use netdiag_common::forwarding::set::{Element, Elements, Set};
 use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, SetKey};
 use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, step};
 
+pub use self::fate::fate;
+pub(crate) use self::fate::{index_of, interfaces};
 use self::route::Routes;
 use super::nftables::ExactTables;
 use super::{ReadError, file, iptables, own_net};

@@ -66,6 +66,17 @@ pub(crate) fn links(netlink: &mut Netlink) -> Result<Vec<FoundLink>, ReadError> 
     netlink.dump(libc::RTM_GETLINK, &request, "list links", parse_link)
 }
 
+/// One link; none when there is none with this index.
+pub(crate) fn link(netlink: &mut Netlink, index: u32) -> Result<Option<FoundLink>, ReadError> {
+    let mut request = vec![0; 16];
+    request[4..8].copy_from_slice(&index.to_ne_bytes());
+    request.extend(attribute(libc::IFLA_EXT_MASK, &SKIP_STATISTICS.to_ne_bytes()));
+    match netlink.get(libc::RTM_GETLINK, &request, &format!("read link {index}"), parse_link) {
+        Err(ReadError::Call { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        found => found,
+    }
+}
+
 /// `struct ifinfomsg` and its attributes.
 pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
     let index = int(payload, 4)?;
@@ -97,7 +108,7 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
         }
     }
     // For other kinds (VLAN, macvlan, tunnels) IFLA_LINK is the device below, not another end.
-    if link.kind == "veth" {
+    if matches!(&*link.kind, "veth" | "netkit") {
         link.peer_index = lower;
     }
     Some(FoundLink { link, peer_netns_id })

@@ -14,7 +14,7 @@ use super::socket::Message;
 use crate::host::budget::{Budget, KUBE_PROXY_TABLE, Limits};
 
 /// Elements of any other set: one more than may be listed (ranges count twice), to know that there are more.
-const OTHER_ELEMENTS: usize = 2 * MAX_INLINE_ELEMENTS + 1;
+pub(super) const OTHER_ELEMENTS: usize = 2 * MAX_INLINE_ELEMENTS + 1;
 
 /// `NFT_SET_MAP`
 const IS_MAP: u32 = 0x8;
@@ -248,7 +248,7 @@ fn is_service_map(set: &Set) -> bool {
 }
 
 /// iptables-nft uses fixed table names, and upper-case names for base chains.
-fn style_of(table: &Table) -> Style {
+pub(super) fn style_of(table: &Table) -> Style {
     let tables = ["filter", "nat", "mangle", "raw", "security"];
     let chains = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
     let known = matches!(&*table.family, "ip" | "ip6")

@@ -12,6 +12,7 @@ mod register;
 mod rule;
 mod set;
 mod socket;
+mod worded;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -22,6 +23,7 @@ pub(crate) use builder::Nftables;
 pub(crate) use exact::ExactTables;
 pub(crate) use set::{Element, Set, Value};
 use socket::{Dump, Message, NfTables};
+pub(crate) use worded::in_words;
 
 use self::builder::Builder;
 use super::ReadError;

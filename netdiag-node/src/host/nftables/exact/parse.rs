@@ -15,7 +15,7 @@ const ENDS_RANGE: u32 = 0x1;
 /// `NFT_TABLE_F_DORMANT`: its chains are at no hook.
 const DORMANT: u32 = 0x1;
 
-pub(super) fn family_of(number: u8) -> Option<Family> {
+pub(in crate::host) fn family_of(number: u8) -> Option<Family> {
     Some(match i32::from(number) {
         libc::NFPROTO_INET => Family::Inet,
         libc::NFPROTO_IPV4 => Family::Ip,
@@ -27,7 +27,7 @@ pub(super) fn family_of(number: u8) -> Option<Family> {
     })
 }
 
-pub(super) fn number_of(family: Family) -> u8 {
+pub(in crate::host) fn number_of(family: Family) -> u8 {
     let number = match family {
         Family::Inet => libc::NFPROTO_INET,
         Family::Ip => libc::NFPROTO_IPV4,
