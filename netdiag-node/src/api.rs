@@ -27,8 +27,9 @@ use crate::{clock, gap};
 const MAX_BODY_BYTES: usize = 256 * 1024;
 /// Requests at one time. A node has one server, rarely two; the rest is told to come back.
 const MAX_REQUESTS: usize = 8;
-/// Longest time for one request, whatever the server asks for. Covers 16 probes of one second with room.
-const MAX_BUDGET: Duration = Duration::from_secs(30);
+/// Longest time for one request, whatever the server asks for. Covers 16 probes of one second, and a trace of 30 seconds,
+/// with room.
+const MAX_BUDGET: Duration = Duration::from_secs(35);
 /// The status page reads nothing that can wait.
 const STATUS_BUDGET: Duration = Duration::from_secs(5);
 

@@ -71,6 +71,10 @@ pub struct Config {
     /// Probe libraries of pods' processes, at a cost for each call: getaddrinfo (names looked up), tls (OpenSSL clients' handshakes)
     #[arg(long, env = "NETDIAG_UPROBES", value_parser = uprobes, default_value = "")]
     pub uprobes: Uprobes,
+    /// Let the server trace a few packets of one connection by rules that it adds for at most 30 seconds: off, since nothing
+    /// else of the agent changes anything
+    #[arg(long, env = "NETDIAG_ALLOW_TRACE")]
+    pub allow_trace: bool,
 }
 
 /// Names with commas between them; none is none.

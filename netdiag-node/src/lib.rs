@@ -30,5 +30,6 @@ mod serve;
 pub mod shed;
 mod subject;
 pub mod tls;
+mod trace;
 pub mod watch;
 pub mod window;

@@ -11,14 +11,16 @@ use std::time::Duration;
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::preflight::Preflight;
 use netdiag_common::observation::probe::ProbeRequest;
-use netdiag_common::{GapReason, Need, Netns, Reading, Topic};
+use netdiag_common::observation::trace::TraceRequest;
+use netdiag_common::{Need, Netns, Reading, Topic};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::attribution::{Attribution, Pod, kubelet_root};
 use crate::beyond::Beyond;
 use crate::flows::FlowWatch;
-use crate::gap::{Failure, OtherFailure, gap};
+use crate::gap::{Failure, gap};
 use crate::host::device::Scope;
 use crate::host::socket::Limits;
 use crate::host::{
@@ -31,6 +33,7 @@ use crate::netns::NetnsHandle;
 use crate::owners::Owners;
 use crate::samples::Samples;
 use crate::shed::{Budget, Shedding};
+use crate::trace::Traces;
 use crate::watch::Watch;
 use crate::{clock, neighbours, preflight, probe};
 
@@ -38,6 +41,8 @@ use crate::{clock, neighbours, preflight, probe};
 const MAX_READERS: usize = 4;
 /// Probes at work at one time: they wait, and cost two descriptors each.
 const MAX_PROBES: usize = 16;
+/// How long before its deadline a trace ends: its packets have to be put together and sent.
+const TRACE_MARGIN: Duration = Duration::from_millis(500);
 /// Rules of a large node are walked recursively nowhere; 1 MiB is plenty and only touched pages count.
 const READER_STACK_BYTES: usize = 1024 * 1024;
 
@@ -53,6 +58,7 @@ pub struct Readings {
     pub shed: AtomicU64,
     readers: Arc<Semaphore>,
     probes: Arc<Semaphore>,
+    traces: Arc<Traces>,
 }
 
 impl Readings {
@@ -87,7 +93,14 @@ impl Readings {
             shed: AtomicU64::new(0),
             readers: Arc::new(Semaphore::new(MAX_READERS)),
             probes: Arc::new(Semaphore::new(MAX_PROBES)),
+            traces: Arc::new(Traces::new(false)),
         }
+    }
+
+    /// Lets the server arm traces, or not; not unless this is called.
+    #[must_use]
+    pub fn allow_trace(self, allowed: bool) -> Self {
+        Self { traces: Arc::new(Traces::new(allowed)), ..self }
     }
 
     pub fn node(&self) -> &str {
@@ -126,11 +139,7 @@ impl Readings {
                 Topic::Probe(request) => {
                     timeout_at(deadline, self.probe(need, request)).await.unwrap_or(Err(late(budget)))
                 }
-                Topic::Trace(_) => Err(Failure::Other(OtherFailure {
-                    reason: GapReason::WireVersion,
-                    why: "this agent traces no packets".to_owned(),
-                    remedy: "upgrade netdiag-node to the server's version".to_owned(),
-                })),
+                Topic::Trace(request) => self.trace(need, request, deadline, budget).await,
                 _ => self.passive(need, deadline, budget, certificate_expires).await,
             },
         };
@@ -170,19 +179,51 @@ impl Readings {
             return Ok(Some(Observation::Preflight(preflight)));
         }
         let place = timeout_at(deadline, Arc::clone(&self.readers).acquire_owned()).await.map_err(|_| late(budget))?;
-        let job = Job {
+        let job = self.job(need);
+        let answer = on_thread(place.expect("the semaphore is never closed"), move || job.read())?;
+        match timeout_at(deadline, answer).await {
+            Err(_) => Err(late(budget)),
+            Ok(Err(_)) => Err(Failure::Panicked),
+            Ok(Ok(result)) => result,
+        }
+    }
+
+    fn job(&self, need: &Need) -> Job {
+        Job {
             host: self.host.clone(),
             attribution: Arc::clone(&self.attribution),
             watch: Arc::clone(&self.watch),
             samples: Arc::clone(&self.samples),
             flows: Arc::clone(&self.flows),
             need: need.clone(),
-        };
-        let answer = on_thread(place.expect("the semaphore is never closed"), move || job.read())?;
+        }
+    }
+
+    /// Ends early enough to tell what was seen before `deadline`, and with its request when nobody waits any more.
+    async fn trace(
+        &self,
+        need: &Need,
+        request: &TraceRequest,
+        deadline: Instant,
+        budget: Duration,
+    ) -> Result<Option<Observation>, Failure> {
+        let place = self.traces.admit(request)?;
+        let over = CancellationToken::new();
+        let _ends_with_this = over.clone().drop_guard();
+        let job = self.job(need);
+        let (traces, request) = (Arc::clone(&self.traces), request.clone());
+        let until = deadline.into_std().checked_sub(TRACE_MARGIN).unwrap_or_else(std::time::Instant::now);
+        let answer = on_thread(place, move || {
+            let pod = job.pod()?;
+            let netns = job.enter(pod.as_ref())?;
+            let mut beyond = job.beyond();
+            let owner = &mut |number| beyond.owner(number);
+            traces.run(&netns, &request, until, &|| over.is_cancelled(), owner)
+        })?;
         match timeout_at(deadline, answer).await {
             Err(_) => Err(late(budget)),
             Ok(Err(_)) => Err(Failure::Panicked),
-            Ok(Ok(result)) => result,
+            Ok(Ok(record)) => Ok(Some(Observation::Trace(record?))),
         }
     }
 
@@ -204,7 +245,7 @@ impl Readings {
     }
 }
 
-/// One passive need, with what its thread must own.
+/// One need, with what its thread must own.
 struct Job {
     host: Host,
     attribution: Arc<Attribution>,
@@ -232,10 +273,7 @@ impl Job {
         if self.need.topic == Topic::Libraries {
             return Ok(Some(Observation::Libraries(self.watch.libraries.observe(self.need.window)?)));
         }
-        let pod = match &self.need.netns {
-            Netns::Host => None,
-            Netns::Pod(uid) => Some(find(&self.attribution, uid, &self.need.node)?),
-        };
+        let pod = self.pod()?;
         if self.need.topic == Topic::Resolver {
             return Ok(self.resolver(pod.as_ref())?.map(Observation::Resolver));
         }
@@ -268,7 +306,7 @@ impl Job {
                 (!is_empty).then_some(Observation::Rules(found))
             }
             Topic::Fate(request) => {
-                let mut beyond = Beyond::new(&self.host, &self.attribution, &self.need.netns);
+                let mut beyond = self.beyond();
                 let mut fate = forwarding::fate(request, &mut |number| beyond.owner(number))?;
                 for gap in &mut fate.unseen {
                     gap.node = Some(self.need.node.clone());
@@ -325,6 +363,18 @@ impl Job {
             gap.node = Some(self.need.node.clone());
         }
         Ok(Some(found))
+    }
+
+    /// The pod that is asked about; none for the node.
+    fn pod(&self) -> Result<Option<Pod>, Failure> {
+        match &self.need.netns {
+            Netns::Host => Ok(None),
+            Netns::Pod(uid) => find(&self.attribution, uid, &self.need.node).map(Some),
+        }
+    }
+
+    fn beyond(&self) -> Beyond<'_> {
+        Beyond::new(&self.host, &self.attribution, &self.need.netns)
     }
 
     fn enter(&self, pod: Option<&Pod>) -> Result<NetnsHandle, Failure> {

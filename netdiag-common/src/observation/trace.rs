@@ -122,9 +122,11 @@ pub enum TraceKind {
 /// The entry of connection tracking that the packet belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceConnection {
-    /// `CTA_ID`
-    pub id: u32,
-    pub direction: Direction,
+    /// `CTA_ID`; none when the packet is not tracked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
     /// Bits of `enum ip_conntrack_status`.
     pub status: u32,
     /// Bits as `ct state` compares them: 1 invalid, 2 established, 4 related, 8 new, 64 untracked.

@@ -27,6 +27,7 @@ pub mod rules;
 pub mod service_rules;
 pub(crate) mod socket;
 pub(crate) mod sysctl;
+pub mod trace;
 mod xtables;
 
 use std::io;

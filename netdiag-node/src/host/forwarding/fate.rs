@@ -99,7 +99,7 @@ fn source_to(request: &FateRequest) -> Result<IpAddr, ReadError> {
     })
 }
 
-pub(crate) fn index_of(name: &str) -> Result<u32, ReadError> {
+fn index_of(name: &str) -> Result<u32, ReadError> {
     nix::net::if_::if_nametoindex(name).map_err(|errno| match errno {
         nix::errno::Errno::ENODEV => ReadError::Gone { what: format!("interface {name}") },
         errno => ReadError::Call { step: format!("look up interface {name}"), source: errno.into() },

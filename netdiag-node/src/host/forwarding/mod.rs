@@ -13,7 +13,7 @@ use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, SetKey};
 use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, step};
 
 pub use self::fate::fate;
-pub(crate) use self::fate::{index_of, interfaces};
+pub(crate) use self::fate::interfaces;
 use self::route::Routes;
 use super::nftables::ExactTables;
 use super::{ReadError, file, iptables, own_net};

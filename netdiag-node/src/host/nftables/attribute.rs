@@ -9,7 +9,7 @@ const HEADER_BYTES: usize = 4;
 
 /// Iterates over attributes. Stops at the first one whose length does not fit: what comes after it cannot be framed.
 #[derive(Clone, Copy)]
-pub(super) struct Attributes<'a>(pub &'a [u8]);
+pub(in crate::host) struct Attributes<'a>(pub &'a [u8]);
 
 #[expect(clippy::copy_iterator, reason = "every search starts from a copy of this cursor of two words")]
 impl<'a> Iterator for Attributes<'a> {
@@ -26,37 +26,37 @@ impl<'a> Iterator for Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    pub(super) fn find(self, kind: u16) -> Option<&'a [u8]> {
+    pub(in crate::host) fn find(self, kind: u16) -> Option<&'a [u8]> {
         let mut attributes = self;
         attributes.find_map(|(found, value)| (found == kind).then_some(value))
     }
 
-    pub(super) fn u32(self, kind: u16) -> Option<u32> {
+    pub(in crate::host) fn u32(self, kind: u16) -> Option<u32> {
         self.find(kind).and_then(be_u32)
     }
 
-    pub(super) fn u64(self, kind: u16) -> Option<u64> {
+    pub(in crate::host) fn u64(self, kind: u16) -> Option<u64> {
         Some(u64::from_be_bytes(self.find(kind)?.get(..8)?.try_into().ok()?))
     }
 
-    pub(super) fn text(self, kind: u16) -> Option<Cow<'a, str>> {
+    pub(in crate::host) fn text(self, kind: u16) -> Option<Cow<'a, str>> {
         self.find(kind).map(text)
     }
 }
 
 /// nf_tables sends all its integers in network byte order.
-pub(super) fn be_u32(value: &[u8]) -> Option<u32> {
+pub(in crate::host) fn be_u32(value: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(value.get(..4)?.try_into().ok()?))
 }
 
 /// A NUL-terminated name.
-pub(super) fn text(value: &[u8]) -> Cow<'_, str> {
+pub(in crate::host) fn text(value: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default())
 }
 
 /// The comment in nftables' user data (libnftnl `udata.c`: one byte type, one byte length, value). Comments are type 0
 /// both in rules and in set elements.
-pub(super) fn user_comment(mut userdata: &[u8]) -> Option<String> {
+pub(in crate::host) fn user_comment(mut userdata: &[u8]) -> Option<String> {
     const COMMENT: u8 = 0;
     while let [kind, length, rest @ ..] = userdata {
         let value = rest.get(..usize::from(*length))?;
@@ -69,7 +69,7 @@ pub(super) fn user_comment(mut userdata: &[u8]) -> Option<String> {
 }
 
 /// Appends one attribute to a request.
-pub(super) fn push(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(in crate::host) fn push(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length =
         u16::try_from(HEADER_BYTES + value.len()).expect("requests carry names, which are shorter than 256 bytes");
     message.extend_from_slice(&length.to_ne_bytes());

@@ -1,6 +1,6 @@
 //! nf_tables of the calling thread's network namespace, over netlink. Covers what iptables-nft wrote as well.
 
-mod attribute;
+pub(super) mod attribute;
 mod builder;
 mod condition;
 mod exact;
@@ -21,6 +21,7 @@ use std::time::Duration;
 
 pub(crate) use builder::Nftables;
 pub(crate) use exact::ExactTables;
+pub(super) use exact::{family_of, verdict_of};
 pub(crate) use set::{Element, Set, Value};
 use socket::{Dump, Message, NfTables};
 pub(crate) use worded::in_words;

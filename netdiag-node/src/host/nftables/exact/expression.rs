@@ -113,7 +113,7 @@ pub(super) fn data(body: &[u8]) -> Option<Data> {
     }
 }
 
-fn verdict_of(of: Attributes<'_>) -> Option<Verdict> {
+pub(in crate::host) fn verdict_of(of: Attributes<'_>) -> Option<Verdict> {
     let (code, chain) = (1, 2);
     // Negative codes are NFT_*, the others are NF_* of linux/netfilter.h.
     let code = of.u32(code)?.cast_signed();

@@ -21,6 +21,8 @@ const NESTED: u16 = 0x8000;
 /// `NFT_SET_ELEM_CATCHALL`
 const CATCH_ALL: u32 = 0x2;
 
+pub(in crate::host) use expression::verdict_of;
+pub(in crate::host) use parse::family_of;
 pub(super) use parse::number_of as family_number;
 
 pub(crate) struct ExactTables {

@@ -26,7 +26,7 @@ fn whole(recording: &[u8]) -> RuleState {
     for message in recorded(recording) {
         let Some(payload) = message.raw.get(HEADER_BYTES..) else { continue };
         let of = super::super::attribute::Attributes(message.body);
-        let Some(family) = parse::family_of(message.family) else { continue };
+        let Some(family) = family_of(message.family) else { continue };
         let name = |kind| of.text(kind).map(|text| Arc::from(&*text));
         match message.kind {
             libc::NFT_MSG_NEWCHAIN => {
