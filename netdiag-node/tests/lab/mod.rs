@@ -125,6 +125,16 @@ impl Agent {
         Ok((status, body.to_owned()))
     }
 
+    /// Sends a request and closes the connection, without waiting for the answer, when `meanwhile` has ended.
+    pub fn hang_up_after(&self, head: &str, body: &str, meanwhile: impl FnOnce()) {
+        let mut stream = self.connect(&self.server).unwrap();
+        let length = body.len();
+        let head = format!("{head} HTTP/1.1\r\nHost: {AGENT_TLS_NAME}\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.flush().unwrap();
+        meanwhile();
+    }
+
     pub fn report(&self, needs: Vec<serde_json::Value>) -> Report<serde_json::Value> {
         let ask = Ask { wire: WIRE_MAX, needs, budget_ms: 20_000 };
         let (status, body) = self.request("POST /v1/readings", &serde_json::to_string(&ask).unwrap()).unwrap();

@@ -16,7 +16,7 @@ pub use self::fate::fate;
 pub(crate) use self::fate::interfaces;
 use self::route::Routes;
 use super::nftables::ExactTables;
-use super::{ReadError, file, iptables, own_net};
+use super::{ReadError, file, iptables, own_net, trace};
 
 /// Times that the rules may change under a reading before it is given up. Writers such as kube-proxy commit in bursts of
 /// a few.
@@ -82,7 +82,12 @@ fn malformed(why: String) -> ReadError {
 
 fn fill(state: &mut RuleState, key: Key, tables: &mut ExactTables, routes: &mut Routes) -> Result<(), ReadError> {
     match key {
-        Key::Hooks => state.hooks = Some(Hooks { chains: tables.base_chains()?, foreign: foreign()? }),
+        Key::Hooks => {
+            let mut chains = tables.base_chains()?;
+            // An armed trace decides nothing, and would split every path in two at its limit.
+            chains.retain(|chain| &*chain.key.table != trace::TABLE);
+            state.hooks = Some(Hooks { chains, foreign: foreign()? });
+        }
         Key::Chain(key) => {
             let chain = tables.chain(&key)?;
             state.chains.0.insert(key, chain);

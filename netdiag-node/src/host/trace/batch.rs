@@ -23,7 +23,7 @@ use netdiag_common::observation::trace::{TraceRequest, TraceTuple};
 
 use crate::host::nftables::attribute::push;
 
-pub(super) const TABLE: &str = "netdiag-trace";
+pub(in crate::host) const TABLE: &str = "netdiag-trace";
 pub(super) const PRIORITY: i32 = -350;
 
 /// `NFT_TABLE_F_OWNER`

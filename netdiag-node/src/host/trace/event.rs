@@ -16,9 +16,9 @@ const TRACE: u16 = 10 << 8 | 17;
 const GENERIC_BYTES: usize = 4;
 
 /// `enum nft_trace_types`
-const RETURN: u32 = 1;
-const RULE: u32 = 2;
-const POLICY: u32 = 3;
+const POLICY: u32 = 1;
+const RETURN: u32 = 2;
+const RULE: u32 = 3;
 
 /// One event, with the number of its packet.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,8 @@
 //! Nothing stays: the table belongs to the socket (`NFT_TABLE_F_OWNER`, Linux 5.12), so the kernel removes it when the
 //! socket closes, however this process ends. Without that flag nothing is armed.
 
+pub(super) use self::batch::TABLE;
+
 mod assembly;
 mod batch;
 pub mod event;
@@ -178,6 +180,9 @@ fn commit(owner: &OwnedFd, batch: &Batch) -> Result<(), ReadError> {
             0 if sequence >= batch.messages => return Ok(()),
             0 => {}
             libc::EINVAL | libc::EOPNOTSUPP if sequence == TABLE_MESSAGE => return Err(no_owner()),
+            // A table of this name that another socket owns (`nft_table_lookup`). Without the right to arm anything it is the
+            // transaction's first message that fails.
+            libc::EPERM if sequence == TABLE_MESSAGE => return Err(call(step, Errno::EEXIST)),
             libc::EOPNOTSUPP | libc::EPROTONOSUPPORT => {
                 return Err(ReadError::Unsupported { feature: "nf_tables".into() });
             }

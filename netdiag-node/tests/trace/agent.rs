@@ -1,0 +1,160 @@
+//! A whole agent: fates and traces over its API, in the node's namespace and in a pod's.
+
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use netdiag_common::forwarding::path::End;
+use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
+use netdiag_common::observation::trace::{TraceRecord, TraceRequest, TraceTuple};
+use netdiag_common::observation::{Observation, Owner, Protocol};
+use netdiag_common::wire::{Ask, WIRE_MAX};
+use netdiag_common::{Gap, GapReason, Need, Reading, Topic};
+
+use crate::lab::pair::{Lab, NODE_ADDRESS, POD_ADDRESS};
+use crate::lab::{Agent, NODE, UID, patient};
+
+/// The agent of the lab may not trace; this one may.
+fn allowed(lab: &Lab) -> Agent {
+    let root = format!("/{}", lab.root);
+    Agent::start(&["--host-netns", lab.node.path().to_str().unwrap(), "--cgroup-root", &root, "--allow-trace"])
+}
+
+fn fate(agent: &Agent, need: &Need) -> Fate {
+    match agent.seen(need) {
+        Observation::Fate(fate) => *fate,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn syn(origin: FateOrigin, source: Option<&str>, destination: &str, destination_port: u16) -> FateRequest {
+    FateRequest {
+        origin,
+        source: source.map(|source| source.parse().unwrap()),
+        destination: destination.parse().unwrap(),
+        transport: FateTransport::Tcp { source_port: None, destination_port, flags: 2 },
+        mark: 0,
+        connection: None,
+    }
+}
+
+fn to_node(seconds: u8, packets: u8) -> TraceRequest {
+    let tuple = TraceTuple {
+        protocol: Protocol::Udp,
+        source: POD_ADDRESS.parse().unwrap(),
+        destination: NODE_ADDRESS.parse().unwrap(),
+        source_port: None,
+        destination_port: Some(9),
+    };
+    TraceRequest { tuple, reply: None, interface: None, seconds, packets, asked_by: Some("the test".into()) }
+}
+
+fn refused(agent: &Agent, need: &Need) -> Gap {
+    match agent.read(need) {
+        Reading::Unavailable { gap } => gap,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Tables inside the pod.
+fn tables(lab: &Lab) -> String {
+    let output = lab.inside.run(|| Command::new("nft").args(["list", "tables"]).output().unwrap());
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn until(what: &str, lab: &Lab, armed: bool) {
+    let started = Instant::now();
+    while tables(lab).contains("netdiag-trace") != armed {
+        assert!(started.elapsed() < patient(Duration::from_secs(8)), "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_way_goes_on_in_the_next_namespace() {
+    let Some(lab) = Lab::start("fate") else { return };
+    if Command::new("nft").arg("--version").output().is_err() {
+        return crate::lab::skip("cannot run nft");
+    }
+    lab.node.sh(
+        "nft 'table inet t { chain in { type filter hook input priority 0; tcp dport 443 counter reject comment \"closed\"; }; }'",
+    );
+    let need = Need::pod(NODE, UID, Topic::Fate(syn(FateOrigin::Sent, None, NODE_ADDRESS, 443)));
+    let inside = fate(&lab.agent, &need);
+    assert_eq!(inside.packet.source().to_string(), POD_ADDRESS);
+    let [path] = &inside.outcome.paths[..] else { panic!("{inside:?}") };
+    let End::Sent { interface, .. } = path.end else { panic!("{:?}", path.end) };
+    let eth0 = inside.interfaces.iter().find(|found| found.index == interface).unwrap();
+    let peer = eth0.peer.as_ref().unwrap();
+    assert_eq!((&*eth0.name, &*eth0.kind, &peer.owner), ("eth0", "veth", &Some(Owner::Host)));
+
+    let origin = FateOrigin::Received(FateInterfaceKey::Index(peer.index));
+    let need = Need::host(NODE, Topic::Fate(syn(origin, Some(POD_ADDRESS), NODE_ADDRESS, 443)));
+    let outside = fate(&lab.agent, &need);
+    assert!(outside.outcome.paths.iter().all(|path| matches!(path.end, End::Rejected { .. })), "{outside:?}");
+    let rule = outside.rules.iter().find(|rule| rule.comment.as_deref() == Some("closed")).unwrap();
+    assert!(rule.text.contains("tcp dport 443") && rule.counter.is_some(), "{}", rule.text);
+    let cable = outside.interfaces.iter().find(|found| found.name == "toPod").unwrap();
+    assert_eq!(cable.peer.as_ref().unwrap().owner, Some(Owner::Pod { uid: UID.to_owned() }));
+
+    let origin = FateOrigin::Received(FateInterfaceKey::Name("eth9".into()));
+    let need = Need::host(NODE, Topic::Fate(syn(origin, Some(POD_ADDRESS), NODE_ADDRESS, 443)));
+    assert_eq!(refused(&lab.agent, &need).why, "interface eth9 is gone");
+}
+
+#[test]
+fn a_trace_needs_the_operators_word_and_keeps_limits() {
+    let Some(lab) = Lab::start("refuse") else { return };
+    let gap = refused(&lab.agent, &Need::pod(NODE, UID, Topic::Trace(to_node(1, 1))));
+    assert_eq!(gap.reason, GapReason::NotAllowed);
+    assert!(gap.remedy.contains("--allow-trace"), "{}", gap.remedy);
+    let gap = refused(&allowed(&lab), &Need::pod(NODE, UID, Topic::Trace(to_node(31, 1))));
+    assert!(gap.why.contains("31 seconds"), "{}", gap.why);
+}
+
+#[test]
+fn a_trace_is_answered_from_the_pods_namespace() {
+    let Some(lab) = Lab::start("answer") else { return };
+    let agent = allowed(&lab);
+    lab.inside.sh("nft 'table ip t { chain out { type filter hook output priority 0; udp dport 9 counter; }; }'");
+    let need = Need::pod(NODE, UID, Topic::Trace(to_node(8, 1)));
+    let record: TraceRecord = std::thread::scope(|scope| {
+        let answer = scope.spawn(|| agent.read(&need));
+        until("arming", &lab, true);
+        // One for each namespace.
+        let second = refused(&agent, &need);
+        assert!(second.why.contains("another trace"), "{}", second.why);
+        lab.inside.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", (NODE_ADDRESS, 9)).unwrap());
+        match answer.join().unwrap() {
+            Reading::Seen { value: Observation::Trace(record), .. } => record,
+            Reading::Unavailable { gap } if gap.reason == GapReason::Kernel => panic!("{gap:?}"),
+            other => panic!("{other:?}"),
+        }
+    });
+    let [packet] = &record.packets[..] else { panic!("{record:?}") };
+    assert_eq!((&*packet.events[0].table, &*packet.events[0].chain), ("t", "out"));
+    let took = record.disarmed.duration_since(record.armed).as_secs();
+    assert!(took < 8, "it went on for {took} s after its last packet");
+    until("disarming", &lab, false);
+}
+
+#[test]
+fn a_trace_ends_with_its_request_and_with_its_agent() {
+    let Some(lab) = Lab::start("hangup") else { return };
+    let mut agent = allowed(&lab);
+    let need = serde_json::to_value(Need::pod(NODE, UID, Topic::Trace(to_node(30, 1)))).unwrap();
+    let ask = Ask { wire: WIRE_MAX, needs: vec![need], budget_ms: 35_000 };
+    let body = serde_json::to_string(&ask).unwrap();
+    agent.hang_up_after("POST /v1/readings", &body, || until("arming", &lab, true));
+    until("disarming by a lost client", &lab, false);
+
+    std::thread::scope(|scope| {
+        let agent = &mut agent;
+        let pid = agent.pid();
+        let asked = scope.spawn(|| agent.request("POST /v1/readings", &body).is_err());
+        until("arming again", &lab, true);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        until("disarming by the kernel", &lab, false);
+        assert!(asked.join().unwrap());
+    });
+}
