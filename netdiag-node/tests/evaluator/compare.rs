@@ -4,7 +4,6 @@
 use netdiag_common::forwarding::conntrack::{Connection, Tuple, status};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::path::{Decision, End, Path};
-use netdiag_common::forwarding::state::Family;
 use netdiag_common::forwarding::{Fact, Outcome, Packet};
 use netdiag_node::host::forwarding::evaluate;
 
@@ -74,24 +73,7 @@ fn expected(path: &Path) -> Vec<Event> {
             Decision::Policy { chain, verdict, .. } => (chain, Kind::Policy, None, verdict),
             _ => return None,
         };
-        let family = match chain.family {
-            Family::Inet => 1,
-            Family::Ip => 2,
-            Family::Ip6 => 10,
-            _ => 0,
-        };
-        let verdict = match verdict {
-            Verdict::Drop => (0, None),
-            Verdict::Accept => (1, None),
-            Verdict::Stolen => (2, None),
-            Verdict::Queue { number, .. } => (3 | i32::from(*number) << 16, None),
-            Verdict::Continue => (-1, None),
-            Verdict::Break => (-2, None),
-            Verdict::Jump(to) => (-3, Some(to.to_string())),
-            Verdict::Goto(to) => (-4, Some(to.to_string())),
-            Verdict::Return => (-5, None),
-            Verdict::Other(code) => (*code, None),
-        };
+        let (family, verdict) = (chain.family, verdict.clone());
         let (table, chain) = (chain.table.to_string(), chain.chain.to_string());
         Some(Event { family, table, chain, kind, handle, verdict, mark })
     });

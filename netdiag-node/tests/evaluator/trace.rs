@@ -2,27 +2,26 @@
 
 use std::fmt;
 
+use netdiag_common::forwarding::expression::Verdict;
+use netdiag_common::forwarding::state::Family;
+use netdiag_common::observation::trace::{TraceEvent, TraceKind};
+use netdiag_node::host::trace::event::events;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 /// `NFNLGRP_NFTRACE`
 const GROUP: u32 = 9;
-
-/// `NF_DROP`
-const DROP: i32 = 0;
 
 pub struct Tracer(Socket);
 
 /// One message, as far as it can be foreseen.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Event {
-    /// `NFPROTO_*` of the table.
-    pub family: u8,
+    pub family: Family,
     pub table: String,
     pub chain: String,
     pub kind: Kind,
     pub handle: Option<u64>,
-    /// Code, and the chain it leads to. Of a policy, its code.
-    pub verdict: (i32, Option<String>),
+    pub verdict: Verdict,
     pub mark: u32,
 }
 
@@ -40,6 +39,14 @@ impl fmt::Debug for Event {
     }
 }
 
+impl From<TraceEvent> for Event {
+    fn from(event: TraceEvent) -> Self {
+        let TraceEvent { family, table, chain, handle, verdict, mark, .. } = event;
+        let kind = if event.kind == TraceKind::Policy { Kind::Policy } else { Kind::Rule };
+        Self { family, table, chain, kind, handle, verdict, mark }
+    }
+}
+
 impl Tracer {
     pub fn open() -> Self {
         let mut socket = Socket::new(NETLINK_NETFILTER).unwrap();
@@ -52,17 +59,18 @@ impl Tracer {
     /// All events before that of the packet which ends in the table of the test; `Err` with those that came, when that one
     /// does not.
     pub fn until_last(&self) -> Result<Vec<Event>, Vec<Event>> {
-        let mut events = Vec::new();
+        let mut seen = Vec::new();
         let mut buffer = vec![0; 64 << 10];
         let patience = std::time::Instant::now() + std::time::Duration::from_secs(5);
         while std::time::Instant::now() < patience {
             match self.0.recv(&mut &mut buffer[..], libc::MSG_DONTWAIT) {
                 Ok(length) => {
-                    for event in messages(&buffer[..length]) {
-                        if event.table == "probe" && event.kind == Kind::Rule && event.verdict.0 == DROP {
-                            return Ok(events);
+                    for traced in events(&buffer[..length]) {
+                        let event = Event::from(traced.unwrap().event);
+                        if event.table == "probe" && event.kind == Kind::Rule && event.verdict == Verdict::Drop {
+                            return Ok(seen);
                         }
-                        events.push(event);
+                        seen.push(event);
                     }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
@@ -71,64 +79,8 @@ impl Tracer {
                 Err(error) => panic!("trace: {error}"),
             }
         }
-        Err(events)
+        Err(seen)
     }
-}
-
-fn messages(mut bytes: &[u8]) -> Vec<Event> {
-    let mut events = Vec::new();
-    while bytes.len() >= 20 {
-        let length = u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize;
-        let family = bytes[16];
-        events.extend(event(family, &bytes[20..length]));
-        bytes = &bytes[length.next_multiple_of(4).min(bytes.len())..];
-    }
-    events
-}
-
-fn event(family: u8, body: &[u8]) -> Option<Event> {
-    let text = |kind| {
-        find(body, kind).map(|value| {
-            String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
-        })
-    };
-    let number = |body: &[u8], kind| find(body, kind).map(|value| u32::from_be_bytes(value[..4].try_into().unwrap()));
-    let kind = match number(body, 4)? {
-        1 => Kind::Policy,
-        _ => Kind::Rule,
-    };
-    let verdict = match kind {
-        Kind::Policy => (number(body, 16)?.cast_signed(), None),
-        Kind::Rule => {
-            let verdict = find(body, 5)?;
-            let chain = find(verdict, 2).map(|value| {
-                String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
-            });
-            (number(verdict, 1)?.cast_signed(), chain)
-        }
-    };
-    Some(Event {
-        family,
-        table: text(1)?,
-        chain: text(2)?,
-        kind,
-        handle: find(body, 3).map(|value| u64::from_be_bytes(value[..8].try_into().unwrap())),
-        verdict,
-        mark: number(body, 14).unwrap_or(0),
-    })
-}
-
-fn find(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    while bytes.len() >= 4 {
-        let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
-        let kind = u16::from_ne_bytes([bytes[2], bytes[3]]) & 0x3fff;
-        let value = bytes.get(4..length)?;
-        if kind == wanted {
-            return Some(value);
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    None
 }
 
 /// Removes all entries of connection tracking from this namespace.
