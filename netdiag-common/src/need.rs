@@ -174,6 +174,14 @@ impl Topic {
         )
     }
 
+    /// Whether it is asked about the node only.
+    pub fn is_host_only(&self) -> bool {
+        matches!(
+            self,
+            Self::Preflight | Self::Pods | Self::ServiceRules | Self::KubeProxy | Self::Drops | Self::Rejects | Self::Tcp | Self::Udp | Self::Dns | Self::Libraries
+        )
+    }
+
     /// The topic's stable name, as it appears in trails, bundles and messages.
     pub fn name(&self) -> &'static str {
         match self {

@@ -23,6 +23,7 @@ pub mod owners;
 pub mod preflight;
 pub mod probe;
 mod rcode;
+mod reader;
 pub mod readings;
 pub mod report;
 pub mod samples;

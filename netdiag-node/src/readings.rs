@@ -3,7 +3,6 @@
 //! Every reader runs on a thread of its own, which may enter a namespace and is not used again. Their number is bounded,
 //! also when some hang: a thread gives its place back only when it ends.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,7 +12,7 @@ use netdiag_common::observation::preflight::Preflight;
 use netdiag_common::observation::probe::ProbeRequest;
 use netdiag_common::observation::trace::TraceRequest;
 use netdiag_common::{Need, Netns, Reading, Topic};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +30,7 @@ use crate::kernel::{Kernel, Sizes, Uprobes};
 use crate::libraries::LibraryWatch;
 use crate::netns::NetnsHandle;
 use crate::owners::Owners;
+use crate::reader::on_thread;
 use crate::samples::Samples;
 use crate::shed::{Budget, Shedding};
 use crate::trace::Traces;
@@ -43,8 +43,6 @@ const MAX_READERS: usize = 4;
 const MAX_PROBES: usize = 16;
 /// How long before its deadline a trace ends: its packets have to be put together and sent.
 const TRACE_MARGIN: Duration = Duration::from_millis(500);
-/// Rules of a large node are walked recursively nowhere; 1 MiB is plenty and only touched pages count.
-const READER_STACK_BYTES: usize = 1024 * 1024;
 
 /// Everything that answers needs, shared by all requests.
 pub struct Readings {
@@ -157,7 +155,7 @@ impl Readings {
         if need.node != self.node {
             return Err(Failure::OtherNode { own: self.node.clone(), asked: need.node.clone() });
         }
-        if need.netns != Netns::Host && is_host_only(&need.topic) {
+        if need.netns != Netns::Host && need.topic.is_host_only() {
             return Err(Failure::HostOnly { topic: need.topic.name() });
         }
         Ok(())
@@ -405,76 +403,6 @@ fn find(attribution: &Attribution, uid: &str, node: &str) -> Result<Pod, Failure
     attribution.find(uid)?.ok_or_else(|| Failure::NoSuchPod { uid: uid.to_owned(), node: node.to_owned() })
 }
 
-/// Runs `work` on a new thread, which holds `place` until it ends. The receiver fails when it panicked.
-fn on_thread<T: Send + 'static>(
-    place: OwnedSemaphorePermit,
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<oneshot::Receiver<Result<T, Failure>>, Failure> {
-    let (sender, receiver) = oneshot::channel();
-    let run = move || {
-        // The default hook has logged the panic; dropping the sender tells the reader.
-        if let Ok(result) = std::panic::catch_unwind(AssertUnwindSafe(work)) {
-            let _ = sender.send(result);
-        }
-        drop(place);
-    };
-    std::thread::Builder::new()
-        .name("reader".to_owned())
-        .stack_size(READER_STACK_BYTES)
-        .spawn(run)
-        .map_err(|source| ReadError::Call { step: "start a thread".to_owned(), source })?;
-    Ok(receiver)
-}
-
-fn is_host_only(topic: &Topic) -> bool {
-    matches!(
-        topic,
-        Topic::Preflight
-            | Topic::Pods
-            | Topic::ServiceRules
-            | Topic::KubeProxy
-            | Topic::Drops
-            | Topic::Rejects
-            | Topic::Tcp
-            | Topic::Udp
-            | Topic::Dns
-            | Topic::Libraries
-    )
-}
-
 fn late(budget: Duration) -> Failure {
     Failure::Late { budget_ms: budget.as_millis() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn place(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
-        Arc::clone(places).acquire_owned().await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn panic_of_a_reader_ends_with_its_thread() {
-        let places = Arc::new(Semaphore::new(1));
-        let answer = on_thread::<()>(place(&places).await, || panic!("a reader's bug")).unwrap();
-        assert!(answer.await.is_err());
-        // The place comes back: one bug does not use up the agent.
-        let answer = on_thread(place(&places).await, || Ok(7)).unwrap();
-        assert_eq!(answer.await.unwrap().unwrap(), 7);
-    }
-
-    #[tokio::test]
-    async fn hanging_reader_keeps_its_place() {
-        let places = Arc::new(Semaphore::new(1));
-        let (release, wait) = std::sync::mpsc::channel::<()>();
-        let answer = on_thread(place(&places).await, move || {
-            let _ = wait.recv();
-            Ok(())
-        });
-        assert!(tokio::time::timeout(Duration::from_millis(50), answer.unwrap()).await.is_err());
-        assert_eq!(places.available_permits(), 0);
-        release.send(()).unwrap();
-        drop(place(&places).await);
-    }
 }

@@ -8,10 +8,11 @@ mod lab;
 mod router;
 
 use std::io::{BufRead as _, BufReader};
+use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use netdiag_common::forwarding::conntrack::Direction;
+use netdiag_common::forwarding::conntrack::{Direction, Entry};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::path::{Decision, End, Path};
 use netdiag_common::observation::Protocol;
@@ -95,7 +96,16 @@ fn a_translated_packet_takes_the_predicted_way() {
     assert_eq!((path.packet.destination().to_string(), path.packet.ports().unwrap().1), (BACKEND.to_owned(), PORT));
     assert!(matches!(path.end, End::Sent { .. }), "{:?}", path.end);
 
-    let reply = &path.connection.as_ref().unwrap().reply;
+    let entry = path.connection.clone().unwrap();
+    let reply = &entry.reply;
+    let answered = FateRequest {
+        origin: FateOrigin::Received(FateInterfaceKey::Name("r1".into())),
+        source: Some(reply.source),
+        destination: reply.destination,
+        transport: FateTransport::Udp { source_port: Some(PORT), destination_port: reply.destination_port },
+        mark: 0,
+        connection: Some(Entry { direction: Direction::Reply, ..entry.clone() }),
+    };
     let reply = TraceTuple {
         protocol: Protocol::Udp,
         source: reply.source,
@@ -108,7 +118,11 @@ fn a_translated_packet_takes_the_predicted_way() {
     let [packet, answer] = &record.packets[..] else { panic!("{record:?}") };
     assert_eq!((packet.direction, answer.direction), (Direction::Original, Direction::Reply));
     assert_eq!(reported(packet), predicted(path));
-    assert!(!answer.events.is_empty());
+    let [back] = &router.node.run(|| forwarding::fate(&answered, &mut |_| None)).unwrap().outcome.paths[..] else {
+        panic!("{answered:?}")
+    };
+    assert_eq!(reported(answer), predicted(back));
+    assert_eq!(back.packet.source().to_string(), SERVICE);
     assert_eq!((record.matched, record.lost, record.left_out), (Some(2), false, 0));
     let headers = packet.events[0].headers.as_ref().unwrap();
     assert_eq!((headers.destination.to_string(), headers.source_port), (SERVICE.to_owned(), 4001));
@@ -139,6 +153,40 @@ fn a_dropped_packet_is_dropped_by_the_predicted_rule() {
         fate.rules.iter().find(|found| found.handle == rule.handle).unwrap().counter.unwrap().packets
     };
     assert_eq!(counted(&predict()) - counted(&before), 1);
+}
+
+#[test]
+fn what_a_process_sends_to_its_own_host_is_one_packet() {
+    let name = "what_a_process_sends_to_its_own_host_is_one_packet";
+    let Some(router) = Router::start("own") else { return };
+    router.nft(
+        "table ip6 own { chain out { type filter hook output priority 0; counter; }
+                         chain pre { type filter hook prerouting priority -300; counter; }
+                         chain in { type filter hook input priority 0; udp dport 9 meta mark set 7; }; }",
+    );
+    let own = "::1".parse().unwrap();
+    let transport = FateTransport::Udp { source_port: Some(4005), destination_port: 9 };
+    let sent =
+        FateRequest { origin: FateOrigin::Sent, source: None, destination: own, transport, mark: 0, connection: None };
+    let fate = router.node.run(|| forwarding::fate(&sent, &mut |_| None)).unwrap();
+    let [path] = &fate.outcome.paths[..] else { panic!("{:?}", fate.outcome) };
+    assert_eq!((fate.packet.source(), &path.end), (own, &End::Delivered));
+
+    let tuple = TraceTuple {
+        protocol: Protocol::Udp,
+        source: own,
+        destination: own,
+        source_port: Some(4005),
+        destination_port: Some(9),
+    };
+    let send = || {
+        router.node.run(|| UdpSocket::bind("[::1]:4005").unwrap().send_to(b"x", "[::1]:9").unwrap());
+    };
+    // The packet is marked when it is sent, and again when it comes back.
+    let Some(record) = traced(name, &router, &request(tuple, 2), send) else { return };
+    let [packet] = &record.packets[..] else { panic!("{record:?}") };
+    assert_eq!(reported(packet), predicted(path));
+    assert_eq!(packet.events.last().unwrap().mark, 7);
 }
 
 #[test]

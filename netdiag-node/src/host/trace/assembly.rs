@@ -39,8 +39,18 @@ pub(super) struct Assembly {
 /// A packet that is on its way.
 struct Open {
     index: usize,
+    /// Where it was seen last.
+    hook: Hook,
     place: Place,
     chain: String,
+}
+
+impl Open {
+    /// What a process sends to its own host comes back by loopback, with its number.
+    fn returns(&self, hook: Hook, input: Option<u32>) -> bool {
+        let was_sent = matches!(self.hook, Hook::Output | Hook::Postrouting);
+        was_sent && hook == Hook::Prerouting && input == Some(LOOPBACK)
+    }
 }
 
 impl Assembly {
@@ -81,13 +91,12 @@ impl Assembly {
             // The first event of a pass through a base chain has the packet's headers, and is in the base chain itself.
             if event.headers.is_some() {
                 let place = place(base);
-                let returned = event.input == Some(LOOPBACK) && base.hook == Hook::Prerouting && open.place.0 > place.0;
                 let is_behind = place > open.place || place == open.place && open.chain != event.chain;
-                if !is_behind && !returned {
+                if !is_behind && !open.returns(base.hook, event.input) {
                     self.open.remove(&id);
                     return;
                 }
-                (open.place, open.chain) = (place, event.chain.clone());
+                (open.hook, open.place, open.chain) = (base.hook, place, event.chain.clone());
             }
         }
         let index = open.index;
@@ -108,14 +117,13 @@ impl Assembly {
         self.marked += 1;
         let hook = if chain.receives { Hook::Prerouting } else { Hook::Output };
         let place = (order(hook), PRIORITY);
-        // What a process sends to its own host comes back by loopback, with its number.
-        if let Some(open) = self.open.get_mut(&id).filter(|_| chain.receives && input == Some(LOOPBACK)) {
-            open.place = place;
+        if let Some(open) = self.open.get_mut(&id).filter(|open| open.returns(hook, input)) {
+            (open.hook, open.place) = (hook, place);
             return;
         }
         let index = self.packets.len();
         self.packets.push(TracedPacket { id, direction: chain.direction, events: Vec::new() });
-        self.open.insert(id, Open { index, place, chain: String::new() });
+        self.open.insert(id, Open { index, hook, place, chain: String::new() });
     }
 }
 
@@ -224,6 +232,19 @@ mod tests {
         let (packets, _) = assembly.finish();
         assert_eq!(packets.len(), 1);
         assert_eq!(chains(&packets[0]), ["out", "post", "raw", "in"]);
+    }
+
+    #[test]
+    fn what_comes_back_by_loopback_with_another_tuple_is_the_same_packet() {
+        let mut assembly = assembly();
+        assembly.feed(traced(7, TABLE, "original-out", None));
+        assembly.feed(traced(7, "t", "out", None));
+        assembly.feed(traced(7, "t", "raw", Some(LOOPBACK)));
+        assembly.feed(traced(7, "t", "in", Some(LOOPBACK)));
+        // Now it has arrived: this is another one.
+        assembly.feed(traced(7, "t", "raw", Some(LOOPBACK)));
+        let (packets, _) = assembly.finish();
+        assert_eq!(chains(&packets[0]), ["out", "raw", "in"]);
     }
 
     #[test]
