@@ -178,7 +178,16 @@ impl Topic {
     pub fn is_host_only(&self) -> bool {
         matches!(
             self,
-            Self::Preflight | Self::Pods | Self::ServiceRules | Self::KubeProxy | Self::Drops | Self::Rejects | Self::Tcp | Self::Udp | Self::Dns | Self::Libraries
+            Self::Preflight
+                | Self::Pods
+                | Self::ServiceRules
+                | Self::KubeProxy
+                | Self::Drops
+                | Self::Rejects
+                | Self::Tcp
+                | Self::Udp
+                | Self::Dns
+                | Self::Libraries
         )
     }
 

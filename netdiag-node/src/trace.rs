@@ -5,8 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use netdiag_common::GapReason;
+use netdiag_common::forwarding::conntrack::Direction;
 use netdiag_common::observation::Owner;
-use netdiag_common::observation::trace::{MAX_TRACE_PACKETS, MAX_TRACE_SECONDS, TraceRecord, TraceRequest, TraceTuple};
+use netdiag_common::observation::trace::{
+    MAX_TRACE_ALTERNATIVES, MAX_TRACE_PACKETS, MAX_TRACE_SECONDS, TraceRecord, TraceRequest, TraceTuple,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::gap::{Failure, OtherFailure};
@@ -14,7 +17,7 @@ use crate::host::{ReadError, trace};
 use crate::netns::NetnsHandle;
 
 /// Traces armed at one time on a node. Each adds two to four chains to one namespace.
-const MAX_ARMED: usize = 4;
+const MAX_ARMED: usize = 16;
 
 /// Who asked is a name, and ends up in a log.
 const MAX_ASKED_BY: usize = 128;
@@ -111,7 +114,15 @@ fn check(request: &TraceRequest) -> Result<(), Failure> {
         return Err(refused("an interface's name has 1 to 15 bytes", limits));
     }
     let is_v4 = request.tuple.source.is_ipv4();
-    for tuple in [Some(&request.tuple), request.reply.as_ref()].into_iter().flatten() {
+    if request.alternatives.len() > MAX_TRACE_ALTERNATIVES {
+        let why = format!(
+            "{} other tuples were asked for, an agent traces {MAX_TRACE_ALTERNATIVES} at most",
+            request.alternatives.len()
+        );
+        return Err(refused(&why, limits));
+    }
+    let directions = [Direction::Original, Direction::Reply];
+    for tuple in directions.into_iter().flat_map(|direction| request.tuples(direction)) {
         check_tuple(tuple, is_v4).map_err(|why| refused(&format!("{tuple}: {why}"), limits))?;
     }
     Ok(())
@@ -136,6 +147,7 @@ fn refused(why: &str, remedy: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use netdiag_common::observation::Protocol;
+    use netdiag_common::observation::trace::TraceAlternative;
 
     use super::*;
 
@@ -147,7 +159,15 @@ mod tests {
             source_port: None,
             destination_port: Some(53),
         };
-        TraceRequest { tuple, reply: None, interface: None, seconds: 1, packets: 1, asked_by: None }
+        TraceRequest {
+            tuple,
+            reply: None,
+            alternatives: Vec::new(),
+            interface: None,
+            seconds: 1,
+            packets: 1,
+            asked_by: None,
+        }
     }
 
     fn why(traces: &Traces, request: &TraceRequest) -> String {
@@ -170,6 +190,12 @@ mod tests {
         let mixed = TraceTuple { destination: "fd00::1".parse().unwrap(), ..request().tuple };
         assert!(why(&traces, &TraceRequest { tuple: mixed, ..request() }).contains("two families"));
         assert!(why(&traces, &TraceRequest { reply: Some(mixed), ..request() }).contains("two families"));
+        let alternatives = vec![TraceAlternative { tuple: request().tuple, reply: Some(mixed) }];
+        assert!(
+            why(&traces, &TraceRequest { alternatives: alternatives.clone(), ..request() }).contains("two families")
+        );
+        let alternatives = alternatives.repeat(MAX_TRACE_ALTERNATIVES + 1);
+        assert!(why(&traces, &TraceRequest { alternatives, ..request() }).contains("17 other tuples"));
         let echo = TraceTuple { protocol: Protocol::Icmp, ..request().tuple };
         assert!(why(&traces, &TraceRequest { tuple: echo, ..request() }).contains("no ports"));
     }
@@ -178,7 +204,7 @@ mod tests {
     fn places_come_back() {
         let traces = Traces::new(true);
         let held: Vec<_> = (0..MAX_ARMED).map(|_| traces.admit(&request()).unwrap()).collect();
-        assert!(why(&traces, &request()).contains("4 traces"));
+        assert!(why(&traces, &request()).contains("16 traces"));
         drop(held);
         assert!(traces.admit(&request()).is_ok());
         let place = traces.place(7).unwrap();

@@ -16,6 +16,9 @@ pub const MAX_TRACE_SECONDS: u8 = 30;
 /// Most packets that an agent lets the kernel trace for one request.
 pub const MAX_TRACE_PACKETS: u8 = 64;
 
+/// Most other tuples that the connection may have, of one request.
+pub const MAX_TRACE_ALTERNATIVES: usize = 16;
+
 /// What to trace. Hard limits are the agent's: [`MAX_TRACE_SECONDS`], [`MAX_TRACE_PACKETS`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TraceRequest {
@@ -24,6 +27,9 @@ pub struct TraceRequest {
     /// Of the answers, when they are traced too. It is `tuple` turned around only where no address is translated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<TraceTuple>,
+    /// Other tuples that the same connection may have here, when it is not known yet which endpoint it is translated to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<TraceAlternative>,
     /// Only packets of `tuple` that arrive on this interface; none for all that arrive or are sent by processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
@@ -33,6 +39,13 @@ pub struct TraceRequest {
     /// For the agent's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_by: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TraceAlternative {
+    pub tuple: TraceTuple,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<TraceTuple>,
 }
 
 /// The packets of one connection in one direction, or of all connections to one port when the source port is not given.
@@ -136,6 +149,21 @@ pub struct TraceConnection {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(value: &u32) -> bool {
     *value == 0
+}
+
+impl TraceRequest {
+    /// All tuples of one direction.
+    pub fn tuples(&self, direction: Direction) -> impl Iterator<Item = &TraceTuple> {
+        let first = match direction {
+            Direction::Original => Some(&self.tuple),
+            Direction::Reply => self.reply.as_ref(),
+        };
+        let others = self.alternatives.iter().filter_map(move |other| match direction {
+            Direction::Original => Some(&other.tuple),
+            Direction::Reply => other.reply.as_ref(),
+        });
+        first.into_iter().chain(others)
+    }
 }
 
 impl std::fmt::Display for TraceTuple {

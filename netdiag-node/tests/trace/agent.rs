@@ -46,7 +46,15 @@ fn to_node(seconds: u8, packets: u8) -> TraceRequest {
         source_port: None,
         destination_port: Some(9),
     };
-    TraceRequest { tuple, reply: None, interface: None, seconds, packets, asked_by: Some("the test".into()) }
+    TraceRequest {
+        tuple,
+        reply: None,
+        alternatives: Vec::new(),
+        interface: None,
+        seconds,
+        packets,
+        asked_by: Some("the test".into()),
+    }
 }
 
 fn refused(agent: &Agent, need: &Need) -> Gap {

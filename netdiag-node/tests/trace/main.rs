@@ -35,7 +35,7 @@ fn tuple(destination: &str, source_port: Option<u16>, destination_port: u16) -> 
 }
 
 fn request(tuple: TraceTuple, packets: u8) -> TraceRequest {
-    TraceRequest { tuple, reply: None, interface: None, seconds: 5, packets, asked_by: None }
+    TraceRequest { tuple, reply: None, alternatives: Vec::new(), interface: None, seconds: 5, packets, asked_by: None }
 }
 
 fn datagram(destination: &str, source_port: u16, destination_port: u16) -> FateRequest {
@@ -113,7 +113,8 @@ fn a_translated_packet_takes_the_predicted_way() {
         source_port: Some(reply.source_port),
         destination_port: Some(reply.destination_port),
     };
-    let request = TraceRequest { reply: Some(reply), ..request(tuple(SERVICE, Some(4001), 80), 2) };
+    let request =
+        TraceRequest { reply: Some(reply), alternatives: Vec::new(), ..request(tuple(SERVICE, Some(4001), 80), 2) };
     let Some(record) = traced(name, &router, &request, || router.ask(SERVICE, 4001, 80)) else { return };
     let [packet, answer] = &record.packets[..] else { panic!("{record:?}") };
     assert_eq!((packet.direction, answer.direction), (Direction::Original, Direction::Reply));

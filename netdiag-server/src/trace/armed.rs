@@ -8,7 +8,9 @@ use netdiag_common::forwarding::conntrack::Direction as Seen;
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::fate::FateTransport;
 use netdiag_common::observation::probe::{ProbeRequest, ProbeResult};
-use netdiag_common::observation::trace::{TraceRecord, TraceRequest, TraceTuple, TracedPacket};
+use netdiag_common::observation::trace::{
+    MAX_TRACE_ALTERNATIVES, TraceAlternative, TraceRecord, TraceRequest, TraceTuple, TracedPacket,
+};
 use netdiag_common::{Gap, Reading, Topic};
 
 use super::Followed;
@@ -37,7 +39,7 @@ pub enum Sent {
 #[derive(Debug, Clone)]
 pub struct Traced {
     pub sent: Sent,
-    records: BTreeMap<(Place, TraceTuple), TraceRecord>,
+    records: BTreeMap<Place, TraceRecord>,
     /// Namespaces in which nothing could be armed.
     pub gaps: Vec<Gap>,
 }
@@ -69,11 +71,10 @@ pub(super) async fn run<S: Source>(
     };
     let (told, sent) = tokio::join!(source.gather(needs, deadline), send);
     for (need, reading) in told {
-        let Topic::Trace(request) = &need.topic else { continue };
         let place = Place { node: need.node.clone(), netns: need.netns.clone() };
         match reading {
             Reading::Seen { value: Observation::Trace(record), .. } => {
-                traced.records.insert((place, request.tuple), record);
+                traced.records.insert(place, record);
             }
             Reading::Unavailable { gap } => traced.gaps.push(gap),
             _ => {}
@@ -89,25 +90,31 @@ pub(super) async fn run<S: Source>(
     traced
 }
 
-/// One trace for each namespace and tuple that some way enters with.
+/// One trace for each namespace, of all tuples that some way enters it with.
 fn requests(path: &Path, followed: &Followed) -> Vec<(Place, TraceRequest)> {
-    let mut requests: BTreeMap<(Place, TraceTuple), Option<TraceTuple>> = BTreeMap::new();
+    let mut places: BTreeMap<Place, BTreeMap<TraceTuple, Option<TraceTuple>>> = BTreeMap::new();
     for way in &followed.ways {
         for leg in way.legs.iter().filter(|leg| leg.direction == Direction::Forward) {
             let reply = way.legs.iter().find(|other| other.direction == Direction::Reply && other.place == leg.place);
-            let entry = requests.entry((leg.place.clone(), tuple(path, leg))).or_default();
-            *entry = entry.or(reply.map(|leg| tuple(path, leg)));
+            let known = places.entry(leg.place.clone()).or_default().entry(tuple(path, leg)).or_default();
+            *known = known.or(reply.map(|leg| tuple(path, leg)));
         }
     }
-    let request = |tuple, reply| TraceRequest {
-        tuple,
-        reply,
-        interface: None,
-        seconds: SECONDS,
-        packets: PACKETS,
-        asked_by: None,
+    let request = |tuples: BTreeMap<TraceTuple, Option<TraceTuple>>| {
+        let mut tuples = tuples.into_iter();
+        let (tuple, reply) = tuples.next()?;
+        let alternatives = tuples.take(MAX_TRACE_ALTERNATIVES).map(|(tuple, reply)| TraceAlternative { tuple, reply });
+        Some(TraceRequest {
+            tuple,
+            reply,
+            alternatives: alternatives.collect(),
+            interface: None,
+            seconds: SECONDS,
+            packets: PACKETS,
+            asked_by: None,
+        })
     };
-    requests.into_iter().map(|((place, tuple), reply)| (place, request(tuple, reply))).collect()
+    places.into_iter().filter_map(|(place, tuples)| Some((place, request(tuples)?))).collect()
 }
 
 /// As the packet enters the namespace.
@@ -129,28 +136,23 @@ fn tuple(path: &Path, leg: &Leg) -> TraceTuple {
 
 impl Traced {
     /// The first packet that the kernel traced for a leg.
-    pub fn packet(&self, path: &Path, way: &Way, leg: &Leg) -> Option<&TracedPacket> {
-        let first = match leg.direction {
-            Direction::Forward => leg,
-            Direction::Reply => way.legs.iter().find(|other| other.place == leg.place)?,
-        };
+    fn packet(&self, leg: &Leg) -> Option<&TracedPacket> {
         let wanted = match leg.direction {
             Direction::Forward => Seen::Original,
             Direction::Reply => Seen::Reply,
         };
-        let record = self.records.get(&(leg.place.clone(), tuple(path, first)))?;
-        record.packets.iter().find(|packet| packet.direction == wanted)
+        self.records.get(&leg.place)?.packets.iter().find(|packet| packet.direction == wanted)
     }
 
     /// The two columns of a leg; none when nothing was traced for it.
-    pub fn compare(&self, path: &Path, way: &Way, leg: &Leg) -> Option<Compared> {
-        self.packet(path, way, leg).map(|packet| compare(leg.path(), packet))
+    pub fn compare(&self, leg: &Leg) -> Option<Compared> {
+        self.packet(leg).map(|packet| compare(leg.path(), packet))
     }
 
     /// The way that the packet took: the one whose namespaces agree most with what was traced, and differ least.
-    pub fn taken<'w>(&self, path: &Path, ways: &'w [Way]) -> Option<&'w Way> {
+    pub fn taken<'w>(&self, ways: &'w [Way]) -> Option<&'w Way> {
         let score = |way: &Way| {
-            let compared: Vec<Compared> = way.legs.iter().filter_map(|leg| self.compare(path, way, leg)).collect();
+            let compared: Vec<Compared> = way.legs.iter().filter_map(|leg| self.compare(leg)).collect();
             let differing = compared.iter().filter(|compared| !compared.is_same()).count();
             let agreed: usize = compared.iter().map(Compared::agreed).sum();
             (compared.len(), std::cmp::Reverse(differing), agreed)

@@ -7,6 +7,7 @@ mod asker;
 mod case;
 mod client;
 mod observed;
+mod traced;
 mod verdict;
 mod world;
 
@@ -75,15 +76,16 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
         Modes::Iptables => &[ProxyMode::Iptables],
         Modes::Both => &[ProxyMode::Nftables, ProxyMode::Iptables],
     };
-    let (of_observe, named): (Vec<String>, Vec<String>) =
-        arguments.cases.iter().cloned().partition(|name| name == observed::NAME);
+    let (special, named): (Vec<String>, Vec<String>) =
+        arguments.cases.iter().cloned().partition(|name| name == observed::NAME || name == traced::NAME);
     let all = arguments.cases.is_empty();
+    let is_meant = |name: &str| all || special.iter().any(|special| special == name);
     let cases = if all || !named.is_empty() { case::load(&named, arguments.extra)? } else { Vec::new() };
     let mut total = Score { right: 0, wrong: 0 };
     for mode in modes {
         let mut right = 0;
         // What the kernels see does not depend on kube-proxy's mode: once is enough.
-        let observes = !of_observe.is_empty() || (all && *mode == ProxyMode::Nftables);
+        let observes = is_meant(observed::NAME) && (!all || *mode == ProxyMode::Nftables);
         for cni in [Cni::Ptp, Cni::Cilium] {
             let chosen: Vec<&Case> = cases.iter().filter(|case| case.cni == cni).collect();
             let observes = observes && cni == Cni::Ptp;
@@ -91,7 +93,12 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
                 right += in_cluster(arguments, *mode, cni, &chosen, observes)?;
             }
         }
-        let asked = cases.len() + usize::from(observes);
+        let traces = is_meant(traced::NAME);
+        if traces {
+            let title = format!("{}: {}", traced::NAME, traced::ABOUT);
+            right += usize::from(is_right(&title, || traced::run(&arguments.prefix, *mode, arguments.keep)));
+        }
+        let asked = cases.len() + usize::from(observes) + usize::from(traces);
         println!("{}: {right} of {asked} right", mode.name());
         total.right += right;
         total.wrong += asked - right;

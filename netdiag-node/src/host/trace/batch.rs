@@ -110,18 +110,16 @@ pub(super) fn arm(request: &TraceRequest) -> Batch {
         });
     });
     for chain in &CHAINS {
-        let tuple = match (chain.direction, &request.reply) {
-            (Direction::Original, _) => &request.tuple,
-            (Direction::Reply, Some(reply)) => reply,
-            (Direction::Reply, None) => continue,
-        };
         let interface = request.interface.as_deref().filter(|_| chain.direction == Direction::Original);
-        if interface.is_some() && !chain.receives {
+        let is_left_out = interface.is_some() && !chain.receives;
+        if is_left_out || request.tuples(chain.direction).next().is_none() {
             continue;
         }
         batch.add(family, libc::NFT_MSG_NEWCHAIN, CREATE, &|body| new_chain(body, chain));
-        // NLM_F_CREATE with NLM_F_APPEND
-        batch.add(family, libc::NFT_MSG_NEWRULE, PLAIN | 0xc00, &|body| new_rule(body, chain, tuple, interface));
+        for tuple in request.tuples(chain.direction) {
+            // NLM_F_CREATE with NLM_F_APPEND
+            batch.add(family, libc::NFT_MSG_NEWRULE, PLAIN | 0xc00, &|body| new_rule(body, chain, tuple, interface));
+        }
     }
     batch.frame(END);
     batch

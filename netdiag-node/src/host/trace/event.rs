@@ -10,7 +10,7 @@ use crate::host::nftables::attribute::Attributes;
 use crate::host::nftables::{family_of, verdict_of};
 
 /// Subsystem 10 (`NFNL_SUBSYS_NFTABLES`), `NFT_MSG_TRACE`.
-const TRACE: u16 = 10 << 8 | 17;
+const TRACE: u16 = 0x0a11;
 
 /// `struct nfgenmsg`
 const GENERIC_BYTES: usize = 4;

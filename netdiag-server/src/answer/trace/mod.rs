@@ -132,13 +132,13 @@ pub fn build(cluster: &Cluster, at: Timestamp, path: &Path, traces: &[Trace]) ->
 fn family(cluster: &Cluster, path: &Path, trace: &Trace) -> FamilyEntry {
     let port = path.port.unwrap_or_default();
     let ways = &trace.followed.ways;
-    let taken = trace.traced.as_ref().and_then(|traced| traced.taken(path, ways));
+    let taken = trace.traced.as_ref().and_then(|traced| traced.taken(ways));
     let entries: Vec<WayEntry> = ways
         .iter()
         .map(|way| {
             let is_taken = taken.is_some_and(|taken| std::ptr::eq(taken, way));
             let traced = trace.traced.as_ref().filter(|_| is_taken);
-            let leg = |leg: &Leg| self::leg(cluster, leg, traced.and_then(|traced| traced.compare(path, way, leg)));
+            let leg = |leg: &Leg| self::leg(cluster, leg, traced.and_then(|traced| traced.compare(leg)));
             WayEntry {
                 chance: way.chance(),
                 taken: is_taken,

@@ -1,0 +1,140 @@
+//! The case `traced`: connections in a dual-stack cluster are predicted namespace by namespace, there and back, on one node and
+//! across two, and the kernels' own trace of one that is sent says the same. Then nothing of it is left on any node.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::client;
+use crate::cluster::{Cluster, Options, ProxyMode};
+use crate::command;
+use crate::install::{self, Installed};
+use crate::netdiag_image::Build;
+
+pub(super) const NAME: &str = "traced";
+pub(super) const ABOUT: &str =
+    "what is predicted of a packet's way is what the kernels trace, across two nodes, IPv4 and IPv6";
+
+/// kube-proxy programs an address that is new within a second or two.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// A trace to each kind of target.
+struct Question {
+    from: &'static str,
+    to: &'static str,
+    /// Whether the answer comes back.
+    answered: bool,
+}
+
+const QUESTIONS: [Question; 4] = [
+    Question { from: "pod/shop/client", to: "service/shop/web:80", answered: true },
+    Question { from: "pod/shop/client-2", to: "service/shop/web:80", answered: true },
+    Question { from: "node/n1", to: "service/shop/web:80", answered: true },
+    Question { from: "pod/shop/client", to: "pod/shop/local-1:9", answered: false },
+];
+
+/// A Service of both families, and agents that may trace.
+const BOTH_FAMILIES: &str = r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#;
+
+/// Runs in a cluster of its own.
+pub(super) fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
+    let name = format!("{prefix}t{}", &mode.name()[..3]);
+    let options = Options { name, mode, dual_stack: true, ..Options::default() };
+    if let Ok(left) = Cluster::attach(&options.name) {
+        left.down()?;
+    }
+    let cluster = Cluster::up(&options)?;
+    let result = in_cluster(&cluster);
+    if !keep {
+        cluster.down()?;
+    }
+    result
+}
+
+fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
+    super::deploy_world(cluster)?;
+    cluster.kubectl(&["-n", "shop", "patch", "service", "web", "--patch", BOTH_FAMILIES])?;
+    let installed = install::install(cluster, Build::Release)?;
+    let refused = trace(cluster, &installed, &QUESTIONS[0], true)?;
+    let mut wrong = Vec::new();
+    if !refused["not_seen"].to_string().contains("--allow-trace") {
+        wrong.push(format!("agents that may not trace do not say so: {}", refused["not_seen"]));
+    }
+    cluster.kubectl(&["-n", "netdiag-system", "set", "env", "daemonset/netdiag-node", "NETDIAG_ALLOW_TRACE=true"])?;
+    cluster.kubectl(&["-n", "netdiag-system", "rollout", "status", "daemonset/netdiag-node", "--timeout=120s"])?;
+    client::is_well(cluster)?;
+    cluster.wait_until("two addresses of Service shop/web with rules", READY_WITHIN, || {
+        trace(cluster, &installed, &QUESTIONS[0], false).is_ok_and(|answer| {
+            answer["families"]
+                .as_array()
+                .is_some_and(|families| families.len() == 2 && families.iter().all(all_answered))
+        })
+    })?;
+    for question in &QUESTIONS {
+        let answer = trace(cluster, &installed, question, true)?;
+        let said = missed(question, &answer);
+        if !said.is_empty() {
+            wrong.extend(said.into_iter().map(|line| format!("{} to {}: {line}", question.from, question.to)));
+            wrong.push(format!("answer: {answer}"));
+        }
+    }
+    for node in cluster.node_names() {
+        let left = cluster.node_exec(&node, &["sh", "-c", "nft list tables | grep netdiag || true"])?;
+        if !left.trim().is_empty() {
+            wrong.push(format!("left on {node}: {left}"));
+        }
+    }
+    Ok(wrong)
+}
+
+/// What is wrong with an answer.
+fn missed(question: &Question, answer: &Value) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if answer["not_seen"] != Value::Array(Vec::new()) {
+        wrong.push(format!("not seen: {}", answer["not_seen"]));
+    }
+    let families = answer["families"].as_array().map_or(&[][..], Vec::as_slice);
+    // Pods of the laboratory have one address of each family.
+    if families.len() != 2 {
+        wrong.push(format!("{} families", families.len()));
+    }
+    for family in families {
+        let name = &family["destination"];
+        if family["agreement"] != "same" {
+            wrong.push(format!("{name}: the trace is {}", family["agreement"]));
+        }
+        if all_answered(family) != question.answered {
+            wrong.push(format!("{name}: not every way ends as it does"));
+        }
+        let sent = family["sent"].as_str().unwrap_or_default();
+        if (sent == "connected") != question.answered {
+            wrong.push(format!("{name}: the attempt ended with {sent:?}"));
+        }
+        let taken = family["ways"].as_array().into_iter().flatten().filter(|way| way["taken"] == true);
+        let untraced = taken.flat_map(|way| way["legs"].as_array().cloned().unwrap_or_default()).filter(|leg| {
+            // A namespace without rules has nothing to trace.
+            leg["place"] == "node" && leg["agreement"] == "not_traced"
+        });
+        wrong.extend(untraced.map(|leg| format!("{name}: nothing was traced on {}", leg["node"])));
+    }
+    wrong
+}
+
+fn all_answered(family: &Value) -> bool {
+    family["ways"].as_array().is_some_and(|ways| !ways.is_empty() && ways.iter().all(|way| way["answered"] == true))
+}
+
+/// Asks as users do: through the server in the cluster.
+fn trace(cluster: &Cluster, installed: &Installed, question: &Question, armed: bool) -> Result<Value> {
+    let mut netdiag = command::tool(&installed.server);
+    netdiag.args(["trace", "--from", question.from, "--to", question.to, "-o", "json"]);
+    if armed {
+        netdiag.arg("--armed");
+    }
+    let output = netdiag.arg("--kubeconfig").arg(cluster.kubeconfig()).output().context("cannot start netdiag")?;
+    serde_json::from_slice(&output.stdout).with_context(|| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        format!("netdiag trace printed no JSON ({}): {}", output.status, command::tail(&said, 5))
+    })
+}
