@@ -231,6 +231,10 @@ pub enum Expression {
     Synproxy,
     /// `nft_dup_ipv4.c`, `nft_dup_ipv6.c`: a copy goes elsewhere, this packet stays.
     Duplicate,
+    /// `ip_tables.c`, `ip6_tables.c`: what an entry itself asks for (`struct ipt_ip`, `struct ip6t_ip6`).
+    XtEntry {
+        info: Vec<u8>,
+    },
     /// `nft_compat.c`: a match of iptables, with its structure as the kernel keeps it.
     XtMatch {
         name: Arc<str>,

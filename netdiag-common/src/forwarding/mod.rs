@@ -1,8 +1,10 @@
-//! What the packet filter of one network namespace does with one packet: an exact evaluator of nf_tables.
+//! What the packet filter of one network namespace does with one packet: an exact evaluator of nf_tables and of legacy
+//! iptables.
 //!
 //! nf_tables is a register machine, and so is this: it executes the kernel's expressions ([`Expression`]) on the packet's
 //! bytes and registers, and does not match on rules in words. What a rule means is then never a question of decoding;
-//! what is not evaluated is an expression with a name.
+//! what is not evaluated is an expression with a name. Entries of legacy tables are rules of the same kind, made of the
+//! kernel's own structures ([`Expression::XtEntry`], [`Expression::XtMatch`], [`Expression::XtTarget`]).
 //!
 //! [`step`] is a pure function of what has been read ([`RuleState`]) and a [`Packet`]. It answers with every path the
 //! packet can take, or with the keys of what has to be read first. So whoever holds the kernel reads only the chains,
@@ -13,7 +15,7 @@
 //! number drawn are one path with the sum of their chances.
 //!
 //! Not evaluated, and said so in [`Path::gaps`] where it is there: chains at devices (netdev, ingress, egress), bridge
-//! and arp tables, legacy iptables, IPVS. Not modelled, and not said: BPF programs at hooks and devices, the MTU, fragments
+//! and arp tables, IPVS. Not modelled, and not said: BPF programs at hooks and devices, the MTU, fragments
 //! before they are put together, IPsec, multicast, whether IPv6 is forwarded at all, whether TCP segments fit the state and window of their connection, ports
 //! that other connections hold, sets that are full.
 

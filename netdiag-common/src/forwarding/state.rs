@@ -45,7 +45,7 @@ pub enum Key {
     Fib(FibQuery),
 }
 
-/// `NFPROTO_*` of a table.
+/// `NFPROTO_*` of a table of nf_tables, or one of the two legacy commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
@@ -55,6 +55,10 @@ pub enum Family {
     Arp,
     Bridge,
     Netdev,
+    /// Of `ip_tables.c`. Handles of its rules are their numbers in the chain, as traces and `iptables -L` count them.
+    LegacyIp,
+    /// Of `ip6_tables.c`.
+    LegacyIp6,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -180,6 +184,9 @@ pub struct Rule {
     /// What its author wrote beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<Arc<str>>,
+    /// As its own command lists it, where that is known; of rules on the packet's way only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,7 +196,7 @@ pub struct BaseChain {
     pub hook: Hook,
     pub priority: i32,
     pub policy: Verdict,
-    /// Handles of table and chain: the order in which they were made.
+    /// Handles of table and chain: the order in which they were made. Legacy iptables has neither, and zeros here.
     pub made: (u64, u64),
 }
 
@@ -201,14 +208,14 @@ pub enum ChainKind {
     Route,
 }
 
-/// Something at hooks that is not evaluated: legacy iptables, IPVS, programs.
+/// Something at hooks that is not evaluated: IPVS, programs, tables of legacy iptables that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Foreign {
     /// None for both.
     pub protocol: Option<Protocol>,
     /// None for all hooks.
     pub hook: Option<Hook>,
-    /// `table filter of legacy iptables`
+    /// `IPVS`
     pub what: String,
 }
 
@@ -301,6 +308,22 @@ impl RuleState {
     }
 }
 
+impl Family {
+    pub fn is_legacy(self) -> bool {
+        matches!(self, Self::LegacyIp | Self::LegacyIp6)
+    }
+
+    /// Whether its chains see packets of this protocol.
+    pub fn sees(self, protocol: Protocol) -> bool {
+        match self {
+            Self::Inet => true,
+            Self::Ip | Self::LegacyIp => protocol == Protocol::Ipv4,
+            Self::Ip6 | Self::LegacyIp6 => protocol == Protocol::Ipv6,
+            Self::Arp | Self::Bridge | Self::Netdev => false,
+        }
+    }
+}
+
 impl std::fmt::Display for Family {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -310,6 +333,8 @@ impl std::fmt::Display for Family {
             Self::Arp => "arp",
             Self::Bridge => "bridge",
             Self::Netdev => "netdev",
+            Self::LegacyIp => "legacy iptables",
+            Self::LegacyIp6 => "legacy ip6tables",
         })
     }
 }

@@ -4,12 +4,20 @@
 use netdiag_common::forwarding::conntrack::{Connection, Tuple, status};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::path::{Decision, End, Path};
-use netdiag_common::forwarding::{Fact, Outcome, Packet};
-use netdiag_node::host::forwarding::evaluate;
+use netdiag_common::forwarding::{Fact, Packet};
+use netdiag_node::host::forwarding::{Evaluation, evaluate};
 
 use crate::lab::Lab;
+use crate::nflog::Log;
 use crate::trace::{Event, Kind, Tracer};
-use crate::{traffic, wire};
+use crate::{nflog, traffic, wire};
+
+/// The two ways in which the kernel tells what it does.
+pub struct Traces {
+    pub tracer: Tracer,
+    /// Of legacy tables; none when the test has none.
+    pub log: Option<Log>,
+}
 
 pub enum Compared {
     /// The path that the kernel took.
@@ -23,29 +31,33 @@ pub enum Compared {
 #[derive(Default)]
 pub struct Connections(Vec<Tuple>);
 
-pub fn compare(lab: &Lab, tracer: &Tracer, packet: &Packet, connections: &mut Connections) -> Compared {
+pub fn compare(lab: &Lab, traces: &Traces, packet: &Packet, connections: &mut Connections) -> Compared {
     let evaluation = match evaluate(packet) {
         Ok(evaluation) => evaluation,
         Err(error) => return Compared::Differs(format!("{} was not evaluated: {error}", traffic::words(packet))),
     };
     let _ = lab.left();
+    let _ = traces.log.as_ref().map(Log::lines);
     lab.send(packet.origin, packet.protocol, &packet.bytes, traffic::mark_of(packet));
     let last = traffic::last(lab);
     lab.send(last.origin, last.protocol, &last.bytes, 0);
-    let events = match tracer.until_last() {
+    let events = match traces.tracer.until_last() {
         Ok(events) => events,
         Err(events) => return Compared::Differs(format!("the last packet was not seen after {events:?}")),
     };
+    let lines = traces.log.as_ref().map(Log::lines);
     let left = lab.left();
+    let logged =
+        |path: &Path| lines.as_ref().is_none_or(|lines| nflog::expected(path, packet, &evaluation.state) == *lines);
     let paths = &evaluation.outcome.paths;
-    match paths.iter().find(|path| expected(path) == events && fate(path, &left).is_ok()) {
+    match paths.iter().find(|path| expected(path) == events && logged(path) && fate(path, &left).is_ok()) {
         Some(path) => {
             let entry = path.connection.as_ref().filter(|entry| entry.status & status::CONFIRMED != 0);
             connections.0.extend(entry.map(|entry| entry.reply.clone()));
             Compared::Same(Box::new(path.clone()))
         }
         None if evaluation.outcome.cut || takes_a_used_port(paths, packet, connections) => Compared::SetAside,
-        None => Compared::Differs(complaint(packet, &evaluation.outcome, &events, &left)),
+        None => Compared::Differs(complaint(packet, &evaluation, (&events, lines.as_deref()), &left)),
     }
 }
 
@@ -73,6 +85,9 @@ fn expected(path: &Path) -> Vec<Event> {
             Decision::Policy { chain, verdict, .. } => (chain, Kind::Policy, None, verdict),
             _ => return None,
         };
+        if chain.family.is_legacy() {
+            return None;
+        }
         let (family, verdict) = (chain.family, verdict.clone());
         let (table, chain) = (chain.table.to_string(), chain.chain.to_string());
         Some(Event { family, table, chain, kind, handle, verdict, mark })
@@ -111,10 +126,18 @@ fn fate(path: &Path, left: &[(u32, Vec<u8>)]) -> Result<(), String> {
     }
 }
 
-fn complaint(packet: &Packet, outcome: &Outcome, events: &[Event], left: &[(u32, Vec<u8>)]) -> String {
+fn complaint(
+    packet: &Packet,
+    Evaluation { outcome, state }: &Evaluation,
+    (events, lines): (&[Event], Option<&[nflog::Line]>),
+    left: &[(u32, Vec<u8>)],
+) -> String {
     let mut text = format!("packet {}\nkernel:\n", traffic::words(packet));
     for event in events {
         text += &format!("  {event:?}\n");
+    }
+    for line in lines.unwrap_or_default() {
+        text += &format!("  {line:?}\n");
     }
     text += &format!("  left: {left:02x?}\n");
     for path in outcome.paths.iter().take(4) {
@@ -122,6 +145,10 @@ fn complaint(packet: &Packet, outcome: &Outcome, events: &[Event], left: &[(u32,
         for event in expected(path) {
             let mark = if events.contains(&event) { " " } else { "*" };
             text += &format!(" {mark}{event:?}\n");
+        }
+        for line in lines.iter().flat_map(|_| nflog::expected(path, packet, state)) {
+            let mark = if lines.is_some_and(|lines| lines.contains(&line)) { " " } else { "*" };
+            text += &format!(" {mark}{line:?}\n");
         }
         text += &format!("  fate: {:?}\n", fate(path, left));
         for decision in &path.decisions {

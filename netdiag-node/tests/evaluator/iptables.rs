@@ -5,12 +5,13 @@ use crate::lab::{feed, nft};
 use crate::random::Random;
 use crate::rules::{PORTS, PROBE, V4, V6};
 
-/// A hook and the tables that have a chain there.
-const CHAINS: [(&str, &[&str]); 4] = [
+/// Tables and their base chains.
+const CHAINS: [(&str, &[&str]); 5] = [
     ("raw", &["PREROUTING", "OUTPUT"]),
     ("mangle", &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"]),
     ("nat", &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"]),
     ("filter", &["INPUT", "FORWARD", "OUTPUT"]),
+    ("security", &["INPUT", "FORWARD", "OUTPUT"]),
 ];
 
 /// Loads random rules of both families, without those that are refused; what was loaded.
@@ -18,17 +19,17 @@ pub fn load(random: &mut Random) -> Result<String, String> {
     nft(&format!("flush ruleset\n{PROBE}"))?;
     let mut text = String::new();
     for (tool, v6) in [("iptables-nft-restore", false), ("ip6tables-nft-restore", true)] {
-        text += &format!("# {tool}\n{}", restore(tool, &ruleset(random, v6))?);
+        text += &format!("# {tool}\n{}", restore(tool, &[], &ruleset(random, v6))?);
     }
     Ok(text)
 }
 
-fn restore(tool: &str, rules: &str) -> Result<String, String> {
+pub fn restore(tool: &str, arguments: &[&str], rules: &str) -> Result<String, String> {
     const MOST: usize = 12;
     let mut lines: Vec<&str> = rules.lines().collect();
     for _ in 0..MOST {
         let text = lines.join("\n") + "\n";
-        let Err(why) = feed(tool, &[], &text) else { return Ok(text) };
+        let Err(why) = feed(tool, arguments, &text) else { return Ok(text) };
         // `Error occurred at line: 7`, `line 7 failed`
         let number = why.split("line").skip(1).find_map(|rest| {
             let digits: String =
@@ -45,10 +46,11 @@ fn restore(tool: &str, rules: &str) -> Result<String, String> {
     Err(format!("{tool} refuses more than {MOST} rules of\n{rules}"))
 }
 
-fn ruleset(random: &mut Random, v6: bool) -> String {
+pub fn ruleset(random: &mut Random, v6: bool) -> String {
     let mut text = String::new();
     for (table, hooks) in CHAINS {
-        if random.percent(20) {
+        let unusual = table == "security";
+        if random.percent(if unusual { 70 } else { 20 }) {
             continue;
         }
         text += &format!("*{table}\n");
@@ -123,7 +125,8 @@ fn matches(random: &mut Random, v6: bool, protocol: &str, chain: &str) -> String
         19 => format!(
             "-m addrtype {not}--{}-type {}",
             random.pick(&["src", "dst"]),
-            random.pick(&["LOCAL", "UNICAST", "LOCAL,BROADCAST"])
+            // There is no broadcast in IPv6.
+            random.pick(&["LOCAL", "UNICAST", if v6 { "LOCAL,MULTICAST" } else { "LOCAL,BROADCAST" }])
         ),
         20 => format!(
             "-m statistic --mode {}",

@@ -9,18 +9,21 @@ mod compare;
 mod fixed;
 mod iptables;
 mod lab;
+mod legacy;
+mod nflog;
 mod random;
 mod rules;
 mod trace;
 mod traffic;
 mod wire;
 
-use compare::{Compared, Connections};
+use compare::{Compared, Connections, Traces};
 use lab::Lab;
 use netdiag_common::forwarding::Fact;
 use netdiag_common::forwarding::conntrack::{Connection, status};
 use netdiag_common::forwarding::packet::Packet;
 use netdiag_common::forwarding::path::{Decision, End, Path};
+use nflog::Log;
 use random::Random;
 use trace::Tracer;
 
@@ -46,15 +49,28 @@ fn rules_of_iptables_do_what_the_evaluator_says() {
     run("rules_of_iptables_do_what_the_evaluator_says", iptables::load);
 }
 
+#[test]
+fn rules_of_legacy_iptables_do_what_the_evaluator_says() {
+    let name = "rules_of_legacy_iptables_do_what_the_evaluator_says";
+    lab::in_lab(name, move |lab| match legacy::prepare() {
+        Ok(log) => run_with(name, lab, legacy::load, Some(log)),
+        Err(why) => println!("netdiag-skip: {name}: {why}"),
+    });
+}
+
 fn run(name: &'static str, load: Load) {
-    lab::in_lab(name, move |lab| {
+    lab::in_lab(name, move |lab| run_with(name, lab, load, None));
+}
+
+fn run_with(name: &'static str, lab: &Lab, load: Load, log: Option<Log>) {
+    {
         let wanted = number("NETDIAG_EVALUATOR_CASES").unwrap_or(CASES);
         let only = number("NETDIAG_EVALUATOR_ONLY");
         let mut seed = only.or(number("NETDIAG_EVALUATOR_FIRST")).unwrap_or(1);
-        let tracer = Tracer::open();
+        let traces = Traces { tracer: Tracer::open(), log };
         let mut tally = Tally::default();
         while tally.cases < wanted && tally.refused.len() < REFUSED {
-            ruleset(lab, &tracer, seed, load, &mut tally);
+            ruleset(lab, &traces, seed, load, &mut tally);
             if only.is_some() {
                 break;
             }
@@ -66,7 +82,7 @@ fn run(name: &'static str, load: Load) {
         }
         assert!(tally.refused.is_empty(), "{} rulesets were refused", tally.refused.len());
         assert!(tally.complaints.is_empty(), "{} disagreements", tally.complaints.len());
-    });
+    }
 }
 
 #[derive(Default)]
@@ -116,7 +132,7 @@ impl Tally {
     }
 }
 
-fn ruleset(lab: &Lab, tracer: &Tracer, seed: usize, load: Load, tally: &mut Tally) {
+fn ruleset(lab: &Lab, traces: &Traces, seed: usize, load: Load, tally: &mut Tally) {
     let mut random = Random(seed as u64);
     let rules = match load(&mut random) {
         Ok(rules) => rules,
@@ -132,7 +148,7 @@ fn ruleset(lab: &Lab, tracer: &Tracer, seed: usize, load: Load, tally: &mut Tall
         let first = traffic::packet(lab, &mut random, u16::try_from(20_000 + number * 7).unwrap());
         let case = format!("ruleset {seed}, packet {number}");
         conversation(&first, lab, &mut |packet| {
-            let compared = compare::compare(lab, tracer, packet, &mut connections);
+            let compared = compare::compare(lab, traces, packet, &mut connections);
             tally.add(compared, packet, &case, &rules)
         });
     }
@@ -158,18 +174,32 @@ fn conversation(first: &Packet, lab: &Lab, check: &mut dyn FnMut(&Packet) -> Opt
 #[test]
 fn differences_found_before_are_none_now() {
     lab::in_lab("differences_found_before_are_none_now", |lab| {
-        let tracer = Tracer::open();
+        let log = legacy::prepare();
+        if let Err(why) = &log {
+            println!("netdiag-skip: differences_found_before_are_none_now, its legacy rules: {why}");
+        }
+        let traces = Traces { tracer: Tracer::open(), log: log.ok() };
         let mut tally = Tally::default();
         for case in &fixed::CASES {
             lab::nft(&format!("flush ruleset\n{}", rules::PROBE)).unwrap();
-            let arguments: &[&str] = if case.tool == "nft" { &["-f", "-"] } else { &[] };
+            let is_legacy = case.tool.contains("legacy");
+            if traces.log.is_some() {
+                legacy::clear().unwrap();
+            } else if is_legacy {
+                continue;
+            }
+            let arguments: &[&str] = match case.tool {
+                "nft" => &["-f", "-"],
+                _ if is_legacy => &legacy::PATIENT,
+                _ => &[],
+            };
             lab::feed(case.tool, arguments, case.rules).unwrap_or_else(|why| panic!("{}: {why}", case.fact));
             trace::forget_connections();
             let mut connections = Connections::default();
             tally.rulesets += 1;
             for first in (case.packets)(lab) {
                 conversation(&first, lab, &mut |packet| {
-                    let compared = compare::compare(lab, &tracer, packet, &mut connections);
+                    let compared = compare::compare(lab, &traces, packet, &mut connections);
                     tally.add(compared, packet, case.fact, case.rules)
                 });
             }

@@ -75,6 +75,7 @@ impl<'a> Run<'a> {
                 }
                 Ok(Verdict::Break)
             }
+            Expression::XtEntry { info } => Ok(self.xt_entry(info)),
             Expression::XtMatch { name, revision, info } => self.xt_match(name, *revision, info),
             Expression::XtTarget { name, revision, info } => self.xt_target(name, *revision, info),
             Expression::Unknown { name } => {

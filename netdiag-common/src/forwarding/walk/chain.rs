@@ -42,7 +42,7 @@ pub(super) fn filter<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<()> {
     }
 }
 
-/// `nft_do_chain`
+/// `nft_do_chain`, `ipt_do_table`, `ip6t_do_table`
 fn chain<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<Verdict> {
     let mut key = base.key.clone();
     let mut rules = rules(run, &key)?;
@@ -62,7 +62,8 @@ fn chain<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<Verdict> {
             }
         }
         match verdict {
-            Verdict::Jump(to) if returns.len() >= MAX_JUMPS => {
+            // Legacy tables have a stack as deep as they have chains, and no loops (`mark_source_chains`).
+            Verdict::Jump(to) if returns.len() >= MAX_JUMPS && !key.family.is_legacy() => {
                 return Err(run.unknown(format!("more than {MAX_JUMPS} jumps lead to chain {to}")));
             }
             Verdict::Jump(to) => {

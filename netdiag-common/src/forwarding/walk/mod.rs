@@ -7,6 +7,7 @@
 //! ```
 
 mod chain;
+mod order;
 mod plan;
 mod tracking;
 
@@ -169,7 +170,11 @@ fn hook<'a>(run: &mut Run<'a>, plan: &Plan<'a>, hook: Hook) -> Result<()> {
             Call::Conntrack => tracking::track(run)?,
             Call::Confirm => tracking::confirm(run),
             Call::Nat(chains) => tracking::translate(run, chains)?,
-            Call::Chain(chain) => chain::filter(run, chain)?,
+            Call::Chains(chains) => {
+                for chain in order::decided(run, chains)? {
+                    chain::filter(run, chain)?;
+                }
+            }
             Call::Foreign(foreign) => {
                 let gap = format!("{} at {hook} is not evaluated", foreign.what);
                 if !run.gaps.contains(&gap) {

@@ -3,7 +3,10 @@
 //! Chains of one hook run by priority; of equal ones the kernel runs the one first that was registered last
 //! (`nf_hook_entries_grow`), which is taken to be the one that was made last. Chains of type nat do not run by their own
 //! priority: they are called from the one hook of address translation (`nf_nat_register_fn`), one after the other until
-//! one of them translates, for packets that begin a connection only.
+//! one of them translates, for packets that begin a connection only. The nat tables of legacy iptables are called from
+//! there as well (`ipt_nat_register_lookups`).
+
+use std::cmp::Reverse;
 
 use crate::forwarding::packet::Protocol;
 use crate::forwarding::state::{BaseChain, ChainKind, Family, Foreign, Hook, Hooks};
@@ -20,7 +23,8 @@ pub(in crate::forwarding) struct Plan<'a> {
 }
 
 pub(super) enum Call<'a> {
-    Chain(&'a BaseChain),
+    /// Of one priority.
+    Chains(Vec<&'a BaseChain>),
     Conntrack,
     Nat(Vec<&'a BaseChain>),
     /// Connections are entered into the table.
@@ -48,21 +52,18 @@ impl<'a> Plan<'a> {
 }
 
 fn calls(hooks: &Hooks, protocol: Protocol, hook: Hook) -> Vec<Call<'_>> {
-    let family = if protocol == Protocol::Ipv4 { Family::Ip } else { Family::Ip6 };
-    let here =
-        |chain: &&BaseChain| chain.hook == hook && (chain.key.family == family || chain.key.family == Family::Inet);
+    let here = |chain: &&BaseChain| chain.hook == hook && chain.key.family.sees(protocol);
     let mut chains: Vec<&BaseChain> = hooks.chains.iter().filter(here).collect();
-    chains.sort_by(|a, b| a.priority.cmp(&b.priority).then(b.made.cmp(&a.made)));
+    // Legacy tables in front of their equals, which is where `order::decided` expects them.
+    let rank = |chain: &BaseChain| (chain.priority, !chain.key.family.is_legacy(), Reverse(chain.made));
+    chains.sort_by_key(|chain| rank(chain));
     let (nat, filter): (Vec<_>, Vec<_>) = chains.into_iter().partition(|chain| chain.kind == ChainKind::Nat);
     let mut calls: Vec<(i32, Call<'_>)> = Vec::new();
     if matches!(hook, Hook::Prerouting | Hook::Output) {
         calls.push((CONNTRACK_PRIORITY, Call::Conntrack));
     }
     // All four hooks of address translation exist as soon as one chain uses any of them.
-    let translated = hooks
-        .chains
-        .iter()
-        .any(|chain| chain.kind == ChainKind::Nat && (chain.key.family == family || chain.key.family == Family::Inet));
+    let translated = hooks.chains.iter().any(|chain| chain.kind == ChainKind::Nat && chain.key.family.sees(protocol));
     if translated {
         match hook {
             Hook::Prerouting | Hook::Output => calls.push((DESTINATION_NAT_PRIORITY, Call::Nat(nat))),
@@ -70,7 +71,8 @@ fn calls(hooks: &Hooks, protocol: Protocol, hook: Hook) -> Vec<Call<'_>> {
             _ => {}
         }
     }
-    calls.extend(filter.into_iter().map(|chain| (chain.priority, Call::Chain(chain))));
+    let equal = filter.chunk_by(|a, b| a.priority == b.priority);
+    calls.extend(equal.map(|chains| (chains[0].priority, Call::Chains(chains.to_vec()))));
     if matches!(hook, Hook::Input | Hook::Postrouting) {
         calls.push((i32::MAX, Call::Confirm));
     }

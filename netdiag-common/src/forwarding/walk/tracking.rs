@@ -1,7 +1,7 @@
 //! What connection tracking and address translation do at their hooks.
 
 use super::chain::filter;
-use super::reroute;
+use super::{order, reroute};
 use crate::forwarding::conntrack::{Connection, Direction, Newcomer, State, Tuple, newcomer, status};
 use crate::forwarding::expression::NatKind;
 use crate::forwarding::fact::Fact;
@@ -91,7 +91,7 @@ pub(super) fn translate<'a>(run: &mut Run<'a>, chains: &[&'a BaseChain]) -> Resu
             }
         }
         Tracking::Tracked(_) => {
-            for chain in chains {
+            for chain in order::decided(run, chains)? {
                 if is_done(run) {
                     break;
                 }

@@ -2,21 +2,21 @@
 //! steps again, so that only what is on the packet's way is read.
 
 mod fate;
+mod filters;
 mod route;
 mod tracking;
 
 use std::sync::Arc;
 
-use netdiag_common::forwarding::packet::Protocol;
 use netdiag_common::forwarding::set::{Element, Elements, Set};
 use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, SetKey};
 use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, step};
 
 pub use self::fate::fate;
 pub(crate) use self::fate::interfaces;
+use self::filters::Filters;
 use self::route::Routes;
-use super::nftables::ExactTables;
-use super::{ReadError, file, iptables, own_net, trace};
+use super::{ReadError, file, own_net, trace};
 
 /// Times that the rules may change under a reading before it is given up. Writers such as kube-proxy commit in bursts of
 /// a few.
@@ -38,15 +38,17 @@ pub struct Evaluation {
 
 /// Reads lazily, and again when the rules changed meanwhile.
 pub fn evaluate(packet: &Packet) -> Result<Evaluation, ReadError> {
-    let mut tables = ExactTables::open()?;
+    let mut tables = Filters::open()?;
     let mut routes = Routes::open()?;
     for _ in 0..MAX_ATTEMPTS {
-        let before = tables.generation()?;
+        let before = tables.nftables.generation()?;
         let mut state = RuleState { generation: before, ..RuleState::default() };
         let outcome = complete(&mut state, packet, &mut tables, &mut routes);
         // An error while the rules changed may be that of a half-seen ruleset.
-        if tables.generation()? == before {
-            return outcome.map(|outcome| Evaluation { outcome, state });
+        if tables.nftables.generation()? == before {
+            let outcome = outcome?;
+            tables.add_texts(&outcome, &mut state);
+            return Ok(Evaluation { outcome, state });
         }
     }
     Err(malformed(format!("the rules changed during each of {MAX_ATTEMPTS} readings")))
@@ -56,7 +58,7 @@ pub fn evaluate(packet: &Packet) -> Result<Evaluation, ReadError> {
 fn complete(
     state: &mut RuleState,
     packet: &Packet,
-    tables: &mut ExactTables,
+    tables: &mut Filters,
     routes: &mut Routes,
 ) -> Result<Outcome, ReadError> {
     let mut read = 0;
@@ -80,28 +82,29 @@ fn malformed(why: String) -> ReadError {
     ReadError::Malformed { what: "the packet filter".into(), why }
 }
 
-fn fill(state: &mut RuleState, key: Key, tables: &mut ExactTables, routes: &mut Routes) -> Result<(), ReadError> {
+fn fill(state: &mut RuleState, key: Key, tables: &mut Filters, routes: &mut Routes) -> Result<(), ReadError> {
     match key {
         Key::Hooks => {
-            let mut chains = tables.base_chains()?;
+            let (mut chains, mut foreign) = tables.base_chains()?;
             // An armed trace decides nothing, and would split every path in two at its limit.
             chains.retain(|chain| &*chain.key.table != trace::TABLE);
-            state.hooks = Some(Hooks { chains, foreign: foreign()? });
+            foreign.extend(virtual_servers()?);
+            state.hooks = Some(Hooks { chains, foreign });
         }
         Key::Chain(key) => {
             let chain = tables.chain(&key)?;
             state.chains.0.insert(key, chain);
         }
         Key::Set(key) => {
-            let set = tables.set(&key)?;
+            let set = tables.nftables.set(&key)?;
             state.sets.0.insert(key, set);
         }
         Key::Element { set, key } => {
-            let element = tables.element(&set, &key)?;
+            let element = tables.nftables.element(&set, &key)?;
             keep(state, &set, key, element);
         }
         Key::CatchAll { set } => {
-            let element = tables.catch_all(&set)?;
+            let element = tables.nftables.catch_all(&set)?;
             keep(state, &set, Vec::new(), element);
         }
         Key::Interface { index } => {
@@ -136,30 +139,13 @@ fn keep(state: &mut RuleState, set: &SetKey, key: Vec<u8>, element: Option<Arc<E
     }
 }
 
-/// What is at hooks and is not nf_tables.
-fn foreign() -> Result<Vec<Foreign>, ReadError> {
-    let mut foreign = Vec::new();
-    if has_virtual_servers()? {
-        let what = "IPVS".to_owned();
-        let hooks = [Hook::Input, Hook::Forward, Hook::Output];
-        foreign.extend(hooks.map(|hook| Foreign { protocol: None, hook: Some(hook), what: what.clone() }));
+/// IPVS, where it has anything to do.
+fn virtual_servers() -> Result<Vec<Foreign>, ReadError> {
+    if !has_virtual_servers()? {
+        return Ok(Vec::new());
     }
-    for (protocol, name) in iptables::table_names()? {
-        let hooks: &[Hook] = match &*name {
-            "raw" => &[Hook::Prerouting, Hook::Output],
-            "filter" | "security" => &[Hook::Input, Hook::Forward, Hook::Output],
-            "nat" => &[Hook::Prerouting, Hook::Input, Hook::Output, Hook::Postrouting],
-            _ => &[Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting],
-        };
-        let protocol = if protocol == "ip" { Protocol::Ipv4 } else { Protocol::Ipv6 };
-        let what = format!("table {name} of legacy iptables");
-        foreign.extend(hooks.iter().map(|hook| Foreign {
-            protocol: Some(protocol),
-            hook: Some(*hook),
-            what: what.clone(),
-        }));
-    }
-    Ok(foreign)
+    let at = |hook| Foreign { protocol: None, hook: Some(hook), what: "IPVS".into() };
+    Ok([Hook::Input, Hook::Forward, Hook::Output].map(at).into())
 }
 
 /// Whether IPVS has anything to do here. The file has three lines of headings, and is there with the module.

@@ -2,13 +2,13 @@
 //! needs it there, and does not say so. The rules say it: one that looks at connections or translates addresses is enough.
 
 use netdiag_common::forwarding::packet::Protocol;
-use netdiag_common::forwarding::state::{Chain, ChainKey, Family};
+use netdiag_common::forwarding::state::{Chain, ChainKey};
 use netdiag_common::forwarding::{Expression, RuleState};
 use nix::sys::socket::SockProtocol;
 
+use super::filters::Filters;
 use crate::host::ReadError;
 use crate::host::netlink::{IPV4, IPV6, Netlink};
-use crate::host::nftables::ExactTables;
 
 /// `IPCTNL_MSG_CT_GET` of ctnetlink.
 const GET_CONNECTIONS: u16 = 0x0101;
@@ -35,11 +35,7 @@ const XT: [&str; 16] = [
 
 /// Looks through the chains that were read, then through base chains, which are read now and kept, then through the others,
 /// until a rule needs it.
-pub(super) fn is_tracked(
-    protocol: Protocol,
-    state: &mut RuleState,
-    tables: &mut ExactTables,
-) -> Result<bool, ReadError> {
+pub(super) fn is_tracked(protocol: Protocol, state: &mut RuleState, tables: &mut Filters) -> Result<bool, ReadError> {
     if state.chains.0.iter().any(|(key, chain)| chain.as_ref().is_some_and(|chain| asks(key, chain, protocol))) {
         return Ok(true);
     }
@@ -56,12 +52,15 @@ pub(super) fn is_tracked(
             return Ok(true);
         }
     }
-    for key in tables.chain_keys()? {
+    if tables.has_legacy_part(protocol, &part_needs) {
+        return Ok(true);
+    }
+    for key in tables.nftables.chain_keys()? {
         if !state.chains.0.contains_key(&key) && tables.chain(&key)?.is_some_and(|chain| asks(&key, &chain, protocol)) {
             return Ok(true);
         }
     }
-    // Legacy iptables may need it as well; then there are connections.
+    // What could not be read may need it as well; then there are connections.
     if state.hooks.as_ref().is_some_and(|hooks| !hooks.foreign.is_empty()) {
         has_connections(protocol)
     } else {
@@ -70,9 +69,8 @@ pub(super) fn is_tracked(
 }
 
 fn asks(key: &ChainKey, chain: &Chain, protocol: Protocol) -> bool {
-    let own = if protocol == Protocol::Ipv4 { Family::Ip } else { Family::Ip6 };
-    let of_table = key.family == own || key.family == Family::Inet;
-    of_table && chain.rules.iter().flat_map(|rule| &rule.expressions).any(|expression| needs(expression, protocol))
+    key.family.sees(protocol)
+        && chain.rules.iter().flat_map(|rule| &rule.expressions).any(|expression| needs(expression, protocol))
 }
 
 /// Whether the expression calls `nf_ct_netns_get` when it is loaded (Linux 6.18).
@@ -90,10 +88,16 @@ fn needs(expression: &Expression, protocol: Protocol) -> bool {
         // Connection limit, helper, timeout, expectation, synproxy.
         Expression::Object { kind, .. } => matches!(kind, 3 | 5 | 7 | 9 | 10),
         Expression::Dynset { expressions, .. } => expressions.iter().any(|inner| needs(inner, protocol)),
-        // Not to be tracked (`XT_CT_NOTRACK`) takes no tracking.
-        Expression::XtTarget { name, info, .. } if &**name == "CT" => info.first().is_some_and(|flags| flags & 1 == 0),
-        Expression::XtMatch { name, .. } | Expression::XtTarget { name, .. } => XT.contains(&&**name),
+        Expression::XtMatch { name, info, .. } | Expression::XtTarget { name, info, .. } => part_needs(name, info),
         _ => false,
+    }
+}
+
+fn part_needs(name: &str, info: &[u8]) -> bool {
+    match name {
+        // Not to be tracked (`XT_CT_NOTRACK`) takes no tracking.
+        "CT" => info.first().is_some_and(|flags| flags & 1 == 0),
+        name => XT.contains(&name),
     }
 }
 

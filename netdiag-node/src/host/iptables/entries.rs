@@ -1,15 +1,15 @@
 //! Makes chains of the entries of a table, which lie one after the other and are told apart by offsets.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use netdiag_common::observation::rules::{Backend, BaseChain, Chain, Hook, Table, Verdict};
 
-use super::entry::{ERROR_TARGET, Entry, split};
+use super::entry::{ERROR_TARGET, Entry, Starts, split};
 use super::sockopt::{Blob, Family, HOOKS};
 use crate::host::ReadError;
 use crate::host::budget::Budget;
 
-const HOOK_NAMES: [(&str, Hook); HOOKS] = [
+pub(super) const HOOK_NAMES: [(&str, Hook); HOOKS] = [
     ("PREROUTING", Hook::Prerouting),
     ("INPUT", Hook::Input),
     ("FORWARD", Hook::Forward),
@@ -75,16 +75,16 @@ fn hook_at(blob: &Blob, offsets: &[u32; HOOKS], at: usize) -> Option<usize> {
 }
 
 /// Where jumps lead: the offset of the first rule of each chain.
-fn chain_starts(blob: &Blob, entries: &[Entry<'_>]) -> HashMap<usize, String> {
-    let own = entries.iter().filter_map(|entry| Some((entry.at + entry.body.len(), entry.chain_name()?)));
+fn chain_starts(blob: &Blob, entries: &[Entry<'_>]) -> Starts {
+    let own = entries.iter().filter_map(|entry| Some((entry.at + entry.body.len(), entry.chain_name()?.into())));
     let base = entries.iter().filter_map(|entry| {
-        hook_at(blob, &blob.hook_entry, entry.at).map(|hook| (entry.at, HOOK_NAMES[hook].0.to_owned()))
+        hook_at(blob, &blob.hook_entry, entry.at).map(|hook| (entry.at, HOOK_NAMES[hook].0.into()))
     });
     own.chain(base).collect()
 }
 
 /// Where the tables of `iptable_*.ko` register themselves (`enum nf_ip_hook_priorities`).
-fn priority(table: &str, hook: Hook) -> i32 {
+pub(super) fn priority(table: &str, hook: Hook) -> i32 {
     match (table, hook) {
         ("raw", _) => -300,
         ("mangle", _) => -150,
@@ -95,7 +95,7 @@ fn priority(table: &str, hook: Hook) -> i32 {
     }
 }
 
-fn kind(table: &str, hook: Hook) -> &'static str {
+pub(super) fn kind(table: &str, hook: Hook) -> &'static str {
     match (table, hook) {
         ("nat", _) => "nat",
         // Its rules may change how a local packet is routed.

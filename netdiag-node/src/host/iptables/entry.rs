@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use netdiag_common::observation::Protocol;
@@ -56,6 +58,9 @@ const PART_NAME_BYTES: usize = 29;
 /// The target that names a chain, and ends the table under its own name (`XT_ERROR_TARGET`).
 pub(super) const ERROR_TARGET: &str = "ERROR";
 
+/// Stands for matches that do not fit the entry.
+pub(super) const CUT_SHORT: &str = "(cut short)";
+
 pub(super) struct Entry<'a> {
     family: Family,
     /// Offset in the table.
@@ -64,23 +69,39 @@ pub(super) struct Entry<'a> {
     target_at: usize,
 }
 
+/// Where jumps lead: the name of the chain whose first rule is at an offset.
+pub(super) type Starts = HashMap<usize, Arc<str>>;
+
 /// The entries in order, or the offset of the first one that does not fit.
 pub(super) fn split(family: Family, bytes: &[u8]) -> Result<Vec<Entry<'_>>, usize> {
-    let layout = family.layout();
-    let mut entries = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
-        let rest = &bytes[at..];
-        let place = |field| u16_at(rest, field).map(usize::from);
-        let (target_at, next) = place(layout.target).zip(place(layout.next)).ok_or(at)?;
-        let fits = layout.matches <= target_at && target_at + PART_HEADER_BYTES <= next && next <= rest.len();
-        if !fits {
-            return Err(at);
+    between(family, bytes, 0..bytes.len()).collect()
+}
+
+/// The entries from one offset to another, without keeping them; ends with the offset of the first one that does not fit.
+pub(super) fn between(
+    family: Family,
+    bytes: &[u8],
+    offsets: Range<usize>,
+) -> impl Iterator<Item = Result<Entry<'_>, usize>> {
+    let mut at = offsets.start;
+    std::iter::from_fn(move || {
+        if at >= offsets.end {
+            return None;
         }
-        entries.push(Entry { family, at, body: &rest[..next], target_at });
-        at += next;
-    }
-    Ok(entries)
+        let entry = one(family, bytes, at).ok_or(at);
+        // After one that does not fit, nothing is known of the next.
+        at = entry.as_ref().map_or(offsets.end, |entry| at + entry.body.len());
+        Some(entry)
+    })
+}
+
+fn one(family: Family, bytes: &[u8], at: usize) -> Option<Entry<'_>> {
+    let layout = family.layout();
+    let rest = bytes.get(at..)?;
+    let place = |field| u16_at(rest, field).map(usize::from);
+    let (target_at, next) = place(layout.target).zip(place(layout.next))?;
+    let fits = layout.matches <= target_at && target_at + PART_HEADER_BYTES <= next && next <= rest.len();
+    fits.then(|| Entry { family, at, body: &rest[..next], target_at })
 }
 
 impl Family {
@@ -88,6 +109,14 @@ impl Family {
         match self {
             Self::Ipv4 => &IPV4,
             Self::Ipv6 => &IPV6,
+        }
+    }
+
+    /// `IPT_F_GOTO`, `IP6T_F_GOTO`
+    fn goto(self) -> u8 {
+        match self {
+            Self::Ipv4 => 0x02,
+            Self::Ipv6 => 0x04,
         }
     }
 }
@@ -105,7 +134,7 @@ impl Entry<'_> {
         (self.target_name() == ERROR_TARGET).then(|| text_at(self.target(), PART_HEADER_BYTES, 32)).flatten()
     }
 
-    pub(super) fn rule(&self, chain: &str, position: u64, starts: &HashMap<usize, String>, with_text: bool) -> Rule {
+    pub(super) fn rule(&self, chain: &str, position: u64, starts: &Starts, with_text: bool) -> Rule {
         let mut matches = Vec::new();
         let mut text = vec![format!("-A {chain}")];
         self.addresses(&mut matches, &mut text);
@@ -210,8 +239,36 @@ impl Entry<'_> {
         }
     }
 
+    /// `struct ipt_ip`, `struct ip6t_ip6`
+    pub(super) fn own(&self) -> &[u8] {
+        &self.body[..self.family.layout().target - 4]
+    }
+
+    /// Whether every packet passes [`Self::own`].
+    pub(super) fn asks_nothing(&self) -> bool {
+        let flags = self.family.layout().flags;
+        // A goto is no question.
+        self.own().iter().enumerate().all(|(at, byte)| *byte == 0 || (at == flags && *byte == self.family.goto()))
+    }
+
+    pub(super) fn is_goto(&self) -> bool {
+        u8_at(self.body, self.family.layout().flags).unwrap_or(0) & self.family.goto() != 0
+    }
+
+    /// The offset that a standard target continues at, or its negative verdict.
+    pub(super) fn standard(&self) -> Result<usize, i32> {
+        let number = u32_at(self.target(), PART_HEADER_BYTES).map_or(0, u32::cast_signed);
+        usize::try_from(number).map_err(|_| number)
+    }
+
+    /// Name, revision and structure of the target; the name of a standard target is empty.
+    pub(super) fn target_part(&self) -> (String, u32, &[u8]) {
+        let revision = u32::from(u8_at(self.target(), 31).unwrap_or(0));
+        (self.target_name(), revision, &self.target()[PART_HEADER_BYTES..])
+    }
+
     /// Name, revision and structure of each match.
-    fn parts(&self) -> Vec<(String, u32, &[u8])> {
+    pub(super) fn parts(&self) -> Vec<(String, u32, &[u8])> {
         let mut parts = Vec::new();
         let mut rest = &self.body[self.family.layout().matches..self.target_at];
         while let Some(size) = u16_at(rest, 0).map(usize::from)
@@ -222,16 +279,14 @@ impl Entry<'_> {
             rest = &rest[size..];
         }
         if !rest.is_empty() {
-            parts.push(("(cut short)".into(), 0, rest));
+            parts.push((CUT_SHORT.into(), 0, rest));
         }
         parts
     }
 
-    pub(super) fn verdict(&self, starts: &HashMap<usize, String>) -> (Verdict, String) {
-        let name = self.target_name();
+    pub(super) fn verdict(&self, starts: &Starts) -> (Verdict, String) {
+        let (name, revision, info) = self.target_part();
         if !name.is_empty() {
-            let revision = u32::from(u8_at(self.target(), 31).unwrap_or(0));
-            let info = &self.target()[PART_HEADER_BYTES..];
             let action = xtables::parse_target(&name, revision, info, self.family == Family::Ipv6);
             return (action.verdict, action.text);
         }
@@ -241,28 +296,27 @@ impl Entry<'_> {
     }
 
     /// `struct xt_standard_target`: an offset to continue at, or a verdict as `-NF_… - 1`.
-    fn standard_verdict(&self, starts: &HashMap<usize, String>) -> Verdict {
-        const GOTO: [u8; 2] = [0x02, 0x04];
-        let number = u32_at(self.target(), PART_HEADER_BYTES).map_or(0, u32::cast_signed);
-        let Ok(offset) = usize::try_from(number) else {
-            return match number {
-                -1 => Verdict::Drop,
-                -2 => Verdict::Accept,
-                -4 => Verdict::Queue,
-                -5 => Verdict::Return,
-                number => Verdict::Other { text: format!("verdict {number}") },
-            };
+    fn standard_verdict(&self, starts: &Starts) -> Verdict {
+        let offset = match self.standard() {
+            Ok(offset) => offset,
+            Err(number) => {
+                return match number {
+                    -1 => Verdict::Drop,
+                    -2 => Verdict::Accept,
+                    -4 => Verdict::Queue,
+                    -5 => Verdict::Return,
+                    number => Verdict::Other { text: format!("verdict {number}") },
+                };
+            }
         };
         // A rule without target continues at the next one.
         if offset == self.at + self.body.len() {
             return Verdict::Continue;
         }
-        let Some(chain) = starts.get(&offset).cloned() else {
+        let Some(chain) = starts.get(&offset).map(ToString::to_string) else {
             return Verdict::Other { text: format!("jump to byte {offset}") };
         };
-        let flags = u8_at(self.body, self.family.layout().flags).unwrap_or(0);
-        let goto = if self.family == Family::Ipv4 { GOTO[0] } else { GOTO[1] };
-        if flags & goto != 0 { Verdict::Goto { chain } } else { Verdict::Jump { chain } }
+        if self.is_goto() { Verdict::Goto { chain } } else { Verdict::Jump { chain } }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod entries;
 mod entry;
+mod exact;
 mod sockopt;
 
 use std::io;
@@ -11,6 +12,7 @@ use netdiag_common::observation::rules::Table;
 
 use super::ReadError;
 use super::budget::Budget;
+pub(crate) use exact::LegacyTables;
 use sockopt::Family;
 
 /// The tables, and what was left out.
@@ -28,15 +30,6 @@ pub(crate) fn read(budget: &mut Budget) -> Result<(Vec<Table>, Vec<String>), Rea
         }
     }
     Ok((tables, left_out))
-}
-
-/// The family (`ip`, `ip6`) and name of each table.
-pub(crate) fn table_names() -> Result<Vec<(&'static str, String)>, ReadError> {
-    let mut names = Vec::new();
-    for family in [Family::Ipv4, Family::Ipv6] {
-        names.extend(sockopt::table_names(family)?.into_iter().map(|name| (family.name(), name)));
-    }
-    Ok(names)
 }
 
 fn failed(family: Family, name: &str, source: io::Error) -> ReadError {

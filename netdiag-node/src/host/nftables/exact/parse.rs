@@ -30,8 +30,8 @@ pub(in crate::host) fn family_of(number: u8) -> Option<Family> {
 pub(in crate::host) fn number_of(family: Family) -> u8 {
     let number = match family {
         Family::Inet => libc::NFPROTO_INET,
-        Family::Ip => libc::NFPROTO_IPV4,
-        Family::Ip6 => libc::NFPROTO_IPV6,
+        Family::Ip | Family::LegacyIp => libc::NFPROTO_IPV4,
+        Family::Ip6 | Family::LegacyIp6 => libc::NFPROTO_IPV6,
         Family::Arp => libc::NFPROTO_ARP,
         Family::Bridge => libc::NFPROTO_BRIDGE,
         Family::Netdev => libc::NFPROTO_NETDEV,
@@ -94,6 +94,7 @@ pub(super) fn rule(payload: &[u8]) -> Option<Rule> {
         handle: attributes.u64(handle)?,
         expressions: expression::parse_all(attributes.find(expressions).unwrap_or_default()),
         comment: attributes.find(userdata).and_then(attribute::user_comment).map(Arc::from),
+        text: None,
     })
 }
 

@@ -1,0 +1,1 @@
+//! Tables as a node had them, and tables that no kernel would give.
