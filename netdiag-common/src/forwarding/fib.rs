@@ -6,7 +6,7 @@ use super::expression::Verdict;
 use super::fact::Fact;
 use super::machine::{Result, Run};
 use super::packet::Protocol;
-use super::state::{AddressQuery, FibQuery, Hook};
+use super::state::{AddressQuery, FibEntry, FibQuery, Hook};
 
 /// `enum nft_fib_flags`
 const DESTINATION: u32 = 2;
@@ -72,6 +72,14 @@ impl Run<'_> {
         Ok(self.state.address_type(&AddressQuery { address, interface })?)
     }
 
+    /// The route to the sender, as `rpfilter` looks for it.
+    pub(super) fn sender_route(&mut self, by_mark: bool) -> Result<Option<&FibEntry>> {
+        let flags = if by_mark { MARK } else { 0 };
+        let input = self.input.map(|input| input.index);
+        let query = self.fib_query(flags, self.packet.source(), self.packet.destination(), input)?;
+        Ok(self.state.fib(&query)?)
+    }
+
     fn found_by_route(
         &mut self,
         flags: u32,
@@ -79,19 +87,7 @@ impl Run<'_> {
         other: IpAddr,
         interface: Option<u32>,
     ) -> Result<Option<u32>> {
-        let mark = match (flags & MARK != 0, &self.packet.mark) {
-            (true, Fact::Known(mark)) => *mark,
-            (true, Fact::Unknown(why)) => return Err(self.unknown(format!("fib asks by mark, but {why}"))),
-            (false, _) => 0,
-        };
-        let link_local = matches!(address, IpAddr::V6(address) if address.segments()[0] & 0xffc0 == 0xfe80);
-        let query = FibQuery {
-            destination: address,
-            source: Some(other).filter(|other| !is_special(*other)),
-            mark,
-            service: if self.packet.protocol == Protocol::Ipv4 { self.packet.service() & 0xfc } else { 0 },
-            interface: if link_local { interface.or(self.input.map(|input| input.index)) } else { None },
-        };
+        let query = self.fib_query(flags, address, other, interface)?;
         let Some(entry) = self.state.fib(&query)? else { return Ok(None) };
         // An address of this host is nobody else's.
         if u32::from(entry.kind) == kind::LOCAL || (address.is_ipv6() && u32::from(entry.kind) == kind::ANYCAST) {
@@ -100,6 +96,22 @@ impl Run<'_> {
         Ok(match interface {
             None => entry.interfaces.first().copied(),
             Some(wanted) => entry.interfaces.contains(&wanted).then_some(wanted),
+        })
+    }
+
+    fn fib_query(&self, flags: u32, address: IpAddr, other: IpAddr, interface: Option<u32>) -> Result<FibQuery> {
+        let mark = match (flags & MARK != 0, &self.packet.mark) {
+            (true, Fact::Known(mark)) => *mark,
+            (true, Fact::Unknown(why)) => return Err(self.unknown(format!("fib asks by mark, but {why}"))),
+            (false, _) => 0,
+        };
+        let link_local = matches!(address, IpAddr::V6(address) if address.segments()[0] & 0xffc0 == 0xfe80);
+        Ok(FibQuery {
+            destination: address,
+            source: Some(other).filter(|other| !is_special(*other)),
+            mark,
+            service: if self.packet.protocol == Protocol::Ipv4 { self.packet.service() & 0xfc } else { 0 },
+            interface: if link_local { interface.or(self.input.map(|input| input.index)) } else { None },
         })
     }
 

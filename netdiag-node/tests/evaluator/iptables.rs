@@ -40,6 +40,10 @@ pub fn restore(tool: &str, arguments: &[&str], rules: &str) -> Result<String, St
             Some(line) if (1..=lines.len()).contains(&line) && lines[line - 1].starts_with("-A") => {
                 lines.remove(line - 1);
             }
+            // Legacy tables are refused as a whole.
+            Some(line) if (3..=lines.len()).contains(&line) && lines[line - 2].starts_with("-A") => {
+                lines.remove(line - 2);
+            }
             _ => return Err(format!("{tool}: {why}\n{text}")),
         }
     }
@@ -87,17 +91,20 @@ fn rule(random: &mut Random, v6: bool, table: &str, chain: &str, below: &[String
         text += &format!(" -p {protocol}");
     }
     for _ in 0..random.below(3) {
-        text += &format!(" {}", matches(random, v6, protocol, chain));
+        text += &format!(" {}", matches(random, v6, protocol, (table, chain)));
     }
     text + " " + &target(random, v6, table, chain, protocol, below) + "\n"
 }
 
-fn matches(random: &mut Random, v6: bool, protocol: &str, chain: &str) -> String {
+fn matches(random: &mut Random, v6: bool, protocol: &str, (table, chain): (&str, &str)) -> String {
     let address = if v6 { random.pick(&V6) } else { random.pick(&V4) };
     let net = if v6 { random.pick(&["fd01::/64", "fd02::/16"]) } else { random.pick(&["10.1.0.0/16", "10.2.0.0/24"]) };
     let not = random.pick(&["", "", "! "]);
     let port = random.pick_value(&PORTS);
     let with_ports = !protocol.is_empty();
+    if random.percent(25) {
+        return rarer_matches(random, v6, protocol, (table, chain));
+    }
     match random.below(24) {
         0 | 1 => format!("{not}-s {address}"),
         2 | 3 => format!("{not}-d {address}"),
@@ -155,6 +162,79 @@ fn matches(random: &mut Random, v6: bool, protocol: &str, chain: &str) -> String
     }
 }
 
+fn rarer_matches(random: &mut Random, v6: bool, protocol: &str, (table, chain): (&str, &str)) -> String {
+    let not = random.pick(&["", "", "! "]);
+    match random.below(16) {
+        0 => format!("-m length {not}--length {}", random.pick(&["0:64", "60:80", "44", "100:"])),
+        1 if v6 => format!("-m hl {}", random.pick(&["--hl-eq 64", "--hl-lt 3", "! --hl-eq 63", "--hl-gt 62"])),
+        1 => format!("-m ttl {}", random.pick(&["--ttl-eq 64", "--ttl-lt 3", "! --ttl-eq 63", "--ttl-gt 62"])),
+        2 => format!("-m dscp {not}--dscp {}", random.pick(&["0", "8", "0x2e"])),
+        3 => format!("-m tos {not}--tos {}", random.pick(&["0x20/0xe0", "0xb8", "0x08/0x1e"])),
+        4 if v6 => format!("-m iprange {not}--dst-range fd01::1-fd01::5"),
+        4 => format!("-m iprange {not}--src-range 10.1.0.2-10.1.0.5 --dst-range 10.1.0.9-10.2.0.2"),
+        5 if matches!(chain, "PREROUTING" | "INPUT" | "FORWARD") => {
+            format!("-m mac {not}--mac-source {}", random.pick(&["02:00:00:00:00:09", "02:00:00:00:00:08"]))
+        }
+        6 if protocol == "tcp" => format!("-m tcpmss {not}--mss {}", random.pick(&["1000:1500", "1460", "9000"])),
+        7 if protocol == "tcp" => format!("-m tcp {not}--tcp-option {}", random.pick(&["2", "8"])),
+        8 if v6 => format!("-m u32 {not}--u32 \"{}\"", random.pick(&["6&0xFF=6", "4>>16=0:40", "40&0xFFFF=80,443"])),
+        8 => format!(
+            "-m u32 {not}--u32 \"{}\"",
+            random.pick(&["6&0xFF=6", "0>>22&0x3C@0&0xFFFF=53,80:443", "0&0xFFFF=0x28:0x40&&16=0x0A020002", "100=0"])
+        ),
+        9 => format!(
+            "-m string --algo {} {not}--hex-string \"|07070707|\" {}",
+            random.pick(&["bm", "kmp"]),
+            random.pick(&["", "--from 30", "--to 60", "--from 28 --to 35", "--icase"])
+        ),
+        10 | 11 if matches!(chain, "OUTPUT" | "POSTROUTING") => format!(
+            "-m owner {not}{}",
+            random.pick(&["--uid-owner 0", "--uid-owner 1-1000", "--gid-owner 0", "--socket-exists"])
+        ),
+        12 | 13 if chain == "PREROUTING" && table != "nat" => format!(
+            "-m rpfilter {}",
+            random.pick(&["", "--loose", "--invert", "--validmark", "--accept-local", "--loose --invert"])
+        ),
+        14 if !v6 => random.pick(&["-f", "! -f"]).to_owned(),
+        15 => random
+            .pick(&["-m recent --name seen --rcheck", "-m hashlimit --hashlimit-upto 1/hour --hashlimit-name h"])
+            .to_owned(),
+        _ => format!("-m length {not}--length 50:90"),
+    }
+}
+
+fn rarer_targets(random: &mut Random, v6: bool, table: &str, chain: &str, protocol: &str) -> String {
+    let destination = matches!(chain, "PREROUTING" | "OUTPUT");
+    match (table, random.below(9)) {
+        ("nat", 0 | 1) if chain == "PREROUTING" || chain == "OUTPUT" || chain == "POSTROUTING" => {
+            let to = if v6 { "fd02::/120" } else { random.pick(&["10.2.0.0/24", "10.1.0.0/29"]) };
+            format!("-j NETMAP --to {to}")
+        }
+        ("nat", 2) if destination => {
+            let to = if v6 { "fd02::2-fd02::3" } else { "10.2.0.2-10.2.0.3" };
+            format!("-j DNAT --to-destination {to}")
+        }
+        ("mangle", 0) if v6 => format!("-j HL --hl-{}", random.pick(&["set 9", "dec 2", "inc 200"])),
+        ("mangle", 0) => format!("-j TTL --ttl-{}", random.pick(&["set 9", "dec 2", "inc 200"])),
+        ("mangle", 1) => format!("-j DSCP --set-dscp {}", random.pick(&["0", "8", "0x2e"])),
+        ("mangle", 2) => format!("-j TOS --set-tos {}", random.pick(&["0x20/0xe0", "0x08/0xff", "0x10/0x1e"])),
+        ("mangle", 3) if !matches!(chain, "PREROUTING" | "INPUT") && !chain.starts_with('C') => {
+            "-j CLASSIFY --set-class 1:10".into()
+        }
+        ("mangle", 4 | 5) if protocol == "tcp" => {
+            format!("-m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {}", random.pick(&["1000", "1460", "400"]))
+        }
+        ("mangle", 6) if protocol == "tcp" && matches!(chain, "FORWARD" | "OUTPUT" | "POSTROUTING") => {
+            "-m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu".into()
+        }
+        ("raw", 0) => "-j CT --zone 5".into(),
+        ("raw", 1) => "-j TRACE".into(),
+        (_, 7) if table != "nat" => "-j NFQUEUE --queue-num 3".into(),
+        (_, 7 | 8) => "-j NFLOG --nflog-group 9".into(),
+        _ => String::new(),
+    }
+}
+
 fn target(random: &mut Random, v6: bool, table: &str, chain: &str, protocol: &str, below: &[String]) -> String {
     if !below.is_empty() && random.percent(30) {
         let to = &below[random.below(below.len())];
@@ -167,6 +247,9 @@ fn target(random: &mut Random, v6: bool, table: &str, chain: &str, protocol: &st
     };
     let with_port = |port: &str| if v6 { format!("[{to}]:{port}") } else { format!("{to}:{port}") };
     let destination = matches!(chain, "PREROUTING" | "OUTPUT");
+    if random.percent(15) {
+        return rarer_targets(random, v6, table, chain, protocol);
+    }
     match (table, random.below(8)) {
         ("nat", 0 | 1) if destination => format!("-j DNAT --to-destination {to}"),
         ("nat", 2) if destination && !protocol.is_empty() => format!("-j DNAT --to-destination {}", with_port("8080")),

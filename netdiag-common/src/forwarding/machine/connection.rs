@@ -129,7 +129,7 @@ impl Run<'_> {
     }
 
     /// `nft_notrack_eval`: too late once there is a connection.
-    pub(super) fn notrack(&mut self) -> Verdict {
+    pub(in crate::forwarding) fn notrack(&mut self) -> Verdict {
         if matches!(self.tracking, Tracking::Unseen | Tracking::Invalid) {
             self.tracking = Tracking::Untracked;
         }

@@ -196,7 +196,7 @@ impl<'a> Run<'a> {
     }
 
     /// `nft_do_synproxy`
-    fn synproxy(&mut self) -> Result<Verdict> {
+    pub(in crate::forwarding) fn synproxy(&mut self) -> Result<Verdict> {
         let transport = self.packet.transport().filter(|transport| transport.protocol == TCP);
         let Some(flags) = transport.and_then(|transport| self.packet.bytes.get(transport.offset + 13)) else {
             return Ok(Verdict::Break);

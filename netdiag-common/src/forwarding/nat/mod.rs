@@ -15,6 +15,7 @@ use super::hash;
 use super::machine::{Result, Run, Tracking};
 use super::packet::{ICMP, ICMPV6, Protocol, UnknownBytes};
 use super::path::Decision;
+use super::state::Hook;
 
 /// `NF_NAT_RANGE_*`
 pub(super) mod flag {
@@ -148,6 +149,14 @@ impl Run<'_> {
             tracked.entry.status |= done;
         }
         Ok(Verdict::Accept)
+    }
+
+    /// `netmap_tg4`, `netmap_tg6`: a network for a network.
+    pub(super) fn map_network(&mut self, (first, last): (IpAddr, IpAddr)) -> Result<Verdict> {
+        let is_destination = matches!(self.hook, Hook::Prerouting | Hook::Output);
+        let kind = if is_destination { NatKind::Destination } else { NatKind::Source };
+        let addresses = Some(mapped(self, kind, first, last));
+        self.translate(Request { kind, addresses, ports: None, base_port: 0, flags: 0 })
     }
 
     /// `get_unique_tuple`, with no other connection in the way. The second is true when its port cannot be foreseen.

@@ -4,11 +4,12 @@
 //! somebody first uses it in the namespace (`xt_find_table_lock`), a chain when it is made, and neither says when that was.
 //! Kernels with `CONFIG_NETFILTER_NETLINK_HOOK` would list the hooks in their order, without those of address translation.
 
+use crate::forwarding::expression::Verdict;
 use crate::forwarding::machine::{Result, Run};
 use crate::forwarding::state::BaseChain;
 
 /// Chains in the order of the kernel, given with legacy tables in front of their equals. Asks where it would matter: of
-/// chains without rules nobody cares which comes first.
+/// chains that let everything pass unseen, nobody cares which comes first.
 pub(super) fn decided<'a>(run: &mut Run<'a>, chains: &[&'a BaseChain]) -> Result<Vec<&'a BaseChain>> {
     let mut ordered = chains.to_vec();
     for at in (0..ordered.len()).rev() {
@@ -18,7 +19,7 @@ pub(super) fn decided<'a>(run: &mut Run<'a>, chains: &[&'a BaseChain]) -> Result
         }
         let mut at = at;
         while let Some(next) = ordered.get(at + 1).filter(|next| next.priority == legacy.priority) {
-            if !has_rules(run, legacy)? || !has_rules(run, next)? {
+            if !does_something(run, legacy)? || !does_something(run, next)? {
                 break;
             }
             let (table, chain) = (&legacy.key.table, &next.key);
@@ -32,6 +33,6 @@ pub(super) fn decided<'a>(run: &mut Run<'a>, chains: &[&'a BaseChain]) -> Result
     Ok(ordered)
 }
 
-fn has_rules(run: &Run<'_>, chain: &BaseChain) -> Result<bool> {
-    Ok(run.state.chain(&chain.key)?.is_some_and(|chain| !chain.rules.is_empty()))
+fn does_something(run: &Run<'_>, chain: &BaseChain) -> Result<bool> {
+    Ok(chain.policy != Verdict::Accept || run.state.chain(&chain.key)?.is_some_and(|chain| !chain.rules.is_empty()))
 }

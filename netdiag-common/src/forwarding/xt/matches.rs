@@ -2,29 +2,14 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::Blob;
+use super::header::options;
+use super::{Blob, Matched, stateful};
 use crate::forwarding::conntrack::{Direction, State};
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::fact::Fact;
 use crate::forwarding::fib::kind;
 use crate::forwarding::machine::{Result, Run, Tracking};
 use crate::forwarding::packet::{ICMP, ICMPV6, TCP, UDP};
-
-/// How a match came out.
-enum Matched {
-    Yes,
-    No,
-    /// The packet is malformed, and is dropped for it (`hotdrop`).
-    Drop,
-    /// What decides is not known.
-    Unknown(String),
-}
-
-impl From<bool> for Matched {
-    fn from(holds: bool) -> Self {
-        if holds { Self::Yes } else { Self::No }
-    }
-}
 
 impl Run<'_> {
     pub(in crate::forwarding) fn xt_match(&mut self, name: &str, revision: u32, info: &[u8]) -> Result<Verdict> {
@@ -38,10 +23,21 @@ impl Run<'_> {
             "statistic" => self.statistic(blob),
             "multiport" => self.multiport(blob),
             "tcp" => self.tcp(blob),
-            "udp" => self.udp(blob),
+            "udp" | "udplite" => self.udp(blob),
             "icmp" | "icmp6" => self.icmp(name, blob),
             "physdev" => physdev(blob),
             "pkttype" => self.packet_type(blob),
+            "length" => self.length(blob),
+            "ttl" | "hl" => self.hops(blob),
+            "dscp" => self.dscp(blob),
+            "tos" => self.tos(revision, blob),
+            "iprange" => self.address_range(revision, blob),
+            "mac" => self.hardware_address(blob),
+            "tcpmss" => self.largest_segment(blob),
+            "u32" => self.words_at(blob),
+            "string" => self.pattern(revision, blob),
+            "owner" => self.owner(revision, blob),
+            "rpfilter" => self.reverse_path(blob)?,
             _ => None,
         };
         let holds = match matched {
@@ -49,7 +45,7 @@ impl Run<'_> {
             Some(Matched::No) => false,
             Some(Matched::Drop) => return Ok(Verdict::Drop),
             Some(Matched::Unknown(why)) => self.decide(&why),
-            None => self.decide_afresh(&format!("match {name}")),
+            None => self.decide_afresh(&stateful::words(name, revision, blob)),
         };
         Ok(if holds { Verdict::Continue } else { Verdict::Break })
     }
@@ -289,9 +285,12 @@ impl Run<'_> {
         let holds = in_ports(blob, 0, source, inverted & 1 != 0)?
             && in_ports(blob, 4, destination, inverted & 2 != 0)?
             && ((flags & mask == compare) != (inverted & 4 != 0));
-        Some(match (holds, option) {
-            (true, 1..) => Matched::Unknown(format!("TCP option {option} is there")),
-            (holds, _) => Matched::from(holds),
+        if !holds || option == 0 {
+            return Some(Matched::from(holds));
+        }
+        Some(match options(&self.packet) {
+            Ok(found) => Matched::from(found.iter().any(|(kind, _, _)| *kind == option) != (inverted & 8 != 0)),
+            Err(()) => Matched::Drop,
         })
     }
 

@@ -1,9 +1,29 @@
 //! Matches and targets of iptables, of legacy tables and of rules of iptables-nft (`nft_compat.c`), read from the kernel's
 //! own structures (`include/uapi/linux/netfilter/xt_*.h`, Linux 6.18, as a 64-bit kernel lays them out).
 
+mod change;
 mod entry;
+mod header;
+mod host;
 mod matches;
+mod stateful;
 mod target;
+
+/// How a match came out.
+enum Matched {
+    Yes,
+    No,
+    /// The packet is malformed, and is dropped for it (`hotdrop`).
+    Drop,
+    /// What decides is not known.
+    Unknown(String),
+}
+
+impl From<bool> for Matched {
+    fn from(holds: bool) -> Self {
+        if holds { Self::Yes } else { Self::No }
+    }
+}
 
 /// A structure of the kernel.
 #[derive(Clone, Copy)]
@@ -26,6 +46,13 @@ impl Blob<'_> {
     /// In network byte order.
     fn port(self, at: usize) -> Option<u16> {
         Some(u16::from_be_bytes(self.array(at)?))
+    }
+
+    /// A NUL-terminated text in a field of so many bytes.
+    fn text(&self, at: usize, bytes: usize) -> Option<String> {
+        let field = self.0.get(at..self.0.len().min(at + bytes))?;
+        let text = field.split(|byte| *byte == 0).next()?;
+        Some(String::from_utf8_lossy(text).into_owned())
     }
 
     fn array<const N: usize>(self, at: usize) -> Option<[u8; N]> {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Blob;
+use super::change::masked;
 use crate::forwarding::expression::{NatKind, Verdict};
 use crate::forwarding::fact::Fact;
 use crate::forwarding::machine::{Result, Run, Tracking};
@@ -13,6 +14,18 @@ use crate::forwarding::path::Reject;
 /// `NF_NAT_RANGE_MAP_IPS`, `NF_NAT_RANGE_PROTO_SPECIFIED`
 const MAP_ADDRESSES: u32 = 1;
 const PORTS_GIVEN: u32 = 2;
+
+/// `nfqueue_tg` and its later revisions. Of several queues the kernel takes one by a hash; the first stands for them.
+fn queue_target(revision: u32, blob: Blob<'_>) -> Option<Verdict> {
+    let number = blob.u16(0)?;
+    let bypass = match revision {
+        0 | 1 => false,
+        // `NFQ_FLAG_BYPASS`, in the place of what was a truth value.
+        2 | 3 => blob.u16(4)? & 1 != 0,
+        _ => return None,
+    };
+    Some(Verdict::Queue { number, bypass })
+}
 
 /// A range of addresses and ports as targets carry it.
 struct Range {
@@ -26,7 +39,7 @@ impl Run<'_> {
     pub(in crate::forwarding) fn xt_target(&mut self, name: &str, revision: u32, info: &[u8]) -> Result<Verdict> {
         let blob = Blob(info);
         let decided = match name {
-            "DNAT" | "SNAT" => match self.range_of(name, revision, blob) {
+            "DNAT" | "SNAT" => match self.range_of(revision, blob) {
                 Some(range) => {
                     let kind = if name == "SNAT" { NatKind::Source } else { NatKind::Destination };
                     Some(self.translate(Request {
@@ -39,7 +52,7 @@ impl Run<'_> {
                 }
                 None => None,
             },
-            "MASQUERADE" | "REDIRECT" => match self.range_of(name, revision, blob) {
+            "MASQUERADE" | "REDIRECT" => match self.range_of(revision, blob) {
                 Some(range) => {
                     let ports = (range.flags & PORTS_GIVEN != 0).then_some(range.ports);
                     Some(if name == "REDIRECT" {
@@ -54,18 +67,32 @@ impl Run<'_> {
             "MARK" => self.mark_target(revision, blob),
             "CONNMARK" => self.connmark_target(revision, blob),
             "CT" => self.ct_target(blob),
-            "NFQUEUE" => blob.u16(0).map(|number| Verdict::Queue { number, bypass: false }),
-            "LOG" | "NFLOG" | "TRACE" | "CHECKSUM" | "TCPMSS" | "TEE" | "AUDIT" | "SET" | "CLASSIFY" | "IDLETIMER" => {
-                Some(Verdict::Continue)
-            }
+            "NOTRACK" => Some(self.notrack()),
+            "NETMAP" => match self.range_of(revision, blob) {
+                Some(range) => Some(self.map_network(range.addresses)?),
+                None => None,
+            },
+            "NFQUEUE" => queue_target(revision, blob),
+            "TPROXY" => self.tproxy_target(blob)?,
+            "TTL" | "HL" => self.hops_target(blob),
+            "DSCP" => self.dscp_target(blob),
+            "TOS" => self.tos_target(revision, blob),
+            "CLASSIFY" => self.classify_target(blob),
+            "TCPMSS" => self.segment_target(blob),
+            "SYNPROXY" => Some(self.synproxy()?),
+            // The name of a chain, where rules run into it (`ipt_error`).
+            "ERROR" => Some(Verdict::Drop),
+            // These change nothing that is read here.
+            "LOG" | "NFLOG" | "TRACE" | "CHECKSUM" | "TEE" | "AUDIT" | "SET" | "IDLETIMER" | "LED" | "RATEEST"
+            | "SECMARK" | "CONNSECMARK" => Some(Verdict::Continue),
             _ => None,
         };
         decided.ok_or_else(|| self.unknown(format!("target {name}, revision {revision}, is not evaluated")))
     }
 
-    fn range_of(&self, name: &str, revision: u32, blob: Blob<'_>) -> Option<Range> {
+    fn range_of(&self, revision: u32, blob: Blob<'_>) -> Option<Range> {
         // The first revision of IPv4 targets has one range behind a count; IPv6 targets began with the later structure.
-        let old = self.packet.protocol == Protocol::Ipv4 && revision == 0 && name != "NETMAP";
+        let old = self.packet.protocol == Protocol::Ipv4 && revision == 0;
         if old {
             let address = |at| Some(IpAddr::from(Ipv4Addr::from(blob.array::<4>(at)?)));
             return Some(Range {
@@ -114,11 +141,7 @@ impl Run<'_> {
             return None;
         }
         let (value, mask) = (blob.u32(0)?, blob.u32(4)?);
-        self.packet.mark = match self.packet.mark.clone() {
-            Fact::Known(mark) => Fact::Known((mark & !mask) ^ value),
-            Fact::Unknown(_) if mask == u32::MAX => Fact::Known(value),
-            unknown @ Fact::Unknown(_) => unknown,
-        };
+        self.packet.mark = masked(&self.packet.mark, mask, value);
         Some(Verdict::Continue)
     }
 
