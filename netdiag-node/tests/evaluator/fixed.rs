@@ -9,7 +9,7 @@ use crate::traffic::{segment, whole};
 
 pub struct Case {
     pub fact: &'static str,
-    /// `nft`, or a restore command of iptables.
+    /// `nft`, or a restore command of iptables; of legacy iptables, all other tables are empty.
     pub tool: &'static str,
     pub rules: &'static str,
     pub packets: fn(&Lab) -> Vec<Packet>,
@@ -227,46 +227,46 @@ COMMIT
     },
 ];
 
-fn in_packet(lab: &Lab, protocol: u8, transport: &[u8]) -> Packet {
+pub fn in_packet(lab: &Lab, protocol: u8, transport: &[u8]) -> Packet {
     let ends = ("10.1.0.2".parse().unwrap(), "10.2.0.2".parse().unwrap());
     whole(lab, Origin::Received { interface: lab.r0 }, ends, protocol, transport)
 }
 
-fn in_tcp(lab: &Lab, port: u16) -> Packet {
+pub fn in_tcp(lab: &Lab, port: u16) -> Packet {
     in_packet(lab, TCP, &segment(port, 80, BEGIN, (1000, 0), false))
 }
 
-fn in_tcp6(lab: &Lab, port: u16) -> Packet {
+pub fn in_tcp6(lab: &Lab, port: u16) -> Packet {
     let ends = ("fd01::2".parse().unwrap(), "fd02::2".parse().unwrap());
     whole(lab, Origin::Received { interface: lab.r0 }, ends, TCP, &segment(port, 80, BEGIN, (1000, 0), false))
 }
 
-fn in_icmp6(lab: &Lab, identifier: u16) -> Packet {
+pub fn in_icmp6(lab: &Lab, identifier: u16) -> Packet {
     let ends = ("fd01::2".parse().unwrap(), "fd02::2".parse().unwrap());
     whole(lab, Origin::Received { interface: lab.r0 }, ends, ICMPV6, &icmp(128, 0, identifier))
 }
 
-fn in_udp(lab: &Lab, source: &str, destination: &str, port: u16) -> Packet {
+pub fn in_udp(lab: &Lab, source: &str, destination: &str, port: u16) -> Packet {
     let ends = (source.parse().unwrap(), destination.parse().unwrap());
     whole(lab, Origin::Received { interface: lab.r0 }, ends, UDP, &udp(port, 53, b"question"))
 }
 
-fn in_port(lab: &Lab, destination: &str, port: u16, source_port: u16) -> Packet {
+pub fn in_port(lab: &Lab, destination: &str, port: u16, source_port: u16) -> Packet {
     let ends = ("10.1.0.2".parse().unwrap(), destination.parse().unwrap());
     let segment = segment(source_port, port, BEGIN, (1000, 0), false);
     whole(lab, Origin::Received { interface: lab.r0 }, ends, TCP, &segment)
 }
 
-fn out_port(lab: &Lab, destination: &str, port: u16, source_port: u16) -> Packet {
+pub fn out_port(lab: &Lab, destination: &str, port: u16, source_port: u16) -> Packet {
     let ends = ("10.2.0.1".parse().unwrap(), destination.parse().unwrap());
     whole(lab, Origin::Sent, ends, TCP, &segment(source_port, port, BEGIN, (1000, 0), false))
 }
 
-fn out_tcp(lab: &Lab, port: u16) -> Packet {
+pub fn out_tcp(lab: &Lab, port: u16) -> Packet {
     out_port(lab, "10.2.0.2", 80, port)
 }
 
-fn out_udp(lab: &Lab, source: &str, destination: &str, port: u16) -> Packet {
+pub fn out_udp(lab: &Lab, source: &str, destination: &str, port: u16) -> Packet {
     let ends = (source.parse().unwrap(), destination.parse().unwrap());
     whole(lab, Origin::Sent, ends, UDP, &udp(port, 53, b"question"))
 }

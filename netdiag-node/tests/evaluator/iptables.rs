@@ -228,7 +228,6 @@ fn rarer_targets(random: &mut Random, v6: bool, table: &str, chain: &str, protoc
             "-m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu".into()
         }
         ("raw", 0) => "-j CT --zone 5".into(),
-        ("raw", 1) => "-j TRACE".into(),
         (_, 7) if table != "nat" => "-j NFQUEUE --queue-num 3".into(),
         (_, 7 | 8) => "-j NFLOG --nflog-group 9".into(),
         _ => String::new(),

@@ -7,6 +7,7 @@
 
 mod compare;
 mod fixed;
+mod fixed_legacy;
 mod iptables;
 mod lab;
 mod legacy;
@@ -63,26 +64,24 @@ fn run(name: &'static str, load: Load) {
 }
 
 fn run_with(name: &'static str, lab: &Lab, load: Load, log: Option<Log>) {
-    {
-        let wanted = number("NETDIAG_EVALUATOR_CASES").unwrap_or(CASES);
-        let only = number("NETDIAG_EVALUATOR_ONLY");
-        let mut seed = only.or(number("NETDIAG_EVALUATOR_FIRST")).unwrap_or(1);
-        let traces = Traces { tracer: Tracer::open(), log };
-        let mut tally = Tally::default();
-        while tally.cases < wanted && tally.refused.len() < REFUSED {
-            ruleset(lab, &traces, seed, load, &mut tally);
-            if only.is_some() {
-                break;
-            }
-            seed += 1;
+    let wanted = number("NETDIAG_EVALUATOR_CASES").unwrap_or(CASES);
+    let only = number("NETDIAG_EVALUATOR_ONLY");
+    let mut seed = only.or(number("NETDIAG_EVALUATOR_FIRST")).unwrap_or(1);
+    let traces = Traces { tracer: Tracer::open(), log };
+    let mut tally = Tally::default();
+    while tally.cases < wanted && tally.refused.len() < REFUSED {
+        ruleset(lab, &traces, seed, load, &mut tally);
+        if only.is_some() {
+            break;
         }
-        println!("{name}: {}", tally.words());
-        for complaint in tally.refused.iter().chain(tally.complaints.iter().take(30)) {
-            println!("{complaint}");
-        }
-        assert!(tally.refused.is_empty(), "{} rulesets were refused", tally.refused.len());
-        assert!(tally.complaints.is_empty(), "{} disagreements", tally.complaints.len());
+        seed += 1;
     }
+    println!("{name}: {}", tally.words());
+    for complaint in tally.refused.iter().chain(tally.complaints.iter().take(30)) {
+        println!("{complaint}");
+    }
+    assert!(tally.refused.is_empty(), "{} rulesets were refused", tally.refused.len());
+    assert!(tally.complaints.is_empty(), "{} disagreements", tally.complaints.len());
 }
 
 #[derive(Default)]
@@ -173,41 +172,46 @@ fn conversation(first: &Packet, lab: &Lab, check: &mut dyn FnMut(&Packet) -> Opt
 
 #[test]
 fn differences_found_before_are_none_now() {
-    lab::in_lab("differences_found_before_are_none_now", |lab| {
-        let log = legacy::prepare();
-        if let Err(why) = &log {
-            println!("netdiag-skip: differences_found_before_are_none_now, its legacy rules: {why}");
-        }
-        let traces = Traces { tracer: Tracer::open(), log: log.ok() };
-        let mut tally = Tally::default();
-        for case in &fixed::CASES {
-            lab::nft(&format!("flush ruleset\n{}", rules::PROBE)).unwrap();
-            let is_legacy = case.tool.contains("legacy");
-            if traces.log.is_some() {
-                legacy::clear().unwrap();
-            } else if is_legacy {
-                continue;
-            }
-            let arguments: &[&str] = match case.tool {
-                "nft" => &["-f", "-"],
-                _ if is_legacy => &legacy::PATIENT,
-                _ => &[],
-            };
-            lab::feed(case.tool, arguments, case.rules).unwrap_or_else(|why| panic!("{}: {why}", case.fact));
-            trace::forget_connections();
-            let mut connections = Connections::default();
-            tally.rulesets += 1;
-            for first in (case.packets)(lab) {
-                conversation(&first, lab, &mut |packet| {
-                    let compared = compare::compare(lab, &traces, packet, &mut connections);
-                    tally.add(compared, packet, case.fact, case.rules)
-                });
-            }
-        }
-        println!("differences_found_before_are_none_now: {}", tally.words());
-        tally.complaints.iter().for_each(|complaint| println!("{complaint}"));
-        assert!(tally.complaints.is_empty(), "{} disagreements", tally.complaints.len());
+    let name = "differences_found_before_are_none_now";
+    lab::in_lab(name, move |lab| repeat(name, lab, &fixed::CASES, None));
+}
+
+#[test]
+fn differences_found_in_legacy_tables_are_none_now() {
+    let name = "differences_found_in_legacy_tables_are_none_now";
+    lab::in_lab(name, move |lab| match legacy::prepare() {
+        Ok(log) => repeat(name, lab, &fixed_legacy::CASES, Some(log)),
+        Err(why) => println!("netdiag-skip: {name}: {why}"),
     });
+}
+
+fn repeat(name: &str, lab: &Lab, cases: &[fixed::Case], log: Option<Log>) {
+    let traces = Traces { tracer: Tracer::open(), log };
+    let mut tally = Tally::default();
+    for case in cases {
+        lab::nft(&format!("flush ruleset\n{}", rules::PROBE)).unwrap();
+        let arguments: &[&str] = match case.tool {
+            "nft" => &["-f", "-"],
+            legacy::IPTABLES | legacy::IP6TABLES => {
+                legacy::clear().unwrap();
+                &legacy::PATIENT
+            }
+            _ => &[],
+        };
+        lab::feed(case.tool, arguments, case.rules).unwrap_or_else(|why| panic!("{}: {why}", case.fact));
+        trace::forget_connections();
+        let mut connections = Connections::default();
+        tally.rulesets += 1;
+        for first in (case.packets)(lab) {
+            conversation(&first, lab, &mut |packet| {
+                let compared = compare::compare(lab, &traces, packet, &mut connections);
+                tally.add(compared, packet, case.fact, case.rules)
+            });
+        }
+    }
+    println!("{name}: {}", tally.words());
+    tally.complaints.iter().for_each(|complaint| println!("{complaint}"));
+    assert!(tally.complaints.is_empty(), "{} disagreements", tally.complaints.len());
 }
 
 fn number(variable: &str) -> Option<usize> {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::path::{Decision, Path};
-use netdiag_common::forwarding::state::{BaseChain, ChainKey, ChainKind, Family};
+use netdiag_common::forwarding::state::{BaseChain, ChainKey, Family};
 use netdiag_common::forwarding::{Expression, Packet, RuleState};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
@@ -21,14 +21,6 @@ pub struct Line {
     pub family: u8,
     pub text: String,
     pub mark: u32,
-}
-
-impl Line {
-    fn new(family: u8, text: String, mark: u32) -> Self {
-        // Whether a table without rules runs before or after a chain of nf_tables that sets the mark is nothing to say.
-        let mark = if text.ends_with(":policy:1") { 0 } else { mark };
-        Self { family, text, mark }
-    }
 }
 
 impl fmt::Debug for Line {
@@ -93,15 +85,15 @@ fn line(message: &[u8]) -> Option<Line> {
     let text = find(attributes, prefix)?;
     let text = String::from_utf8_lossy(text).trim_end_matches(['\0', ' ']).to_owned();
     let mark = find(attributes, mark).map_or(0, |mark| u32::from_be_bytes(mark.try_into().unwrap()));
-    Some(Line::new(message[0], text, mark))
+    Some(Line { family: message[0], text, mark })
 }
 
 /// Whether the kernel said what it says when a packet takes this path.
 pub fn is_expected(path: &Path, packet: &Packet, state: &RuleState, lines: &[Line]) -> bool {
-    // Beside chains of nf_tables that translate, a nat table without rules may be asked or not, and it is all the same.
-    let native = |base: &BaseChain| base.kind == ChainKind::Nat && !base.key.family.is_legacy();
+    // Whether a table without rules comes before or after a chain of nf_tables is all the same.
+    let native = |base: &BaseChain| !base.key.family.is_legacy() && &*base.key.table != "probe";
     let beside = state.hooks.iter().flat_map(|hooks| &hooks.chains).any(native);
-    let counts = |line: &&Line| !(beside && line.text.contains(": nat:") && line.text.ends_with(":policy:1"));
+    let counts = |line: &&Line| !(beside && line.text.ends_with(":policy:1"));
     expected(path, packet, state).iter().filter(counts).eq(lines.iter().filter(counts))
 }
 
@@ -125,7 +117,7 @@ pub fn expected(path: &Path, packet: &Packet, state: &RuleState) -> Vec<Line> {
         if chain.family.is_legacy() {
             let family = if chain.family == Family::LegacyIp { 2 } else { 10 };
             let text = format!("TRACE: {}:{}:{kind}:{number}", chain.table, chain.chain);
-            lines.push(Line::new(family, text, mark));
+            lines.push(Line { family, text, mark });
         }
         mark = after.unwrap_or(mark);
     }
