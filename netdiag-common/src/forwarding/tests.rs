@@ -191,3 +191,34 @@ fn a_state_and_its_answer_go_over_the_wire() {
     let json = serde_json::to_string(&step).unwrap();
     assert_eq!(serde_json::from_str::<Step>(&json).unwrap(), step);
 }
+
+/// A legacy table and a chain of nf_tables, both at prerouting with one priority and these rules.
+fn beside(legacy: Vec<Rule>, own: Vec<Rule>) -> RuleState {
+    let mut state = state(own, Vec::new());
+    let legacy_key = ChainKey { family: Family::LegacyIp, table: Arc::from("mangle"), chain: Arc::from("PREROUTING") };
+    let hooks = state.hooks.as_mut().unwrap();
+    hooks.chains.push(BaseChain { key: legacy_key.clone(), made: (0, 0), ..hooks.chains[0].clone() });
+    state.chains.0.insert(legacy_key, Some(Chain { rules: legacy }));
+    state
+}
+
+#[test]
+fn which_of_a_legacy_table_and_a_chain_runs_first_is_not_known() {
+    let drop = || vec![rule(1, vec![verdict(Verdict::Drop)])];
+    let paths = done(&beside(drop(), drop()), &packet()).paths;
+    let by = |path: &Path| match &path.end {
+        End::Dropped { by } => by.chain.as_ref().map(ToString::to_string),
+        _ => None,
+    };
+    let found: Vec<_> = paths.iter().map(by).collect();
+    assert_eq!(found, [Some("legacy iptables mangle PREROUTING".into()), Some("ip t base".into())]);
+}
+
+#[test]
+fn a_legacy_table_without_rules_is_asked_nothing_unless_it_drops() {
+    let drop = || vec![rule(1, vec![verdict(Verdict::Drop)])];
+    assert_eq!(done(&beside(Vec::new(), drop()), &packet()).paths.len(), 1);
+    let mut state = beside(Vec::new(), drop());
+    state.hooks.as_mut().unwrap().chains[1].policy = Verdict::Drop;
+    assert_eq!(done(&state, &packet()).paths.len(), 2);
+}

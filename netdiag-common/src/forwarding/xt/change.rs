@@ -4,7 +4,7 @@ use super::Blob;
 use super::header::segment_option;
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::fact::Fact;
-use crate::forwarding::machine::{Result, Run};
+use crate::forwarding::machine::Run;
 use crate::forwarding::packet::{Packet, Protocol, TCP, UnknownBytes};
 
 /// How a target gives the largest segment that is read from the route (`XT_TCPMSS_CLAMP_PMTU`).
@@ -101,13 +101,13 @@ impl Run<'_> {
     }
 
     /// `tproxy_tg4`, `tproxy_tg6`: a socket takes the packet, which is then routed by its new mark.
-    pub(super) fn tproxy_target(&mut self, blob: Blob<'_>) -> Result<Option<Verdict>> {
-        let (Some(mask), Some(value)) = (blob.u32(0), blob.u32(4)) else { return Ok(None) };
+    pub(super) fn tproxy_target(&mut self, blob: Blob<'_>) -> Option<Verdict> {
+        let (mask, value) = (blob.u32(0)?, blob.u32(4)?);
         if !self.decide("a transparent proxy's socket takes the packet") {
-            return Ok(Some(Verdict::Drop));
+            return Some(Verdict::Drop);
         }
         self.packet.mark = masked(&self.packet.mark, mask, value);
-        Ok(Some(Verdict::Accept))
+        Some(Verdict::Accept)
     }
 }
 

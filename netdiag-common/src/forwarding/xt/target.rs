@@ -73,7 +73,7 @@ impl Run<'_> {
                 None => None,
             },
             "NFQUEUE" => queue_target(revision, blob),
-            "TPROXY" => self.tproxy_target(blob)?,
+            "TPROXY" => self.tproxy_target(blob),
             "TTL" | "HL" => self.hops_target(blob),
             "DSCP" => self.dscp_target(blob),
             "TOS" => self.tos_target(revision, blob),

@@ -59,8 +59,14 @@ pub(crate) fn record() -> Result<Vec<u8>, ReadError> {
 }
 
 #[cfg(test)]
-pub(crate) fn replay(mut recording: &[u8], budget: &mut Budget) -> Vec<Table> {
-    let mut tables = Vec::new();
+pub(crate) fn replay(recording: &[u8], budget: &mut Budget) -> Vec<Table> {
+    let parse = |(family, name, blob): (_, String, _)| entries::parse(family, &name, &blob, budget).unwrap();
+    replay_blobs(recording).into_iter().map(parse).collect()
+}
+
+#[cfg(test)]
+fn replay_blobs(mut recording: &[u8]) -> Vec<(Family, String, sockopt::Blob)> {
+    let mut blobs = Vec::new();
     while let Some((&family, rest)) = recording.split_first() {
         let family = if family == 0 { Family::Ipv4 } else { Family::Ipv6 };
         let name = String::from_utf8_lossy(&rest[..31]).trim_end_matches('\0').to_owned();
@@ -72,8 +78,8 @@ pub(crate) fn replay(mut recording: &[u8], budget: &mut Budget) -> Vec<Table> {
             underflow: std::array::from_fn(|hook| word(6 + hook)),
             entries: rest[start..start + length].to_vec(),
         };
-        tables.push(entries::parse(family, &name, &blob, budget).unwrap());
+        blobs.push((family, name, blob));
         recording = &rest[start + length..];
     }
-    tables
+    blobs
 }

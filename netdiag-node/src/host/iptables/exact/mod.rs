@@ -1,6 +1,7 @@
 //! Legacy tables of the calling thread's network namespace for the evaluator. The kernel gives whole tables only, so they
 //! are kept as the bytes it gave, and chains are made of them as the evaluator asks: memory stays below twice the tables.
 
+mod loops;
 mod table;
 
 use netdiag_common::forwarding::packet::Protocol;

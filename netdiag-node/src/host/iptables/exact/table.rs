@@ -11,6 +11,7 @@ use netdiag_common::forwarding::state::{BaseChain, Chain, ChainKey, ChainKind, F
 use super::super::entries::{self, HOOK_NAMES};
 use super::super::entry::{CUT_SHORT, ERROR_TARGET, Entry, Starts, between};
 use super::super::sockopt::{self, Blob};
+use super::loops;
 use crate::host::xtables;
 
 /// `NFT_REG_VERDICT`: where [`Expression::Immediate`] puts a verdict.
@@ -88,17 +89,26 @@ impl IndexedTable {
                 return Err(format!("there is no chain {name}"));
             }
         }
+        let mut places: Vec<usize> = self.chains.values().map(|range| range.start).collect();
+        places.sort_unstable();
+        let mut jumps = Vec::new();
         for entry in self.entries() {
             if entry.parts().iter().any(|(name, _, _)| name == CUT_SHORT) {
                 return Err(format!("the matches of the entry at byte {} do not fit", entry.at));
             }
-            if entry.target_part().0.is_empty()
-                && let Ok(offset) = entry.standard()
-                && offset != entry.at + entry.body.len()
-                && !self.starts.contains_key(&offset)
-            {
-                return Err(format!("the entry at byte {} jumps to byte {offset}, where no chain is", entry.at));
+            let Ok(offset) = entry.standard() else { continue };
+            if !entry.target_part().0.is_empty() || offset == entry.at + entry.body.len() {
+                continue;
             }
+            let to = places.binary_search(&offset).ok().filter(|_| self.starts.contains_key(&offset));
+            let Some(to) = to else {
+                return Err(format!("the entry at byte {} jumps to byte {offset}, where no chain is", entry.at));
+            };
+            // The chain that begins last before the entry is its own.
+            jumps.push((places.partition_point(|place| *place <= entry.at).saturating_sub(1), to));
+        }
+        if loops::is_circular(places.len(), jumps) {
+            return Err("its chains jump in a circle".into());
         }
         Ok(())
     }
