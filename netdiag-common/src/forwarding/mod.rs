@@ -26,6 +26,7 @@ pub mod expression;
 mod fact;
 mod fib;
 mod hash;
+pub mod ipset;
 mod machine;
 mod nat;
 pub mod packet;

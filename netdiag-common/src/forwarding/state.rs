@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::expression::{Expression, Verdict};
+use super::ipset::{IpSet, IpSetQuery};
 use super::packet::Protocol;
 use super::set::Set;
 
@@ -43,6 +44,11 @@ pub enum Key {
     AddressType(AddressQuery),
     /// `fib … oif`
     Fib(FibQuery),
+    /// The ipset that rules know by this number.
+    IpSet {
+        index: u16,
+    },
+    IpSetElement(IpSetQuery),
 }
 
 /// `NFPROTO_*` of a table of nf_tables, or one of the two legacy commands.
@@ -240,6 +246,11 @@ pub struct RuleState {
     pub routes: Table<RouteQuery, Route>,
     pub address_types: Table<AddressQuery, u32>,
     pub fib: Table<FibQuery, Option<FibEntry>>,
+    #[serde(default)]
+    pub ip_sets: Table<u16, Option<IpSet>>,
+    /// None where the kernel did not say.
+    #[serde(default)]
+    pub ip_set_elements: Table<IpSetQuery, Option<bool>>,
 }
 
 /// A map that goes over the wire as pairs, since its keys are no strings.
@@ -305,6 +316,14 @@ impl RuleState {
 
     pub(super) fn fib(&self, query: &FibQuery) -> Result<Option<&FibEntry>, Key> {
         self.fib.read(query, Key::Fib).map(Option::as_ref)
+    }
+
+    pub(super) fn ip_set(&self, index: u16) -> Result<Option<&IpSet>, Key> {
+        self.ip_sets.read(&index, |index| Key::IpSet { index }).map(Option::as_ref)
+    }
+
+    pub(super) fn ip_set_element(&self, query: &IpSetQuery) -> Result<Option<bool>, Key> {
+        self.ip_set_elements.read(query, Key::IpSetElement).copied()
     }
 }
 

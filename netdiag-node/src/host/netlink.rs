@@ -168,7 +168,11 @@ impl Netlink {
                         // Both carry an errno, negated; 0 is the acknowledgement.
                         let errno = int(payload, 0).map_or(0, |value| value.cast_signed().wrapping_neg());
                         return match errno {
-                            1.. => Err(call(step, Errno::from_raw(errno))),
+                            // Not through `Errno`, which does not know the numbers that ipset has of its own.
+                            1.. => Err(ReadError::Call {
+                                step: step.to_owned(),
+                                source: io::Error::from_raw_os_error(errno),
+                            }),
                             _ if interrupted => Ok(Ended::Interrupted),
                             _ => Ok(Ended::Complete),
                         };

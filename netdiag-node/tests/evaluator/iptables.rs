@@ -4,6 +4,7 @@
 use crate::lab::{feed, nft};
 use crate::random::Random;
 use crate::rules::{PORTS, PROBE, V4, V6};
+use crate::sets;
 
 /// Tables and their base chains.
 const CHAINS: [(&str, &[&str]); 5] = [
@@ -104,6 +105,9 @@ fn matches(random: &mut Random, v6: bool, protocol: &str, (table, chain): (&str,
     let with_ports = !protocol.is_empty();
     if random.percent(25) {
         return rarer_matches(random, v6, protocol, (table, chain));
+    }
+    if let Some(set) = random.percent(10).then(|| sets::matches(random, v6)).flatten() {
+        return set;
     }
     match random.below(24) {
         0 | 1 => format!("{not}-s {address}"),

@@ -14,6 +14,7 @@ mod legacy;
 mod nflog;
 mod random;
 mod rules;
+mod sets;
 mod trace;
 mod traffic;
 mod wire;

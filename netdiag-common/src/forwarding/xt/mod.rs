@@ -5,6 +5,7 @@ mod change;
 mod entry;
 mod header;
 mod host;
+mod ipset;
 mod matches;
 mod stateful;
 mod target;

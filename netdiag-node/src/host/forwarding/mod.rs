@@ -3,6 +3,7 @@
 
 mod fate;
 mod filters;
+mod ipset;
 mod route;
 mod tracking;
 
@@ -127,6 +128,13 @@ fn fill(state: &mut RuleState, key: Key, tables: &mut Filters, routes: &mut Rout
         Key::Fib(query) => {
             let entry = routes.fib(&query)?;
             state.fib.0.insert(query, entry);
+        }
+        Key::IpSet { index } => {
+            state.ip_sets.0.insert(index, ipset::set(index)?);
+        }
+        Key::IpSetElement(query) => {
+            let holds = ipset::has(&query)?;
+            state.ip_set_elements.0.insert(query, holds);
         }
     }
     Ok(())
