@@ -29,7 +29,11 @@ pub struct IpSetQuery {
 #[serde(rename_all = "snake_case")]
 pub enum IpSetPart {
     Address(IpAddr),
-    Port { protocol: u8, number: u16 },
+    Port {
+        /// None for sets of ports of any protocol.
+        protocol: Option<u8>,
+        number: u16,
+    },
     Interface(Arc<str>),
     Mark(u32),
     Hardware([u8; 6]),

@@ -6,7 +6,7 @@ use crate::fixed::{Case, in_packet, in_port, in_tcp, in_tcp6, in_udp, out_port, 
 use crate::legacy::{IP6TABLES, IPTABLES};
 use crate::traffic::{segment, whole};
 
-pub const CASES: [Case; 8] = [
+pub const CASES: [Case; 9] = [
     Case {
         fact: "a table without rules drops by its policy",
         tool: IPTABLES,
@@ -107,6 +107,21 @@ COMMIT
 COMMIT
 ",
         packets: |lab| vec![out_udp(lab, "10.1.0.1", "10.2.0.2", 20_000), out_port(lab, "10.2.0.2", 80, 20_001)],
+    },
+    Case {
+        fact: "TCP without the option of the largest segment gets one, and others a smaller one",
+        tool: IPTABLES,
+        rules: "*mangle
+:FORWARD ACCEPT
+-A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 900
+-A FORWARD -p tcp -m tcpmss --mss 900 -m comment --comment smaller
+-A FORWARD -p tcp -m tcpmss --mss 536 -m comment --comment added
+COMMIT
+",
+        packets: |lab| {
+            let with = segment(20_001, 80, 2, (1000, 0), true);
+            vec![in_tcp(lab, 20_000), in_packet(lab, TCP, &with)]
+        },
     },
     Case {
         fact: "protocols of IPv6 are looked for behind extension headers",

@@ -128,6 +128,10 @@ pub fn expected(path: &Path, packet: &Packet, state: &RuleState) -> Vec<Line> {
 fn kind_of(chain: &ChainKey, handle: u64, state: &RuleState) -> &'static str {
     let rules = state.chains.0.get(chain).and_then(Option::as_ref).map(|chain| &chain.rules[..]).unwrap_or_default();
     let rule = usize::try_from(handle - 1).ok().and_then(|at| rules.get(at));
+    if chain.family.is_legacy() {
+        let text = rule.and_then(|rule| rule.text.as_deref()).unwrap_or_default();
+        assert!(text.starts_with(&format!("-A {}", chain.chain)), "rule {handle} of {chain} is shown as {text:?}");
+    }
     let Some(rule) = rule.filter(|rule| rule.comment.is_none()) else { return "rule" };
     match &rule.expressions[..] {
         [Expression::Immediate { data, .. }] if !leads_on(data) => {

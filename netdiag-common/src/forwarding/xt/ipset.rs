@@ -120,5 +120,6 @@ fn port(packet: &Packet, is_source: bool, only_ports: bool) -> Found {
     } else {
         0
     };
-    Found::Part(IpSetPart::Port { protocol: transport.protocol, number })
+    let protocol = (!only_ports).then_some(transport.protocol);
+    Found::Part(IpSetPart::Port { protocol, number })
 }

@@ -97,7 +97,7 @@ fn element_attributes(parts: &[IpSetPart]) -> Vec<Vec<u8>> {
             }
             IpSetPart::Port { protocol, number } => {
                 attributes.push(attribute(element::PORT | NETWORK_ORDER, &number.to_be_bytes()));
-                attributes.push(attribute(element::PROTOCOL, &[*protocol]));
+                attributes.extend(protocol.map(|protocol| attribute(element::PROTOCOL, &[protocol])));
             }
             IpSetPart::Interface(name) => {
                 attributes.push(attribute(element::INTERFACE, &[name.as_bytes(), b"\0"].concat()));
