@@ -190,9 +190,6 @@ pub struct Rule {
     /// What its author wrote beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<Arc<str>>,
-    /// As its own command lists it, where that is known; of rules on the packet's way only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ fn key(chain: &str) -> ChainKey {
 }
 
 fn rule(handle: u64, expressions: Vec<Expression>) -> Rule {
-    Rule { handle, expressions, comment: None, text: None }
+    Rule { handle, expressions, comment: None }
 }
 
 fn verdict(verdict: Verdict) -> Expression {

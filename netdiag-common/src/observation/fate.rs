@@ -89,7 +89,7 @@ pub struct Fate {
 pub struct FateRule {
     pub chain: ChainKey,
     pub handle: u64,
-    /// Close to `nft list ruleset`.
+    /// Close to `nft list ruleset`, or to `iptables -S`.
     pub text: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,

@@ -47,6 +47,7 @@ pub fn compare(lab: &Lab, traces: &Traces, packet: &Packet, connections: &mut Co
     };
     let lines = traces.log.as_ref().map(Log::lines);
     let left = lab.left();
+    assert!(evaluation.outcome.paths.iter().all(|path| nflog::is_worded(path, &evaluation.legacy_rules)));
     let logged =
         |path: &Path| lines.as_ref().is_none_or(|lines| nflog::is_expected(path, packet, &evaluation.state, lines));
     let paths = &evaluation.outcome.paths;
@@ -128,7 +129,7 @@ fn fate(path: &Path, left: &[(u32, Vec<u8>)]) -> Result<(), String> {
 
 fn complaint(
     packet: &Packet,
-    Evaluation { outcome, state }: &Evaluation,
+    Evaluation { outcome, state, .. }: &Evaluation,
     (events, lines): (&[Event], Option<&[nflog::Line]>),
     left: &[(u32, Vec<u8>)],
 ) -> String {

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use netdiag_common::forwarding::expression::Verdict;
+use netdiag_common::forwarding::expression::{Data, Verdict};
 use netdiag_common::forwarding::path::{Decision, Path};
 use netdiag_common::forwarding::state::{BaseChain, ChainKey, Family};
 use netdiag_common::forwarding::{Expression, Packet, RuleState};
+use netdiag_common::observation::fate::FateRule;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 /// `NFNL_SUBSYS_ULOG`
@@ -97,6 +98,16 @@ pub fn is_expected(path: &Path, packet: &Packet, state: &RuleState, lines: &[Lin
     expected(path, packet, state).iter().filter(counts).eq(lines.iter().filter(counts))
 }
 
+/// Whether all legacy rules on a path are there in words, as their command lists them.
+pub fn is_worded(path: &Path, rules: &[FateRule]) -> bool {
+    path.decisions.iter().all(|decision| match decision {
+        Decision::Rule { chain, handle, .. } if chain.family.is_legacy() => rules.iter().any(|rule| {
+            rule.chain == *chain && rule.handle == *handle && rule.text.starts_with(&format!("-A {}", chain.chain))
+        }),
+        _ => true,
+    })
+}
+
 /// What the kernel says when a packet takes this path.
 pub fn expected(path: &Path, packet: &Packet, state: &RuleState) -> Vec<Line> {
     let mut mark = packet.mark.known().copied().unwrap_or(0);
@@ -128,10 +139,6 @@ pub fn expected(path: &Path, packet: &Packet, state: &RuleState) -> Vec<Line> {
 fn kind_of(chain: &ChainKey, handle: u64, state: &RuleState) -> &'static str {
     let rules = state.chains.0.get(chain).and_then(Option::as_ref).map(|chain| &chain.rules[..]).unwrap_or_default();
     let rule = usize::try_from(handle - 1).ok().and_then(|at| rules.get(at));
-    if chain.family.is_legacy() {
-        let text = rule.and_then(|rule| rule.text.as_deref()).unwrap_or_default();
-        assert!(text.starts_with(&format!("-A {}", chain.chain)), "rule {handle} of {chain} is shown as {text:?}");
-    }
     let Some(rule) = rule.filter(|rule| rule.comment.is_none()) else { return "rule" };
     match &rule.expressions[..] {
         [Expression::Immediate { data, .. }] if !leads_on(data) => {
@@ -145,8 +152,7 @@ fn kind_of(chain: &ChainKey, handle: u64, state: &RuleState) -> &'static str {
     }
 }
 
-fn leads_on(data: &netdiag_common::forwarding::expression::Data) -> bool {
-    use netdiag_common::forwarding::expression::Data;
+fn leads_on(data: &Data) -> bool {
     matches!(data, Data::Verdict(Verdict::Jump(_) | Verdict::Goto(_)))
 }
 

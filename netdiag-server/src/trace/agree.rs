@@ -108,7 +108,7 @@ fn common<T: PartialEq>(left: &[T], right: &[T]) -> Vec<(usize, usize)> {
     pairs
 }
 
-/// None for decisions that the kernel does not trace.
+/// None for decisions that the kernel does not trace, or tells its log only, as it does with legacy tables.
 fn mark(decision: &Decision) -> Option<Mark<'_>> {
     let (chain, is_policy, handle, verdict) = match decision {
         Decision::Rule { chain, handle, verdict, .. } => (chain, false, Some(*handle), verdict),
@@ -116,6 +116,9 @@ fn mark(decision: &Decision) -> Option<Mark<'_>> {
         Decision::Policy { chain, verdict, .. } => (chain, true, None, verdict),
         Decision::Tracked { .. } | Decision::Translated { .. } | Decision::Routed { .. } => return None,
     };
+    if chain.family.is_legacy() {
+        return None;
+    }
     Some(Mark { family: chain.family, table: &chain.table, chain: &chain.chain, is_policy, handle, verdict })
 }
 

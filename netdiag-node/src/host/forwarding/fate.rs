@@ -22,10 +22,12 @@ use crate::host::{ReadError, network, nftables};
 /// Evaluates a packet and names what is on its way. `owner` tells whose namespace a number stands for, none this one.
 pub fn fate(request: &FateRequest, owner: &mut dyn FnMut(Option<i32>) -> Option<Owner>) -> Result<Fate, ReadError> {
     let packet = packet(request)?;
-    let Evaluation { outcome, state } = evaluate(&packet)?;
+    let Evaluation { outcome, state, legacy_rules } = evaluate(&packet)?;
     let base: Vec<ChainKey> = state.hooks.iter().flat_map(|hooks| &hooks.chains).map(|base| base.key.clone()).collect();
     let mut unseen = Vec::new();
-    let rules = match nftables::in_words(&rules_of(&outcome), &base) {
+    let mut native = rules_of(&outcome);
+    native.retain(|chain, _| !chain.family.is_legacy());
+    let rules = match nftables::in_words(&native, &base) {
         Ok(rules) => rules,
         Err(error) => {
             unseen.push(without_words(&error));
@@ -40,7 +42,14 @@ pub fn fate(request: &FateRequest, owner: &mut dyn FnMut(Option<i32>) -> Option<
         counter: rule.counter,
     });
     let interfaces = interfaces(&interfaces_of(&packet, &outcome), owner)?;
-    Ok(Fate { generation: state.generation, packet, outcome, rules: rules.collect(), interfaces, unseen })
+    Ok(Fate {
+        generation: state.generation,
+        packet,
+        outcome,
+        rules: rules.chain(legacy_rules).collect(),
+        interfaces,
+        unseen,
+    })
 }
 
 /// The interfaces with these indexes, with their other ends. One that is gone is left out.
@@ -106,7 +115,7 @@ fn index_of(name: &str) -> Result<u32, ReadError> {
     })
 }
 
-fn rules_of(outcome: &Outcome) -> BTreeMap<ChainKey, BTreeSet<u64>> {
+pub(super) fn rules_of(outcome: &Outcome) -> BTreeMap<ChainKey, BTreeSet<u64>> {
     let mut rules: BTreeMap<ChainKey, BTreeSet<u64>> = BTreeMap::new();
     let mut add = |chain: &ChainKey, handle: u64| {
         rules.entry(chain.clone()).or_default().insert(handle);

@@ -1,9 +1,10 @@
 //! The two packet filters of a namespace as one: chains by their keys, of nf_tables or of legacy tables.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use netdiag_common::forwarding::packet::Protocol;
-use netdiag_common::forwarding::path::Decision;
 use netdiag_common::forwarding::state::{BaseChain, Chain, ChainKey, Foreign};
-use netdiag_common::forwarding::{Outcome, RuleState};
+use netdiag_common::observation::fate::FateRule;
 
 use crate::host::ReadError;
 use crate::host::iptables::LegacyTables;
@@ -42,18 +43,12 @@ impl Filters {
         self.legacy.as_ref().is_some_and(|legacy| legacy.has_part(protocol, is_wanted))
     }
 
-    /// Adds their words to the legacy rules on the paths.
-    pub(super) fn add_texts(&self, outcome: &Outcome, state: &mut RuleState) {
-        let Some(legacy) = &self.legacy else { return };
-        for decision in outcome.paths.iter().flat_map(|path| &path.decisions) {
-            let Decision::Rule { chain, handle, .. } = decision else { continue };
-            let Some(Some(known)) = state.chains.0.get_mut(chain).filter(|_| chain.family.is_legacy()) else {
-                continue;
-            };
-            let index = usize::try_from(handle.saturating_sub(1)).unwrap_or(usize::MAX);
-            if let Some(rule) = known.rules.get_mut(index).filter(|rule| rule.text.is_none()) {
-                rule.text = legacy.text(chain, *handle).map(Into::into);
-            }
-        }
+    /// The legacy ones of these rules in words, from the same reading.
+    pub(super) fn legacy_rules(&self, wanted: &BTreeMap<ChainKey, BTreeSet<u64>>) -> Vec<FateRule> {
+        let Some(legacy) = &self.legacy else { return Vec::new() };
+        let wanted = wanted.iter().filter(|(chain, _)| chain.family.is_legacy());
+        let rules =
+            wanted.flat_map(|(chain, numbers)| numbers.iter().filter_map(|number| legacy.worded(chain, *number)));
+        rules.collect()
     }
 }

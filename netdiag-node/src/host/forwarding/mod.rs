@@ -12,6 +12,7 @@ use std::sync::Arc;
 use netdiag_common::forwarding::set::{Element, Elements, Set};
 use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, SetKey};
 use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, step};
+use netdiag_common::observation::fate::FateRule;
 
 pub use self::fate::fate;
 pub(crate) use self::fate::interfaces;
@@ -35,6 +36,8 @@ const MAX_READ: usize = 20_000;
 pub struct Evaluation {
     pub outcome: Outcome,
     pub state: RuleState,
+    /// Rules of legacy tables on the paths, in words. Tables are read whole, so these come with them.
+    pub legacy_rules: Vec<FateRule>,
 }
 
 /// Reads lazily, and again when the rules changed meanwhile.
@@ -48,8 +51,8 @@ pub fn evaluate(packet: &Packet) -> Result<Evaluation, ReadError> {
         // An error while the rules changed may be that of a half-seen ruleset.
         if tables.nftables.generation()? == before {
             let outcome = outcome?;
-            tables.add_texts(&outcome, &mut state);
-            return Ok(Evaluation { outcome, state });
+            let legacy_rules = tables.legacy_rules(&fate::rules_of(&outcome));
+            return Ok(Evaluation { outcome, state, legacy_rules });
         }
     }
     Err(malformed(format!("the rules changed during each of {MAX_ATTEMPTS} readings")))

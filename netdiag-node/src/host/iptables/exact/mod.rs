@@ -6,6 +6,7 @@ mod table;
 
 use netdiag_common::forwarding::packet::Protocol;
 use netdiag_common::forwarding::state::{BaseChain, Chain, ChainKey, Family, Foreign, Hook};
+use netdiag_common::observation::fate::FateRule;
 
 use self::table::IndexedTable;
 use super::sockopt;
@@ -49,9 +50,11 @@ impl LegacyTables {
         self.table(key)?.chain(&key.chain)
     }
 
-    /// A rule as `iptables -S` writes it.
-    pub(crate) fn text(&self, key: &ChainKey, number: u64) -> Option<String> {
-        self.table(key)?.text(&key.chain, number)
+    /// A rule in words, such as those of `iptables -S`.
+    pub(crate) fn worded(&self, key: &ChainKey, number: u64) -> Option<FateRule> {
+        let rule = self.table(key)?.worded(&key.chain, number)?;
+        let (text, comment, counter) = (rule.text, rule.comment, rule.counter);
+        Some(FateRule { chain: key.clone(), handle: number, text, comment, counter })
     }
 
     /// Whether any match or target in tables of this protocol is as asked, by its name and structure.

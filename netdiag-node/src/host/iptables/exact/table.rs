@@ -7,6 +7,7 @@ use std::sync::Arc;
 use netdiag_common::forwarding::Expression;
 use netdiag_common::forwarding::expression::{Data, Verdict};
 use netdiag_common::forwarding::state::{BaseChain, Chain, ChainKey, ChainKind, Family, Hook, Rule};
+use netdiag_common::observation::rules;
 
 use super::super::entries::{self, HOOK_NAMES};
 use super::super::entry::{CUT_SHORT, ERROR_TARGET, Entry, Starts, between};
@@ -145,10 +146,11 @@ impl IndexedTable {
         Some(Chain { rules: rules.collect() })
     }
 
-    pub(super) fn text(&self, chain: &str, number: u64) -> Option<String> {
+    /// A rule as `iptables -S` writes it, with its counter.
+    pub(super) fn worded(&self, chain: &str, number: u64) -> Option<rules::Rule> {
         let index = usize::try_from(number.checked_sub(1)?).ok()?;
         let entry = self.chain_entries(chain)?.nth(index)?;
-        Some(entry.rule(chain, number, &self.starts, true).text)
+        Some(entry.rule(chain, number, &self.starts, true))
     }
 
     pub(super) fn has_part(&self, is_wanted: &dyn Fn(&str, &[u8]) -> bool) -> bool {
@@ -191,7 +193,7 @@ impl IndexedTable {
         } else {
             expressions.push(Expression::XtTarget { name: name.into(), revision, info: info.to_vec() });
         }
-        Rule { handle, expressions, comment, text: None }
+        Rule { handle, expressions, comment }
     }
 
     /// What a standard target does; none when it goes on to the next entry.

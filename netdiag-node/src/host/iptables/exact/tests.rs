@@ -29,7 +29,7 @@ fn every_rule_of_a_recorded_table_is_there_with_its_number() {
             for (exact, worded) in exact.rules.iter().zip(&chain.rules) {
                 assert_eq!(exact.handle, worded.handle);
                 assert_eq!(exact.comment.as_deref(), worded.comment.as_deref());
-                assert_eq!(table.text(&chain.name, exact.handle).as_deref(), Some(&*worded.text));
+                assert_eq!(table.worded(&chain.name, exact.handle).as_ref(), Some(worded));
             }
             chains += 1;
             rules += chain.rules.len();

@@ -94,7 +94,6 @@ pub(super) fn rule(payload: &[u8]) -> Option<Rule> {
         handle: attributes.u64(handle)?,
         expressions: expression::parse_all(attributes.find(expressions).unwrap_or_default()),
         comment: attributes.find(userdata).and_then(attribute::user_comment).map(Arc::from),
-        text: None,
     })
 }
 
