@@ -83,7 +83,8 @@ fn chain_starts(blob: &Blob, entries: &[Entry<'_>]) -> Starts {
     own.chain(base).collect()
 }
 
-/// Where the tables of `iptable_*.ko` register themselves (`enum nf_ip_hook_priorities`).
+/// Where the tables of `iptable_*.ko` register themselves (`enum nf_ip_hook_priorities`). The parameter
+/// `raw_before_defrag` of `iptable_raw.ko` would move table raw to -450; nothing shows it, and it is taken to be off.
 pub(super) fn priority(table: &str, hook: Hook) -> i32 {
     match (table, hook) {
         ("raw", _) => -300,
