@@ -34,7 +34,7 @@ table ip t {
 pub struct Router {
     pub node: Namespace,
     client: Namespace,
-    _backend: Namespace,
+    backend: Namespace,
     echo: Option<std::thread::JoinHandle<()>>,
     echo_address: SocketAddr,
 }
@@ -76,7 +76,7 @@ impl Router {
                 let _ = socket.send_to(&buffer[..length], from);
             }
         });
-        let router = Self { node, client, _backend: backend, echo: Some(echo), echo_address };
+        let router = Self { node, client, backend, echo: Some(echo), echo_address };
         router.nft(RULES);
         Some(router)
     }
@@ -135,7 +135,7 @@ impl Drop for Router {
     fn drop(&mut self) {
         // The echo's socket keeps its namespace.
         let address = self.echo_address;
-        self._backend.run(|| {
+        self.backend.run(|| {
             let socket = UdpSocket::bind("10.2.0.2:0").unwrap();
             let _ = socket.send_to(b"end", address);
         });

@@ -9,7 +9,7 @@ use crate::host::netlink::messages;
 use crate::host::nftables::attribute::Attributes;
 use crate::host::nftables::{family_of, verdict_of};
 
-/// Subsystem 10 (`NFNL_SUBSYS_NFTABLES`), `NFT_MSG_TRACE`.
+/// Subsystem 10 (`NFNL_SUBSYS_NFTABLES`), `NFT_MSG_TRACE` (17).
 const TRACE: u16 = 0x0a11;
 
 /// `struct nfgenmsg`
