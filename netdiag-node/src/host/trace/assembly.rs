@@ -122,7 +122,10 @@ impl Assembly {
     fn begin(&mut self, id: u32, chain: &Chain, event: &TraceEvent) {
         self.marked += 1;
         let (hook, place) = mark(chain.receives);
-        if chain.receives && self.open.get(&id).is_some_and(|open| open.is_local && open.place == place) {
+        let known = self.open.get(&id).filter(|open| open.place == place);
+        // Only the first event of a pass through a chain has headers: this is the second of our rules that the packet meets.
+        let is_again = event.headers.is_none() || chain.receives && known.is_some_and(|open| open.is_local);
+        if known.is_some() && is_again {
             return;
         }
         let index = self.packets.len();
@@ -280,6 +283,18 @@ mod tests {
         assembly.feed(Some(translated("raw", Some(LOOPBACK))));
         let (packets, _) = assembly.finish();
         assert_eq!(chains(&packets[0]), ["post", "raw", "in"]);
+    }
+
+    #[test]
+    fn a_packet_that_two_of_our_rules_mark_is_one() {
+        let mut assembly = assembly();
+        let mut second = traced(7, TABLE, "original-in", Some(3));
+        second.event.headers = None;
+        assembly.feed(Some(traced(7, TABLE, "original-in", Some(3))));
+        assembly.feed(Some(second));
+        assembly.feed(Some(traced(7, "t", "raw", Some(3))));
+        assert!(assembly.is_full());
+        assert_eq!(assembly.finish().0.len(), 1);
     }
 
     #[test]
