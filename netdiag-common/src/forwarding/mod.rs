@@ -32,6 +32,7 @@ mod nat;
 pub mod packet;
 pub mod path;
 mod register;
+pub mod routing;
 pub mod set;
 pub mod state;
 mod walk;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::conntrack::{Entry, State, Tuple};
 use super::expression::Verdict;
 use super::packet::Packet;
+use super::routing::{Discard, Why};
 use super::state::{ChainKey, Hook, Key, Route};
 
 /// What one step of the evaluation gives.
@@ -114,6 +115,9 @@ pub enum Decision {
     Routed {
         hook: Hook,
         route: Route,
+        /// The rule and the table's route behind it; none where the kernel does not say what was evaluated.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<Box<Why>>,
     },
 }
 
@@ -163,6 +167,8 @@ pub enum End {
     NoRoute {
         why: String,
     },
+    /// By routing itself: a source that is not let in, forwarding that is off.
+    Discarded(Discard),
     /// Its time to live ended here.
     HopsExhausted,
     Unknown {

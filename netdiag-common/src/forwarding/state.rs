@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::expression::{Expression, Verdict};
 use super::ipset::{IpSet, IpSetQuery};
 use super::packet::Protocol;
+use super::routing::{RoutingState, TableKey};
 use super::set::Set;
 
 /// Something that the next step needs to know.
@@ -39,7 +40,25 @@ pub enum Key {
     Addresses,
     /// Whether connections of this protocol are tracked.
     Tracking(Protocol),
+    /// The kernel's own answer.
     Route(RouteQuery),
+    /// All rules of ip-rule(8).
+    RouteRules(Protocol),
+    /// A routing table, as far as it is kept whole.
+    RouteTable(TableKey),
+    /// The routes of a large table that hold an address.
+    RoutesTo {
+        table: TableKey,
+        address: IpAddr,
+    },
+    RoutedInterface {
+        index: u32,
+    },
+    HostSettings,
+    Neighbour {
+        interface: u32,
+        address: IpAddr,
+    },
     /// `fib … type`
     AddressType(AddressQuery),
     /// `fib … oif`
@@ -101,6 +120,9 @@ pub struct RouteQuery {
     pub source: Option<IpAddr>,
     /// The interface it came in on; none for packets of this host.
     pub input: Option<u32>,
+    /// The interface that its socket is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<u32>,
     pub mark: u32,
     /// Type of service, or traffic class.
     pub service: u8,
@@ -241,6 +263,8 @@ pub struct RuleState {
     /// Connection tracking is at the hooks of a protocol only while some rule needs it there (`nf_ct_netns_get`).
     pub tracking: Table<Protocol, bool>,
     pub routes: Table<RouteQuery, Route>,
+    #[serde(default)]
+    pub routing: RoutingState,
     pub address_types: Table<AddressQuery, u32>,
     pub fib: Table<FibQuery, Option<FibEntry>>,
     #[serde(default)]
@@ -261,7 +285,7 @@ impl<K: Eq + Hash, V> Default for Table<K, V> {
 }
 
 impl<K: Eq + Hash + Clone, V> Table<K, V> {
-    fn read(&self, key: &K, missing: impl FnOnce(K) -> Key) -> Result<&V, Key> {
+    pub(super) fn read(&self, key: &K, missing: impl FnOnce(K) -> Key) -> Result<&V, Key> {
         self.0.get(key).ok_or_else(|| missing(key.clone()))
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Run<'a> {
     pub input: Option<&'a Interface>,
     pub output: Option<&'a Interface>,
     /// What the routing decision said; none before it.
-    pub route: Option<&'a Route>,
+    pub route: Option<Route>,
     /// The chain and rule being executed.
     pub chain: Option<ChainKey>,
     pub handle: Option<u64>,

@@ -137,7 +137,7 @@ impl<'a> Run<'a> {
 
     /// `nft_rt_get_eval`
     fn rt(&mut self, key: u32, to: u32) -> Verdict {
-        let Some(route) = self.route else { return Verdict::Break };
+        let Some(route) = &self.route else { return Verdict::Break };
         let ipv4 = self.packet.protocol == Protocol::Ipv4;
         match key {
             // Next hop of IPv4, next hop of IPv6.

@@ -27,7 +27,7 @@ impl Run<'_> {
 
     pub(in crate::forwarding) fn masquerade_to(&mut self, ports: Option<(u16, u16)>, flags: u32) -> Result<Verdict> {
         let Some(output) = self.output else { return Err(self.unknown("masquerade without an output interface")) };
-        let next_hop = match self.route {
+        let next_hop = match &self.route {
             Some(Route::Forward { gateway: Some(gateway), .. }) => *gateway,
             _ => self.packet.destination(),
         };

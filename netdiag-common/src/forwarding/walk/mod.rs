@@ -9,16 +9,18 @@
 mod chain;
 mod order;
 mod plan;
+mod route;
 mod tracking;
 
 pub(super) use self::plan::Plan;
 
 use self::plan::Call;
+use self::route::{Routed, route};
 use super::fact::Fact;
 use super::machine::{Result, Run, Stop};
 use super::packet::{Origin, Packet, Protocol};
-use super::path::{Decision, End};
-use super::state::{Hook, Route, RouteQuery};
+use super::path::End;
+use super::state::{Hook, Route};
 
 /// Runs the packet to its end.
 pub(super) fn walk<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
@@ -36,16 +38,19 @@ pub(super) fn walk<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
 }
 
 /// From prerouting on. A packet that came back over lo keeps the route it was sent by.
-fn received<'a>(run: &mut Run<'a>, plan: &Plan<'a>, kept: Option<&'a Route>) -> Result<End> {
+fn received<'a>(run: &mut Run<'a>, plan: &Plan<'a>, kept: Option<Route>) -> Result<End> {
     let before = run.packet.destination();
-    run.route = kept;
+    run.route.clone_from(&kept);
     run.output = None;
     hook(run, plan, Hook::Prerouting)?;
     let route = match kept {
         Some(route) if run.packet.destination() == before => route,
-        _ => route(run, run.input.map(|input| input.index))?,
+        _ => match route(run, run.input.map(|input| input.index))? {
+            Routed::To(route) => route,
+            Routed::Discarded(discard) => return Ok(End::Discarded(discard)),
+        },
     };
-    run.route = Some(route);
+    run.route = Some(route.clone());
     match route {
         Route::Local { .. } => {
             hook(run, plan, Hook::Input)?;
@@ -56,12 +61,12 @@ fn received<'a>(run: &mut Run<'a>, plan: &Plan<'a>, kept: Option<&'a Route>) -> 
                 return Ok(End::HopsExhausted);
             }
             forwarded(&mut run.packet);
-            run.output = run.state.interface(*interface)?;
+            run.output = run.state.interface(interface)?;
             hook(run, plan, Hook::Forward)?;
             leave(run, plan)
         }
-        Route::Refused { why } => Ok(End::NoRoute { why: why.clone() }),
-        Route::Unfollowed { why } => Err(run.unknown(why.clone())),
+        Route::Refused { why } => Ok(End::NoRoute { why }),
+        Route::Unfollowed { why } => Err(run.unknown(why)),
     }
 }
 
@@ -89,15 +94,15 @@ fn sent<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
         return Ok(end);
     }
     // The hook itself keeps the interface it began with; what follows uses the route of now.
-    let output = run.route.and_then(interface_of);
+    let output = run.route.as_ref().and_then(interface_of);
     run.output = output.map(|index| run.state.interface(index)).transpose()?.flatten();
     leave(run, plan)
 }
 
 fn leave<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
     hook(run, plan, Hook::Postrouting)?;
-    match run.route {
-        Some(Route::Forward { interface, gateway, .. }) => Ok(End::Sent { interface: *interface, gateway: *gateway }),
+    match run.route.clone() {
+        Some(Route::Forward { interface, gateway, .. }) => Ok(End::Sent { interface, gateway }),
         Some(local @ Route::Local { .. }) => {
             run.input = run.output;
             received(run, plan, Some(local))
@@ -107,7 +112,7 @@ fn leave<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
 }
 
 fn refusal(run: &Run<'_>) -> Result<Option<End>> {
-    match run.route {
+    match &run.route {
         Some(Route::Refused { why }) => Ok(Some(End::NoRoute { why: why.clone() })),
         Some(Route::Unfollowed { why }) => Err(run.unknown(why.clone())),
         _ => Ok(None),
@@ -115,8 +120,8 @@ fn refusal(run: &Run<'_>) -> Result<Option<End>> {
 }
 
 fn set_route(run: &mut Run<'_>) -> Result<()> {
-    let route = route(run, None)?;
-    let index = interface_of(route);
+    let route = own_route(run)?;
+    let index = interface_of(&route);
     run.route = Some(route);
     run.output = index.map(|index| run.state.interface(index)).transpose()?.flatten();
     Ok(())
@@ -129,33 +134,12 @@ fn interface_of(route: &Route) -> Option<u32> {
     }
 }
 
-fn route<'a>(run: &mut Run<'a>, input: Option<u32>) -> Result<&'a Route> {
-    let mark = match run.packet.mark.clone() {
-        Fact::Known(mark) => mark,
-        Fact::Unknown(why) => {
-            if !run.decide("no routing rule asks for the packet's mark") {
-                return Err(run.unknown(format!("the route may depend on the mark, and {why}")));
-            }
-            0
-        }
-    };
-    let uid = match &run.packet.socket {
-        Fact::Known(Some(socket)) if input.is_none() => socket.uid.known().copied(),
-        _ => None,
-    };
-    let query = RouteQuery {
-        destination: run.packet.destination(),
-        source: Some(run.packet.source()),
-        input,
-        mark,
-        service: if run.packet.protocol == Protocol::Ipv4 { run.packet.service() & 0xfc } else { 0 },
-        protocol: run.packet.transport().map_or(0, |transport| transport.protocol),
-        ports: run.packet.ports(),
-        uid,
-    };
-    let route = run.state.route(&query)?;
-    run.decisions.push(Decision::Routed { hook: run.hook, route: route.clone() });
-    Ok(route)
+/// Of a packet of this host, which is discarded by no more than its route.
+fn own_route(run: &mut Run<'_>) -> Result<Route> {
+    Ok(match route(run, None)? {
+        Routed::To(route) => route,
+        Routed::Discarded(discard) => Route::Refused { why: discard.why },
+    })
 }
 
 fn hook<'a>(run: &mut Run<'a>, plan: &Plan<'a>, hook: Hook) -> Result<()> {
@@ -190,8 +174,8 @@ fn hook<'a>(run: &mut Run<'a>, plan: &Plan<'a>, hook: Hook) -> Result<()> {
 
 /// `ip_route_me_harder`
 fn reroute(run: &mut Run<'_>) -> Result<()> {
-    let route = route(run, None)?;
-    run.route = Some(route);
+    let route = own_route(run)?;
+    run.route = Some(route.clone());
     match route {
         Route::Refused { .. } => Err(Stop::End(End::Dropped { by: run.place() })),
         _ => Ok(()),
