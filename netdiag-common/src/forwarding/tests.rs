@@ -3,6 +3,9 @@ use std::sync::Arc;
 use super::expression::{Data, Operator, Verdict};
 use super::packet::{Protocol, TCP, tcp};
 use super::path::End;
+use super::routing::{
+    HostSettings, Ipv4Settings, NextHop, RouteTable, RoutedInterface, RoutingRule, RoutingState, TableKey, TableRoute,
+};
 use super::state::{BaseChain, Chain, ChainKey, ChainKind, Family, Hooks, Interface, Route, RouteQuery, Rule};
 use super::*;
 
@@ -61,7 +64,39 @@ fn state(rules: Vec<Rule>, others: Vec<(&str, Vec<Rule>)>) -> RuleState {
     }
     state.tracking.0.insert(Protocol::Ipv4, true);
     state.routes.0.insert(route_query(0), Route::Forward { interface: 3, gateway: None, source: None });
+    state.routing = routing();
     state
+}
+
+/// Everything goes out of interface 3.
+fn routing() -> RoutingState {
+    let mut routing = RoutingState { live: true, host: Some(HostSettings::default()), ..RoutingState::default() };
+    let rule = |priority, table| RoutingRule { priority, table, action: 1, ..RoutingRule::default() };
+    routing.rules.0.insert(Protocol::Ipv4, vec![rule(0, 255), rule(32_766, 254), rule(32_767, 253)]);
+    let hop = NextHop { interface: Some(3), gateway: None, weight: 1, dead: false, no_carrier: false };
+    let route = TableRoute {
+        destination: "0.0.0.0/0".parse().unwrap(),
+        source: None,
+        kind: 1,
+        scope: 253,
+        service: 0,
+        metric: 0,
+        protocol: 3,
+        preference: 0,
+        own: None,
+        object: None,
+        encapsulation: None,
+        hops: vec![hop],
+    };
+    for (table, routes) in [(255, Vec::new()), (254, vec![route]), (253, Vec::new())] {
+        routing.tables.0.insert(TableKey { protocol: Protocol::Ipv4, table }, RouteTable::Whole(routes));
+    }
+    for index in [2, 3] {
+        let mut interface = RoutedInterface { up: true, ..RoutedInterface::default() };
+        interface.settings.ipv4 = Ipv4Settings { forwarding: true, accept_local: true, ..Ipv4Settings::default() };
+        routing.interfaces.0.insert(index, Some(interface));
+    }
+    routing
 }
 
 fn route_query(mark: u32) -> RouteQuery {
@@ -69,6 +104,7 @@ fn route_query(mark: u32) -> RouteQuery {
         destination: "10.0.0.2".parse().unwrap(),
         source: Some("10.0.0.1".parse().unwrap()),
         input: Some(2),
+        output: None,
         mark,
         service: 0,
         protocol: TCP,
@@ -138,11 +174,18 @@ fn the_same_unknown_has_the_same_value_at_each_rule() {
         ];
         rule(handle, mark)
     };
-    let state = state(vec![marked(1, Verdict::Continue), marked(2, Verdict::Drop)], Vec::new());
+    let mut state = state(vec![marked(1, Verdict::Continue), marked(2, Verdict::Drop)], Vec::new());
     let mut packet = packet();
     packet.mark = Fact::Unknown("the mark was not recorded".into());
-    let ends: Vec<End> = done(&state, &packet).paths.into_iter().map(|path| path.end).collect();
-    // Dropped, sent if no routing rule asks for the mark, and unknown otherwise.
+    let ends = |state: &RuleState| -> Vec<End> {
+        done(state, &packet).paths.into_iter().map(|path| path.end).collect()
+    };
+    let unasked = ends(&state);
+    assert!(matches!(unasked[..], [End::Dropped { .. }, End::Sent { .. }]), "{unasked:?}");
+    let by_mark = RoutingRule { priority: 5, action: 1, table: 100, mark: 7, mask: 0xff, ..RoutingRule::default() };
+    state.routing.rules.0.get_mut(&Protocol::Ipv4).unwrap().insert(1, by_mark);
+    // Dropped, sent if the routing rule does not match by the mark, and unknown otherwise.
+    let ends = ends(&state);
     assert_eq!(ends.len(), 3, "{ends:?}");
     assert!(matches!(ends[0], End::Dropped { .. }), "{ends:?}");
     assert!(matches!((&ends[1], &ends[2]), (End::Sent { .. }, End::Unknown { .. })), "{ends:?}");

@@ -54,6 +54,17 @@ impl Netlink {
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER_BYTES] })
     }
 
+    /// Lets the kernel look at what a dump asks for (`NETLINK_GET_STRICT_CHK`, Linux 4.20). One that cannot sends everything.
+    pub(crate) fn check_strictly(&mut self) {
+        const GET_STRICT_CHECK: i32 = 12;
+        let (on, length) = (1_i32, libc::socklen_t::try_from(size_of::<i32>()).expect("four bytes"));
+        // SAFETY: the option is an int, which lives until the call returns.
+        unsafe {
+            let socket = self.socket.as_raw_fd();
+            libc::setsockopt(socket, libc::SOL_NETLINK, GET_STRICT_CHECK, (&raw const on).cast(), length);
+        }
+    }
+
     /// All messages of a dump, decoded one by one from their payloads. `step` names the dump in errors: `list routes`.
     ///
     /// `decode` returns none for a message that it does not want.

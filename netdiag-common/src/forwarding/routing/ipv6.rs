@@ -49,19 +49,20 @@ impl<'a> Router<'a> {
         };
         (self.why.table, self.why.route) = (Some(table), Some(route.clone()));
         let local = matches!(route.kind, kind::LOCAL | kind::ANYCAST);
-        if let Some(discard) = self.refused6(input, all.forwarding, local)? {
-            return Ok((Route::Refused { why: discard.why.clone() }, Some(discard)));
-        }
-        match route.kind {
-            _ if local => Ok((Route::Local { interface: LOOPBACK }, None)),
+        let discarded = self.refused6(input, all.forwarding, local)?;
+        let route = match route.kind {
+            _ if local => Route::Local { interface: LOOPBACK },
             kind::UNICAST => {
                 let hop = self.select6(route, wanted)?;
-                let Some(interface) = hop.interface else { return Ok((super::ipv4::without_interface(), None)) };
                 let source = route.own.filter(|_| flow.source.is_none() && input.is_none());
-                Ok((Route::Forward { interface, gateway: hop.gateway, source }, None))
+                match hop.interface {
+                    Some(interface) => Route::Forward { interface, gateway: hop.gateway, source },
+                    None => super::ipv4::without_interface(),
+                }
             }
-            other => Ok((Route::Unfollowed { why: format!("a route of type {other}") }, None)),
-        }
+            other => Route::Unfollowed { why: format!("a route of type {other}") },
+        };
+        Ok((route, discarded))
     }
 
     fn refused6(&self, input: Option<u32>, forwarding: bool, local: bool) -> Result<Option<Discard>> {

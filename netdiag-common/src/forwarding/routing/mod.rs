@@ -56,6 +56,7 @@ const MAX_NAMED_RULES: usize = 32;
 /// One way in which a packet may be routed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
+    /// Refused where IPv4 discards the packet.
     pub route: Route,
     /// The packet is not let in or on, whatever the route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -131,10 +132,10 @@ pub fn answers(state: &RuleState, query: &RouteQuery) -> Result<Vec<Answer>, Key
     Ok(answers)
 }
 
-/// Whether the kernel's answer to the same question is one that this is.
+/// Whether the kernel's answer to the same question is one that this is. `RTM_GETROUTE` refuses what IPv4 discards, and
+/// knows nothing of what IPv6 discards.
 pub fn agrees(answer: &Answer, kernel: &Route) -> bool {
     match (&answer.route, kernel) {
-        _ if answer.discarded.is_some() => matches!(kernel, Route::Refused { .. }),
         (Route::Refused { .. }, Route::Refused { .. }) => true,
         (Route::Local { interface }, Route::Local { interface: other }) => interface == other,
         (

@@ -118,6 +118,9 @@ pub struct TableRoute {
     /// The next-hop object that its next hops are from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<u32>,
+    /// `LWTUNNEL_ENCAP_*`: what packets are put into on this way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encapsulation: Option<u16>,
     pub hops: Vec<NextHop>,
 }
 

@@ -34,6 +34,9 @@ pub(super) fn route(run: &mut Run<'_>, input: Option<u32>) -> Result<Routed> {
         },
     };
     let Some(answer) = chosen else { return Err(run.unknown("no route fits what was assumed before")) };
+    if let Some(kind) = answer.why.route.as_ref().and_then(|route| route.encapsulation) {
+        run.gaps.push(format!("the route encapsulates packets (type {kind}), which is not evaluated"));
+    }
     let why = Some(Box::new(answer.why));
     run.decisions.push(Decision::Routed { hook: run.hook, route: answer.route.clone(), why });
     Ok(answer.discarded.map_or(Routed::To(answer.route), Routed::Discarded))

@@ -5,12 +5,14 @@ mod fate;
 mod filters;
 mod ipset;
 mod route;
+mod routing;
 mod tracking;
 
 use std::sync::Arc;
 
+use netdiag_common::forwarding::routing::{self as evaluated, Answer};
 use netdiag_common::forwarding::set::{Element, Elements, Set};
-use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, SetKey};
+use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, RouteQuery, SetKey};
 use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, step};
 use netdiag_common::observation::fate::FateRule;
 
@@ -18,6 +20,7 @@ pub use self::fate::fate;
 pub(crate) use self::fate::interfaces;
 use self::filters::Filters;
 use self::route::Routes;
+use self::routing::Routing;
 use super::{ReadError, file, own_net, trace};
 
 /// Times that the rules may change under a reading before it is given up. Writers such as kube-proxy commit in bursts of
@@ -44,10 +47,12 @@ pub struct Evaluation {
 pub fn evaluate(packet: &Packet) -> Result<Evaluation, ReadError> {
     let mut tables = Filters::open()?;
     let mut routes = Routes::open()?;
+    let mut routing = Routing::open()?;
     for _ in 0..MAX_ATTEMPTS {
         let before = tables.nftables.generation()?;
         let mut state = RuleState { generation: before, ..RuleState::default() };
-        let outcome = complete(&mut state, packet, &mut tables, &mut routes);
+        state.routing.live = true;
+        let outcome = complete(&mut state, packet, &mut tables, &mut routes, &mut routing);
         // An error while the rules changed may be that of a half-seen ruleset.
         if tables.nftables.generation()? == before {
             let outcome = outcome?;
@@ -64,6 +69,7 @@ fn complete(
     packet: &Packet,
     tables: &mut Filters,
     routes: &mut Routes,
+    routing: &mut Routing,
 ) -> Result<Outcome, ReadError> {
     let mut read = 0;
     for _ in 0..MAX_STEPS {
@@ -76,17 +82,36 @@ fn complete(
             return Err(malformed(format!("more than {MAX_READ} chains, elements and routes for one packet")));
         }
         for key in keys {
-            fill(state, key, tables, routes)?;
+            fill(state, key, tables, routes, routing)?;
         }
     }
     Err(malformed(format!("more than {MAX_STEPS} steps for one packet")))
+}
+
+/// Every way in which the namespace may route such a packet, evaluated without the kernel's own answer.
+pub fn routes(query: &RouteQuery) -> Result<Vec<Answer>, ReadError> {
+    let (mut routes, mut routing) = (Routes::open()?, Routing::open()?);
+    let mut state = RuleState::default();
+    for _ in 0..MAX_STEPS {
+        match evaluated::answers(&state, query) {
+            Ok(answers) => return Ok(answers),
+            Err(key) => fill_routing(&mut state, key, &mut routes, &mut routing)?,
+        }
+    }
+    Err(malformed(format!("more than {MAX_STEPS} steps for one route")))
 }
 
 fn malformed(why: String) -> ReadError {
     ReadError::Malformed { what: "the packet filter".into(), why }
 }
 
-fn fill(state: &mut RuleState, key: Key, tables: &mut Filters, routes: &mut Routes) -> Result<(), ReadError> {
+fn fill(
+    state: &mut RuleState,
+    key: Key,
+    tables: &mut Filters,
+    routes: &mut Routes,
+    routing: &mut Routing,
+) -> Result<(), ReadError> {
     match key {
         Key::Hooks => {
             let (mut chains, mut foreign) = tables.base_chains()?;
@@ -111,11 +136,6 @@ fn fill(state: &mut RuleState, key: Key, tables: &mut Filters, routes: &mut Rout
             let element = tables.nftables.catch_all(&set)?;
             keep(state, &set, Vec::new(), element);
         }
-        Key::Interface { index } => {
-            let interface = routes.interface(index)?;
-            state.interfaces.0.insert(index, interface);
-        }
-        Key::Addresses => state.addresses = Some(routes.all_addresses()?),
         Key::Tracking(protocol) => {
             let tracked = tracking::is_tracked(protocol, state, tables)?;
             state.tracking.0.insert(protocol, tracked);
@@ -139,6 +159,20 @@ fn fill(state: &mut RuleState, key: Key, tables: &mut Filters, routes: &mut Rout
             let holds = ipset::has(&query)?;
             state.ip_set_elements.0.insert(query, holds);
         }
+        key => fill_routing(state, key, routes, routing)?,
+    }
+    Ok(())
+}
+
+/// Rules, routes and interfaces.
+fn fill_routing(state: &mut RuleState, key: Key, routes: &mut Routes, routing: &mut Routing) -> Result<(), ReadError> {
+    match key {
+        Key::Interface { index } => {
+            let interface = routes.interface(index)?;
+            state.interfaces.0.insert(index, interface);
+        }
+        Key::Addresses => state.addresses = Some(routes.all_addresses()?),
+        key => routing.fill(&mut state.routing, key)?,
     }
     Ok(())
 }
