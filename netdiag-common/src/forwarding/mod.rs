@@ -16,8 +16,8 @@
 //!
 //! Not evaluated, and said so in [`Path::gaps`] where it is there: chains at devices (netdev, ingress, egress), bridge
 //! and arp tables, IPVS. Not modelled, and not said: BPF programs at hooks and devices, the MTU, fragments
-//! before they are put together, IPsec, multicast, whether IPv6 is forwarded at all, whether TCP segments fit the state and window of their connection, ports
-//! that other connections hold, sets that are full.
+//! before they are put together, IPsec, multicast, whether TCP segments fit the state and window of their connection,
+//! ports that other connections hold, sets that are full. Where packets are routed, and why: [`routing`].
 
 mod checksum;
 mod choice;

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 
 pub const LINKS: u32 = 5;
 
-/// Lines for ip(8), and settings below /proc/sys/net. What the kernel refuses is not there, for it and for the evaluator.
+/// Lines for ip(8), with their family in front, and settings below /proc/sys/net. What the kernel refuses is not there, for it and for the evaluator.
 #[derive(Debug, Default)]
 pub struct Setup {
     pub lines: Vec<String>,
@@ -53,7 +53,7 @@ pub fn apply(setup: &Setup) {
         let _ = writeln!(base, "link add v{link} type veth peer name p{link}");
         let _ = writeln!(base, "link set v{link} addrgenmode none\nlink set p{link} addrgenmode none");
     }
-    batch(&base).unwrap();
+    batch("", &base).unwrap();
     let (early, late): (Vec<_>, Vec<_>) = setup.settings.iter().partition(|(setting, _)| !setting.contains("/all/"));
     for link in 0..LINKS {
         set(&format!("ipv6/conf/p{link}/disable_ipv6"), "1");
@@ -75,8 +75,12 @@ pub fn apply(setup: &Setup) {
             let _ = writeln!(addresses, "addr add {address} dev v{link}");
         }
     }
-    batch(&addresses).unwrap();
-    let _ = batch(&(setup.lines.join("\n") + "\n"));
+    batch("", &addresses).unwrap();
+    for lines in setup.lines.chunk_by(|a, b| family(a) == family(b)) {
+        let option = family(&lines[0]);
+        let without: Vec<&str> = lines.iter().map(|line| line.trim_start_matches(option).trim()).collect();
+        let _ = batch(option, &(without.join("\n") + "\n"));
+    }
 }
 
 pub fn set(setting: &str, value: &str) {
@@ -84,9 +88,15 @@ pub fn set(setting: &str, value: &str) {
     std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
 }
 
+/// `-4`, `-6` or neither: ip(8) takes it for all lines that it reads at once.
+fn family(line: &str) -> &'static str {
+    ["-4", "-6"].into_iter().find(|option| line.starts_with(option)).unwrap_or("")
+}
+
 /// What ip(8) complains about; it goes on behind lines that are refused.
-pub fn batch(lines: &str) -> Result<(), String> {
+fn batch(family: &str, lines: &str) -> Result<(), String> {
     let mut child = Command::new("ip")
+        .args(Some(family).filter(|family| !family.is_empty()))
         .args(["-force", "-batch", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::super::packet::Protocol;
 use super::super::state::{Route, RuleState};
 use super::rule::{Found, are_initial};
-use super::table::{LOCAL_TABLE, MAIN_TABLE, NextHop, TableKey, TableRoute, kind};
+use super::table::{DEFAULT_TABLE, LOCAL_TABLE, MAIN_TABLE, NextHop, TableKey, TableRoute, kind};
 use super::{Flow, LOOPBACK, Lookup, Refusal, Result, Router};
 
 /// The bits of the type of service that routes see (`fib_dscp_masked_match`).
@@ -22,18 +22,27 @@ impl<'a> Router<'a> {
     /// `__fib_lookup`, and what stands in for it before the first rule is added.
     ///
     /// Until then the tables local and main are one trie (`fib_trie_table`), in which a longer prefix of main goes before a
-    /// shorter one of local; adding a rule separates them for good (`fib_unmerge`). Nothing tells which it is where the
-    /// rules are the initial ones, so both ways are tried, and are one answer nearly always.
+    /// shorter one of local, and a throw of local leads past main; adding a rule separates them for good (`fib_unmerge`).
+    /// Nothing tells which it is where the rules are the initial ones, so both ways are tried, and are one answer nearly
+    /// always.
     pub(super) fn find4(&mut self, flow: &Flow) -> Result<Lookup<'a>> {
-        if are_initial(self.state.routing_rules(Protocol::Ipv4)?)
-            && let Found::Route(apart) = self.table4(flow, &[LOCAL_TABLE])?
-        {
+        if are_initial(self.state.routing_rules(Protocol::Ipv4)?) {
+            let apart = match self.table4(flow, &[LOCAL_TABLE])? {
+                Found::Nothing => self.table4(flow, &[MAIN_TABLE])?,
+                found => found,
+            };
             let together = self.table4(flow, &[LOCAL_TABLE, MAIN_TABLE])?;
-            let same = matches!(together, Found::Route(route) if route == apart);
-            if !same && self.chooser.holds(ONE_TRIE) {
-                return Ok(match together {
-                    Found::Route(route) => Lookup::Route(MAIN_TABLE, route),
-                    Found::Refused(_, refusal) => Lookup::Refused(refusal),
+            if apart != together && self.chooser.holds(ONE_TRIE) {
+                let (table, found) = match together {
+                    Found::Nothing => (DEFAULT_TABLE, self.table4(flow, &[DEFAULT_TABLE])?),
+                    found => (MAIN_TABLE, found),
+                };
+                return Ok(match found {
+                    Found::Route(route) => Lookup::Route(table, route),
+                    Found::Refused(route, refusal) => {
+                        (self.why.table, self.why.route) = (Some(table), Some(route.clone()));
+                        Lookup::Refused(refusal)
+                    }
                     Found::Nothing => Lookup::Refused(Refusal::Network),
                 });
             }

@@ -107,6 +107,10 @@ impl<'a> Router<'a> {
         for routes in [first, rest] {
             let mut found: Option<(i32, &'a TableRoute)> = None;
             for route in routes {
+                // A next-hop object that drops everything is taken as soon as it is met.
+                if route.object.is_some() && route.kind == kind::BLACKHOLE {
+                    return Ok(Some(route));
+                }
                 for hop in &route.hops {
                     let score = self.score(route, hop, wanted)?;
                     if let Some(score) = score.filter(|score| found.is_none_or(|(best, _)| *score > best)) {

@@ -254,3 +254,6 @@ impl Router<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

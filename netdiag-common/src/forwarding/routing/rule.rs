@@ -1,5 +1,7 @@
 //! The rules, from the first one on until one decides (`fib_rules_lookup`, `net/core/fib_rules.c`, Linux 6.18).
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::super::packet::Protocol;
@@ -11,6 +13,7 @@ use super::{Considered, Flow, LOOPBACK, Lookup, MAX_NAMED_RULES, Refusal, Result
 const MAX_RULES: usize = 100_000;
 
 /// What one table says.
+#[derive(Clone, Copy, PartialEq)]
 pub(super) enum Found<'a> {
     Route(&'a TableRoute),
     /// Nothing, or `throw`.
@@ -40,7 +43,6 @@ impl<'a> Router<'a> {
             let result = match rule.action {
                 action::TO_TABLE => match table(self, key)? {
                     Found::Nothing => RuleResult::NoRoute,
-                    Found::Route(_) | Found::Refused(..) if !self.chosen_source_fits(rule, flow) => RuleResult::NoRoute,
                     Found::Route(route) if self.suppresses(rule, route)? => RuleResult::Suppressed,
                     Found::Route(route) => {
                         self.consider(rule, RuleResult::Decided);
@@ -89,8 +91,8 @@ impl<'a> Router<'a> {
 
     fn selects(&mut self, rule: &RoutingRule, flow: &Flow) -> Result<bool> {
         let by_header = (flow.mark ^ rule.mark) & rule.mask == 0
-            && is_within(rule.destination, Some(flow.destination), flow.protocol)
-            && is_within(rule.source, flow.source, flow.protocol)
+            && is_within(rule.destination, Some(flow.destination))
+            && is_within(rule.source, flow.source)
             && by_service(rule, flow)
             && (rule.protocol == 0 || rule.protocol == flow.transport)
             && rule.source_ports.is_none_or(|ports| ports.hold(flow.ports.0))
@@ -117,17 +119,6 @@ impl<'a> Router<'a> {
         Ok(rule.others.iter().all(|other| self.chooser.holds(&words(other))))
     }
 
-    /// `fib6_rule_saddr`: IPv6 holds a rule about the source of a packet that has none yet against the source that it
-    /// would get.
-    fn chosen_source_fits(&mut self, rule: &RoutingRule, flow: &Flow) -> bool {
-        match rule.source {
-            Some(prefix) if flow.protocol == Protocol::Ipv6 && flow.source.is_none() => {
-                self.chooser.holds(&format!("the source that this host chooses is within {prefix}"))
-            }
-            _ => true,
-        }
-    }
-
     /// `fib4_rule_suppress`, `fib6_rule_suppress`
     fn suppresses(&self, rule: &RoutingRule, route: &TableRoute) -> Result<bool> {
         if rule.suppressed_length.is_some_and(|length| u32::from(route.destination.prefix_len()) <= length) {
@@ -141,13 +132,13 @@ impl<'a> Router<'a> {
     }
 }
 
-/// None for a source that is not chosen yet is 0.0.0.0 to IPv4. IPv6 leaves a rule about the source to what the source
-/// will be.
-fn is_within(prefix: Option<IpNet>, address: Option<std::net::IpAddr>, protocol: Protocol) -> bool {
+/// A source that is not chosen yet is within no prefix. (For Mobile IPv6 a rule may ask for the source that would be chosen,
+/// `FIB_RULE_FIND_SADDR`, which no tool sets.)
+fn is_within(prefix: Option<IpNet>, address: Option<IpAddr>) -> bool {
     match (prefix, address) {
         (None, _) => true,
         (Some(prefix), Some(address)) => prefix.contains(&address),
-        (Some(prefix), None) => protocol == Protocol::Ipv6 || prefix.prefix_len() == 0,
+        (Some(prefix), None) => prefix.prefix_len() == 0,
     }
 }
 
