@@ -73,6 +73,11 @@ fn difference(
     if !same {
         return Some(format!("{route:?}"));
     }
+    // Routes of IPv6 by one next-hop object share what is cached of it per processor (`rt6i_pcpu`), and the kernel names
+    // any of them.
+    if query.destination.is_ipv6() && answer.why.route.as_ref().is_some_and(|route| route.object.is_some()) {
+        return None;
+    }
     if let (Route::Forward { source: Some(source), .. }, None) = (&answer.route, query.source)
         && packet.own != Some(*source)
     {

@@ -12,7 +12,7 @@ pub struct Case {
     pub queries: fn() -> Vec<RouteQuery>,
 }
 
-pub const CASES: [Case; 5] = [
+pub const CASES: [Case; 6] = [
     Case {
         fact: "before the first rule, a longer prefix of main goes before a shorter one of local",
         setup: "-4 route add 127.5.0.0/16 dev v0",
@@ -44,6 +44,12 @@ pub const CASES: [Case; 5] = [
         queries: || vec![sent("2001:db8::9", None), sent("2001:db8:1::9", None), sent("fd09::9", None)],
     },
     Case {
+        fact: "the root of a table is not passed over for its routes for other sources",
+        setup: "-6 route add default from fd02::1/128 via fd01::5
+            -6 route add default via fd01::6",
+        queries: || vec![sent("2001:db8::9", None), sent("2001:db8::9", Some("fd01::1"))],
+    },
+    Case {
         fact: "a node with routes for other sources is passed over with its routes for all sources",
         setup: "-6 route add 2001:db8::/32 from 3001::/16 via fd01::5
             -6 route add 2001:db8::/32 via fd01::6
@@ -67,5 +73,5 @@ fn sent(destination: &str, source: Option<&str>) -> RouteQuery {
 }
 
 fn received(destination: &str, source: &str, link: &str) -> RouteQuery {
-    RouteQuery { input: Some(index(link)), uid: None, ..sent(destination, Some(source)) }
+    RouteQuery { input: Some(index(link)), ..sent(destination, Some(source)) }
 }

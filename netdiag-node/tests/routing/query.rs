@@ -46,7 +46,8 @@ pub fn make(random: &mut Random) -> RouteQuery {
         service: random.pick_value(&[0, 0, 0, 0x10, 0x08, 0x04, 0xb8, 0x30]),
         protocol,
         ports,
-        uid: input.is_none().then(|| random.pick_value(&[0, 1500])),
+        // Received packets are routed as the superuser's.
+        uid: Some(if input.is_some() { 0 } else { random.pick_value(&[0, 1500]) }),
     }
 }
 

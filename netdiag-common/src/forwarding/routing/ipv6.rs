@@ -185,7 +185,8 @@ fn nodes(routes: Vec<&TableRoute>, source: Option<IpAddr>) -> Vec<Node<'_>> {
     for length in lengths {
         let here: Node<'_> = routes.iter().copied().filter(|route| route.destination.prefix_len() == length).collect();
         let (by_source, for_all): (Node<'_>, Node<'_>) = here.into_iter().partition(|route| route.source.is_some());
-        let passed_over = !begun && !by_source.is_empty();
+        // The root is where every search ends.
+        let passed_over = !begun && !by_source.is_empty() && length != 0;
         let mut fitting: Vec<(u8, &TableRoute)> = by_source
             .into_iter()
             .filter_map(|route| route.source.filter(fits).map(|prefix| (prefix.prefix_len(), route)))

@@ -66,7 +66,8 @@ impl Routes {
         if query.mark != 0 {
             request.extend(attribute(RTA_MARK, &query.mark.to_ne_bytes()));
         }
-        if let Some(uid) = query.uid {
+        // Received packets are routed as the superuser's, which the kernel does not do for questions about IPv6.
+        if let Some(uid) = query.uid.or(query.input.map(|_| 0)) {
             request.extend(attribute(RTA_UID, &uid.to_ne_bytes()));
         }
         // The kernel takes no other protocols here (`rtm_getroute_parse_ip_proto`).
