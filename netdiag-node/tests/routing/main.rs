@@ -11,6 +11,7 @@ mod fixed;
 mod kernel;
 mod lab;
 mod query;
+#[path = "../evaluator/random.rs"]
 mod random;
 mod setup;
 
@@ -70,6 +71,30 @@ fn differences_found_before_are_none_now() {
         let Some(of_case) = ran else { return };
         tally.join(of_case);
     }
+    tally.finish(name);
+}
+
+/// Routes of the large table: more than are kept whole.
+const MANY: u32 = 3_000;
+
+#[test]
+fn of_a_large_table_only_what_is_asked_for_is_read() {
+    let name = "of_a_large_table_only_what_is_asked_for_is_read";
+    let many = number("NETDIAG_ROUTES").and_then(|many| many.try_into().ok()).unwrap_or(MANY);
+    let ran = in_namespace(name, || {
+        let mut setup = lab::Setup::of("-4 route add 10.64.0.0/10 via 10.1.0.254 metric 7");
+        let route = |number: u32| format!("-4 route add {}/32 via 10.2.0.254", std::net::Ipv4Addr::from(0x0a40_0000 + number));
+        setup.lines.extend((0..many).map(route));
+        lab::apply(&setup);
+        let mut tally = Tally { setups: 1, ..Tally::default() };
+        let began = std::time::Instant::now();
+        for destination in ["10.64.0.9", "10.100.0.9", "10.2.0.9"] {
+            tally.add(&fixed::sent(destination, None), destination);
+        }
+        (tally, began.elapsed() / 3)
+    });
+    let Some((tally, each)) = ran else { return };
+    println!("{name}: {} ms for one question among {many} routes", each.as_millis());
     tally.finish(name);
 }
 

@@ -40,10 +40,19 @@ pub fn make(random: &mut Random) -> Setup {
         if random.percent(20) {
             setup.lines.push(format!("link set v{link} group 7"));
         }
+        // Routers that do not answer, which hosts pass over.
+        if random.percent(15) {
+            setup.lines.push(format!("neigh replace fd0{link}::fe dev v{link} nud failed"));
+        }
     }
     objects(random, &mut setup);
     // Both families in one setup, since they share nothing.
     for v6 in [false, true] {
+        if random.percent(60) {
+            let family = if v6 { "-6" } else { "-4" };
+            let hop = hops(random, v6);
+            setup.lines.push(format!("{family} route add default metric 2000{hop}"));
+        }
         for _ in 0..6 + random.below(14) {
             let line = route(random, v6);
             setup.lines.push(line);
@@ -76,7 +85,7 @@ fn settings(random: &mut Random, setup: &mut Setup) {
         }
     }
     for link in 0..LINKS {
-        add(format!("ipv4/conf/v{link}/forwarding"), if random.percent(85) { "1" } else { "0" });
+        add(format!("ipv4/conf/v{link}/forwarding"), if random.percent(90) { "1" } else { "0" });
         for family in ["ipv4", "ipv6"] {
             let value = if random.percent(50) { "1" } else { "0" };
             add(format!("{family}/conf/v{link}/ignore_routes_with_linkdown"), value);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::super::packet::Protocol;
 use super::super::state::{Route, RuleState};
 use super::rule::{Found, are_initial};
-use super::table::{DEFAULT_TABLE, LOCAL_TABLE, MAIN_TABLE, NextHop, TableKey, TableRoute, kind};
+use super::table::{DEFAULT_TABLE, LOCAL_TABLE, MAIN_TABLE, NextHop, RouteTable, TableKey, TableRoute, kind};
 use super::{Flow, LOOPBACK, Lookup, Refusal, Result, Router};
 
 /// The bits of the type of service that routes see (`fib_dscp_masked_match`).
@@ -62,13 +62,18 @@ impl<'a> Router<'a> {
         if tables.len() == 1 {
             routes.sort_by_key(|route| (Reverse(route.destination.prefix_len()), Reverse(route.service), route.metric));
         }
+        // A next-hop object without a usable next hop ends the search among all routes that begin with the same address, of
+        // whatever length: they are one leaf.
+        let mut missed = None;
         for route in routes.into_iter().filter(|route| serves(route, flow)) {
             match route.kind {
+                _ if missed == Some(route.destination.addr()) => {}
                 kind::THROW => return Ok(Found::Nothing),
                 kind::BLACKHOLE => return Ok(Found::Refused(route, Refusal::Blackhole)),
                 kind::UNREACHABLE => return Ok(Found::Refused(route, Refusal::Host)),
                 kind::PROHIBIT => return Ok(Found::Refused(route, Refusal::Prohibited)),
                 _ if route.hops.iter().any(|hop| is_good(hop, flow.output)) => return Ok(Found::Route(route)),
+                _ if route.object.is_some() => missed = Some(route.destination.addr()),
                 _ => {}
             }
         }
@@ -162,7 +167,7 @@ impl<'a> Router<'a> {
                     (None, own) => own,
                     (Some(_), _) => None,
                 };
-                (interface, hop.gateway, source)
+                (interface, self.gateway4(table, hop)?, source)
             }
         };
         // `__mkroute_output`
@@ -172,6 +177,21 @@ impl<'a> Router<'a> {
             return Ok(Refusal::Blackhole.route());
         }
         Ok(Route::Forward { interface, gateway, source: source.filter(|_| flow.source.is_none()) })
+    }
+
+    /// The router of a next hop. One that was an address of this host when the route was made is none: packets are then for
+    /// whoever is on the link (`fib_check_nh_v4_gw` finds it in scope host, and `rt_set_nexthop` leaves it out). The kernel looked
+    /// in the route's own table first, and does not say what it found.
+    pub(super) fn gateway4(&mut self, table: u32, hop: &NextHop) -> Result<Option<IpAddr>> {
+        let Some(gateway @ IpAddr::V4(_)) = hop.gateway else { return Ok(hop.gateway) };
+        let near = match self.state.routing.tables.0.get(&key(table)) {
+            Some(RouteTable::Whole(_)) => self.state.routes_to(key(table), gateway)?,
+            _ => Vec::new(),
+        };
+        let local = near.iter().any(|route| route.kind == kind::LOCAL) || is_own(self.state, gateway)?;
+        let none = local
+            && self.chooser.holds(&format!("router {gateway} was an address of this host when the route was made"));
+        Ok(if none { None } else { Some(gateway) })
     }
 
     fn lets_out_localnet(&self, interface: u32) -> Result<bool> {

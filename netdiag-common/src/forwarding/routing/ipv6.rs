@@ -152,7 +152,13 @@ impl<'a> Router<'a> {
     fn select6(&mut self, route: &'a TableRoute, wanted: Wanted) -> Result<&'a NextHop> {
         let mut usable: Vec<&NextHop> = Vec::new();
         for hop in &route.hops {
-            if self.score(route, hop, Wanted { reachable: false, ..wanted })?.is_some() {
+            // Of a next-hop object, whatever the interface that was asked for.
+            let wanted = if route.object.is_some() { Wanted { interface: 0, only: false, ..wanted } } else { wanted };
+            let avoided = match self.avoided_group {
+                Some(group) => self.is_of_group(hop, group)?,
+                None => false,
+            };
+            if !avoided && self.score(route, hop, Wanted { reachable: false, ..wanted })?.is_some() {
                 usable.push(hop);
             }
         }
@@ -160,7 +166,9 @@ impl<'a> Router<'a> {
             self.why.hash_policy = Some(self.state.host_settings()?.hash_policy[1]);
         }
         let weights: Vec<u32> = usable.iter().map(|hop| hop.weight).collect();
-        Ok(usable[self.chooser.weighted("next hop by hash", &weights)])
+        let taken = self.chooser.weighted("next hop by hash", &weights);
+        // What was avoided are not all, or the rule would not have been left for this route.
+        Ok(usable.get(taken).copied().unwrap_or(&route.hops[0]))
     }
 }
 

@@ -122,7 +122,7 @@ pub fn answers(state: &RuleState, query: &RouteQuery) -> Result<Vec<Answer>, Key
     let mut answers: Vec<Answer> = Vec::new();
     let mut script = Some(Choices::default());
     while let Some(choices) = script.take() {
-        let mut router = Router { state, chooser: Chooser::new(choices), why: Why::default() };
+        let mut router = Router { state, chooser: Chooser::new(choices), why: Why::default(), avoided_group: None };
         let (route, discarded) = router.answer(query)?;
         let Router { chooser, why, .. } = router;
         let (choices, assumptions) = chooser.end();
@@ -198,6 +198,8 @@ struct Router<'a> {
     state: &'a RuleState,
     chooser: Chooser,
     why: Why,
+    /// Of this interface group no next hop was chosen: a rule would not have it.
+    avoided_group: Option<u32>,
 }
 
 type Result<T, E = Key> = std::result::Result<T, E>;

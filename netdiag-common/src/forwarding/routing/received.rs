@@ -86,9 +86,10 @@ impl<'a> Router<'a> {
             }
             kind::UNICAST => {
                 let (_, hop) = self.select4(flow, table, route)?;
+                let gateway = self.gateway4(table, hop)?;
                 let Some(output) = hop.interface else { return Ok((without_interface(), None)) };
                 let wrong = self.validate(flow, source, input, output, &settings)?;
-                let route = Route::Forward { interface: output, gateway: hop.gateway, source: None };
+                let route = Route::Forward { interface: output, gateway, source: None };
                 Ok(wrong.map_or((route, None), drop_for))
             }
             other => {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::super::packet::Protocol;
 use super::super::state::RuleState;
-use super::table::{DEFAULT_TABLE, LOCAL_TABLE, MAIN_TABLE, RoutingRule, TableKey, TableRoute, action};
+use super::table::{DEFAULT_TABLE, LOCAL_TABLE, MAIN_TABLE, NextHop, RoutingRule, TableKey, TableRoute, action};
 use super::{Considered, Flow, LOOPBACK, Lookup, MAX_NAMED_RULES, Refusal, Result, Router, RuleResult};
 
 /// Rules that one lookup looks at. They can only lead forwards, unless they were read while they changed.
@@ -119,15 +119,34 @@ impl<'a> Router<'a> {
         Ok(rule.others.iter().all(|other| self.chooser.holds(&words(other))))
     }
 
-    /// `fib4_rule_suppress`, `fib6_rule_suppress`
-    fn suppresses(&self, rule: &RoutingRule, route: &TableRoute) -> Result<bool> {
+    /// `fib4_rule_suppress`, `fib6_rule_suppress`. Of several next hops, IPv4 looks at the first one and IPv6 at the one
+    /// that the hash chose.
+    fn suppresses(&mut self, rule: &RoutingRule, route: &TableRoute) -> Result<bool> {
         if rule.suppressed_length.is_some_and(|length| u32::from(route.destination.prefix_len()) <= length) {
             return Ok(true);
         }
-        let (Some(group), Some(index)) = (rule.suppressed_group, route.hops.first().and_then(|hop| hop.interface))
-        else {
-            return Ok(false);
-        };
+        let Some(group) = rule.suppressed_group else { return Ok(false) };
+        let mut hops = route.hops.iter().filter(|hop| !hop.dead);
+        let Some(first) = route.hops.first() else { return Ok(false) };
+        if route.destination.addr().is_ipv4() || route.hops.len() == 1 {
+            return self.is_of_group(first, group);
+        }
+        let of_group = hops.try_fold((false, false), |(some, others), hop| {
+            let is = self.is_of_group(hop, group)?;
+            Ok((some | is, others | !is))
+        })?;
+        Ok(match of_group {
+            (true, true) => {
+                let avoided = self.chooser.holds(&format!("the hash chooses no next hop of interface group {group}"));
+                self.avoided_group = self.avoided_group.or(Some(group).filter(|_| avoided));
+                !avoided
+            }
+            (some, _) => some,
+        })
+    }
+
+    pub(super) fn is_of_group(&self, hop: &NextHop, group: u32) -> Result<bool> {
+        let Some(index) = hop.interface else { return Ok(false) };
         Ok(self.state.interface(index)?.is_some_and(|interface| interface.group == group))
     }
 }
