@@ -177,9 +177,8 @@ fn the_same_unknown_has_the_same_value_at_each_rule() {
     let mut state = state(vec![marked(1, Verdict::Continue), marked(2, Verdict::Drop)], Vec::new());
     let mut packet = packet();
     packet.mark = Fact::Unknown("the mark was not recorded".into());
-    let ends = |state: &RuleState| -> Vec<End> {
-        done(state, &packet).paths.into_iter().map(|path| path.end).collect()
-    };
+    let ends =
+        |state: &RuleState| -> Vec<End> { done(state, &packet).paths.into_iter().map(|path| path.end).collect() };
     let unasked = ends(&state);
     assert!(matches!(unasked[..], [End::Dropped { .. }, End::Sent { .. }]), "{unasked:?}");
     let by_mark = RoutingRule { priority: 5, action: 1, table: 100, mark: 7, mask: 0xff, ..RoutingRule::default() };

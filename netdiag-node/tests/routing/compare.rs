@@ -65,9 +65,10 @@ fn difference(
         _ => Route::Forward { interface, gateway: packet.gateway, source: None },
     };
     let same = match (&answer.route, &route) {
-        (Route::Forward { interface, gateway, .. }, Route::Forward { interface: other, gateway: other_gateway, .. }) => {
-            (interface, gateway) == (other, other_gateway)
-        }
+        (
+            Route::Forward { interface, gateway, .. },
+            Route::Forward { interface: other, gateway: other_gateway, .. },
+        ) => (interface, gateway) == (other, other_gateway),
         (answer, route) => answer == route,
     };
     if !same {

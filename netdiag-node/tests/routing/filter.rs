@@ -38,7 +38,15 @@ const ROUTES: &str = "
     neigh replace fd01::9 lladdr 02:00:00:00:00:99 dev v1 nud permanent";
 
 const SOURCES: [&str; 10] = [
-    "10.0.0.9", "10.1.0.9", "10.2.0.9", "192.0.2.9", "8.8.8.8", "10.1.0.1", "127.0.0.2", "10.0.0.255", "203.0.113.9",
+    "10.0.0.9",
+    "10.1.0.9",
+    "10.2.0.9",
+    "192.0.2.9",
+    "8.8.8.8",
+    "10.1.0.1",
+    "127.0.0.2",
+    "10.0.0.255",
+    "203.0.113.9",
     "10.9.0.9",
 ];
 const DESTINATIONS: [&str; 8] =
@@ -68,7 +76,10 @@ fn received_packets_are_let_in_as_the_evaluator_says() {
             }
         }
     }
-    println!("{NAME}: {cases} cases, {} disagreements ({SETUPS} setups, {filtered} stopped by the filter)", complaints.len());
+    println!(
+        "{NAME}: {cases} cases, {} disagreements ({SETUPS} setups, {filtered} stopped by the filter)",
+        complaints.len()
+    );
     complaints.iter().take(20).for_each(|complaint| println!("{complaint}"));
     assert!(complaints.is_empty(), "{} disagreements", complaints.len());
     assert!(filtered > 0, "the filter stopped nothing");
@@ -208,4 +219,3 @@ fn packet_socket(link: &str) -> OwnedFd {
     assert_eq!(bound, 0, "cannot bind to {link}");
     socket
 }
-

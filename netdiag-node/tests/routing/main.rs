@@ -83,7 +83,8 @@ fn of_a_large_table_only_what_is_asked_for_is_read() {
     let many = number("NETDIAG_ROUTES").and_then(|many| many.try_into().ok()).unwrap_or(MANY);
     let ran = in_namespace(name, || {
         let mut setup = lab::Setup::of("-4 route add 10.64.0.0/10 via 10.1.0.254 metric 7");
-        let route = |number: u32| format!("-4 route add {}/32 via 10.2.0.254", std::net::Ipv4Addr::from(0x0a40_0000 + number));
+        let route =
+            |number: u32| format!("-4 route add {}/32 via 10.2.0.254", std::net::Ipv4Addr::from(0x0a40_0000 + number));
         setup.lines.extend((0..many).map(route));
         lab::apply(&setup);
         let mut tally = Tally { setups: 1, ..Tally::default() };

@@ -72,7 +72,8 @@ pub fn make(random: &mut Random) -> Setup {
 
 fn settings(random: &mut Random, setup: &mut Setup) {
     let mut add = |setting: String, value: &str| setup.settings.push((setting, value.into()));
-    for setting in ["rp_filter", "accept_local", "route_localnet", "src_valid_mark", "send_redirects", "bc_forwarding"] {
+    for setting in ["rp_filter", "accept_local", "route_localnet", "src_valid_mark", "send_redirects", "bc_forwarding"]
+    {
         for of in ["all", "v0", "v1", "v2", "v3", "v4"] {
             let value = match setting {
                 "rp_filter" => random.pick(&["0", "0", "0", "1", "2"]),
@@ -170,9 +171,7 @@ fn hops(random: &mut Random, v6: bool) -> String {
     if random.percent(75) {
         return one(random);
     }
-    (0..2 + random.below(3))
-        .map(|_| format!(" nexthop{} weight {}", one(random), 1 + random.below(4)))
-        .collect()
+    (0..2 + random.below(3)).map(|_| format!(" nexthop{} weight {}", one(random), 1 + random.below(4))).collect()
 }
 
 fn rule(random: &mut Random, v6: bool) -> String {
@@ -204,11 +203,8 @@ fn rule(random: &mut Random, v6: bool) -> String {
 }
 
 fn selector(random: &mut Random, v6: bool) -> String {
-    let networks: [&str; 3] = if v6 {
-        ["fd01::/64", "fd00::/8", "2001:db8::/32"]
-    } else {
-        ["10.1.0.0/24", "10.0.0.0/8", "192.0.2.0/24"]
-    };
+    let networks: [&str; 3] =
+        if v6 { ["fd01::/64", "fd00::/8", "2001:db8::/32"] } else { ["10.1.0.0/24", "10.0.0.0/8", "192.0.2.0/24"] };
     match random.below(12) {
         0 | 1 => format!(" from {}", random.pick(&networks)),
         2 => format!(" to {}", random.pick(&networks)),

@@ -81,7 +81,12 @@ impl<'a> Router<'a> {
     }
 
     /// `fib_select_path`: the next hop, and the route where that depends on which default router is alive.
-    pub(super) fn select4(&mut self, flow: &Flow, table: u32, route: &'a TableRoute) -> Result<(&'a TableRoute, &'a NextHop)> {
+    pub(super) fn select4(
+        &mut self,
+        flow: &Flow,
+        table: u32,
+        route: &'a TableRoute,
+    ) -> Result<(&'a TableRoute, &'a NextHop)> {
         let route = if flow.output == 0 { self.default_router(flow, table, route)? } else { route };
         (self.why.table, self.why.route) = (Some(table), Some(route.clone()));
         let usable: Vec<&NextHop> = route.hops.iter().filter(|hop| is_good(hop, flow.output)).collect();
@@ -92,7 +97,8 @@ impl<'a> Router<'a> {
         self.why.hash_policy = Some(host.hash_policy[0]);
         // Since Linux 6.15 packets of this host rather leave where their source is from. Neighbours that do not answer
         // are passed over where that is set, and by groups of next-hop objects always.
-        let by_weight = (flow.source.is_none() || flow.input != LOOPBACK) && !host.use_neighbours && route.object.is_none();
+        let by_weight =
+            (flow.source.is_none() || flow.input != LOOPBACK) && !host.use_neighbours && route.object.is_none();
         let taken = if by_weight {
             let weights: Vec<u32> = usable.iter().map(|hop| hop.weight).collect();
             self.chooser.weighted("next hop by hash", &weights)
@@ -172,7 +178,8 @@ impl<'a> Router<'a> {
         };
         // `__mkroute_output`
         let from = flow.source.or(source);
-        if destination.octets()[0] == 0 || (from.is_some_and(|from| from.is_loopback()) && !self.lets_out_localnet(interface)?)
+        if destination.octets()[0] == 0
+            || (from.is_some_and(|from| from.is_loopback()) && !self.lets_out_localnet(interface)?)
         {
             return Ok(Refusal::Blackhole.route());
         }

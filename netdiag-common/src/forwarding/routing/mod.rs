@@ -28,7 +28,6 @@ mod source;
 pub mod table;
 mod words;
 
-
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};

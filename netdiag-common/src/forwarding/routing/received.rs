@@ -16,51 +16,39 @@ const BY_KERNEL: u8 = 2;
 const FULL_CHECK: &str = "routing rules or local routes of other kinds have been here before";
 
 /// Settings of the interface and of all interfaces, as the kernel joins them (`IN_DEV_MAXCONF`, `IN_DEV_ORCONF`, …).
-struct Joined {
-    forwarding: bool,
-    rp_filter: u8,
-    accept_local: bool,
-    route_localnet: bool,
-    src_valid_mark: bool,
-    send_redirects: bool,
-    bc_forwarding: bool,
-}
-
-impl Joined {
-    fn new(all: Ipv4Settings, own: Ipv4Settings) -> Self {
-        Self {
-            forwarding: own.forwarding,
-            rp_filter: all.rp_filter.max(own.rp_filter),
-            accept_local: all.accept_local || own.accept_local,
-            route_localnet: all.route_localnet || own.route_localnet,
-            src_valid_mark: all.src_valid_mark || own.src_valid_mark,
-            send_redirects: all.send_redirects || own.send_redirects,
-            bc_forwarding: all.bc_forwarding && own.bc_forwarding,
-        }
+fn join(all: Ipv4Settings, own: Ipv4Settings) -> Ipv4Settings {
+    Ipv4Settings {
+        forwarding: own.forwarding,
+        rp_filter: all.rp_filter.max(own.rp_filter),
+        accept_local: all.accept_local || own.accept_local,
+        route_localnet: all.route_localnet || own.route_localnet,
+        src_valid_mark: all.src_valid_mark || own.src_valid_mark,
+        send_redirects: all.send_redirects || own.send_redirects,
+        bc_forwarding: all.bc_forwarding && own.bc_forwarding,
     }
 }
 
 /// What is wrong with a source; none when nothing is.
 type Wrong = Option<Discard>;
 
-impl<'a> Router<'a> {
+impl Router<'_> {
     pub(super) fn receive(&mut self, flow: &Flow, input: u32) -> Result<(Route, Option<Discard>)> {
         let Some(interface) = self.state.routed_interface(input)? else {
             return Ok((Route::Unfollowed { why: format!("interface {input} is not there") }, None));
         };
-        let settings = Joined::new(self.state.host_settings()?.all.ipv4, interface.settings.ipv4);
+        let settings = join(self.state.host_settings()?.all.ipv4, interface.settings.ipv4);
         let IpAddr::V4(destination) = flow.destination else { return Ok((Refusal::Blackhole.route(), None)) };
         let source = match flow.source {
             Some(IpAddr::V4(source)) => source,
             _ => Ipv4Addr::UNSPECIFIED,
         };
-        if let Some(wrong) = martian(source, destination, &settings) {
+        if let Some(wrong) = martian(source, destination, settings) {
             return Ok(drop_for(wrong));
         }
         let local = Route::Local { interface: LOOPBACK };
         let unspecified = source.is_unspecified() && destination.is_unspecified();
         if destination.is_broadcast() || unspecified {
-            return self.receive_broadcast(flow, input, source, &settings);
+            return self.receive_broadcast(flow, input, source, settings);
         }
         let (table, route) = match self.find4(flow)? {
             Lookup::Refused(_) if !settings.forwarding => return Ok(drop_for(not_forwarded(input))),
@@ -73,11 +61,11 @@ impl<'a> Router<'a> {
             }
             kind::BROADCAST => {
                 self.found(table, route);
-                self.receive_broadcast(flow, input, source, &settings)
+                self.receive_broadcast(flow, input, source, settings)
             }
             kind::LOCAL => {
                 self.found(table, route);
-                let wrong = self.validate(flow, source, input, 0, &settings)?;
+                let wrong = self.validate(flow, source, input, 0, settings)?;
                 Ok(wrong.map_or((local, None), drop_for))
             }
             _ if !settings.forwarding => {
@@ -88,7 +76,7 @@ impl<'a> Router<'a> {
                 let (_, hop) = self.select4(flow, table, route)?;
                 let gateway = self.gateway4(table, hop)?;
                 let Some(output) = hop.interface else { return Ok((without_interface(), None)) };
-                let wrong = self.validate(flow, source, input, output, &settings)?;
+                let wrong = self.validate(flow, source, input, output, settings)?;
                 let route = Route::Forward { interface: output, gateway, source: None };
                 Ok(wrong.map_or((route, None), drop_for))
             }
@@ -109,7 +97,7 @@ impl<'a> Router<'a> {
         flow: &Flow,
         input: u32,
         source: Ipv4Addr,
-        settings: &Joined,
+        settings: Ipv4Settings,
     ) -> Result<(Route, Option<Discard>)> {
         if source.octets()[0] != 0 {
             // As if the source answered to nobody in particular.
@@ -122,7 +110,14 @@ impl<'a> Router<'a> {
     }
 
     /// `fib_validate_source`. `output` is where the packet would leave, 0 for this host.
-    fn validate(&mut self, flow: &Flow, source: Ipv4Addr, input: u32, output: u32, settings: &Joined) -> Result<Wrong> {
+    fn validate(
+        &mut self,
+        flow: &Flow,
+        source: Ipv4Addr,
+        input: u32,
+        output: u32,
+        settings: Ipv4Settings,
+    ) -> Result<Wrong> {
         // What it looks up is no part of why the packet goes where it goes.
         let why = std::mem::take(&mut self.why);
         let wrong = if settings.rp_filter == 0 && (input != output || !settings.send_redirects) {
@@ -142,7 +137,7 @@ impl<'a> Router<'a> {
         source: Ipv4Addr,
         input: u32,
         output: u32,
-        settings: &Joined,
+        settings: Ipv4Settings,
     ) -> Result<Wrong> {
         if settings.accept_local {
             return Ok(None);
@@ -176,7 +171,7 @@ impl<'a> Router<'a> {
         source: Ipv4Addr,
         input: u32,
         output: u32,
-        settings: &Joined,
+        settings: Ipv4Settings,
     ) -> Result<Wrong> {
         let back = Flow {
             protocol: Protocol::Ipv4,
@@ -243,7 +238,7 @@ pub(super) fn refuses6(interface: &RoutedInterface, all_forwarding: bool, input:
 }
 
 /// Addresses that no packet may have (`ip_route_input_slow`).
-fn martian(source: Ipv4Addr, destination: Ipv4Addr, settings: &Joined) -> Option<Discard> {
+fn martian(source: Ipv4Addr, destination: Ipv4Addr, settings: Ipv4Settings) -> Option<Discard> {
     if source.is_multicast() || source.is_broadcast() {
         return Some(discard("IP_INVALID_SOURCE", format!("{source} is no source")));
     }

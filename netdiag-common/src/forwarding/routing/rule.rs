@@ -133,7 +133,7 @@ impl<'a> Router<'a> {
         }
         let of_group = hops.try_fold((false, false), |(some, others), hop| {
             let is = self.is_of_group(hop, group)?;
-            Ok((some | is, others | !is))
+            Ok((some || is, others || !is))
         })?;
         Ok(match of_group {
             (true, true) => {

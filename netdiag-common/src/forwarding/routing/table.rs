@@ -161,6 +161,7 @@ pub struct Settings {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each setting, which are switches")]
 pub struct Ipv4Settings {
     pub forwarding: bool,
     /// 0 off, 1 strict, 2 loose.

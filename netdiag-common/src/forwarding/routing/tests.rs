@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::super::state::Interface;
+use super::super::state::{Interface, Table};
 use super::table::{action, kind};
 use super::*;
 
@@ -99,7 +99,7 @@ fn only_tables_on_the_way_are_asked_for() {
 #[test]
 fn large_tables_are_asked_for_one_address() {
     let mut state = state(vec![rule(10, 100)], Vec::new());
-    state.routing.tables.0.insert(key(100), RouteTable::Asked(Default::default()));
+    state.routing.tables.0.insert(key(100), RouteTable::Asked(Table::default()));
     let address = "10.9.0.1".parse().unwrap();
     assert_eq!(answers(&state, &sent("10.9.0.1")), Err(Key::RoutesTo { table: key(100), address }));
 }

@@ -18,7 +18,8 @@ pub(super) fn route(run: &mut Run<'_>, input: Option<u32>) -> Result<Routed> {
     let state = run.state;
     let mut answers = routing::answers(state, &query)?;
     answers.retain(|answer| fits(run, answer));
-    let kernel = if state.routing.live && routing::is_askable(state, &query)? { Some(state.route(&query)?) } else { None };
+    let kernel =
+        if state.routing.live && routing::is_askable(state, &query)? { Some(state.route(&query)?) } else { None };
     let chosen = match kernel {
         None => choose(run, answers),
         Some(kernel) => match answers.iter().position(|answer| routing::agrees(answer, kernel)) {

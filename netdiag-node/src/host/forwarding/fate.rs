@@ -93,6 +93,7 @@ fn source_to(request: &FateRequest) -> Result<IpAddr, ReadError> {
         destination,
         source: None,
         input: None,
+        output: None,
         mark: request.mark,
         service: 0,
         protocol: 0,

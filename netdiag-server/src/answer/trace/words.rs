@@ -6,6 +6,7 @@ use netdiag_common::forwarding::conntrack::{State, Tuple};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::packet::Packet;
 use netdiag_common::forwarding::path::{Assumption, Decision, End, Place, Reject, Tracked};
+use netdiag_common::forwarding::routing::{Considered, Discard, Why};
 use netdiag_common::forwarding::state::{ChainKey, Route};
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin};
@@ -45,8 +46,18 @@ fn decision(leg: &Leg, decision: &Decision) -> String {
         Decision::EndOfChain { chain, .. } => format!("{chain}: ends"),
         Decision::Policy { chain, verdict, .. } => format!("{chain}: policy {}", self::verdict(verdict)),
         Decision::Translated { from, to, .. } => format!("translated: {} → {}", tuple(from), tuple(to)),
-        Decision::Routed { route, .. } => self::route(leg, route),
+        Decision::Routed { route, why, .. } => match why.as_deref().and_then(because) {
+            Some(because) => format!("{} ({because})", self::route(leg, route)),
+            None => self::route(leg, route),
+        },
     }
+}
+
+/// The rule and the route of its table: `rule 32766 from all lookup main: 10.0.0.0/24`.
+fn because(why: &Why) -> Option<String> {
+    let Considered { priority, rule, .. } = why.rules.last()?;
+    let route = why.route.as_ref().map(|route| format!(": {}", route.destination)).unwrap_or_default();
+    Some(format!("rule {priority} {rule}{route}"))
 }
 
 fn event(leg: &Leg, event: &TraceEvent) -> String {
@@ -188,6 +199,7 @@ fn stopped(leg: &Leg) -> String {
         End::Queued { by, number } => format!("given to a program by queue {number}, by {}", place(leg, by)),
         End::Taken { by, what } => format!("taken by {what}, by {}", place(leg, by)),
         End::NoRoute { why } => format!("not routed ({why})"),
+        End::Discarded(Discard { reason, function, why }) => format!("discarded: {why} ({reason} in {function})"),
         End::HopsExhausted => "at the end of its time to live".to_owned(),
         End::Unknown { by, because } => format!("not known further, because {because}, at {}", place(leg, by)),
     }

@@ -15,8 +15,8 @@ use netdiag_common::forwarding::routing::{RouteTable, RoutingRule, RoutingState,
 use netdiag_common::forwarding::state::{Key, Table};
 use nix::sys::socket::SockProtocol;
 
-use super::super::netlink::{Ended, IPV4, IPV6, Netlink, attribute, short};
 use super::super::ReadError;
+use super::super::netlink::{Ended, IPV4, IPV6, Netlink, attribute, short};
 
 /// Routes of a table that is kept whole. A node has a few per pod and node; a router's table of all the Internet is a
 /// million, of which one question needs a handful.

@@ -50,13 +50,8 @@ pub(super) fn parse(payload: &[u8]) -> Option<(u8, RoutingRule)> {
         return None;
     }
     let flags = int(payload, 8)?;
-    let mut rule = RoutingRule {
-        action,
-        table: table.into(),
-        inverted: flags & INVERTED != 0,
-        service,
-        ..RoutingRule::default()
-    };
+    let mut rule =
+        RoutingRule { action, table: table.into(), inverted: flags & INVERTED != 0, service, ..RoutingRule::default() };
     let mut differentiated = None;
     let mut differentiated_mask = 0x3f;
     for (kind, value) in attributes(payload.get(12..)?) {
