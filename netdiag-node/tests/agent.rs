@@ -127,7 +127,8 @@ fn request_over_the_limit_is_shed_and_counted() {
     let silent = socket.local_addr().unwrap().as_socket().unwrap();
     let _fills_the_queue = TcpStream::connect(silent).unwrap();
     let address = silent.ip();
-    let probe = ProbeRequest::TcpConnect { address, port: silent.port(), timeout_ms: 3_000, attempts: 1 };
+    let probe =
+        ProbeRequest::TcpConnect { address, port: silent.port(), timeout_ms: 3_000, attempts: 1, source_port: None };
     let need = Need::host(NODE, Topic::Probe(probe));
     let body = json!({"wire": 1, "budget_ms": 5_000, "needs": [need]}).to_string();
     let statuses: Vec<u16> = std::thread::scope(|scope| {

@@ -79,7 +79,13 @@ async fn full_backlog_times_out() {
     socket.listen(0).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
     let _fills_the_queue = std::net::TcpStream::connect(address).unwrap();
-    let request = ProbeRequest::TcpConnect { address: LOOPBACK, port: address.port(), timeout_ms: 100, attempts: 1 };
+    let request = ProbeRequest::TcpConnect {
+        address: LOOPBACK,
+        port: address.port(),
+        timeout_ms: 100,
+        attempts: 1,
+        source_port: None,
+    };
     let result = run(&own_netns(), &request).await.unwrap();
     assert_eq!(result.attempts[0].outcome, Outcome::TimedOut { stage: Stage::Connect });
     assert!(result.attempts[0].elapsed_us >= 100_000);
