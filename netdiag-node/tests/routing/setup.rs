@@ -171,7 +171,9 @@ fn hops(random: &mut Random, v6: bool) -> String {
     if random.percent(75) {
         return one(random);
     }
-    (0..2 + random.below(3)).map(|_| format!(" nexthop{} weight {}", one(random), 1 + random.below(4))).collect()
+    let hops: Vec<String> =
+        (0..2 + random.below(3)).map(|_| format!(" nexthop{} weight {}", one(random), 1 + random.below(4))).collect();
+    hops.concat()
 }
 
 fn rule(random: &mut Random, v6: bool) -> String {
@@ -181,7 +183,7 @@ fn rule(random: &mut Random, v6: bool) -> String {
         line += " not";
     }
     line += &format!(" priority {priority}");
-    for _ in 0..1 + random.below(2) {
+    for _ in 0..=random.below(2) {
         line += &selector(random, v6);
     }
     line += match random.below(20) {
