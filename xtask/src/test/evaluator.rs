@@ -10,7 +10,7 @@ use super::outcome::Tally;
 const CASES: usize = 2_000;
 
 /// The tests' binaries; each of their tests prints one line with what it compared.
-const BINARIES: [&str; 1] = ["evaluator"];
+const BINARIES: [&str; 2] = ["evaluator", "routing"];
 
 /// What one test compared.
 #[derive(Debug, PartialEq, Eq)]
