@@ -123,7 +123,7 @@ fn check(request: &TraceRequest) -> Result<(), Failure> {
     }
     let directions = [Direction::Original, Direction::Reply];
     for tuple in directions.into_iter().flat_map(|direction| request.tuples(direction)) {
-        check_tuple(tuple, is_v4).map_err(|why| refused(&format!("{tuple}: {why}"), limits))?;
+        check_tuple(&tuple, is_v4).map_err(|why| refused(&format!("{tuple}: {why}"), limits))?;
     }
     Ok(())
 }

@@ -55,14 +55,16 @@ pub enum FateTransport {
     Tcp {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source_port: Option<u16>,
-        destination_port: u16,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        destination_port: Option<u16>,
         /// As in byte 13 of the header: 2 is SYN, 16 is ACK, 18 is both.
         flags: u8,
     },
     Udp {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source_port: Option<u16>,
-        destination_port: u16,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        destination_port: Option<u16>,
     },
     /// Or ICMPv6, by the addresses' family. An echo request is of kind 8, or 128.
     Icmp { kind: u8, code: u8, identifier: u16 },
@@ -135,24 +137,25 @@ impl FateRequest {
     /// The packet that is meant; none when the addresses are of two families. `source` is for requests without one.
     pub fn packet(&self, origin: Origin, source: IpAddr) -> Option<Packet> {
         let source = self.source.unwrap_or(source);
+        let (from, to) = self.transport.ports();
+        let (from_known, to_known) = (from.unwrap_or(0), to.unwrap_or(0));
         let (protocol, header) = match self.transport {
-            FateTransport::Tcp { source_port, destination_port, flags } => {
-                (TCP, tcp(source_port.unwrap_or(0), destination_port, flags))
-            }
-            FateTransport::Udp { source_port, destination_port } => {
-                (UDP, udp(source_port.unwrap_or(0), destination_port, b""))
-            }
+            FateTransport::Tcp { flags, .. } => (TCP, tcp(from_known, to_known, flags)),
+            FateTransport::Udp { .. } => (UDP, udp(from_known, to_known, b"")),
             FateTransport::Icmp { kind, code, identifier } => {
                 (if source.is_ipv4() { ICMP } else { ICMPV6 }, icmp(kind, code, identifier))
             }
         };
         let mut packet = Packet::between(origin, source, self.destination, protocol, &header)?;
         packet.fill_checksums();
-        if let FateTransport::Tcp { source_port: None, .. } | FateTransport::Udp { source_port: None, .. } =
-            self.transport
-        {
-            let offset = packet.bytes.len() - header.len();
-            packet.unknown.push(UnknownBytes { offset, bytes: 2, why: "the source port was not given".to_owned() });
+        if protocol == TCP || protocol == UDP {
+            let transport = packet.bytes.len() - header.len();
+            let ports = [(transport, from, "the source port"), (transport + 2, to, "the destination port")];
+            let unknown = ports
+                .into_iter()
+                .filter(|(_, port, _)| port.is_none())
+                .map(|(offset, _, what)| UnknownBytes { offset, bytes: 2, why: format!("{what} was not given") });
+            packet.unknown.extend(unknown);
         }
         packet.mark = Fact::Known(self.mark);
         if let Some(entry) = &self.connection {
@@ -165,14 +168,25 @@ impl FateRequest {
     pub fn words(&self) -> String {
         let source = self.source.map_or_else(|| "this host".to_owned(), |source| source.to_string());
         let port = |port: Option<u16>| port.map_or_else(|| "*".to_owned(), |port| port.to_string());
-        let (name, from, to) = match self.transport {
-            FateTransport::Tcp { source_port, destination_port, .. } => ("tcp", source_port, destination_port),
-            FateTransport::Udp { source_port, destination_port } => ("udp", source_port, destination_port),
-            FateTransport::Icmp { kind, .. } => {
-                return format!("icmp type {kind} {source} → {}", self.destination);
-            }
+        let name = match self.transport {
+            FateTransport::Tcp { .. } => "tcp",
+            FateTransport::Udp { .. } => "udp",
+            FateTransport::Icmp { kind, .. } => return format!("icmp type {kind} {source} → {}", self.destination),
         };
-        format!("{name} {source} port {} → {} port {to}", port(from), self.destination)
+        let (from, to) = self.transport.ports();
+        format!("{name} {source} port {} → {} port {}", port(from), self.destination, port(to))
+    }
+}
+
+impl FateTransport {
+    /// Source and destination port, as far as they are given; none of ICMP.
+    pub fn ports(&self) -> (Option<u16>, Option<u16>) {
+        match *self {
+            Self::Tcp { source_port, destination_port, .. } | Self::Udp { source_port, destination_port } => {
+                (source_port, destination_port)
+            }
+            Self::Icmp { .. } => (None, None),
+        }
     }
 }
 
@@ -193,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_port_that_is_not_given_is_not_known() {
-        let syn = |source_port| FateTransport::Tcp { source_port, destination_port: 80, flags: 2 };
+        let syn = |source_port| FateTransport::Tcp { source_port, destination_port: Some(80), flags: 2 };
         let any = "0.0.0.0".parse().unwrap();
         let packet = request(syn(None)).packet(Origin::Sent, any).unwrap();
         assert_eq!((packet.unknown[0].offset, packet.unknown[0].bytes), (20, 2));
@@ -204,7 +218,7 @@ mod tests {
 
     #[test]
     fn addresses_of_two_families_make_no_packet() {
-        let mut request = request(FateTransport::Udp { source_port: None, destination_port: 53 });
+        let mut request = request(FateTransport::Udp { source_port: None, destination_port: Some(53) });
         request.destination = "fd00::1".parse().unwrap();
         assert!(request.packet(Origin::Sent, "10.0.0.1".parse().unwrap()).is_none());
     }

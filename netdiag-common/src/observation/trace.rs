@@ -1,5 +1,6 @@
 //! What the kernel did with the packets of one tuple: `nftrace`, armed for a few packets and seconds.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -152,17 +153,14 @@ fn is_zero(value: &u32) -> bool {
 }
 
 impl TraceRequest {
-    /// All tuples of one direction.
-    pub fn tuples(&self, direction: Direction) -> impl Iterator<Item = &TraceTuple> {
-        let first = match direction {
-            Direction::Original => Some(&self.tuple),
-            Direction::Reply => self.reply.as_ref(),
+    /// All tuples of one direction, each once.
+    pub fn tuples(&self, direction: Direction) -> BTreeSet<TraceTuple> {
+        let of = |tuple: TraceTuple, reply: Option<TraceTuple>| match direction {
+            Direction::Original => Some(tuple),
+            Direction::Reply => reply,
         };
-        let others = self.alternatives.iter().filter_map(move |other| match direction {
-            Direction::Original => Some(&other.tuple),
-            Direction::Reply => other.reply.as_ref(),
-        });
-        first.into_iter().chain(others)
+        let others = self.alternatives.iter().filter_map(|other| of(other.tuple, other.reply));
+        of(self.tuple, self.reply).into_iter().chain(others).collect()
     }
 }
 

@@ -33,7 +33,7 @@ fn syn(origin: FateOrigin, source: Option<&str>, destination: &str, destination_
         origin,
         source: source.map(|source| source.parse().unwrap()),
         destination: destination.parse().unwrap(),
-        transport: FateTransport::Tcp { source_port: None, destination_port, flags: 2 },
+        transport: FateTransport::Tcp { source_port: None, destination_port: Some(destination_port), flags: 2 },
         mark: 0,
         connection: None,
     }

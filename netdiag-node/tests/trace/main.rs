@@ -44,7 +44,7 @@ fn datagram(destination: &str, source_port: u16, destination_port: u16) -> FateR
         origin: FateOrigin::Received(FateInterfaceKey::Name("r0".into())),
         source: Some(CLIENT.parse().unwrap()),
         destination: destination.parse().unwrap(),
-        transport: FateTransport::Udp { source_port: Some(source_port), destination_port },
+        transport: FateTransport::Udp { source_port: Some(source_port), destination_port: Some(destination_port) },
         mark: 0,
         connection: None,
     }
@@ -103,7 +103,7 @@ fn a_translated_packet_takes_the_predicted_way() {
         origin: FateOrigin::Received(FateInterfaceKey::Name("r1".into())),
         source: Some(reply.source),
         destination: reply.destination,
-        transport: FateTransport::Udp { source_port: Some(PORT), destination_port: reply.destination_port },
+        transport: FateTransport::Udp { source_port: Some(PORT), destination_port: Some(reply.destination_port) },
         mark: 0,
         connection: Some(Entry { direction: Direction::Reply, ..entry.clone() }),
     };
@@ -167,7 +167,7 @@ fn what_a_process_sends_to_its_own_host_is_one_packet() {
                          chain in { type filter hook input priority 0; udp dport 9 meta mark set 7; }; }",
     );
     let own = "::1".parse().unwrap();
-    let transport = FateTransport::Udp { source_port: Some(4005), destination_port: 9 };
+    let transport = FateTransport::Udp { source_port: Some(4005), destination_port: Some(9) };
     let sent =
         FateRequest { origin: FateOrigin::Sent, source: None, destination: own, transport, mark: 0, connection: None };
     let fate = router.node.run(|| forwarding::fate(&sent, &mut |_| None)).unwrap();

@@ -1,12 +1,11 @@
 //! The proof: traces armed in every namespace of the ways, one connection attempt through them, and what the kernels tell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netdiag_common::forwarding::conntrack::Direction as Seen;
 use netdiag_common::observation::Observation;
-use netdiag_common::observation::fate::FateTransport;
 use netdiag_common::observation::probe::{ProbeRequest, ProbeResult};
 use netdiag_common::observation::trace::{
     MAX_TRACE_ALTERNATIVES, TraceAlternative, TraceRecord, TraceRequest, TraceTuple, TracedPacket,
@@ -90,24 +89,23 @@ pub(super) async fn run<S: Source>(
     traced
 }
 
-/// One trace for each namespace, of all tuples that some way enters it with.
+/// One trace for each namespace, of all tuples that some way enters it with, there or back.
 fn requests(path: &Path, followed: &Followed) -> Vec<(Place, TraceRequest)> {
-    let mut places: BTreeMap<Place, BTreeMap<TraceTuple, Option<TraceTuple>>> = BTreeMap::new();
+    let mut places: BTreeMap<Place, BTreeSet<TraceAlternative>> = BTreeMap::new();
     for way in &followed.ways {
         for leg in way.legs.iter().filter(|leg| leg.direction == Direction::Forward) {
             let reply = way.legs.iter().find(|other| other.direction == Direction::Reply && other.place == leg.place);
-            let known = places.entry(leg.place.clone()).or_default().entry(tuple(path, leg)).or_default();
-            *known = known.or(reply.map(|leg| tuple(path, leg)));
+            let tuples = TraceAlternative { tuple: tuple(path, leg), reply: reply.map(|leg| tuple(path, leg)) };
+            places.entry(leg.place.clone()).or_default().insert(tuples);
         }
     }
-    let request = |tuples: BTreeMap<TraceTuple, Option<TraceTuple>>| {
+    let request = |tuples: BTreeSet<TraceAlternative>| {
         let mut tuples = tuples.into_iter();
-        let (tuple, reply) = tuples.next()?;
-        let alternatives = tuples.take(MAX_TRACE_ALTERNATIVES).map(|(tuple, reply)| TraceAlternative { tuple, reply });
+        let TraceAlternative { tuple, reply } = tuples.next()?;
         Some(TraceRequest {
             tuple,
             reply,
-            alternatives: alternatives.collect(),
+            alternatives: tuples.take(MAX_TRACE_ALTERNATIVES).collect(),
             interface: None,
             seconds: SECONDS,
             packets: PACKETS,
@@ -120,17 +118,13 @@ fn requests(path: &Path, followed: &Followed) -> Vec<(Place, TraceRequest)> {
 /// As the packet enters the namespace.
 fn tuple(path: &Path, leg: &Leg) -> TraceTuple {
     let packet = &leg.fate.packet;
-    let (_, to) = packet.ports().unwrap_or_default();
-    let source_port = match leg.request.transport {
-        FateTransport::Tcp { source_port, .. } | FateTransport::Udp { source_port, .. } => source_port,
-        FateTransport::Icmp { .. } => None,
-    };
+    let (source_port, destination_port) = leg.request.transport.ports();
     TraceTuple {
         protocol: path.protocol,
         source: packet.source(),
         destination: packet.destination(),
         source_port,
-        destination_port: Some(to),
+        destination_port,
     }
 }
 

@@ -73,7 +73,7 @@ pub(super) async fn follow<S: Source>(
         origin: FateOrigin::Sent,
         source: None,
         destination,
-        transport: transport(path.protocol, Some(source_port), port, Direction::Forward),
+        transport: transport(path.protocol, Some(source_port), Some(port), Direction::Forward),
         mark: 0,
         connection: None,
     };
@@ -223,12 +223,12 @@ fn request(
     packet: &Packet,
     protocol: Protocol,
 ) -> FateRequest {
-    let (from, to) = packet.ports().unwrap_or_default();
+    let (from, to) = known_ports(packet);
     FateRequest {
         origin,
         source: Some(packet.source()),
         destination: packet.destination(),
-        transport: transport(protocol, known_source_port(packet).then_some(from), to, direction),
+        transport: transport(protocol, from, to, direction),
         mark: 0,
         connection: (direction == Direction::Reply).then(|| entry(way, place)).flatten(),
     }
@@ -236,12 +236,12 @@ fn request(
 
 /// What a server answers to a packet that was delivered.
 fn answer(way: &Open, place: &Place, packet: &Packet, protocol: Protocol) -> FateRequest {
-    let (from, to) = packet.ports().unwrap_or_default();
+    let (from, to) = known_ports(packet);
     FateRequest {
         origin: FateOrigin::Sent,
         source: Some(packet.destination()),
         destination: packet.source(),
-        transport: transport(protocol, Some(to), from, Direction::Reply),
+        transport: transport(protocol, to, from, Direction::Reply),
         mark: 0,
         connection: entry(way, place),
     }
@@ -256,7 +256,7 @@ fn entry(way: &Open, place: &Place) -> Option<Entry> {
 fn transport(
     protocol: Protocol,
     source_port: Option<u16>,
-    destination_port: u16,
+    destination_port: Option<u16>,
     direction: Direction,
 ) -> FateTransport {
     match protocol {
@@ -268,13 +268,13 @@ fn transport(
     }
 }
 
-/// Whether its source port is not one that the kernel chooses at random.
-fn known_source_port(packet: &Packet) -> bool {
-    let Some(transport) = packet.transport() else { return false };
-    !packet
-        .unknown
-        .iter()
-        .any(|unknown| unknown.offset < transport.offset + 2 && unknown.offset + unknown.bytes > transport.offset)
+/// Source and destination port; none where the kernel chooses one at random.
+pub(crate) fn known_ports(packet: &Packet) -> (Option<u16>, Option<u16>) {
+    let (Some(transport), Some((from, to))) = (packet.transport(), packet.ports()) else { return (None, None) };
+    let is_known = |at: usize| {
+        !packet.unknown.iter().any(|unknown| unknown.offset < at + 2 && unknown.offset + unknown.bytes > at)
+    };
+    (is_known(transport.offset).then_some(from), is_known(transport.offset + 2).then_some(to))
 }
 
 impl Place {

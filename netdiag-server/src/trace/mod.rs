@@ -21,6 +21,7 @@ use netdiag_common::{Gap, Netns, Tier};
 pub use agree::{Agreement, Compared, Side, compare};
 pub use armed::{Sent, Traced};
 pub use follow::Followed;
+pub(crate) use follow::known_ports;
 
 use crate::ask::{AskError, Source};
 use crate::path;

@@ -100,16 +100,18 @@ fn missed(question: &Question, answer: &Value) -> Vec<String> {
         wrong.push(format!("{} families", families.len()));
     }
     for family in families {
-        let name = &family["destination"];
-        if family["agreement"] != "same" {
-            wrong.push(format!("{name}: the trace is {}", family["agreement"]));
-        }
-        if all_answered(family) != question.answered {
+        let name = family["destination"].as_str().unwrap_or_default();
+        let is_answered = all_answered(family);
+        // The laboratory's nodes have no IPv6 route to Services: there, no answer is what must be predicted.
+        if !name.contains('[') && is_answered != question.answered {
             wrong.push(format!("{name}: not every way ends as it does"));
         }
         let sent = family["sent"].as_str().unwrap_or_default();
-        if (sent == "connected") != question.answered {
-            wrong.push(format!("{name}: the attempt ended with {sent:?}"));
+        if (sent == "connected") != is_answered {
+            wrong.push(format!("{name}: the attempt ended with {sent:?}, which was not predicted"));
+        }
+        if family["agreement"] == "differs" || (is_answered && family["agreement"] != "same") {
+            wrong.push(format!("{name}: the trace is {}", family["agreement"]));
         }
         let taken = family["ways"].as_array().into_iter().flatten().filter(|way| way["taken"] == true);
         let untraced = taken.flat_map(|way| way["legs"].as_array().cloned().unwrap_or_default()).filter(|leg| {

@@ -112,13 +112,13 @@ pub(super) fn arm(request: &TraceRequest) -> Batch {
     for chain in &CHAINS {
         let interface = request.interface.as_deref().filter(|_| chain.direction == Direction::Original);
         let is_left_out = interface.is_some() && !chain.receives;
-        if is_left_out || request.tuples(chain.direction).next().is_none() {
+        if is_left_out || request.tuples(chain.direction).is_empty() {
             continue;
         }
         batch.add(family, libc::NFT_MSG_NEWCHAIN, CREATE, &|body| new_chain(body, chain));
         for tuple in request.tuples(chain.direction) {
             // NLM_F_CREATE with NLM_F_APPEND
-            batch.add(family, libc::NFT_MSG_NEWRULE, PLAIN | 0xc00, &|body| new_rule(body, chain, tuple, interface));
+            batch.add(family, libc::NFT_MSG_NEWRULE, PLAIN | 0xc00, &|body| new_rule(body, chain, &tuple, interface));
         }
     }
     batch.frame(END);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{NotSeen, not_seen};
 use crate::evidence::Cluster;
 use crate::path::Path;
+use crate::path::filter::ServiceChains;
 use crate::trace::{Agreement, Compared, Direction, Leg, Place, Sent, Side, Trace, WayEnd};
 
 mod text;
@@ -94,6 +95,10 @@ pub struct DecisionEntry {
     pub predicted: bool,
     /// None for what the kernel does not trace, and where nothing was traced.
     pub traced: Option<bool>,
+    /// Who wrote the rule, by the names of its table and chains: `Kubernetes`, `Calico`, `an administrator`; empty for other decisions.
+    pub owner: String,
+    /// The Service that the rule is for; empty when it is for none, or for many.
+    pub object: String,
     /// Packets that the rule's own counter had before; none for rules without one.
     pub packets: Option<u64>,
 }
@@ -102,6 +107,7 @@ pub struct DecisionEntry {
 pub fn build(cluster: &Cluster, at: Timestamp, path: &Path, traces: &[Trace]) -> TraceAnswer {
     let mut gaps: Vec<&Gap> = Vec::new();
     let mut families = Vec::new();
+    let world = World { cluster, chains: ServiceChains::of(cluster) };
     for trace in traces {
         gaps.extend(&trace.followed.gaps);
         if let Some(traced) = &trace.traced {
@@ -116,7 +122,7 @@ pub fn build(cluster: &Cluster, at: Timestamp, path: &Path, traces: &[Trace]) ->
             }
             gaps.extend(way.legs.iter().flat_map(|leg| &leg.fate.unseen));
         }
-        families.push(family(cluster, path, trace));
+        families.push(family(&world, path, trace));
     }
     TraceAnswer {
         schema: TRACE_SCHEMA.to_owned(),
@@ -129,7 +135,7 @@ pub fn build(cluster: &Cluster, at: Timestamp, path: &Path, traces: &[Trace]) ->
     }
 }
 
-fn family(cluster: &Cluster, path: &Path, trace: &Trace) -> FamilyEntry {
+fn family(world: &World<'_>, path: &Path, trace: &Trace) -> FamilyEntry {
     let port = path.port.unwrap_or_default();
     let ways = &trace.followed.ways;
     let taken = trace.traced.as_ref().and_then(|traced| traced.taken(ways));
@@ -138,7 +144,7 @@ fn family(cluster: &Cluster, path: &Path, trace: &Trace) -> FamilyEntry {
         .map(|way| {
             let is_taken = taken.is_some_and(|taken| std::ptr::eq(taken, way));
             let traced = trace.traced.as_ref().filter(|_| is_taken);
-            let leg = |leg: &Leg| self::leg(cluster, leg, traced.and_then(|traced| traced.compare(leg)));
+            let leg = |leg: &Leg| self::leg(world, leg, traced.and_then(|traced| traced.compare(leg)));
             WayEntry {
                 chance: way.chance(),
                 taken: is_taken,
@@ -172,7 +178,13 @@ fn family(cluster: &Cluster, path: &Path, trace: &Trace) -> FamilyEntry {
     }
 }
 
-fn leg(cluster: &Cluster, leg: &Leg, compared: Option<Compared>) -> LegEntry {
+/// What names are taken from.
+struct World<'c> {
+    cluster: &'c Cluster,
+    chains: ServiceChains,
+}
+
+fn leg(world: &World<'_>, leg: &Leg, compared: Option<Compared>) -> LegEntry {
     let agreement = match &compared {
         None => Agreement::NotTraced,
         Some(compared) if compared.is_same() => Agreement::Same,
@@ -185,7 +197,7 @@ fn leg(cluster: &Cluster, leg: &Leg, compared: Option<Compared>) -> LegEntry {
     LegEntry {
         reply: leg.direction == Direction::Reply,
         node: leg.place.node.clone(),
-        place: place(cluster, &leg.place),
+        place: place(world.cluster, &leg.place),
         packet: words::packet(&leg.fate.packet),
         interface: words::arrival(leg),
         agreement: match agreement {
@@ -193,7 +205,7 @@ fn leg(cluster: &Cluster, leg: &Leg, compared: Option<Compared>) -> LegEntry {
             Agreement::Differs => AgreementName::Differs,
             Agreement::NotTraced => AgreementName::NotTraced,
         },
-        decisions: sides.iter().map(|side| words::side(leg, side)).collect(),
+        decisions: sides.iter().map(|side| words::side(&world.chains, leg, side)).collect(),
         assumptions: leg.path().assumptions.iter().map(|assumption| words::assumption(leg, assumption)).collect(),
         gaps: leg.path().gaps.clone(),
     }

@@ -95,7 +95,13 @@ impl LegEntry {
                 (true, None) => none,
             };
             let counted = decision.packets.map(|packets| format!(" ({packets} packets before)")).unwrap_or_default();
-            page.row(&format!("  {mark} {}{counted}", decision.what));
+            let whose = match (decision.owner.as_str(), decision.object.as_str()) {
+                ("", _) | ("Kubernetes", "") => String::new(),
+                ("Kubernetes", object) => format!(" [{object}]"),
+                (owner, "") => format!(" [{owner}]"),
+                (owner, object) => format!(" [{owner}, {object}]"),
+            };
+            page.row(&format!("  {mark} {}{whose}{counted}", decision.what));
         }
         for assumption in &self.assumptions {
             page.row(&format!("    assumed: {assumption}"));

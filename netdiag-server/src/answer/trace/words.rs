@@ -13,16 +13,56 @@ use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin};
 use netdiag_common::observation::trace::{TraceEvent, TraceKind};
 
 use super::DecisionEntry;
-use crate::trace::{Direction, Leg, Side, Way, WayEnd};
+use crate::path::filter::{ServiceChains, owner_by_names};
+use crate::trace::{Direction, Leg, Side, Way, WayEnd, known_ports};
 
-pub(super) fn side(leg: &Leg, side: &Side) -> DecisionEntry {
-    let entry = |what, predicted, traced, packets| DecisionEntry { what, predicted, traced, packets };
-    match side {
-        Side::Untraced(decision) => entry(self::decision(leg, decision), true, None, packets(leg, decision)),
-        Side::Both(decision) => entry(self::decision(leg, decision), true, Some(true), packets(leg, decision)),
-        Side::Predicted(decision) => entry(self::decision(leg, decision), true, Some(false), packets(leg, decision)),
-        Side::Traced(event) => entry(self::event(leg, event), false, Some(true), None),
+pub(super) fn side(chains: &ServiceChains, leg: &Leg, side: &Side) -> DecisionEntry {
+    let (what, of_rule, packets) = match side {
+        Side::Untraced(decision) | Side::Both(decision) | Side::Predicted(decision) => {
+            (self::decision(leg, decision), rule_of(decision), packets(leg, decision))
+        }
+        Side::Traced(event) => (self::event(leg, event), rule_of_event(event), None),
+    };
+    let jumps_to = |verdict: &Verdict| match verdict {
+        Verdict::Jump(chain) | Verdict::Goto(chain) => Some(chain.clone()),
+        _ => None,
+    };
+    let owner = of_rule.map(|rule| {
+        let target = jumps_to(rule.verdict);
+        owner_by_names(rule.table, rule.chain, target.as_deref(), rule.comment).words().to_owned()
+    });
+    let object = of_rule.and_then(|rule| chains.object(rule.chain).or_else(|| chains.object(&jumps_to(rule.verdict)?)));
+    DecisionEntry {
+        what,
+        predicted: !matches!(side, Side::Traced(_)),
+        traced: match side {
+            Side::Untraced(_) => None,
+            Side::Both(_) | Side::Traced(_) => Some(true),
+            Side::Predicted(_) => Some(false),
+        },
+        owner: owner.unwrap_or_default(),
+        object: object.unwrap_or_default(),
+        packets,
     }
+}
+
+/// What says whose rule it is.
+#[derive(Clone, Copy)]
+struct OfRule<'a> {
+    table: &'a str,
+    chain: &'a str,
+    verdict: &'a Verdict,
+    comment: Option<&'a str>,
+}
+
+fn rule_of(decision: &Decision) -> Option<OfRule<'_>> {
+    let Decision::Rule { chain, verdict, comment, .. } = decision else { return None };
+    Some(OfRule { table: &chain.table, chain: &chain.chain, verdict, comment: comment.as_deref() })
+}
+
+fn rule_of_event(event: &TraceEvent) -> Option<OfRule<'_>> {
+    let is_rule = event.kind == TraceKind::Rule && event.handle.is_some();
+    is_rule.then_some(OfRule { table: &event.table, chain: &event.chain, verdict: &event.verdict, comment: None })
 }
 
 fn packets(leg: &Leg, decision: &Decision) -> Option<u64> {
@@ -45,7 +85,12 @@ fn decision(leg: &Leg, decision: &Decision) -> String {
         }
         Decision::EndOfChain { chain, .. } => format!("{chain}: ends"),
         Decision::Policy { chain, verdict, .. } => format!("{chain}: policy {}", self::verdict(verdict)),
-        Decision::Translated { from, to, .. } => format!("translated: {} → {}", tuple(from), tuple(to)),
+        Decision::Translated { from, to, .. } => {
+            let is_chosen = from.source_port != to.source_port && known_ports(&leg.path().packet).0.is_none();
+            let chosen = if is_chosen { Tuple { source_port: 0, ..to.clone() } } else { to.clone() };
+            let remark = if is_chosen { ", from a port that the kernel chooses" } else { "" };
+            format!("translated: {} → {}{remark}", tuple(from), tuple(&chosen))
+        }
         Decision::Routed { route, why, .. } => match why.as_deref().and_then(because) {
             Some(because) => format!("{} ({because})", self::route(leg, route)),
             None => self::route(leg, route),

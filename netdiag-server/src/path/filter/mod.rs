@@ -9,9 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::rules::{Chain, Hook, Match, Rule, Ruleset, Table, Verdict};
 
+mod object;
 mod owner;
 
-pub use owner::{Owner, owner};
+pub use object::ServiceChains;
+pub use owner::{Owner, owner, owner_by_names};
 
 /// The first packet of a connection, in one hook of one node.
 #[derive(Debug, Clone)]

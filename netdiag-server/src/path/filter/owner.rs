@@ -56,7 +56,17 @@ pub fn owner(table: &Table, chain: &Chain, rule: Option<&Rule>) -> Owner {
     let Some(rule) = rule else {
         return table.chains.iter().find_map(|other| by(DROPPING, &other.name)).unwrap_or(Owner::Administrator);
     };
-    match rule.comment.as_deref() {
+    by_comment(rule.comment.as_deref())
+}
+
+/// The same of a rule by names alone: of its table, its chain, and the chain it jumps to.
+pub fn owner_by_names(table: &str, chain: &str, jumps_to: Option<&str>, comment: Option<&str>) -> Owner {
+    let of_names = by(TABLES, table).or_else(|| by(CHAINS, chain)).or_else(|| by(CHAINS, jumps_to?));
+    of_names.unwrap_or_else(|| by_comment(comment))
+}
+
+fn by_comment(comment: Option<&str>) -> Owner {
+    match comment {
         Some(comment) if comment.starts_with("cali:") => Owner::Plugin("Calico"),
         Some(comment) if comment.starts_with("kubernetes ") => Owner::Kubernetes,
         Some(comment) if comment.starts_with("cilium") => Owner::Plugin("Cilium"),

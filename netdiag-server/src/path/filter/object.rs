@@ -1,0 +1,96 @@
+//! Which Service a rule of kube-proxy is for, by the names it gives its chains.
+//!
+//! In nftables mode a chain's name ends with namespace, name, protocol and port; in iptables mode it is a hash of those (Kubernetes
+//! 1.36, `pkg/proxy/nftables/proxier.go` and `pkg/proxy/iptables/proxier.go`), which is computed for every Service here: comments
+//! are left out above 1 000 endpoints.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use data_encoding::BASE32;
+use netdiag_common::observation::Protocol;
+use ring::digest::{SHA256, digest};
+
+use crate::evidence::Cluster;
+use crate::path::backends;
+
+/// What a Service's chains begin with in iptables mode.
+const OF_SERVICES: [&str; 4] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-"];
+const OF_ENDPOINT: &str = "KUBE-SEP-";
+/// The same in nftables mode.
+const OF_NFTABLES: [&str; 4] = ["service-", "external-", "firewall-", "endpoint-"];
+
+/// Bytes of the encoded hash that a name has.
+const HASH: usize = 16;
+
+/// Names of Services by those of their chains.
+#[derive(Debug, Clone, Default)]
+pub struct ServiceChains(HashMap<String, String>);
+
+impl ServiceChains {
+    pub fn of(cluster: &Cluster) -> Self {
+        let mut chains = HashMap::new();
+        for service in cluster.services.iter() {
+            for port in &service.spec.ports {
+                let name = format!("{}/{}", service.metadata.namespace, service.metadata.name);
+                let full = if port.name.is_empty() { name.clone() } else { format!("{name}:{}", port.name) };
+                let words = format!("Service {full}");
+                let hash = hash(&full, port.protocol.0, None);
+                chains.extend(OF_SERVICES.map(|prefix| (format!("{prefix}{hash}"), words.clone())));
+                for backend in backends(cluster, service, port) {
+                    let endpoint = SocketAddr::new(backend.address, backend.port);
+                    let hash = self::hash(&full, port.protocol.0, Some(endpoint));
+                    chains.insert(format!("{OF_ENDPOINT}{hash}"), format!("{words}, endpoint {endpoint}"));
+                }
+            }
+        }
+        Self(chains)
+    }
+
+    /// `Service shop/web:http`; none for chains that belong to no Service of the cluster.
+    pub fn object(&self, chain: &str) -> Option<String> {
+        if let Some(words) = self.0.get(chain) {
+            return Some(words.clone());
+        }
+        let rest = OF_NFTABLES.iter().find_map(|prefix| chain.strip_prefix(prefix))?;
+        // HASH-NAMESPACE/NAME/PROTOCOL/PORT, and of an endpoint `__ADDRESS/PORT` behind it.
+        let (_, named) = rest.split_once('-')?;
+        let (namespace, rest) = named.split_once('/')?;
+        let (name, rest) = rest.split_once('/')?;
+        let (_, rest) = rest.split_once('/')?;
+        let port = rest.split_once("__").map_or(rest, |(port, _)| port);
+        let colon = if port.is_empty() { "" } else { ":" };
+        Some(format!("Service {namespace}/{name}{colon}{port}"))
+    }
+}
+
+/// `portProtoHash`, `servicePortEndpointChainName`
+fn hash(service_port: &str, protocol: Protocol, endpoint: Option<SocketAddr>) -> String {
+    let endpoint = endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+    let text = format!("{service_port}{protocol}{endpoint}");
+    let mut encoded = BASE32.encode(digest(&SHA256, text.as_bytes()).as_ref());
+    encoded.truncate(HASH);
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_kube_proxy_computes() {
+        // As seen in a cluster of Kubernetes 1.36 in iptables mode.
+        assert_eq!(hash("shop/web:http", Protocol::Tcp, None), "67NZLRHBNDSAWJRO");
+    }
+
+    #[test]
+    fn names_of_nftables_mode_are_read() {
+        let chains = ServiceChains::default();
+        let object = |chain| chains.object(chain).unwrap_or_default();
+        assert_eq!(object("service-KHN6ECMT-shop/web/tcp/http"), "Service shop/web:http");
+        assert_eq!(object("endpoint-KHN6ECMT-shop/web/tcp/http__10.244.1.4/8080"), "Service shop/web:http");
+        assert_eq!(object("service-KHN6ECMT-shop/web/tcp/"), "Service shop/web");
+        assert_eq!(chains.object("services"), None);
+        assert_eq!(chains.object("service-endpoints-check"), None);
+    }
+}
