@@ -31,9 +31,9 @@ pub(super) fn nftables(services: u32) -> String {
             (0..ENDPOINTS).map(|number| format!("{number} : {} . 8080", endpoint(service, number))).collect();
         let _ = writeln!(
             text,
-            "table ip kube-proxy {{ chain {chain} {{\n\
+            "table ip kube-proxy {{\nchain {chain} {{\n\
              ip daddr {ip} tcp dport 80 ip saddr != {POD_NETWORK} jump mark-for-masquerade\n\
-             meta l4proto tcp dnat to numgen random mod {ENDPOINTS} map {{ {} }}\n}} }}",
+             meta l4proto tcp dnat to numgen random mod {ENDPOINTS} map {{ {} }}\n}}\n}}",
             map.join(", ")
         );
         elements.push(format!("{ip} . tcp . 80 : goto {chain}"));
