@@ -15,6 +15,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use netdiag_common::forwarding::Path;
 use netdiag_common::forwarding::conntrack::Entry;
+use netdiag_common::forwarding::path::End;
 use netdiag_common::observation::fate::{Fate, FateRequest};
 use netdiag_common::{Gap, Netns, Tier};
 
@@ -99,6 +100,15 @@ impl Leg {
 }
 
 impl Way {
+    /// Something that was seen keeps the packet, or its answer, from arriving.
+    pub fn is_stopped(&self) -> bool {
+        match self.end {
+            WayEnd::Answered | WayEnd::Unseen { .. } | WayEnd::LeftCluster { .. } => false,
+            WayEnd::Stopped => self.legs.last().is_some_and(|leg| !matches!(leg.path().end, End::Unknown { .. })),
+            WayEnd::NobodyListens { .. } | WayEnd::Astray | WayEnd::Circle => true,
+        }
+    }
+
     /// How often the kernels take it; none when that depends on what is not known.
     pub fn chance(&self) -> Option<f64> {
         self.legs.iter().try_fold(1.0, |product, leg| Some(product * leg.path().chance()?))

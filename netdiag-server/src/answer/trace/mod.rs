@@ -66,6 +66,8 @@ pub struct WayEntry {
     pub end: String,
     /// The answer came back.
     pub answered: bool,
+    /// The packet or its answer is stopped by something that was seen.
+    pub stopped: bool,
     pub legs: Vec<LegEntry>,
 }
 
@@ -150,6 +152,7 @@ fn family(world: &World<'_>, path: &Path, trace: &Trace) -> FamilyEntry {
                 taken: is_taken,
                 end: words::end(way),
                 answered: way.end == WayEnd::Answered,
+                stopped: way.is_stopped(),
                 legs: way.legs.iter().map(leg).collect(),
             }
         })
@@ -234,6 +237,6 @@ impl TraceAnswer {
 
     /// On some way the packet, or its answer, is stopped by something that was seen.
     pub fn is_stopped(&self) -> bool {
-        self.families.iter().flat_map(|family| &family.ways).any(|way| !way.answered && !way.end.is_empty())
+        self.families.iter().flat_map(|family| &family.ways).any(|way| way.stopped)
     }
 }
