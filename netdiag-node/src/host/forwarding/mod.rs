@@ -4,6 +4,8 @@
 mod fate;
 mod filters;
 mod ipset;
+#[cfg(test)]
+pub(crate) mod open;
 mod route;
 mod routing;
 mod tracking;

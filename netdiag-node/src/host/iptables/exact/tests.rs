@@ -2,7 +2,7 @@
 
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::packet::{Origin, Packet, TCP, tcp};
-use netdiag_common::forwarding::state::{Hooks, Interface, Route};
+use netdiag_common::forwarding::state::Hooks;
 use netdiag_common::forwarding::{Expression, Key, RuleState, Step, step};
 use proptest::prelude::*;
 
@@ -11,6 +11,7 @@ use super::super::sockopt::{Blob, Family as Command};
 use super::super::{entries, replay_blobs};
 use super::*;
 use crate::host::budget::{Budget, Limits};
+use crate::host::forwarding::open;
 
 /// Kubernetes 1.36.3, dual-stack, one node.
 const RECORDING: &[u8] = include_bytes!("../../../../tests/fixtures/rules/kube-proxy-iptables-legacy.sockopt");
@@ -65,33 +66,16 @@ fn a_jump_is_one_verdict_and_a_comment_is_no_question() {
 
 /// Answers whatever is asked, with the chains of one table.
 fn answer(state: &mut RuleState, table: &IndexedTable, key: Key) {
-    match key {
-        Key::Hooks => {
+    match open::answer(state, key) {
+        Some(Key::Hooks) => {
             state.hooks = Some(Hooks { chains: table.base_chains().collect(), foreign: Vec::new() });
         }
-        Key::Chain(key) => {
+        Some(Key::Chain(key)) => {
             let chain = table.chain(&key.chain);
             state.chains.0.insert(key, chain);
         }
-        Key::Interface { index } => {
-            let interface =
-                Interface { index, name: "in".into(), kind: None, hardware: 1, group: 0, addresses: Vec::new() };
-            state.interfaces.0.insert(index, Some(interface));
-        }
-        Key::Addresses => state.addresses = Some(Vec::new()),
-        Key::Tracking(protocol) => {
-            state.tracking.0.insert(protocol, true);
-        }
-        Key::Route(query) => {
-            state.routes.0.insert(query, Route::Forward { interface: 3, gateway: None, source: None });
-        }
-        Key::AddressType(query) => {
-            state.address_types.0.insert(query, 1);
-        }
-        Key::Fib(query) => {
-            state.fib.0.insert(query, None);
-        }
-        other => panic!("nobody asked for {other:?} before"),
+        Some(key) => panic!("nobody asked for {key:?} before"),
+        None => {}
     }
 }
 

@@ -2,16 +2,14 @@
 
 use netdiag_common::forwarding::packet::{Origin, TCP, tcp};
 use netdiag_common::forwarding::path::{End, Path};
-use netdiag_common::forwarding::routing::{
-    HostSettings, Ipv4Settings, NextHop, RouteTable, RoutedInterface, RoutingRule, TableRoute,
-};
 use netdiag_common::forwarding::set::{Elements, Index};
-use netdiag_common::forwarding::state::{Hooks, Interface};
+use netdiag_common::forwarding::state::Hooks;
 use netdiag_common::forwarding::{Expression, Key, Packet, RuleState, Step, step};
 use proptest::prelude::*;
 
 use super::super::socket::recorded;
 use super::*;
+use crate::host::forwarding::open;
 
 const KUBE_PROXY: [&[u8]; 2] = [
     include_bytes!("../../../../tests/fixtures/rules/kube-proxy-nftables.netlink"),
@@ -75,63 +73,16 @@ fn paths(mut state: RuleState, packet: &Packet) -> Vec<Path> {
     panic!("no end in sight");
 }
 
-/// A route for all destinations.
-fn everything() -> TableRoute {
-    let hop = NextHop { interface: Some(2), gateway: None, weight: 1, dead: false, no_carrier: false };
-    TableRoute {
-        destination: "0.0.0.0/0".parse().unwrap(),
-        source: None,
-        kind: 1,
-        scope: 253,
-        service: 0,
-        metric: 0,
-        protocol: 3,
-        preference: 0,
-        own: None,
-        object: None,
-        encapsulation: None,
-        hops: vec![hop],
-    }
-}
-
 fn answer(state: &mut RuleState, key: Key) {
-    match key {
-        Key::RouteRules(protocol) => {
-            let rule = RoutingRule { priority: 32_766, action: 1, table: 254, ..RoutingRule::default() };
-            state.routing.rules.0.insert(protocol, vec![rule]);
-        }
-        Key::RouteTable(key) => {
-            state.routing.tables.0.insert(key, RouteTable::Whole(vec![everything()]));
-        }
-        Key::RoutedInterface { index } => {
-            let mut interface = RoutedInterface { up: true, ..RoutedInterface::default() };
-            interface.settings.ipv4 = Ipv4Settings { forwarding: true, accept_local: true, ..Ipv4Settings::default() };
-            state.routing.interfaces.0.insert(index, Some(interface));
-        }
-        Key::HostSettings => state.routing.host = Some(HostSettings::default()),
-        Key::Interface { index } => {
-            let name = Arc::from("eth0");
-            let interface = Interface { index, name, kind: None, hardware: 1, group: 0, addresses: Vec::new() };
-            state.interfaces.0.insert(index, Some(interface));
-        }
-        Key::Tracking(protocol) => {
-            state.tracking.0.insert(protocol, true);
-        }
-        // Unicast.
-        Key::AddressType(query) => {
-            state.address_types.0.insert(query, 1);
-        }
-        Key::Fib(query) => {
-            state.fib.0.insert(query, None);
-        }
-        Key::Addresses => state.addresses = Some(Vec::new()),
-        Key::Chain(key) => {
+    match open::answer(state, key) {
+        Some(Key::Chain(key)) => {
             state.chains.0.insert(key, None);
         }
-        Key::Set(key) => {
+        Some(Key::Set(key)) => {
             state.sets.0.insert(key, None);
         }
-        key => panic!("{key:?} is not recorded"),
+        Some(key) => panic!("{key:?} is not recorded"),
+        None => {}
     }
 }
 
