@@ -42,6 +42,8 @@ pub fn fate(request: &FateRequest, owner: &mut dyn FnMut(Option<i32>) -> Option<
         counter: rule.counter,
     });
     let interfaces = interfaces(&interfaces_of(&packet, &outcome), owner)?;
+    let input = interfaces.iter().find(|own| packet.origin == Origin::Received { interface: own.index });
+    unseen.extend(input.filter(|input| input.master_index.is_some()).map(of_a_port));
     Ok(Fate {
         generation: state.generation,
         packet,
@@ -153,6 +155,17 @@ fn interfaces_of(packet: &Packet, outcome: &Outcome) -> BTreeSet<u32> {
         }
     }
     indexes
+}
+
+/// A bridge may hand the packet to another of its ports, or to this host as a packet of its own interface.
+fn of_a_port(input: &FateInterface) -> Gap {
+    Gap {
+        what: format!("what the device does that {} is a port of", input.name),
+        node: None,
+        reason: GapReason::Failed,
+        why: "bridges, bonds and VRFs are not evaluated".to_owned(),
+        remedy: "ask for the fate of a packet that arrives on the device itself".to_owned(),
+    }
 }
 
 fn without_words(error: &ReadError) -> Gap {
