@@ -192,6 +192,18 @@ impl Packet {
             .flatten()
     }
 
+    /// The same, each only if it is known.
+    pub fn known_ports(&self) -> (Option<u16>, Option<u16>) {
+        let (Some(transport), Some((source, destination))) = (self.transport(), self.ports()) else {
+            return (None, None);
+        };
+        let is_known = |at: usize| {
+            !self.unknown.iter().any(|unknown| unknown.offset < at + 2 && unknown.offset + unknown.bytes > at)
+        };
+        let at = transport.offset;
+        (is_known(at).then_some(source), is_known(at + 2).then_some(destination))
+    }
+
     /// Two bytes in network byte order.
     pub(super) fn number(&self, offset: usize) -> Option<u16> {
         Some(u16::from_be_bytes(self.bytes.get(offset..offset + 2)?.try_into().ok()?))

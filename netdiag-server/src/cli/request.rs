@@ -49,6 +49,15 @@ pub(super) enum TransportProtocol {
     Udp,
 }
 
+impl From<TransportProtocol> for Protocol {
+    fn from(protocol: TransportProtocol) -> Self {
+        match protocol {
+            TransportProtocol::Tcp => Self::Tcp,
+            TransportProtocol::Udp => Self::Udp,
+        }
+    }
+}
+
 pub(super) fn default_timeout_ms() -> u64 {
     u64::try_from(DEFAULT_BUDGET.as_millis()).unwrap_or(u64::MAX)
 }
@@ -59,10 +68,7 @@ impl DiagnoseRequest {
         Ok(Question {
             from,
             to: self.to.parse()?,
-            protocol: match self.protocol {
-                TransportProtocol::Tcp => Protocol::Tcp,
-                TransportProtocol::Udp => Protocol::Udp,
-            },
+            protocol: self.protocol.into(),
             purpose: Purpose::Diagnose,
             tier: tier(self.no_probe),
             budget: budget(self.timeout_ms),

@@ -1,7 +1,6 @@
 //! `netdiag trace`: the way of one packet and of its answer, predicted, and proven by the kernels' own trace.
 
 use netdiag_common::Tier;
-use netdiag_common::observation::Protocol;
 use serde::{Deserialize, Serialize};
 
 use super::output::{self, Progress, ShortFormat};
@@ -58,10 +57,7 @@ impl TraceRequest {
         Ok(Question {
             from: self.from.parse::<Origin>().map_err(understood)?,
             to: self.to.parse().map_err(understood)?,
-            protocol: match self.protocol {
-                TransportProtocol::Tcp => Protocol::Tcp,
-                TransportProtocol::Udp => Protocol::Udp,
-            },
+            protocol: self.protocol.into(),
             purpose: Purpose::Diagnose,
             tier: if self.armed { Tier::Trace } else { Tier::Passive },
             budget: request::budget(self.timeout_ms),
@@ -101,7 +97,6 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
 
 /// For the command line and the server alike.
 pub(super) async fn trace_with<S: Source>(source: &S, question: &Question) -> Result<TraceAnswer, Failure> {
-    let (path, traces) = crate::trace::trace(source, question).await?;
-    let cluster = source.cluster().await?;
-    Ok(trace::build(&cluster, source.now(), &path, &traces))
+    let followed = crate::trace::trace(source, question).await?;
+    Ok(trace::build(&followed, source.now()))
 }

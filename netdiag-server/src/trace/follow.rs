@@ -223,7 +223,7 @@ fn request(
     packet: &Packet,
     protocol: Protocol,
 ) -> FateRequest {
-    let (from, to) = known_ports(packet);
+    let (from, to) = packet.known_ports();
     FateRequest {
         origin,
         source: Some(packet.source()),
@@ -236,7 +236,7 @@ fn request(
 
 /// What a server answers to a packet that was delivered.
 fn answer(way: &Open, place: &Place, packet: &Packet, protocol: Protocol) -> FateRequest {
-    let (from, to) = known_ports(packet);
+    let (from, to) = packet.known_ports();
     FateRequest {
         origin: FateOrigin::Sent,
         source: Some(packet.destination()),
@@ -266,15 +266,6 @@ fn transport(
             FateTransport::Tcp { source_port, destination_port, flags }
         }
     }
-}
-
-/// Source and destination port; none where the kernel chooses one at random.
-pub(crate) fn known_ports(packet: &Packet) -> (Option<u16>, Option<u16>) {
-    let (Some(transport), Some((from, to))) = (packet.transport(), packet.ports()) else { return (None, None) };
-    let is_known = |at: usize| {
-        !packet.unknown.iter().any(|unknown| unknown.offset < at + 2 && unknown.offset + unknown.bytes > at)
-    };
-    (is_known(transport.offset).then_some(from), is_known(transport.offset + 2).then_some(to))
 }
 
 impl Place {

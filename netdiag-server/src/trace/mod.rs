@@ -22,9 +22,9 @@ use netdiag_common::{Gap, Netns, Tier};
 pub use agree::{Agreement, Compared, Side, compare};
 pub use armed::{Sent, Traced};
 pub use follow::Followed;
-pub(crate) use follow::known_ports;
 
 use crate::ask::{AskError, Source};
+use crate::evidence::Cluster;
 use crate::path;
 use crate::question::Question;
 
@@ -79,6 +79,15 @@ pub enum WayEnd {
     Circle,
 }
 
+/// The answer to a question, and the objects that it is about.
+#[derive(Debug, Clone)]
+pub struct Follow {
+    pub cluster: Arc<Cluster>,
+    pub path: path::Path,
+    /// One for each address of the target.
+    pub traces: Vec<Trace>,
+}
+
 /// Everything that is said about one address family.
 #[derive(Debug, Clone)]
 pub struct Trace {
@@ -116,7 +125,7 @@ impl Way {
 }
 
 /// Follows the packet for each family that the target has, and sends one when the question allows it.
-pub async fn trace<S: Source>(source: &S, question: &Question) -> Result<(path::Path, Vec<Trace>), AskError> {
+pub async fn trace<S: Source>(source: &S, question: &Question) -> Result<Follow, AskError> {
     let cluster = source.cluster().await?;
     let path = path::resolve(question, &cluster, None)?;
     let mut traces = Vec::new();
@@ -130,7 +139,7 @@ pub async fn trace<S: Source>(source: &S, question: &Question) -> Result<(path::
         };
         traces.push(Trace { destination, followed, traced });
     }
-    Ok((path, traces))
+    Ok(Follow { cluster, path, traces })
 }
 
 /// Beyond what kernels choose by themselves (`ip_local_port_range` ends at 60999). Another one each time: a connection that has

@@ -77,10 +77,7 @@ fn node_behind(cluster: &Cluster, address: IpAddr) -> Option<String> {
 
 /// On which interface of a namespace something for its address arrives.
 fn at_address(known: &Known, place: Place, address: IpAddr) -> Next {
-    let need = match &place.netns {
-        Netns::Host => Need::host(&place.node, Topic::Network),
-        Netns::Pod(uid) => Need::pod(&place.node, uid, Topic::Network),
-    };
+    let need = place.need(Topic::Network);
     let network = match known.get(&need) {
         None => return Next::Ask(need),
         Some(Reading::Seen { value: Observation::Network(network), .. }) => network,

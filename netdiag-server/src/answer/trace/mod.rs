@@ -9,7 +9,7 @@ use super::{NotSeen, not_seen};
 use crate::evidence::Cluster;
 use crate::path::Path;
 use crate::path::filter::ServiceChains;
-use crate::trace::{Agreement, Compared, Direction, Leg, Place, Sent, Side, Trace, WayEnd};
+use crate::trace::{Agreement, Compared, Direction, Follow, Leg, Place, Sent, Side, Trace, WayEnd};
 
 mod text;
 mod words;
@@ -106,7 +106,8 @@ pub struct DecisionEntry {
 }
 
 /// Puts what was followed and traced into words. Pure.
-pub fn build(cluster: &Cluster, at: Timestamp, path: &Path, traces: &[Trace]) -> TraceAnswer {
+pub fn build(followed: &Follow, at: Timestamp) -> TraceAnswer {
+    let Follow { cluster, path, traces } = followed;
     let mut gaps: Vec<&Gap> = Vec::new();
     let mut families = Vec::new();
     let world = World { cluster, chains: ServiceChains::of(cluster) };
@@ -184,7 +185,7 @@ fn family(world: &World<'_>, path: &Path, trace: &Trace) -> FamilyEntry {
 /// What names are taken from.
 struct World<'c> {
     cluster: &'c Cluster,
-    chains: ServiceChains,
+    chains: ServiceChains<'c>,
 }
 
 fn leg(world: &World<'_>, leg: &Leg, compared: Option<Compared>) -> LegEntry {

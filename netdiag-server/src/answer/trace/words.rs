@@ -14,9 +14,9 @@ use netdiag_common::observation::trace::{TraceEvent, TraceKind};
 
 use super::DecisionEntry;
 use crate::path::filter::{ServiceChains, owner_by_names};
-use crate::trace::{Direction, Leg, Side, Way, WayEnd, known_ports};
+use crate::trace::{Direction, Leg, Side, Way, WayEnd};
 
-pub(super) fn side(chains: &ServiceChains, leg: &Leg, side: &Side) -> DecisionEntry {
+pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side) -> DecisionEntry {
     let (what, of_rule, packets) = match side {
         Side::Untraced(decision) | Side::Both(decision) | Side::Predicted(decision) => {
             (self::decision(leg, decision), rule_of(decision), packets(leg, decision))
@@ -86,7 +86,7 @@ fn decision(leg: &Leg, decision: &Decision) -> String {
         Decision::EndOfChain { chain, .. } => format!("{chain}: ends"),
         Decision::Policy { chain, verdict, .. } => format!("{chain}: policy {}", self::verdict(verdict)),
         Decision::Translated { from, to, .. } => {
-            let is_chosen = from.source_port != to.source_port && known_ports(&leg.path().packet).0.is_none();
+            let is_chosen = from.source_port != to.source_port && leg.path().packet.known_ports().0.is_none();
             let chosen = if is_chosen { Tuple { source_port: 0, ..to.clone() } } else { to.clone() };
             let remark = if is_chosen { ", from a port that the kernel chooses" } else { "" };
             format!("translated: {} → {}{remark}", tuple(from), tuple(&chosen))

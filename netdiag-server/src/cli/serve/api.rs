@@ -91,11 +91,17 @@ impl Api {
         Refused(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
-    /// Probes start in a namespace, or on the nodes themselves.
-    async fn allow_probes(&self, caller: Option<Extension<Caller>>, namespace: &str) -> Result<(), Refused> {
+    /// Probes start in a namespace, or on the nodes themselves. `instead` is how to ask without.
+    async fn allow_probes(
+        &self,
+        caller: Option<Extension<Caller>>,
+        from: &Origin,
+        instead: &str,
+    ) -> Result<(), Refused> {
         let (Some(gate), Some(Extension(caller))) = (&self.gate, caller) else { return Ok(()) };
+        let namespace = if let Origin::Pod { namespace, .. } = from { namespace.as_str() } else { "" };
         let denied = gate.may_probe(&caller, namespace).await;
-        denied.map_err(|denied| Refused(StatusCode::FORBIDDEN, format!("{}; ask again with --no-probe", denied.text())))
+        denied.map_err(|denied| Refused(StatusCode::FORBIDDEN, format!("{}; ask again {instead}", denied.text())))
     }
 }
 
@@ -107,8 +113,7 @@ async fn diagnose(
     let request = body(asked)?;
     let question = request.question().map_err(|error| Refused(StatusCode::BAD_REQUEST, error.to_string()))?;
     if !request.no_probe {
-        let namespace = if let Origin::Pod { namespace, .. } = &question.from { namespace.as_str() } else { "" };
-        api.allow_probes(caller, namespace).await?;
+        api.allow_probes(caller, &question.from, "with --no-probe").await?;
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     let inquiry = ask::ask(&api.source, &question).await.map_err(Failure::from)?;
@@ -122,7 +127,7 @@ async fn scan(
 ) -> Result<Response, Refused> {
     let request = body(asked)?;
     if !request.no_probe {
-        api.allow_probes(caller, "").await?;
+        api.allow_probes(caller, &Origin::EveryNode, "with --no-probe").await?;
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     Ok(Json(scan_with(&api.source, &request).await?).into_response())
@@ -144,8 +149,7 @@ async fn trace(
     let request = body(asked)?;
     let question = request.question().map_err(|Failure(why)| Refused(StatusCode::BAD_REQUEST, why))?;
     if request.armed {
-        let namespace = if let Origin::Pod { namespace, .. } = &question.from { namespace.as_str() } else { "" };
-        api.allow_probes(caller, namespace).await?;
+        api.allow_probes(caller, &question.from, "without --armed").await?;
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     Ok(Json(trace_with(&api.source, &question).await?).into_response())

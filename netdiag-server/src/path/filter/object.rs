@@ -4,6 +4,7 @@
 //! 1.36, `pkg/proxy/nftables/proxier.go` and `pkg/proxy/iptables/proxier.go`), which is computed for every Service here: comments
 //! are left out above 1 000 endpoints.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
@@ -24,11 +25,19 @@ const OF_NFTABLES: [&str; 4] = ["service-", "external-", "firewall-", "endpoint-
 const HASH: usize = 16;
 
 /// Names of Services by those of their chains.
-#[derive(Debug, Clone, Default)]
-pub struct ServiceChains(HashMap<String, String>);
+pub struct ServiceChains<'c> {
+    cluster: &'c Cluster,
+    /// Of all Services, computed when the first chain with a hash is asked for: nodes in nftables mode have none.
+    hashed: OnceCell<HashMap<String, String>>,
+}
 
-impl ServiceChains {
-    pub fn of(cluster: &Cluster) -> Self {
+impl<'c> ServiceChains<'c> {
+    pub fn of(cluster: &'c Cluster) -> Self {
+        Self { cluster, hashed: OnceCell::new() }
+    }
+
+    fn hashed(&self) -> HashMap<String, String> {
+        let cluster = self.cluster;
         let mut chains = HashMap::new();
         for service in cluster.services.iter() {
             for port in &service.spec.ports {
@@ -44,13 +53,13 @@ impl ServiceChains {
                 }
             }
         }
-        Self(chains)
+        chains
     }
 
     /// `Service shop/web:http`; none for chains that belong to no Service of the cluster.
     pub fn object(&self, chain: &str) -> Option<String> {
-        if let Some(words) = self.0.get(chain) {
-            return Some(words.clone());
+        if OF_SERVICES.iter().chain(&[OF_ENDPOINT]).any(|prefix| chain.starts_with(prefix)) {
+            return self.hashed.get_or_init(|| self.hashed()).get(chain).cloned();
         }
         let rest = OF_NFTABLES.iter().find_map(|prefix| chain.strip_prefix(prefix))?;
         // HASH-NAMESPACE/NAME/PROTOCOL/PORT, and of an endpoint `__ADDRESS/PORT` behind it.
@@ -85,7 +94,8 @@ mod tests {
 
     #[test]
     fn names_of_nftables_mode_are_read() {
-        let chains = ServiceChains::default();
+        let cluster = Cluster::default();
+        let chains = ServiceChains::of(&cluster);
         let object = |chain| chains.object(chain).unwrap_or_default();
         assert_eq!(object("service-KHN6ECMT-shop/web/tcp/http"), "Service shop/web:http");
         assert_eq!(object("endpoint-KHN6ECMT-shop/web/tcp/http__10.244.1.4/8080"), "Service shop/web:http");
