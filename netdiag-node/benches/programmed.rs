@@ -1,7 +1,8 @@
 //! What one question about one packet costs in the network namespace it is started in: evaluated with what is read already, and
 //! with reading it from the kernel. `cargo xtask bench programmed` makes the namespace and the rules.
 //!
-//! Arguments: interface, source and destination (ADDRESS:PORT), rounds. Prints one line for each value.
+//! Arguments: interface, source and destination (ADDRESS:PORT), rounds; or `rules`, rounds and a file, to which kube-proxy's rules
+//! are written as the agent sends them. Prints one line for each value.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a measurement that cannot be made fails")]
 
 use std::net::SocketAddr;
@@ -10,13 +11,20 @@ use std::time::Instant;
 use netdiag_common::forwarding::packet::{Origin, Packet, TCP, tcp};
 use netdiag_common::forwarding::path::End;
 use netdiag_common::forwarding::{Step, step};
+use netdiag_common::observation::Observation;
 use netdiag_node::host::forwarding::evaluate;
+use netdiag_node::host::service_rules;
 
 /// `TH_SYN`
 const SYN: u8 = 2;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    if let [what, rounds, file] = words.as_slice()
+        && what == "rules"
+    {
+        return all_rules(rounds.parse().unwrap(), file);
+    }
     let [interface, source, destination, rounds] = words.as_slice() else {
         println!("usage: INTERFACE SOURCE:PORT DESTINATION:PORT ROUNDS");
         return;
@@ -51,6 +59,21 @@ fn main() {
         "read_us {:.3}",
         median_us(rounds, || {
             std::hint::black_box(evaluate(&packet).unwrap());
+        })
+    );
+}
+
+/// The reading that drift is made of.
+fn all_rules(rounds: usize, file: &str) {
+    let before = forget_peak();
+    let sent = serde_json::to_vec(&Observation::ServiceRules(service_rules::read().unwrap())).unwrap();
+    println!("memory_kib {}", memory_kib("VmHWM:").saturating_sub(before));
+    std::fs::write(file, &sent).unwrap();
+    println!(
+        "read_us {:.3}",
+        median_us(rounds, || {
+            let rules = Observation::ServiceRules(service_rules::read().unwrap());
+            std::hint::black_box(serde_json::to_vec(&rules).unwrap());
         })
     );
 }

@@ -131,7 +131,8 @@ fn reason(failure: &Failure) -> GapReason {
     }
 }
 
-fn read_reason(error: &ReadError) -> GapReason {
+/// The class of a reader's error.
+pub(crate) fn read_reason(error: &ReadError) -> GapReason {
     match error {
         ReadError::File { source, .. } | ReadError::Call { source, .. } => {
             if source.kind() == io::ErrorKind::PermissionDenied {

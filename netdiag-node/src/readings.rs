@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::attribution::{Attribution, Pod, kubelet_root};
+use crate::attribution::{Attribution, Pod, enter_cgroup_root, kubelet_root};
 use crate::beyond::Beyond;
 use crate::flows::FlowWatch;
 use crate::gap::{Failure, gap};
@@ -177,6 +177,10 @@ impl Readings {
             return Ok(Some(Observation::Preflight(preflight)));
         }
         let place = timeout_at(deadline, Arc::clone(&self.readers).acquire_owned()).await.map_err(|_| late(budget))?;
+        // A place that is free is given without a look at the clock.
+        if Instant::now() >= deadline {
+            return Err(late(budget));
+        }
         let job = self.job(need);
         let answer = on_thread(place.expect("the semaphore is never closed"), move || job.read())?;
         match timeout_at(deadline, answer).await {
@@ -305,11 +309,20 @@ impl Job {
             }
             Topic::Fate(request) => {
                 let mut beyond = self.beyond();
-                let mut fate = forwarding::fate(request, &mut |number| beyond.owner(number))?;
+                // Groups of processes are looked for by their paths. This thread does nothing else.
+                enter_cgroup_root(&self.host.proc);
+                let mut around = forwarding::Surroundings {
+                    proc: &self.host.proc,
+                    netns: netns.inode,
+                    is_pod: pod.is_some(),
+                    is_own: &|id| self.watch.program(id).is_some(),
+                    owner: &mut |number| beyond.owner(number),
+                };
+                let mut fate = forwarding::fate(request, &mut around)?;
                 for gap in &mut fate.unseen {
                     gap.node = Some(self.need.node.clone());
                 }
-                Some(Observation::Fate(Box::new(fate)))
+                Some(Observation::Fate(Arc::new(fate)))
             }
             Topic::ServiceRules => Some(Observation::ServiceRules(service_rules::read()?)),
             Topic::Devices => {

@@ -1,14 +1,15 @@
 //! netdiag's server: joins what nodes see with what Kubernetes intends, judges, and answers.
 //!
 //! Pure layers, each using only those before it: [`question`] → [`evidence`] → [`path`] → [`observed`] → [`condition`] →
-//! [`correlate`] → [`answer`]. I/O and `async` live in [`ask`], in [`trace`], which asks node after node, and in the sources and
-//! front ends built on them, and nowhere else.
+//! [`correlate`] → [`answer`]. I/O and `async` live in [`ask`], in [`trace`], which asks node after node, in [`drift`], which looks
+//! twice, and in the sources and front ends built on them, and nowhere else.
 
 pub mod answer;
 pub mod ask;
 pub mod cli;
 pub mod condition;
 pub mod correlate;
+pub mod drift;
 pub mod evidence;
 pub mod finding;
 pub mod harmless;

@@ -7,8 +7,9 @@ use netdiag_server::answer::explain;
 use netdiag_server::condition::{self, Read};
 use netdiag_server::evidence::KindName;
 
-/// The fault ids that conditions may claim to cover (of the catalogue and of the laboratory's signatures, those that are judged so far).
-const FAULTS: [&str; 22] = [
+/// The fault ids that conditions may claim to cover: of the catalogue and of the laboratory's signatures, those that are judged
+/// so far, and `svc-external-traffic-policy-local`, the sibling that the catalogue lacks.
+const FAULTS: &[&str] = &[
     "svc-selector-mismatch",
     "svc-pods-not-ready",
     "svc-client-uses-wrong-port",
@@ -31,6 +32,20 @@ const FAULTS: [&str; 22] = [
     "neigh-failed-router-side",
     "ct-udp-stale-endpoint",
     "host-listen-overflow",
+    "host-ip-forward-off",
+    "rp-filter-strict",
+    "cni-pod-no-default-route",
+    "ct-notrack-vip",
+    "kp-leftover-rules",
+    "np-agent-lag",
+    "kp-hairpin-bridge-off",
+    "kp-bridge-nf-call-off",
+    "svc-internal-traffic-policy-local",
+    "svc-lb-source-ranges",
+    "svc-external-traffic-policy-local",
+    "kp-restore-failure",
+    "kp-legacy-nft-mix",
+    "cni-duplicate-pod-ip",
 ];
 
 /// Files of `src/condition` that hold what conditions share instead of a condition: they name no code.
@@ -118,6 +133,7 @@ fn declared_reads_are_topics_and_kinds_without_repetition() {
         "listeners",
         "conntrack",
         "flows",
+        "find_flows",
         "resolver",
         "rules",
         "service_rules",
@@ -130,6 +146,7 @@ fn declared_reads_are_topics_and_kinds_without_repetition() {
         "sockets",
         "counters",
         "probe",
+        "fate",
     ];
     for condition in condition::ALL {
         let mut seen = BTreeSet::new();

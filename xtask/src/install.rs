@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::cluster::{Cluster, kind};
 use crate::netdiag_image::{self, Build, Packed};
@@ -32,6 +33,17 @@ pub(crate) struct Installed {
     pub(crate) agent: PathBuf,
     /// A folder with the cluster's ca.crt, node.crt, node.key, server.crt and server.key.
     pub(crate) tls: PathBuf,
+}
+
+/// Asks as users do, through the server in the cluster: what `netdiag WORDS -o json` prints.
+pub(crate) fn ask(netdiag: &Path, cluster: &Cluster, words: &[&str]) -> Result<Value> {
+    let mut asking = Command::new(netdiag);
+    asking.args(words).args(["-o", "json", "--kubeconfig"]).arg(cluster.kubeconfig());
+    let output = asking.output().with_context(|| format!("cannot start {}", netdiag.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).with_context(|| {
+        format!("netdiag {} printed no JSON ({}): {}", words.join(" "), output.status, command::tail(&said, 5))
+    })
 }
 
 /// Builds and packs netdiag, loads it into every node, makes the certificates, applies the manifests, waits until ready.

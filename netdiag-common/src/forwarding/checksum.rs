@@ -1,8 +1,6 @@
 //! Checksums of the headers that this crate builds (RFC 1071): rules do not read them, receivers do.
 
-use std::net::IpAddr;
-
-use super::packet::{ICMP, ICMPV6, Packet, Protocol, TCP, UDP};
+use super::packet::{ICMP, ICMPV6, Packet, Protocol, TCP, UDP, octets};
 
 impl Packet {
     /// Fills in the checksums of the IPv4 header and of TCP, UDP and ICMP. What is cut off counts as zeros.
@@ -33,7 +31,9 @@ impl Packet {
         if protocol != ICMP {
             data.extend(octets(self.source()));
             data.extend(octets(self.destination()));
-            data.extend(u32::try_from(self.bytes.len().saturating_sub(from)).unwrap_or(u32::MAX).to_be_bytes());
+            let held = self.bytes.len().saturating_sub(from);
+            let whole = (self.length as usize).saturating_sub(from).max(held);
+            data.extend(u32::try_from(whole).unwrap_or(u32::MAX).to_be_bytes());
             data.extend([0, 0, 0, protocol]);
         }
         data.extend(self.bytes.get(from..).unwrap_or_default());
@@ -62,13 +62,6 @@ fn checksum(data: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !u16::try_from(sum).unwrap_or(u16::MAX)
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }
 
 #[cfg(test)]

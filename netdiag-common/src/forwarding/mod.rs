@@ -15,9 +15,10 @@
 //! number drawn are one path with the sum of their chances.
 //!
 //! Not evaluated, and said so in [`Path::gaps`] where it is there: chains at devices (netdev, ingress, egress), bridge
-//! and arp tables, IPVS. Not modelled, and not said: BPF programs at hooks and devices, the MTU, fragments
-//! before they are put together, IPsec, multicast, whether TCP segments fit the state and window of their connection,
-//! ports that other connections hold, sets that are full. Where packets are routed, and why: [`routing`].
+//! and arp tables, IPVS; and what the agent looks for when it answers: BPF programs, tc filters, policies of IPsec. Not
+//! modelled, and not said: fragments before they are put together, learned path MTUs, multicast, whether TCP segments fit the state
+//! and window of their connection, ports that other connections hold, sets that are full. Where packets are routed, and why:
+//! [`routing`].
 
 mod checksum;
 mod choice;
@@ -25,6 +26,7 @@ pub mod conntrack;
 pub mod expression;
 mod fact;
 mod fib;
+mod guard;
 mod hash;
 pub mod ipset;
 mod machine;

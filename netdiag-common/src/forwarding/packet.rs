@@ -12,6 +12,14 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMPV6: u8 = 58;
 
+/// In network byte order.
+pub fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
 /// The network protocol of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -217,6 +225,31 @@ impl Packet {
             if let Some(held) = self.bytes.get_mut(offset + at) {
                 *held = *byte;
             }
+        }
+    }
+
+    /// Makes the packet this long with a payload of zeros that is not held; never shorter than what is held.
+    pub fn set_length(&mut self, bytes: u32) {
+        let held = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        self.length = bytes.max(held).min(u16::MAX.into());
+        let is_ipv4 = self.protocol == Protocol::Ipv4;
+        let fits = |length: u32| u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes();
+        self.write(
+            if is_ipv4 { 2 } else { 4 },
+            &fits(if is_ipv4 { self.length } else { self.length.saturating_sub(40) }),
+        );
+        if let Some(transport) =
+            self.transport().filter(|transport| transport.protocol == UDP && transport.fragment == 0)
+        {
+            let before = u32::try_from(transport.offset).unwrap_or(u32::MAX);
+            self.write(transport.offset + 4, &fits(self.length.saturating_sub(before)));
+        }
+    }
+
+    /// Lets routers fragment a packet of IPv4.
+    pub fn allow_fragments(&mut self) {
+        if self.protocol == Protocol::Ipv4 {
+            self.write(6, &[0]);
         }
     }
 

@@ -119,6 +119,26 @@ pub enum Decision {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         why: Option<Box<Why>>,
     },
+    /// The packet was compared with the largest one that leaves by its route.
+    Measured {
+        hook: Hook,
+        interface: u32,
+        /// Of IP packets, in bytes.
+        mtu: u32,
+        /// The route has one of its own; else it is the interface's.
+        by_route: bool,
+        /// Of the packet, in bytes from the IP header on.
+        length: u32,
+        size: Size,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Size {
+    Fits,
+    /// It leaves in pieces.
+    Fragmented,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,6 +191,15 @@ pub enum End {
     Discarded(Discard),
     /// Its time to live ended here.
     HopsExhausted,
+    /// It is longer than what leaves by this interface, or than what the device behind it takes.
+    TooBig {
+        interface: u32,
+        /// In bytes; of the device behind the interface when the sender is not told.
+        mtu: u32,
+        /// None when it is dropped without a word.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        with: Option<Reject>,
+    },
     Unknown {
         by: Place,
         because: String,

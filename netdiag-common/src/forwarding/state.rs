@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::expression::{Expression, Verdict};
+use super::guard::Guards;
 use super::ipset::{IpSet, IpSetQuery};
 use super::packet::Protocol;
 use super::routing::{RoutingState, TableKey};
@@ -203,6 +204,8 @@ pub struct InterfaceAddress {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Chain {
     pub rules: Vec<Rule>,
+    #[serde(skip)]
+    pub guards: Guards,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

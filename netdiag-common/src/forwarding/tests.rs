@@ -53,9 +53,9 @@ fn state(rules: Vec<Rule>, others: Vec<(&str, Vec<Rule>)>) -> RuleState {
         made: (1, 1),
     };
     state.hooks = Some(Hooks { chains: vec![base], foreign: Vec::new() });
-    state.chains.0.insert(key("base"), Some(Chain { rules }));
+    state.chains.0.insert(key("base"), Some(Chain { rules, ..Chain::default() }));
     for (name, rules) in others {
-        state.chains.0.insert(key(name), Some(Chain { rules }));
+        state.chains.0.insert(key(name), Some(Chain { rules, ..Chain::default() }));
     }
     for (index, name) in [(2, "in"), (3, "out")] {
         let name = Arc::from(name);
@@ -86,6 +86,8 @@ fn routing() -> RoutingState {
         own: None,
         object: None,
         encapsulation: None,
+        mtu: None,
+        mtu_locked: false,
         hops: vec![hop],
     };
     for (table, routes) in [(255, Vec::new()), (254, vec![route]), (253, Vec::new())] {
@@ -240,7 +242,7 @@ fn beside(legacy: Vec<Rule>, own: Vec<Rule>) -> RuleState {
     let legacy_key = ChainKey { family: Family::LegacyIp, table: Arc::from("mangle"), chain: Arc::from("PREROUTING") };
     let hooks = state.hooks.as_mut().unwrap();
     hooks.chains.push(BaseChain { key: legacy_key.clone(), made: (0, 0), ..hooks.chains[0].clone() });
-    state.chains.0.insert(legacy_key, Some(Chain { rules: legacy }));
+    state.chains.0.insert(legacy_key, Some(Chain { rules: legacy, ..Chain::default() }));
     state
 }
 

@@ -1,10 +1,11 @@
 //! What would become of one packet in one network namespace, as the agent's evaluator of the packet filter finds it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use super::Owner;
+use super::listener::Process;
 use super::rules::Counter;
 use crate::Gap;
 use crate::forwarding::conntrack::{Connection, Entry};
@@ -27,6 +28,12 @@ pub struct FateRequest {
     /// `connection` of the path that the question took, with its direction turned around.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<Entry>,
+    /// Of the whole IP packet, in bytes; none for one without a payload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u16>,
+    /// Routers may fragment it (IPv4). What sockets of Linux send by themselves says that they may not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_be_fragmented: bool,
 }
 
 /// Where the packet comes from.
@@ -81,9 +88,34 @@ pub struct Fate {
     pub outcome: Outcome,
     pub rules: Vec<FateRule>,
     pub interfaces: Vec<FateInterface>,
+    /// Who takes what is delivered; only for paths of TCP and UDP that end so, and of which the destination port is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deliveries: Vec<FateDelivery>,
     /// What of the words could not be read; what was not evaluated is with each path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unseen: Vec<Gap>,
+}
+
+/// The kernel's lookup of a socket at the end of a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FateDelivery {
+    /// Number of the path in [`Outcome::paths`].
+    pub path: usize,
+    /// One; several of which the kernel chooses one (`SO_REUSEPORT`); or none: TCP is answered with a reset, UDP with ICMP
+    /// port unreachable.
+    pub sockets: Vec<FateSocket>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FateSocket {
+    /// What it is bound to.
+    pub address: SocketAddr,
+    /// The other end, when it is connected; else it listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<SocketAddr>,
+    /// Who holds it; none when it could not be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
 }
 
 /// A rule on the way, in words.
@@ -147,6 +179,12 @@ impl FateRequest {
             }
         };
         let mut packet = Packet::between(origin, source, self.destination, protocol, &header)?;
+        if self.may_be_fragmented {
+            packet.allow_fragments();
+        }
+        if let Some(length) = self.length {
+            packet.set_length(length.into());
+        }
         packet.fill_checksums();
         if protocol == TCP || protocol == UDP {
             let transport = packet.bytes.len() - header.len();
@@ -178,6 +216,20 @@ impl FateRequest {
     }
 }
 
+impl FateSocket {
+    /// `pid 4711 (nginx) listening on 0.0.0.0:80`
+    pub fn words(&self) -> String {
+        let whose = match &self.process {
+            Some(process) => format!("pid {} ({})", process.pid, process.name),
+            None => "a socket of an unknown process".to_owned(),
+        };
+        match self.remote {
+            Some(remote) => format!("{whose} connected to {remote}"),
+            None => format!("{whose} listening on {}", self.address),
+        }
+    }
+}
+
 impl FateTransport {
     /// Source and destination port, as far as they are given; none of ICMP.
     pub fn ports(&self) -> (Option<u16>, Option<u16>) {
@@ -202,7 +254,22 @@ mod tests {
             transport,
             mark: 0,
             connection: None,
+            length: None,
+            may_be_fragmented: false,
         }
+    }
+
+    #[test]
+    fn a_long_packet_says_so_in_its_headers() {
+        let udp = FateTransport::Udp { source_port: Some(1), destination_port: Some(2) };
+        let request = FateRequest { length: Some(1400), may_be_fragmented: true, ..request(udp) };
+        let packet = request.packet(Origin::Sent, "0.0.0.0".parse().unwrap()).unwrap();
+        assert_eq!((packet.length, &packet.bytes[2..4], &packet.bytes[24..26]), (1400, &[5, 120][..], &[5, 100][..]));
+        assert_eq!(packet.bytes[6], 0);
+        // Never less than its headers.
+        let short =
+            FateRequest { length: Some(3), ..request }.packet(Origin::Sent, "0.0.0.0".parse().unwrap()).unwrap();
+        assert_eq!(short.length, 28);
     }
 
     #[test]

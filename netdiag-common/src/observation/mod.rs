@@ -55,7 +55,7 @@ pub enum Observation {
     Counters(counter::Counters),
     Dns(dns::Dns),
     Probe(probe::ProbeResult),
-    Fate(Box<fate::Fate>),
+    Fate(std::sync::Arc<fate::Fate>),
     Trace(trace::TraceRecord),
 }
 

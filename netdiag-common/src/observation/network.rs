@@ -35,6 +35,33 @@ pub struct Link {
     /// Bridge or bond this link is enslaved to.
     #[serde(default)]
     pub master_index: Option<u32>,
+    /// Only of bridges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<Bridge>,
+    /// Only of links that are ports of a bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge_port: Option<BridgePort>,
+}
+
+/// What decides which hooks a packet passes that a bridge hands from port to port (`net/bridge/br_netfilter_hooks.c`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge {
+    /// Bridged IPv4 packets pass the hooks of IP, whatever the sysctl `net.bridge.bridge-nf-call-iptables` says. None when this
+    /// kernel has no `br_netfilter`.
+    #[serde(default)]
+    pub nf_call_iptables: Option<bool>,
+    /// The same for IPv6.
+    #[serde(default)]
+    pub nf_call_ip6tables: Option<bool>,
+    /// Every packet on the bridge is handed to this host, too (`IFLA_PROMISCUITY` is not 0).
+    #[serde(default)]
+    pub promiscuous: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgePort {
+    /// A packet may leave by the port that it came in by (`BR_HAIRPIN_MODE`; `should_deliver` in `net/bridge/br_forward.c`).
+    pub hairpin: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

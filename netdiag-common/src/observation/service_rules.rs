@@ -1,8 +1,10 @@
 //! Which Service address leads where, as the rules of one node's proxy say. Decoded from the rules themselves, not from
 //! what the proxy reports.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::Protocol;
@@ -18,6 +20,12 @@ pub struct ServiceRules {
     /// Chains and maps that follow the layout but could not be decoded, with the reason.
     #[serde(default)]
     pub undecoded: Vec<String>,
+    /// What is done on ports of the node's own addresses; none from an agent that does not list them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_ports: Option<Vec<NodePortRule>>,
+    /// Where rules of kube-proxy are besides; none from an agent that does not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub others: Option<Vec<Proxier>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +50,40 @@ pub struct ServiceRule {
     #[serde(default)]
     pub service: Option<String>,
     pub action: ServiceAction,
+    /// The chain that it leads to; none for those that end there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<String>,
+    /// None where they could not be decoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<Terms>,
+    /// It is a node port, listed here for one of the node's addresses.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub node_port: bool,
+}
+
+/// Under which conditions endpoints are chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Terms {
+    /// A client stays with its endpoint for a while.
+    pub sticky: bool,
+    /// Sources that are let in; none for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<BTreeSet<IpNet>>,
+}
+
+/// As [`ServiceRule`], for a port on the node's own addresses of one family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePortRule {
+    pub ipv6: bool,
+    pub protocol: Protocol,
+    pub port: u16,
+    #[serde(default)]
+    pub service: Option<String>,
+    pub action: ServiceAction,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<Terms>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

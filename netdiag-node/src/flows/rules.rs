@@ -103,11 +103,27 @@ pub(super) mod tests {
             ServiceAction::Endpoints(endpoints.iter().map(|text| endpoint(text)).collect())
         };
         let address = address.parse().unwrap();
-        ServiceRule { address, protocol: Protocol::Udp, port, service: Some(service.to_owned()), action }
+        ServiceRule {
+            address,
+            protocol: Protocol::Udp,
+            port,
+            service: Some(service.to_owned()),
+            action,
+            chain: None,
+            terms: None,
+            node_port: false,
+        }
     }
 
     pub fn rules(entries: Vec<ServiceRule>) -> ServiceRules {
-        ServiceRules { proxier: Proxier::Nftables, entries, hooked: true, undecoded: Vec::new() }
+        ServiceRules {
+            proxier: Proxier::Nftables,
+            entries,
+            hooked: true,
+            undecoded: Vec::new(),
+            node_ports: None,
+            others: None,
+        }
     }
 
     fn mapping(address: &str, port: u16, to: &str) -> Mapping {

@@ -144,7 +144,7 @@ pub(crate) fn pods(kubelet_root: &str) -> Result<Attachable, ReadError> {
 ///
 /// Mounted at one of the usual places; in a container these may show the container's own group, which is no root. Then
 /// process 1 sees it.
-fn root() -> Result<&'static Path, ReadError> {
+pub(crate) fn root() -> Result<&'static Path, ReadError> {
     const MOUNTS: [&str; 4] = [
         "/sys/fs/cgroup",
         "/sys/fs/cgroup/unified",

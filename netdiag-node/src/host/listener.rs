@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+use netdiag_common::forwarding::packet::octets;
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::listener::Listener;
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::{IPV4, IPV6, Netlink, attributes, int};
+use super::netlink::{self, IPV4, IPV6, Netlink, attributes, int};
 use super::{ReadError, process};
 
 /// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
@@ -54,6 +55,97 @@ pub(crate) fn tcp_addresses() -> Result<Vec<SocketAddr>, ReadError> {
         found.extend(netlink.dump(SOCK_DIAG_BY_FAMILY, &request, "list TCP sockets", decode)?);
     }
     Ok(found)
+}
+
+/// A packet that is delivered, as the kernel looks its socket up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Delivered {
+    pub protocol: Protocol,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// The interface it came in by.
+    pub input: u32,
+}
+
+/// The socket that takes it, as the kernel itself finds it (`inet_diag_find_one_icsk`, `udp_dump_one`); those that listen
+/// with it where it is one of several (`SO_REUSEPORT`).
+pub(crate) fn takers(packet: &Delivered) -> Result<Vec<Taker>, ReadError> {
+    let mut netlink = Netlink::open(SockProtocol::NetlinkSockDiag)?;
+    let family = if packet.destination.is_ipv4() { IPV4 } else { IPV6 };
+    let step = format!("look up the {} socket for {}", packet.protocol, packet.destination);
+    let found = match netlink.get(SOCK_DIAG_BY_FAMILY, &lookup(packet, family), &step, parse_taker) {
+        Err(ReadError::Call { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => None,
+        found => found?,
+    };
+    let Some(found) = found else { return Ok(Vec::new()) };
+    if found.remote.is_some() {
+        return Ok(vec![found]);
+    }
+    let states = if packet.protocol == Protocol::Tcp { LISTEN } else { UNCONNECTED };
+    let family = if found.address.is_ipv4() { IPV4 } else { IPV6 };
+    let step = format!("list the {} sockets on {}", packet.protocol, found.address);
+    let alike =
+        |other: &Taker| other.remote.is_none() && (other.address, other.device) == (found.address, found.device);
+    let mut takers =
+        netlink.dump(SOCK_DIAG_BY_FAMILY, &request(family, packet.protocol, states), &step, |payload| {
+            parse_taker(payload).filter(alike)
+        })?;
+    // It was closed meanwhile, or is of a kind that is not listed.
+    if !takers.iter().any(|other| other.inode == found.inode) {
+        takers.push(found);
+    }
+    Ok(takers)
+}
+
+/// A socket as it takes a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Taker {
+    pub address: SocketAddr,
+    pub remote: Option<SocketAddr>,
+    pub inode: u64,
+    device: u32,
+}
+
+/// `struct inet_diag_req_v2` for one socket. Its ends are those of the socket for TCP, and those of the packet for UDP.
+fn lookup(packet: &Delivered, family: u8) -> Vec<u8> {
+    /// `INET_DIAG_NOCOOKIE`
+    const ANY_COOKIE: [u8; 8] = [0xff; 8];
+    let (first, second) = match packet.protocol {
+        Protocol::Udp => (packet.source, packet.destination),
+        _ => (packet.destination, packet.source),
+    };
+    let mut bytes = vec![family, packet.protocol.number(), 0, 0];
+    bytes.extend(u32::MAX.to_ne_bytes());
+    bytes.extend(first.port().to_be_bytes());
+    bytes.extend(second.port().to_be_bytes());
+    for end in [first, second] {
+        let mut address = octets(end.ip());
+        address.resize(16, 0);
+        bytes.extend(address);
+    }
+    bytes.extend(packet.input.to_ne_bytes());
+    bytes.extend(ANY_COOKIE);
+    bytes
+}
+
+fn parse_taker(payload: &[u8]) -> Option<Taker> {
+    let fixed = payload.get(..MESSAGE_BYTES)?;
+    let end = |port: usize, address: usize| {
+        let port = u16::from_be_bytes([fixed[port], fixed[port + 1]]);
+        let length = match fixed[0] {
+            IPV4 => 4,
+            IPV6 => 16,
+            _ => return None,
+        };
+        Some(SocketAddr::new(netlink::address(&fixed[address..address + length])?, port))
+    };
+    let remote = end(6, 24)?;
+    Some(Taker {
+        address: end(4, 8)?,
+        remote: (remote.port() != 0).then_some(remote),
+        inode: u64::from(int(fixed, 68)?),
+        device: int(fixed, 40)?,
+    })
 }
 
 /// One socket, before its process is known.

@@ -3,6 +3,7 @@
 //! Every `read` is synchronous and looks at the network namespace of the calling thread: [`crate::netns`] puts the thread
 //! there first.
 
+mod bpf;
 mod budget;
 pub mod cgroup;
 pub(crate) mod conntrack;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::ReceiveTimeout;
@@ -19,7 +19,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// The kernel answers at once; this only keeps a surprise from hanging a thread.
 const ANSWER_WITHIN_S: i64 = 2;
 /// A dump is repeated when the kernel says that the table changed under it, but not for ever.
-const DUMP_TRIES: usize = 3;
+pub(crate) const DUMP_TRIES: usize = 3;
 /// `NLM_F_REQUEST | NLM_F_DUMP`, and `NLM_F_REQUEST | NLM_F_ACK`.
 const REQUEST_DUMP: u16 = 0x301;
 const REQUEST_ONE: u16 = 0x005;
@@ -50,6 +50,24 @@ impl Netlink {
         let step = "open a netlink socket";
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
             .map_err(|errno| call(step, errno))?;
+        Self::with(socket, step)
+    }
+
+    /// `NETLINK_XFRM`, which nix has no name for. `EPROTONOSUPPORT` on a kernel without IPsec.
+    pub(crate) fn open_xfrm() -> Result<Self, ReadError> {
+        let step = "open a netlink socket for IPsec";
+        // SAFETY: no pointers; a descriptor that is not negative is a new one that nobody else owns.
+        let socket = unsafe {
+            let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+            OwnedFd::from_raw_fd(
+                Errno::result(libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_XFRM))
+                    .map_err(|errno| call(step, errno))?,
+            )
+        };
+        Self::with(socket, step)
+    }
+
+    fn with(socket: OwnedFd, step: &str) -> Result<Self, ReadError> {
         setsockopt(&socket, ReceiveTimeout, &TimeVal::new(ANSWER_WITHIN_S, 0)).map_err(|errno| call(step, errno))?;
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER_BYTES] })
     }

@@ -34,6 +34,12 @@ pub(crate) fn pod(proc: &Path, pid: u32) -> Option<PodCgroup> {
     cgroup::parse(&file::text(&proc.join(format!("{pid}/cgroup")), CGROUP_TEXT_BYTES).ok()?)
 }
 
+/// A process's group in the cgroup v2 tree, from the root of the calling thread's cgroup namespace: `/kubepods/podUID/ID`.
+pub(crate) fn unified_group(proc: &Path, pid: u32) -> Option<String> {
+    let text = file::text(&proc.join(format!("{pid}/cgroup")), CGROUP_TEXT_BYTES).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+}
+
 /// The pod the agent itself runs in.
 pub(crate) fn own_pod(proc: &Path) -> Option<PodCgroup> {
     cgroup::parse(&file::text(&proc.join("self/cgroup"), CGROUP_TEXT_BYTES).ok()?)

@@ -205,27 +205,30 @@ COMMIT
         fact: "kube-proxy's layout: maps of verdicts, masquerade by mark, endpoints at random, and what has none",
         tool: NFT,
         rules: include_str!("../fixtures/rules/kube-proxy.nft"),
-        packets: |lab| {
-            let mut packets = Vec::new();
-            for number in 0..8 {
-                packets.push(in_port(lab, "10.96.0.80", 80, 20_000 + number));
-                packets.push(out_port(lab, "10.96.0.80", 80, 21_000 + number));
-            }
-            packets.extend([
-                // No endpoints; a port that no Service has; an address of no Service; another range; node ports.
-                in_port(lab, "10.96.0.81", 80, 22_000),
-                in_port(lab, "10.96.0.80", 81, 22_001),
-                out_port(lab, "10.96.0.82", 80, 22_002),
-                in_port(lab, "10.2.0.1", 30_080, 22_003),
-                in_port(lab, "10.2.0.1", 30_081, 22_004),
-                out_port(lab, "10.2.0.5", 30_080, 22_005),
-                in_udp(lab, "10.1.0.2", "10.96.0.53", 22_006),
-                in_udp(lab, "192.0.2.1", "10.96.0.53", 22_007),
-            ]);
-            packets
-        },
+        packets: to_services,
     },
 ];
+
+/// What kube-proxy's rules of the fixtures are there for.
+pub fn to_services(lab: &Lab) -> Vec<Packet> {
+    let mut packets = Vec::new();
+    for number in 0..8 {
+        packets.push(in_port(lab, "10.96.0.80", 80, 20_000 + number));
+        packets.push(out_port(lab, "10.96.0.80", 80, 21_000 + number));
+    }
+    packets.extend([
+        // No endpoints; a port that no Service has; an address of no Service; another range; node ports.
+        in_port(lab, "10.96.0.81", 80, 22_000),
+        in_port(lab, "10.96.0.80", 81, 22_001),
+        out_port(lab, "10.96.0.82", 80, 22_002),
+        in_port(lab, "10.2.0.1", 30_080, 22_003),
+        in_port(lab, "10.2.0.1", 30_081, 22_004),
+        out_port(lab, "10.2.0.5", 30_080, 22_005),
+        in_udp(lab, "10.1.0.2", "10.96.0.53", 22_006),
+        in_udp(lab, "192.0.2.1", "10.96.0.53", 22_007),
+    ]);
+    packets
+}
 
 pub fn in_packet(lab: &Lab, protocol: u8, transport: &[u8]) -> Packet {
     let ends = ("10.1.0.2".parse().unwrap(), "10.2.0.2".parse().unwrap());

@@ -2,7 +2,7 @@
 
 use netdiag_common::forwarding::packet::{ICMP, Origin, TCP, icmp};
 
-use crate::fixed::{Case, in_packet, in_port, in_tcp, in_tcp6, in_udp, out_port, out_udp};
+use crate::fixed::{Case, in_packet, in_port, in_tcp, in_tcp6, in_udp, out_port, out_udp, to_services};
 use crate::legacy::{IP6TABLES, IPTABLES};
 use crate::traffic::{segment, whole};
 
@@ -151,23 +151,8 @@ COMMIT
         tool: IPTABLES,
         rules: include_str!("../fixtures/rules/kube-proxy.iptables"),
         packets: |lab| {
-            let mut packets = Vec::new();
-            for number in 0..8 {
-                packets.push(in_port(lab, "10.96.0.80", 80, 20_000 + number));
-                packets.push(out_port(lab, "10.96.0.80", 80, 21_000 + number));
-                packets.push(in_port(lab, "10.96.0.83", 443, 23_000 + number));
-            }
-            packets.extend([
-                // No endpoints; a port that no Service has; an address of no Service; another range; node ports.
-                in_port(lab, "10.96.0.81", 80, 22_000),
-                in_port(lab, "10.96.0.80", 81, 22_001),
-                out_port(lab, "10.96.0.82", 80, 22_002),
-                in_port(lab, "10.2.0.1", 30_080, 22_003),
-                in_port(lab, "10.2.0.1", 30_081, 22_004),
-                out_port(lab, "10.2.0.5", 30_080, 22_005),
-                in_udp(lab, "10.1.0.2", "10.96.0.53", 22_006),
-                in_udp(lab, "192.0.2.1", "10.96.0.53", 22_007),
-            ]);
+            let mut packets = to_services(lab);
+            packets.extend((0..8).map(|number| in_port(lab, "10.96.0.83", 443, 23_000 + number)));
             packets
         },
     },

@@ -5,6 +5,7 @@
 //! number, and `NETDIAG_EVALUATOR_ONLY` runs the one ruleset that a failure names.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+mod cable;
 mod compare;
 mod fixed;
 mod fixed_legacy;

@@ -16,8 +16,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netdiag_common::observation::Observation;
+use netdiag_common::observation::fate::{Fate, FateRequest};
 use netdiag_common::wire::{AGENT_TLS_NAME, Ask, NodeReading, Report, SERVER_TLS_NAME, WIRE_MAX};
 use netdiag_common::{Need, Reading};
+use netdiag_node::host::ReadError;
+use netdiag_node::host::forwarding::{self, Surroundings};
 use netdiag_node::netns::NetnsHandle;
 pub use patience::patient;
 use rustls::pki_types::pem::PemObject as _;
@@ -196,6 +199,23 @@ fn listen_address(child: &mut Child) -> SocketAddr {
         }
         eprint!("agent: {line}");
     }
+}
+
+/// What becomes of a packet in the calling thread's namespace.
+pub fn fate(request: &FateRequest) -> Result<Fate, ReadError> {
+    fate_in(request, false)
+}
+
+/// The same, of a namespace that is a pod's.
+pub fn fate_in_pod(request: &FateRequest) -> Result<Fate, ReadError> {
+    fate_in(request, true)
+}
+
+fn fate_in(request: &FateRequest, is_pod: bool) -> Result<Fate, ReadError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let netns = std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+    let (is_own, owner) = (&|_| false, &mut |_| None);
+    forwarding::fate(request, &mut Surroundings { proc: Path::new("/proc"), netns, is_pod, is_own, owner })
 }
 
 /// Runs `ip` with these words.

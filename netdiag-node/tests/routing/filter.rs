@@ -3,7 +3,7 @@
 //! Frames sent out of p0 come in on v0; what leaves by v1 is seen on p1. All is worked off before sending returns.
 
 use std::net::UdpSocket;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use netdiag_common::forwarding::packet::{Origin, Packet, Protocol, UDP, udp};
 use netdiag_common::forwarding::path::End;
@@ -12,6 +12,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::unistd::Pid;
 
+use crate::cable::packet_socket;
 use crate::lab::{self, Setup, in_namespace, index};
 use crate::query::address;
 use crate::random::Random;
@@ -156,15 +157,10 @@ fn fate(packet: &Packet, cable: &OwnedFd, others: &[(&'static str, OwnedFd); 2],
         while recv(other.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
     }
     let before = filtered();
-    let mut bytes = packet.bytes.clone();
-    let kind: u16 = if packet.protocol == Protocol::Ipv4 {
-        let sum = checksum(&bytes[..20]);
-        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
-        0x0800
-    } else {
-        0x86dd
-    };
-    let frame = [&[2, 0, 0, 0, 0, 0x10], &[2, 0, 0, 0, 0, 9], &kind.to_be_bytes()[..], &bytes].concat();
+    let mut packet = packet.clone();
+    packet.fill_checksums();
+    let kind: u16 = if packet.protocol == Protocol::Ipv4 { 0x0800 } else { 0x86dd };
+    let frame = [&[2, 0, 0, 0, 0, 0x10], &[2, 0, 0, 0, 0, 9], &kind.to_be_bytes()[..], &packet.bytes].concat();
     assert_eq!(send(cable.as_raw_fd(), &frame, MsgFlags::empty()), Ok(frame.len()));
     if listener.recv(&mut buffer).is_ok() {
         return Fate::Delivered;
@@ -190,33 +186,4 @@ fn filtered() -> u64 {
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
     let at = names.split(' ').position(|name| name == "IPReversePathFilter").unwrap();
     values.split(' ').nth(at).unwrap().parse().unwrap()
-}
-
-fn checksum(header: &[u8]) -> u16 {
-    let mut sum: u32 = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap()
-}
-
-/// A socket for whole frames on one link.
-fn packet_socket(link: &str) -> OwnedFd {
-    let protocol = i32::from(3_u16.to_be());
-    // SAFETY: a system call without pointers; the descriptor it returns is ours.
-    let socket = unsafe {
-        let descriptor = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol);
-        assert!(descriptor >= 0, "cannot open a packet socket");
-        OwnedFd::from_raw_fd(descriptor)
-    };
-    // SAFETY: an all-zero sockaddr_ll is valid.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
-    address.sll_protocol = 3_u16.to_be();
-    address.sll_ifindex = i32::try_from(index(link)).unwrap();
-    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap();
-    // SAFETY: the address is a sockaddr_ll of that length.
-    let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
-    assert_eq!(bound, 0, "cannot bind to {link}");
-    socket
 }

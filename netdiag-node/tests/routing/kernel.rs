@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
+use netdiag_common::forwarding::packet::octets;
 use netdiag_common::forwarding::state::RouteQuery;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
@@ -101,12 +102,5 @@ fn address(bytes: &[u8]) -> IpAddr {
     match <[u8; 4]>::try_from(bytes) {
         Ok(four) => four.into(),
         Err(_) => <[u8; 16]>::try_from(bytes).unwrap().into(),
-    }
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
     }
 }

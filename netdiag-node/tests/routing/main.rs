@@ -5,6 +5,8 @@
 //! `NETDIAG_EVALUATOR_ONLY` runs the one setup that a failure names.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+#[path = "../evaluator/cable.rs"]
+mod cable;
 mod compare;
 mod filter;
 mod fixed;
@@ -14,6 +16,7 @@ mod query;
 #[path = "../evaluator/random.rs"]
 mod random;
 mod setup;
+mod size;
 
 use compare::{Compared, compare};
 use lab::in_namespace;

@@ -2,6 +2,7 @@
 
 use std::net::UdpSocket;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netdiag_common::forwarding::path::End;
@@ -23,7 +24,7 @@ fn allowed(lab: &Lab) -> Agent {
 
 fn fate(agent: &Agent, need: &Need) -> Fate {
     match agent.seen(need) {
-        Observation::Fate(fate) => *fate,
+        Observation::Fate(fate) => Arc::unwrap_or_clone(fate),
         other => panic!("{other:?}"),
     }
 }
@@ -36,6 +37,8 @@ fn syn(origin: FateOrigin, source: Option<&str>, destination: &str, destination_
         transport: FateTransport::Tcp { source_port: None, destination_port: Some(destination_port), flags: 2 },
         mark: 0,
         connection: None,
+        length: None,
+        may_be_fragmented: false,
     }
 }
 

@@ -19,7 +19,7 @@ use netdiag_common::forwarding::state::Hook;
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 use netdiag_common::observation::trace::{TraceKind, TraceRecord, TraceRequest, TraceTuple, TracedPacket};
-use netdiag_node::host::{ReadError, forwarding, trace};
+use netdiag_node::host::{ReadError, trace};
 use router::{BACKEND, CLIENT, PORT, Router, SERVICE};
 
 /// Where a test of this file runs itself again as a program that arms a trace and is killed.
@@ -47,6 +47,8 @@ fn datagram(destination: &str, source_port: u16, destination_port: u16) -> FateR
         transport: FateTransport::Udp { source_port: Some(source_port), destination_port: Some(destination_port) },
         mark: 0,
         connection: None,
+        length: None,
+        may_be_fragmented: false,
     }
 }
 
@@ -92,7 +94,7 @@ fn reported(packet: &TracedPacket) -> Vec<Word> {
 fn a_translated_packet_takes_the_predicted_way() {
     let name = "a_translated_packet_takes_the_predicted_way";
     let Some(router) = Router::start("dnat") else { return };
-    let fate = router.node.run(|| forwarding::fate(&datagram(SERVICE, 4001, 80), &mut |_| None)).unwrap();
+    let fate = router.node.run(|| lab::fate(&datagram(SERVICE, 4001, 80))).unwrap();
     let [path] = &fate.outcome.paths[..] else { panic!("{:?}", fate.outcome) };
     assert_eq!((path.packet.destination().to_string(), path.packet.ports().unwrap().1), (BACKEND.to_owned(), PORT));
     assert!(matches!(path.end, End::Sent { .. }), "{:?}", path.end);
@@ -106,6 +108,8 @@ fn a_translated_packet_takes_the_predicted_way() {
         transport: FateTransport::Udp { source_port: Some(PORT), destination_port: Some(reply.destination_port) },
         mark: 0,
         connection: Some(Entry { direction: Direction::Reply, ..entry.clone() }),
+        length: None,
+        may_be_fragmented: false,
     };
     let reply = TraceTuple {
         protocol: Protocol::Udp,
@@ -120,9 +124,7 @@ fn a_translated_packet_takes_the_predicted_way() {
     let [packet, answer] = &record.packets[..] else { panic!("{record:?}") };
     assert_eq!((packet.direction, answer.direction), (Direction::Original, Direction::Reply));
     assert_eq!(reported(packet), predicted(path));
-    let [back] = &router.node.run(|| forwarding::fate(&answered, &mut |_| None)).unwrap().outcome.paths[..] else {
-        panic!("{answered:?}")
-    };
+    let [back] = &router.node.run(|| lab::fate(&answered)).unwrap().outcome.paths[..] else { panic!("{answered:?}") };
     assert_eq!(reported(answer), predicted(back));
     assert_eq!(back.packet.source().to_string(), SERVICE);
     assert_eq!((record.matched, record.lost, record.left_out), (Some(2), false, 0));
@@ -137,7 +139,7 @@ fn a_translated_packet_takes_the_predicted_way() {
 fn a_dropped_packet_is_dropped_by_the_predicted_rule() {
     let name = "a_dropped_packet_is_dropped_by_the_predicted_rule";
     let Some(router) = Router::start("drop") else { return };
-    let predict = || router.node.run(|| forwarding::fate(&datagram(BACKEND, 4002, 53), &mut |_| None)).unwrap();
+    let predict = || router.node.run(|| lab::fate(&datagram(BACKEND, 4002, 53))).unwrap();
     let before = predict();
     let [path] = &before.outcome.paths[..] else { panic!("{:?}", before.outcome) };
     let End::Dropped { by } = &path.end else { panic!("{:?}", path.end) };
@@ -168,9 +170,17 @@ fn what_a_process_sends_to_its_own_host_is_one_packet() {
     );
     let own = "::1".parse().unwrap();
     let transport = FateTransport::Udp { source_port: Some(4005), destination_port: Some(9) };
-    let sent =
-        FateRequest { origin: FateOrigin::Sent, source: None, destination: own, transport, mark: 0, connection: None };
-    let fate = router.node.run(|| forwarding::fate(&sent, &mut |_| None)).unwrap();
+    let sent = FateRequest {
+        origin: FateOrigin::Sent,
+        source: None,
+        destination: own,
+        transport,
+        mark: 0,
+        connection: None,
+        length: None,
+        may_be_fragmented: false,
+    };
+    let fate = router.node.run(|| lab::fate(&sent)).unwrap();
     let [path] = &fate.outcome.paths[..] else { panic!("{:?}", fate.outcome) };
     assert_eq!((fate.packet.source(), &path.end), (own, &End::Delivered));
 

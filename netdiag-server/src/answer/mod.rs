@@ -17,6 +17,7 @@ mod page;
 mod sample;
 
 pub mod compact;
+pub mod drift;
 pub mod explain;
 pub mod markdown;
 pub mod observe;

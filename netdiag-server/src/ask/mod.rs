@@ -119,8 +119,9 @@ pub struct Inquiry {
     pub steps: Arc<Vec<Step>>,
 }
 
-/// More rounds than any chain of needs is long (resolver → network → rules → probe); a guard, not a limit that is met.
-const MAX_ROUNDS: usize = 8;
+/// More rounds than any chain of needs is long (resolver → network → rules → probe → one for each namespace on a packet's way
+/// and back); a guard, not a limit that is met.
+const MAX_ROUNDS: usize = 32;
 
 /// Answers one question.
 pub async fn ask<S: Source>(source: &S, question: &Question) -> Result<Inquiry, AskError> {

@@ -13,6 +13,7 @@ use crate::observed::SelectError;
 mod bundle;
 mod certs;
 mod diagnose;
+mod drift;
 mod explain;
 mod mcp;
 mod observe;
@@ -51,6 +52,7 @@ enum Command {
     Scan(scan::Args),
     Observe(observe::Args),
     Trace(trace::Args),
+    Drift(drift::Args),
     Explain(explain::Args),
     Status(status::Args),
     Bundle(bundle::Args),
@@ -106,6 +108,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Scan(args) => scan::run(args).await,
         Command::Observe(args) => observe::run(args).await,
         Command::Trace(args) => trace::run(args).await,
+        Command::Drift(args) => drift::run(args).await,
         Command::Explain(args) => explain::run(&args),
         Command::Status(args) => status::run(args).await,
         Command::Bundle(args) => bundle::run(args).await,

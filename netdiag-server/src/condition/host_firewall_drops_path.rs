@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use netdiag_common::Netns;
 use netdiag_common::observation::rules::{Backend as Writer, Verdict as Action};
 
+use super::rule::{Rule, stopping};
 use super::trace::{Met, Packets, dropped, probe_of, rejected};
+use super::way::{self, Search, search};
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::{Look, ObjectRef, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
@@ -38,6 +40,8 @@ pub const CONDITION: Condition = Condition {
         Read::Topic("network"),
         Read::Topic("drops"),
         Read::Topic("rejects"),
+        Read::Topic("fate"),
+        Read::Topic("listeners"),
         Read::Topic("probe"),
     ],
     lookalikes: &["policy_denies_path", "pod_network_route_missing", "kube_proxy_rules_stale"],
@@ -99,7 +103,11 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         }
         let nodes: BTreeSet<&str> = pairs.iter().flat_map(|(c, b)| [c.node.as_str(), b.node.as_str()]).collect();
         let nodes: Vec<&str> = nodes.into_iter().filter(|node| !node.is_empty()).collect();
-        return Verdict::clear(format!("no rule of a host firewall stops it on {}", nodes.join(", ")));
+        let met = search(path, view, |_, leg| stopping(leg).filter(|rule| !rule.owner.is_cluster()));
+        return match met {
+            Search::Met(met) => on_the_way(path, &met, view),
+            Search::Not(_) => Verdict::clear(format!("no rule of a host firewall stops it on {}", nodes.join(", "))),
+        };
     };
     let impact = if cut == pairs.len() { Impact::Breaks } else { Impact::Degrades };
     let mut claim =
@@ -109,10 +117,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     }
     let mut subjects: Vec<ObjectRef> = Vec::new();
     for stopped in &found {
-        let node = ObjectRef::of_node(&stopped.node);
-        if !subjects.iter().any(|known| known.same_object(&node)) {
-            subjects.push(node);
-        }
+        ObjectRef::of_node(&stopped.node).add_once(&mut subjects);
     }
     let mut proofs = Vec::new();
     for stopped in &found {
@@ -126,6 +131,36 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         proofs.extend(stopped.observed.clone());
     }
     let (predicts, fix) = (first.predicts, first.fix.clone());
+    Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts, fix })
+}
+
+/// Met by the packet that was followed: before its translation, or in a pod's own namespace.
+fn on_the_way(path: &Path, met: &way::Met<Rule>, view: &View) -> Verdict {
+    let mut subjects: Vec<ObjectRef> = Vec::new();
+    let (mut proofs, mut claims, mut commands) = (Vec::new(), Vec::new(), Vec::new());
+    for stopped in &met.found {
+        let (leg, rule) = (&stopped.leg, &stopped.what);
+        let node = &leg.place.node;
+        claims.push(format!(
+            "on {}, {} stops the path: {} ({})",
+            leg.place.words(view),
+            rule.place(),
+            rule.text,
+            whose(rule.owner)
+        ));
+        proofs.push(Proof::programmed("packet filter", node, leg.at, format!("{}: {}", rule.place(), rule.text)));
+        proofs.extend(rule.counted(node, leg.at));
+        commands.extend(rule.removal(node));
+        leg.place.subject(view).add_once(&mut subjects);
+    }
+    let fix = Fix {
+        text: "if the rule is not meant for pods, remove it there, or accept pod and Service networks before it"
+            .to_owned(),
+        commands,
+        verify: path.ask_again(),
+    };
+    let predicts = &[Fate::Silence, Fate::Refused, Fate::Unreachable, Fate::NotPermitted];
+    let (claim, impact) = (claims.join("; "), met.impact);
     Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts, fix })
 }
 
@@ -209,7 +244,7 @@ fn on_node(path: &Path, client: &Client, backend: &Backend, hop: &NodeHop, view:
 }
 
 /// `table inet site, chain fw, handle 4`; the position instead of the handle for legacy iptables.
-fn place(stop: &Stop) -> String {
+pub(super) fn place(stop: &Stop) -> String {
     let Stop { table, chain, .. } = stop;
     let number = match (stop.rule, table.backend) {
         (None, _) => ", policy".to_owned(),
@@ -219,7 +254,7 @@ fn place(stop: &Stop) -> String {
     format!("table {} {}, chain {}{number}", table.family, table.name, chain.name)
 }
 
-fn words(stop: &Stop) -> String {
+pub(super) fn words(stop: &Stop) -> String {
     match stop.rule {
         None => "the chain drops what no rule accepts".to_owned(),
         Some(rule) => match &rule.comment {
@@ -229,7 +264,7 @@ fn words(stop: &Stop) -> String {
     }
 }
 
-fn predicts(stop: &Stop) -> &'static [Fate] {
+pub(super) fn predicts(stop: &Stop) -> &'static [Fate] {
     match stop.rule.map(|rule| &rule.verdict) {
         Some(Action::Reject { with }) if with.contains("port") || with.contains("reset") => &[Fate::Refused],
         Some(Action::Reject { .. }) => &[Fate::Unreachable, Fate::NotPermitted],

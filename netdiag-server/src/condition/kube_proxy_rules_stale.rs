@@ -50,17 +50,17 @@ const SETTLE_S: f64 = 10.0;
 const NEIGHBOURS: usize = 3;
 
 /// What one node's rules lack for the asked port.
-struct Stale {
-    node: String,
+pub(super) struct Stale {
+    pub(super) node: String,
     /// No connection to the address gets to a living endpoint.
-    breaks: bool,
+    pub(super) breaks: bool,
     /// `has no rule for 10.96.0.7:80/tcp`, …
-    what: String,
-    proof: Proof,
+    pub(super) what: String,
+    pub(super) proof: Proof,
 }
 
 /// What one node's rules say about the asked port.
-enum Node {
+pub(super) enum Node {
     Stale(Stale),
     Right,
     /// Rules have nothing to do there, whatever they are.
@@ -117,9 +117,12 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts: &[], fix })
 }
 
-fn on_node(path: &Path, service: &Service, port: &ServicePort, node: &str, view: &mut View) -> Node {
+pub(super) fn on_node(path: &Path, service: &Service, port: &ServicePort, node: &str, view: &mut View) -> Node {
     let cluster = view.cluster();
-    let own = service.cluster_ips();
+    let own: Vec<IpAddr> = service.cluster_ips().into_iter().chain(service.external_ips()).collect();
+    if !path.addresses.is_empty() && path.addresses.iter().all(|address| !own.contains(address)) {
+        return Node::Silent("a node port is asked, whose rules name no address in every mode of kube-proxy");
+    }
     let addresses: Vec<IpAddr> = path
         .addresses
         .iter()
@@ -280,16 +283,25 @@ fn stale(node: &str, breaks: bool, what: String, at: Timestamp, text: String) ->
     Node::Stale(Stale { node: node.to_owned(), breaks, what, proof })
 }
 
-fn intended(path: &Path, service: &Service, port: &ServicePort, node: &str, at: Timestamp, view: &View) -> Proof {
-    let addresses = path.addresses.iter().filter(|address| service.cluster_ips().contains(address));
-    let endpoints: BTreeSet<Endpoint> =
-        addresses.flat_map(|address| wanted(view.cluster(), service, port, *address, node).endpoints).collect();
+pub(super) fn intended(
+    path: &Path,
+    service: &Service,
+    port: &ServicePort,
+    node: &str,
+    at: Timestamp,
+    view: &View,
+) -> Proof {
+    let endpoints: BTreeSet<Endpoint> = path
+        .addresses
+        .iter()
+        .flat_map(|address| wanted(view.cluster(), service, port, *address, node).endpoints)
+        .collect();
     let text = format!("endpoints are {}", list(endpoints.iter()).join(", "));
     Proof::intended(format!("EndpointSlices of {}", service.reference()), at, text)
 }
 
 /// What kube-proxy says about itself; nothing when it did not answer.
-fn health(node: &str, view: &mut View) -> Option<Proof> {
+pub(super) fn health(node: &str, view: &mut View) -> Option<Proof> {
     let Look::Seen(seen) = view.kube_proxy(node, &Netns::Host) else { return None };
     let KubeProxy { running, healthz_status, last_sync, last_queued, sync_failures, .. } = seen.value;
     let mut words = vec![if *running { "kube-proxy runs".to_owned() } else { "no kube-proxy runs".to_owned() }];

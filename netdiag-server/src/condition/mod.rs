@@ -8,27 +8,44 @@ use crate::evidence::{KindName, View};
 use crate::finding::Finding;
 use crate::path::Path;
 
+mod bridge;
+pub mod bridge_nf_call_iptables_off;
 pub mod cluster_dns_has_no_endpoints;
 pub mod conntrack_entry_stale;
 pub mod conntrack_table_full;
 pub mod egress_policy_blocks_dns;
 mod enforced;
+pub mod external_traffic_policy_has_no_local_endpoint;
+pub mod foreign_rule_translates_path;
+pub mod hairpin_mode_off;
 pub mod host_firewall_drops_path;
+pub mod internal_traffic_policy_has_no_local_endpoint;
+pub mod ip_forwarding_off;
+pub mod iptables_legacy_and_nft_mixed;
 pub mod kube_proxy_rules_stale;
+pub mod kube_proxy_sync_fails;
 pub mod listen_queue_overflows;
 pub mod listener_bound_to_loopback;
+pub mod load_balancer_source_ranges_exclude_client;
 pub mod name_does_not_exist;
 pub mod neighbour_unresolved;
+pub mod plugin_rule_stops_path;
+pub mod pod_address_duplicated;
+pub mod pod_default_route_missing;
 pub mod pod_network_route_missing;
 pub mod policy_denies_path;
 mod proof;
+pub mod reverse_path_filter_drops;
+mod rule;
 pub mod service_has_no_ready_endpoints;
 pub mod service_port_not_defined;
 pub mod service_selects_no_pods;
+pub mod service_traffic_untracked;
 mod sockets;
 pub mod target_port_not_listening;
 mod trace;
 mod unready;
+mod way;
 
 /// Every condition, in the order of the path a packet takes.
 pub const ALL: &[&Condition] = &[
@@ -38,10 +55,24 @@ pub const ALL: &[&Condition] = &[
     &service_port_not_defined::CONDITION,
     &service_selects_no_pods::CONDITION,
     &service_has_no_ready_endpoints::CONDITION,
+    &pod_default_route_missing::CONDITION,
+    &service_traffic_untracked::CONDITION,
+    &foreign_rule_translates_path::CONDITION,
+    &internal_traffic_policy_has_no_local_endpoint::CONDITION,
+    &external_traffic_policy_has_no_local_endpoint::CONDITION,
+    &load_balancer_source_ranges_exclude_client::CONDITION,
+    &kube_proxy_sync_fails::CONDITION,
     &kube_proxy_rules_stale::CONDITION,
     &conntrack_entry_stale::CONDITION,
+    &hairpin_mode_off::CONDITION,
+    &bridge_nf_call_iptables_off::CONDITION,
     &policy_denies_path::CONDITION,
+    &plugin_rule_stops_path::CONDITION,
     &host_firewall_drops_path::CONDITION,
+    &ip_forwarding_off::CONDITION,
+    &reverse_path_filter_drops::CONDITION,
+    &iptables_legacy_and_nft_mixed::CONDITION,
+    &pod_address_duplicated::CONDITION,
     &pod_network_route_missing::CONDITION,
     &neighbour_unresolved::CONDITION,
     &conntrack_table_full::CONDITION,

@@ -107,8 +107,9 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     }
     let mut subjects: Vec<ObjectRef> = Vec::new();
     for name in lost.iter().flat_map(|l| [l.leg.node, l.leg.to_node]) {
-        let node = view.cluster().nodes.get("", name).map(|node| node.reference().on_node(name));
-        subjects.extend(node.filter(|node| !subjects.iter().any(|known| known.same_object(node))));
+        if let Some(node) = view.cluster().nodes.get("", name) {
+            node.reference().on_node(name).add_once(&mut subjects);
+        }
     }
     let mut proofs: Vec<Proof> = lost.iter().flat_map(|l| l.proofs.clone()).collect();
     proofs.extend(pairs.iter().filter(crosses).find_map(|(client, backend)| stopped(path, view, client, backend)));

@@ -214,9 +214,7 @@ fn subjects(denied: &[Denied]) -> Vec<ObjectRef> {
     pods.sort();
     let mut subjects: Vec<ObjectRef> = Vec::new();
     for subject in near.chain(policies).chain(pods) {
-        if !subjects.iter().any(|known| known.same_object(&subject)) {
-            subjects.push(subject);
-        }
+        subject.add_once(&mut subjects);
     }
     subjects
 }

@@ -62,7 +62,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         proofs,
         predicts: match proxier {
             // Table kube-proxy, chain cluster-ips-check: what goes to a cluster IP and was not translated is rejected.
-            Some(Proxier::Nftables) => &[Fate::Refused],
+            Some(Proxier::Nftables) if asks_cluster_ip(path, service) => &[Fate::Refused],
             // Other proxiers leave the packet alone: it follows the default route, and whoever gets it decides.
             _ => &[Fate::Refused, Fate::Silence, Fate::Unreachable],
         },
@@ -73,6 +73,12 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         },
         subjects: vec![reference],
     })
+}
+
+/// Not by an address from outside of the cluster, for which no rule catches the other ports.
+fn asks_cluster_ip(path: &Path, service: &Service) -> bool {
+    let own = service.cluster_ips();
+    path.addresses.iter().all(|address| own.contains(address))
 }
 
 /// The client's node has rules for this address, but none for this port.

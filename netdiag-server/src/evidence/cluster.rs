@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use netdiag_common::observation::Protocol;
 use netdiag_common::{Gap, GapReason};
 
-use super::object::{ConfigMap, EndpointSlice, Event, Namespace, NetworkPolicy, Node, Object, Pod, Service, Workload};
+use super::object::{
+    ConfigMap, EndpointSlice, Event, Namespace, NetworkPolicy, Node, Object, Pod, Service, ServicePort, Workload,
+};
 
 /// All objects of one kind, by (namespace, name).
 #[derive(Debug, Clone)]
@@ -132,6 +135,23 @@ impl Cluster {
     /// The Service one of whose cluster IPs this is.
     pub fn service_by_address(&self, address: IpAddr) -> Option<&Arc<Service>> {
         self.services.iter().find(|service| service.cluster_ips().contains(&address))
+    }
+
+    /// The Service that has this address of a load balancer or of `externalIPs`. Services may share one, and nodes may lend
+    /// theirs: with `port` only the one that takes it.
+    pub fn service_by_external_address(&self, address: IpAddr, port: Option<(Protocol, u16)>) -> Option<&Arc<Service>> {
+        let takes = |service: &&Arc<Service>| {
+            port.is_none_or(|(protocol, number)| {
+                service.spec.ports.iter().any(|port| port.protocol.0 == protocol && port.port == number)
+            })
+        };
+        self.services.iter().filter(takes).find(|service| service.external_ips().any(|own| own == address))
+    }
+
+    /// The Service, and the port of it, that nodes take at this port of their own addresses.
+    pub fn service_by_node_port(&self, protocol: Protocol, number: u16) -> Option<(&Arc<Service>, &ServicePort)> {
+        let is_it = |port: &&ServicePort| port.protocol.0 == protocol && port.node_port == number && number != 0;
+        self.services.iter().find_map(|service| Some((service, service.spec.ports.iter().find(is_it)?)))
     }
 
     pub fn node_by_address(&self, address: IpAddr) -> Option<&Arc<Node>> {

@@ -42,6 +42,13 @@ impl ObjectRef {
         self
     }
 
+    /// Behind the others, unless it is one of them.
+    pub fn add_once(self, to: &mut Vec<Self>) {
+        if !to.iter().any(|known| known.same_object(&self)) {
+            to.push(self);
+        }
+    }
+
     pub fn same_object(&self, other: &Self) -> bool {
         self.kind == other.kind && self.namespace == other.namespace && self.name == other.name
     }

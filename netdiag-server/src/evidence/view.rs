@@ -253,6 +253,22 @@ impl<'e> View<'e> {
         })
     }
 
+    /// A reading as it is, for those that follow packets from one to the next; none when nobody has asked for it yet.
+    pub fn reading(&mut self, need: &Need) -> Option<&'e Reading<Observation>> {
+        self.topics.insert(need.clone());
+        match self.evidence.reading(need) {
+            None | Some(Reading::NotAsked { .. }) => {
+                self.needs.insert(need.clone());
+                None
+            }
+            Some(Reading::Unavailable { gap }) => {
+                self.note_gap(gap);
+                self.evidence.reading(need)
+            }
+            seen => seen,
+        }
+    }
+
     /// A question that the readings leave open, although they are all there.
     pub fn leave_open(&mut self, gap: Gap) {
         self.note_gap(&gap);
@@ -294,16 +310,8 @@ impl<'e> View<'e> {
     }
 
     fn look<T>(&mut self, need: Need, pick: impl FnOnce(&'e Observation) -> Option<&'e T>) -> Look<'e, T> {
-        self.topics.insert(need.clone());
-        match self.evidence.reading(&need) {
-            None | Some(Reading::NotAsked { .. }) => {
-                self.needs.insert(need);
-                Look::Dark
-            }
-            Some(Reading::Unavailable { gap }) => {
-                self.note_gap(gap);
-                Look::Dark
-            }
+        match self.reading(&need) {
+            None | Some(Reading::NotAsked { .. } | Reading::Unavailable { .. }) => Look::Dark,
             Some(Reading::Absent { at }) => Look::Absent(*at),
             Some(Reading::Seen { value, at }) => match pick(value) {
                 Some(value) => Look::Seen(Seen { value, at: *at }),

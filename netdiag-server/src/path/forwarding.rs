@@ -7,13 +7,15 @@ use jiff::Timestamp;
 use netdiag_common::observation::service_rules::Endpoint;
 
 use crate::evidence::Cluster;
-use crate::evidence::object::{self, EndpointPort, Service, ServicePort};
+use crate::evidence::object::{self, EndpointPort, EndpointSlice, Service, ServicePort};
 
 /// The endpoints that one node's proxy should choose from, for one address of a Service.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
     /// Empty when connections are to be refused or dropped.
     pub endpoints: BTreeSet<Endpoint>,
+    /// Some node has an endpoint that could be used: without one connections are refused, otherwise dropped.
+    pub anywhere: bool,
     /// Zone or node hints let a proxy choose fewer (topology-aware routing).
     pub hinted: bool,
     /// The newest change of the Service's slices.
@@ -27,18 +29,68 @@ pub fn is_proxied(service: &Service) -> bool {
         && !service.metadata.labels.contains_key("service.kubernetes.io/service-proxy-name")
 }
 
-/// kube-proxy takes the ready endpoints, and when there is none those that still serve while they terminate
-/// (`pkg/proxy/topology.go`, `CategorizeEndpoints`); `internalTrafficPolicy: Local` takes those of the node alone.
+/// How a connection comes to the Service, which decides whose traffic policy holds for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// To a cluster IP.
+    Internal,
+    /// To an external address or a node port, from outside the cluster.
+    External,
+}
+
+/// What one node's proxy should choose from for an address of the Service: one of the cluster, or one from outside, for
+/// which rules are about packets from outside.
 pub fn wanted(cluster: &Cluster, service: &Service, port: &ServicePort, address: IpAddr, node: &str) -> Wanted {
+    let is_own = service.cluster_ips().contains(&address);
+    let traffic = if is_own { Traffic::Internal } else { Traffic::External };
+    let slices = cluster.slices_of(service).map(AsRef::as_ref);
+    wanted_of(slices, service, port, address.is_ipv4(), node, traffic)
+}
+
+/// The same of slices that were found before.
+pub fn wanted_of<'s>(
+    slices: impl IntoIterator<Item = &'s EndpointSlice>,
+    service: &Service,
+    port: &ServicePort,
+    ipv4: bool,
+    node: &str,
+    traffic: Traffic,
+) -> Wanted {
+    let policy = match traffic {
+        Traffic::Internal => &service.spec.internal_traffic_policy,
+        Traffic::External => &service.spec.external_traffic_policy,
+    };
+    endpoints_of(slices, port, ipv4, (policy == "Local").then_some(node))
+}
+
+/// The endpoints of a Service's port, of all nodes or of one.
+pub fn endpoints(
+    cluster: &Cluster,
+    service: &Service,
+    port: &ServicePort,
+    like: IpAddr,
+    only_on: Option<&str>,
+) -> Wanted {
+    endpoints_of(cluster.slices_of(service).map(AsRef::as_ref), port, like.is_ipv4(), only_on)
+}
+
+/// kube-proxy takes the ready endpoints, and when there is none those that still serve while they terminate
+/// (`pkg/proxy/topology.go`, `CategorizeEndpoints`). A traffic policy `Local` looks at those of one node alone.
+fn endpoints_of<'s>(
+    slices: impl IntoIterator<Item = &'s EndpointSlice>,
+    port: &ServicePort,
+    ipv4: bool,
+    only_on: Option<&str>,
+) -> Wanted {
     let mut found = Wanted::default();
     let (mut ready, mut serving) = (BTreeSet::new(), BTreeSet::new());
-    let local_only = service.spec.internal_traffic_policy == "Local";
-    for slice in cluster.slices_of(service) {
+    for slice in slices {
         found.changed_at = found.changed_at.max(slice.metadata.changed_at);
         let named = |p: &&EndpointPort| p.name == port.name && p.protocol.0 == port.protocol.0;
         let Some(number) = slice.ports.iter().find(named).and_then(|p| p.port) else { continue };
-        for endpoint in slice.endpoints.iter().filter(|e| !local_only || e.node_name == node) {
-            found.hinted |= endpoint.hints.is_some();
+        for endpoint in &slice.endpoints {
+            let is_within_reach = only_on.is_none_or(|node| endpoint.node_name == node);
+            found.hinted |= is_within_reach && endpoint.hints.is_some();
             let conditions = &endpoint.conditions;
             let is_ready = conditions.ready.unwrap_or(true);
             let set = if is_ready {
@@ -48,17 +100,29 @@ pub fn wanted(cluster: &Cluster, service: &Service, port: &ServicePort, address:
             } else {
                 continue;
             };
-            set.extend(addresses(endpoint, address).map(|address| Endpoint { address, port: number }));
+            let mut usable = addresses(endpoint, ipv4).map(|address| Endpoint { address, port: number }).peekable();
+            found.anywhere |= usable.peek().is_some();
+            if is_within_reach {
+                set.extend(usable);
+            }
         }
     }
     found.endpoints = if ready.is_empty() { serving } else { ready };
     found
 }
 
-fn addresses(endpoint: &object::Endpoint, like: IpAddr) -> impl Iterator<Item = IpAddr> {
+/// The nodes that the endpoints of a port are on, in order of their names: where a policy `Local` is served.
+pub fn nodes_with_endpoints(cluster: &Cluster, service: &Service, port: &ServicePort, like: IpAddr) -> Vec<String> {
+    let all: BTreeSet<&str> =
+        cluster.slices_of(service).flat_map(|slice| &slice.endpoints).map(|e| e.node_name.as_str()).collect();
+    let has = |node: &&str| !endpoints(cluster, service, port, like, Some(node)).endpoints.is_empty();
+    all.into_iter().filter(|node| !node.is_empty()).filter(has).map(str::to_owned).collect()
+}
+
+fn addresses(endpoint: &object::Endpoint, ipv4: bool) -> impl Iterator<Item = IpAddr> {
     // kube-proxy uses the first address of an endpoint alone; the API says the others mean the same pod.
     let first: Option<IpAddr> = endpoint.addresses.first().and_then(|address| address.parse().ok());
-    first.into_iter().filter(move |address| address.is_ipv4() == like.is_ipv4())
+    first.into_iter().filter(move |address| address.is_ipv4() == ipv4)
 }
 
 /// What a node's rules lack for every Service of the cluster, as a count of its proxied Services with endpoints.

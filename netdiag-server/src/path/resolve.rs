@@ -62,9 +62,8 @@ pub fn resolve(question: &Question, cluster: &Cluster, search: Option<(&[String]
         }
         Target::Node { name, port } => {
             let node = exists(&cluster.nodes, "Node", "", name)?;
+            to_node(&mut path, cluster, node, *port);
             path.addresses = node.internal_ips().collect();
-            path.target = TargetObject::Node(node.reference());
-            path.port = *port;
         }
         Target::Address(address) => to_address(&mut path, cluster, address.ip(), address.port())?,
         Target::Name { name, port } => to_name(&mut path, cluster, name, *port, search)?,
@@ -220,13 +219,15 @@ fn to_pod(path: &mut Path, pod: Arc<Pod>, asked: Option<u16>) {
 }
 
 fn to_address(path: &mut Path, cluster: &Cluster, address: IpAddr, port: u16) -> Result<(), ResolveError> {
-    if let Some(service) = cluster.service_by_address(address) {
+    let taken = || cluster.service_by_external_address(address, Some((path.protocol, port)));
+    if let Some(service) = cluster.service_by_address(address).or_else(taken) {
         to_service(path, cluster, service.clone(), Some(PortName::Number(port)))?;
     } else if let Some(pod) = cluster.pod_by_address(address) {
         to_pod(path, pod.clone(), Some(port));
     } else if let Some(node) = cluster.node_by_address(address) {
-        path.target = TargetObject::Node(node.reference());
-        path.port = Some(port);
+        to_node(path, cluster, node, Some(port));
+    } else if let Some(service) = cluster.service_by_external_address(address, None) {
+        to_service(path, cluster, service.clone(), Some(PortName::Number(port)))?;
     } else {
         path.target = TargetObject::Address;
         path.port = Some(port);
@@ -234,6 +235,16 @@ fn to_address(path: &mut Path, cluster: &Cluster, address: IpAddr, port: u16) ->
     path.addresses = vec![address];
     path.backends.retain(|backend| backend.address.is_ipv4() == address.is_ipv4());
     Ok(())
+}
+
+/// A node's own address: what listens there, or the Service whose node port that is.
+fn to_node(path: &mut Path, cluster: &Cluster, node: &Node, asked: Option<u16>) {
+    path.port = asked;
+    path.target = TargetObject::Node(node.reference());
+    if let Some((service, port)) = asked.and_then(|number| cluster.service_by_node_port(path.protocol, number)) {
+        path.backends = backends(cluster, service, port);
+        path.target = TargetObject::Service { service: service.clone(), port: Some(port.clone()) };
+    }
 }
 
 fn to_name(
@@ -367,6 +378,50 @@ mod tests {
     fn the_address_of_a_finished_pod_is_not_asked_for() {
         let error = to_pod_with(&json!({"phase": "Succeeded", "podIP": "10.244.1.9"})).expect_err("a finished pod");
         assert!(error.to_string().contains("shop/job-1 is Succeeded"), "{error}");
+    }
+
+    fn asked(to: &str) -> Path {
+        let mut cluster = Cluster::default();
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "172.30.0.11"}]}});
+        let port = json!({"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"});
+        let ingress = json!([{"ip": "192.0.2.10"}, {"ip": "172.30.0.11"}, {"ip": "192.0.2.11", "ipMode": "Proxy"}]);
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [port], "externalIPs": ["192.0.2.12"]},
+            "status": {"loadBalancer": {"ingress": ingress}}});
+        for object in [node, service] {
+            parse::add(&mut cluster, object).expect("an object");
+        }
+        let question = Question {
+            from: Origin::EveryNode,
+            to: to.parse().expect("a target"),
+            protocol: Protocol::Tcp,
+            purpose: Purpose::Diagnose,
+            tier: Tier::Probe,
+            budget: DEFAULT_BUDGET,
+        };
+        resolve(&question, &cluster, None).expect("a path")
+    }
+
+    #[test]
+    fn addresses_from_outside_and_node_ports_lead_to_their_service() {
+        // What is asked, whether a Service's port is behind it, and the port that is dialled.
+        for (to, port) in [
+            ("ip/10.96.0.7:80", 80),
+            ("ip/192.0.2.10:80", 80),
+            ("ip/192.0.2.12:80", 80),
+            ("ip/172.30.0.11:80", 80),
+            ("ip/172.30.0.11:30080", 30080),
+            ("node/n1:30080", 30080),
+        ] {
+            let path = asked(to);
+            assert_eq!(path.service_port().map(|port| port.port), Some(80), "{to}");
+            assert_eq!(path.port, Some(port), "{to}");
+        }
+        assert!(matches!(asked("ip/172.30.0.11:22").target, TargetObject::Node(_)), "sshd of a node is no Service");
+        assert!(matches!(asked("ip/192.0.2.11:80").target, TargetObject::Address), "nodes do not translate it");
+        let wrong_port = asked("ip/192.0.2.10:81");
+        assert!(wrong_port.service().is_some() && wrong_port.service_port().is_none());
     }
 
     #[test]

@@ -114,7 +114,10 @@ fn mark(decision: &Decision) -> Option<Mark<'_>> {
         Decision::Rule { chain, handle, verdict, .. } => (chain, false, Some(*handle), verdict),
         Decision::EndOfChain { chain, .. } => (chain, false, None, &Verdict::Continue),
         Decision::Policy { chain, verdict, .. } => (chain, true, None, verdict),
-        Decision::Tracked { .. } | Decision::Translated { .. } | Decision::Routed { .. } => return None,
+        Decision::Tracked { .. }
+        | Decision::Translated { .. }
+        | Decision::Routed { .. }
+        | Decision::Measured { .. } => return None,
     };
     if chain.family.is_legacy() {
         return None;

@@ -1,7 +1,7 @@
-//! Following a packet from namespace to namespace: all ways at once, each round asks the nodes for what the next step of any of
-//! them needs.
+//! Following a packet from namespace to namespace: all ways at once, as far as the readings lead. Pure; what the next step of any
+//! of them needs is asked for together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use netdiag_common::forwarding::Packet;
 use netdiag_common::forwarding::conntrack::{Direction as Seen, Entry};
 use netdiag_common::forwarding::path::End;
-use netdiag_common::observation::fate::{Fate, FateOrigin, FateRequest, FateTransport};
+use netdiag_common::observation::fate::{FateOrigin, FateRequest, FateTransport};
 use netdiag_common::observation::{Observation, Protocol};
 use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
 
-use super::next::{Known, Next, next};
+use super::next::{Next, next};
 use super::{Direction, Leg, Place, Way, WayEnd};
 use crate::ask::{Source, step};
-use crate::evidence::Cluster;
-use crate::path::Path;
+use crate::evidence::{Cluster, Evidence};
+use crate::path::{Client, Path};
 
 /// Ways that are followed. A Service of many endpoints has more, and they differ in nothing but the last hop.
 const MAX_WAYS: usize = 16;
@@ -37,6 +37,16 @@ pub struct Followed {
     pub gaps: Vec<Gap>,
 }
 
+/// A packet that begins a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Begins<'p> {
+    pub client: &'p Client,
+    pub protocol: Protocol,
+    pub source_port: u16,
+    pub destination: IpAddr,
+    pub port: u16,
+}
+
 /// A way that has not ended.
 struct Open {
     legs: Vec<Leg>,
@@ -45,130 +55,129 @@ struct Open {
 }
 
 enum Advance {
-    Waits(Need),
+    Waits(Box<Need>),
     Goes(Vec<Open>),
     Ends(Way),
 }
 
-/// What the nodes have told.
-#[derive(Default)]
-struct Told {
-    fates: BTreeMap<Need, Result<Arc<Fate>, Gap>>,
-    known: Known,
+/// What is known of the nodes: none for what nobody has asked yet.
+pub type Readings<'e, 'l> = &'l mut dyn FnMut(&Need) -> Option<&'e Reading<Observation>>;
+
+struct Walk<'e, 'l> {
+    cluster: &'e Cluster,
+    readings: Readings<'e, 'l>,
+    protocol: Protocol,
+    gaps: Vec<Gap>,
 }
 
+/// Asks the nodes, round by round, until every way has ended.
 pub(super) async fn follow<S: Source>(
     source: &S,
-    cluster: &Cluster,
+    cluster: &Arc<Cluster>,
     path: &Path,
     (source_port, destination): (u16, IpAddr),
     budget: Duration,
 ) -> Followed {
     let deadline = Instant::now() + budget;
-    let mut followed = Followed::default();
-    let mut told = Told::default();
-    let (Some(client), Some(port)) = (path.clients.first(), path.port) else { return followed };
+    let (Some(client), Some(port)) = (path.clients.first(), path.port) else { return Followed::default() };
+    let begins = Begins { client, protocol: path.protocol, source_port, destination, port };
+    let mut evidence = Evidence::new(source.now(), cluster.clone());
+    loop {
+        let (followed, needs) = ways(cluster, begins, &mut |need| evidence.reading(need));
+        if needs.is_empty() {
+            return followed;
+        }
+        // Whoever is asked answers, with a gap if with nothing else: the next round needs something else.
+        let readings = source.gather(needs.into_iter().collect(), deadline).await;
+        evidence = evidence.with(source.now(), readings);
+    }
+}
+
+/// The ways as far as they are known, and what has to be read to know more.
+pub fn ways<'e>(cluster: &'e Cluster, begins: Begins<'_>, readings: Readings<'e, '_>) -> (Followed, BTreeSet<Need>) {
+    let Begins { client, protocol, source_port, destination, port } = begins;
     let place = Place { node: client.node.clone(), netns: client.netns.clone() };
     let request = FateRequest {
         origin: FateOrigin::Sent,
         source: None,
         destination,
-        transport: transport(path.protocol, Some(source_port), Some(port), Direction::Forward),
+        transport: transport(protocol, Some(source_port), Some(port), Direction::Forward),
         mark: 0,
         connection: None,
+        length: None,
+        may_be_fragmented: false,
     };
+    let mut walk = Walk { cluster, readings, protocol, gaps: Vec::new() };
+    let mut followed = Followed::default();
+    let mut needs = BTreeSet::new();
+    let mut waiting = 0;
     let mut open = vec![Open { legs: Vec::new(), asks: Some((Direction::Forward, place, request)) }];
-    while !open.is_empty() {
-        let mut needs = BTreeSet::new();
-        let mut waiting = Vec::new();
-        while let Some(way) = open.pop() {
-            match told.advance(cluster, &way, path.protocol) {
-                Advance::Waits(need) => {
-                    needs.insert(need);
-                    waiting.push(way);
-                }
-                Advance::Goes(ways) => open.extend(ways),
-                Advance::Ends(way) => followed.ways.push(way),
+    while let Some(way) = open.pop() {
+        match walk.advance(&way) {
+            Advance::Waits(need) => {
+                needs.insert(*need);
+                waiting += 1;
             }
-            let ways = followed.ways.len() + waiting.len();
-            if ways + open.len() > MAX_WAYS {
-                followed.cut = true;
-                open.truncate(MAX_WAYS.saturating_sub(ways));
-            }
+            Advance::Goes(ways) => open.extend(ways),
+            Advance::Ends(way) => followed.ways.push(way),
         }
-        if !needs.is_empty() {
-            told.keep(source.gather(needs.into_iter().collect(), deadline).await, cluster);
+        let ways = followed.ways.len() + waiting;
+        if ways + open.len() > MAX_WAYS {
+            followed.cut = true;
+            open.truncate(MAX_WAYS.saturating_sub(ways));
         }
-        open = waiting;
     }
-    followed.gaps = told.gaps();
+    followed.gaps = walk.gaps;
     followed.ways.sort_by(|a, b| b.chance().unwrap_or(0.0).total_cmp(&a.chance().unwrap_or(0.0)));
-    followed
+    (followed, needs)
 }
 
-impl Told {
-    fn keep(&mut self, readings: Vec<(Need, Reading<Observation>)>, cluster: &Cluster) {
-        for (need, reading) in readings {
-            if !matches!(need.topic, Topic::Fate(_)) {
-                self.known.insert(need, reading);
-                continue;
-            }
-            let fate = match reading {
-                Reading::Seen { value: Observation::Fate(fate), .. } => Ok(Arc::from(fate)),
-                Reading::Unavailable { gap } => Err(Gap { what: step::need_in_words(&need, Some(cluster)), ..gap }),
-                _ => Err(malformed(&need, cluster)),
-            };
-            self.fates.insert(need, fate);
-        }
+impl<'e> Walk<'e, '_> {
+    fn reading(&mut self, need: &Need) -> Option<&'e Reading<Observation>> {
+        (self.readings)(need)
     }
 
-    /// Listeners that could not be read: whether a socket takes what is delivered is then not known.
-    fn gaps(&self) -> Vec<Gap> {
-        let unavailable = |(need, reading): (&Need, &Reading<Observation>)| match reading {
-            Reading::Unavailable { gap } if need.topic == Topic::Listeners => Some(gap.clone()),
-            _ => None,
-        };
-        self.known.iter().filter_map(unavailable).collect()
-    }
-
-    fn advance(&self, cluster: &Cluster, way: &Open, protocol: Protocol) -> Advance {
+    fn advance(&mut self, way: &Open) -> Advance {
         match &way.asks {
             Some((direction, place, request)) => self.ask(way, *direction, place, request),
-            None => self.leave(cluster, way, protocol),
+            None => self.leave(way),
         }
     }
 
     /// Into the namespace: one way for each of its paths.
-    fn ask(&self, way: &Open, direction: Direction, place: &Place, request: &FateRequest) -> Advance {
+    fn ask(&mut self, way: &Open, direction: Direction, place: &Place, request: &FateRequest) -> Advance {
+        let ends = |end| Advance::Ends(Way { legs: way.legs.clone(), end });
         if way.legs.len() >= MAX_LEGS {
-            return Advance::Ends(Way { legs: way.legs.clone(), end: WayEnd::Circle });
+            return ends(WayEnd::Circle);
         }
         let need = place.need(Topic::Fate(request.clone()));
-        let fate = match self.fates.get(&need) {
-            None => return Advance::Waits(need),
-            Some(Err(gap)) => {
-                return Advance::Ends(Way {
-                    legs: way.legs.clone(),
-                    end: WayEnd::Unseen { gap: Box::new(gap.clone()) },
-                });
+        let unseen = |gap| ends(WayEnd::Unseen { gap: Box::new(gap) });
+        let (fate, at) = match self.reading(&need) {
+            None => return Advance::Waits(Box::new(need)),
+            Some(Reading::Seen { value: Observation::Fate(fate), at }) => (fate, *at),
+            Some(Reading::Unavailable { gap }) => {
+                let what = step::need_in_words(&need, Some(self.cluster));
+                return unseen(Gap { what, ..gap.clone() });
             }
-            Some(Ok(fate)) => fate,
+            Some(_) => return unseen(malformed(&need, self.cluster)),
         };
-        let leg = |path| Leg { direction, place: place.clone(), request: request.clone(), fate: fate.clone(), path };
+        let leg =
+            |path| Leg { direction, place: place.clone(), request: request.clone(), fate: fate.clone(), at, path };
         let taken = |path| Open { legs: way.legs.iter().cloned().chain([leg(path)]).collect(), asks: None };
         Advance::Goes((0..fate.outcome.paths.len()).map(taken).collect())
     }
 
     /// Out of the namespace that the last leg is in.
-    fn leave(&self, cluster: &Cluster, way: &Open, protocol: Protocol) -> Advance {
+    fn leave(&mut self, way: &Open) -> Advance {
+        let (cluster, protocol) = (self.cluster, self.protocol);
         let ends = |end| Advance::Ends(Way { legs: way.legs.clone(), end });
         let Some(leg) = way.legs.last() else { return ends(WayEnd::Circle) };
         let packet = &leg.path().packet;
         match &leg.path().end {
             End::Sent { interface, gateway } => {
                 let leaves = (*interface, *gateway, packet.destination());
-                match next(cluster, &self.known, &leg.place, &leg.fate, leaves) {
-                    Next::Ask(need) => Advance::Waits(need),
+                match next(cluster, self.readings, &leg.place, &leg.fate, leaves) {
+                    Next::Ask(need) => Advance::Waits(Box::new(need)),
                     Next::End(end) => ends(end),
                     Next::Arrives(place, origin) => {
                         let request = request(way, &place, origin, leg.direction, packet, protocol);
@@ -183,8 +192,8 @@ impl Told {
             End::Delivered => {
                 let (address, port) = (packet.destination(), packet.ports().map_or(0, |(_, port)| port));
                 let need = leg.place.need(Topic::Listeners);
-                match self.takes(&need, protocol, address, port) {
-                    None => Advance::Waits(need),
+                match self.takes(&need, address, port) {
+                    None => Advance::Waits(Box::new(need)),
                     Some(false) => ends(WayEnd::NobodyListens { address, port }),
                     Some(true) => {
                         let answer = answer(way, &leg.place, packet, protocol);
@@ -197,13 +206,20 @@ impl Told {
     }
 
     /// Whether a socket takes it; yes when that could not be read, which is a gap. None when nobody has asked yet.
-    fn takes(&self, listeners: &Need, protocol: Protocol, address: IpAddr, port: u16) -> Option<bool> {
+    fn takes(&mut self, listeners: &Need, address: IpAddr, port: u16) -> Option<bool> {
+        let protocol = self.protocol;
         if !matches!(protocol, Protocol::Tcp | Protocol::Udp) {
             return Some(true);
         }
-        Some(match self.known.get(listeners)? {
+        Some(match self.reading(listeners)? {
             Reading::Seen { value: Observation::Listeners(found), .. } => {
                 found.iter().any(|socket| socket.protocol == protocol && socket.port == port && socket.accepts(address))
+            }
+            Reading::Unavailable { gap } => {
+                if !self.gaps.contains(gap) {
+                    self.gaps.push(gap.clone());
+                }
+                true
             }
             _ => true,
         })
@@ -231,6 +247,8 @@ fn request(
         transport: transport(protocol, from, to, direction),
         mark: 0,
         connection: (direction == Direction::Reply).then(|| entry(way, place)).flatten(),
+        length: None,
+        may_be_fragmented: false,
     }
 }
 
@@ -244,6 +262,8 @@ fn answer(way: &Open, place: &Place, packet: &Packet, protocol: Protocol) -> Fat
         transport: transport(protocol, to, from, Direction::Reply),
         mark: 0,
         connection: entry(way, place),
+        length: None,
+        may_be_fragmented: false,
     }
 }
 

@@ -21,7 +21,7 @@ use netdiag_common::{Gap, Netns, Tier};
 
 pub use agree::{Agreement, Compared, Side, compare};
 pub use armed::{Sent, Traced};
-pub use follow::Followed;
+pub use follow::{Begins, Followed, ways};
 
 use crate::ask::{AskError, Source};
 use crate::evidence::Cluster;
@@ -50,6 +50,8 @@ pub struct Leg {
     pub request: FateRequest,
     /// What that namespace makes of it, and which of its paths this way takes.
     pub fate: Arc<Fate>,
+    /// When the namespace was read.
+    pub at: Timestamp,
     pub path: usize,
 }
 

@@ -1,21 +1,18 @@
 //! Where a packet that leaves one namespace arrives. Pure: what is not known yet is asked for.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use netdiag_common::observation::fate::{Fate, FateInterface, FateInterfaceKey, FateOrigin};
 use netdiag_common::observation::{Observation, Owner};
 use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
 
+use super::follow::Readings;
 use super::{Place, WayEnd};
 use crate::evidence::Cluster;
 use crate::evidence::object::Node;
 
 /// Device types that pack a packet into another one, for a node that the destination says.
 const TUNNELS: [&str; 9] = ["vxlan", "geneve", "ipip", "sit", "gre", "ip6gre", "ip6tnl", "wireguard", "gretap"];
-
-/// What has been read besides fates.
-pub(super) type Known = BTreeMap<Need, Reading<Observation>>;
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Next {
@@ -27,7 +24,7 @@ pub(super) enum Next {
 /// `interface`, `gateway` and `destination` are those that the packet leaves with.
 pub(super) fn next(
     cluster: &Cluster,
-    known: &Known,
+    readings: Readings<'_, '_>,
     place: &Place,
     fate: &Fate,
     (interface, gateway, destination): (u32, Option<IpAddr>, IpAddr),
@@ -58,10 +55,10 @@ pub(super) fn next(
     let hop = gateway.unwrap_or(destination);
     if let Some(pod) = cluster.pod_by_address(hop) {
         let arrives = Place { node: pod.spec.node_name.clone(), netns: Netns::Pod(pod.metadata.uid.clone()) };
-        return at_address(known, arrives, hop);
+        return at_address(readings, arrives, hop);
     }
     match cluster.node_by_address(hop) {
-        Some(node) => at_address(known, Place { node: node.metadata.name.clone(), netns: Netns::Host }, hop),
+        Some(node) => at_address(readings, Place { node: node.metadata.name.clone(), netns: Netns::Host }, hop),
         None => Next::End(WayEnd::LeftCluster { to: hop }),
     }
 }
@@ -76,9 +73,9 @@ fn node_behind(cluster: &Cluster, address: IpAddr) -> Option<String> {
 }
 
 /// On which interface of a namespace something for its address arrives.
-fn at_address(known: &Known, place: Place, address: IpAddr) -> Next {
+fn at_address(readings: Readings<'_, '_>, place: Place, address: IpAddr) -> Next {
     let need = place.need(Topic::Network);
-    let network = match known.get(&need) {
+    let network = match readings(&need) {
         None => return Next::Ask(need),
         Some(Reading::Seen { value: Observation::Network(network), .. }) => network,
         Some(Reading::Unavailable { gap }) => return Next::End(WayEnd::Unseen { gap: Box::new(gap.clone()) }),

@@ -2,7 +2,10 @@
 //!
 //! A fixture is Markdown. Each `## ` heading is one story; its fenced blocks say what differs from `world.yaml`:
 //! `yaml ask` (from, to, protocol, no_probe, scan), `yaml objects`, `yaml without` (list of `Kind namespace/name`),
-//! `yaml readings`, `yaml links` (list of {node, name}: one more link in that node's reading), `yaml probes`, `yaml forbidden` (list of API kinds), `yaml expect`.
+//! `yaml readings`, `yaml links` (list of {node, name}: one more link in that node's reading), `yaml probes`, `yaml fates`,
+//! `yaml forbidden` (list of API kinds), `yaml expect`.
+
+mod fate;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +22,8 @@ use netdiag_server::evidence::{Cluster, Evidence, parse};
 use netdiag_server::question::{Origin, Purpose, Question};
 use serde::Deserialize;
 use serde_json::Value;
+
+use self::fate::ToldFate;
 
 /// The moment every story is told at.
 const NOW: &str = "2026-01-01T12:00:00Z";
@@ -85,7 +90,8 @@ pub struct Expected {
 struct Told {
     node: String,
     netns: Netns,
-    topic: String,
+    /// A name, or a map of one name and what is asked.
+    topic: Value,
     #[serde(default)]
     seen: Option<Value>,
     #[serde(default)]
@@ -214,7 +220,8 @@ impl Story {
         let (readings, probes) = self.told(&world, &place);
         let now: Timestamp = NOW.parse().expect("a time");
         let mut evidence = Evidence::new(now, Arc::new(cluster));
-        for _ in 0..8 {
+        let told: Vec<ToldFate> = self.blocks("fates").flat_map(|block| yaml::<Vec<ToldFate>>(block, &place)).collect();
+        for _ in 0..32 {
             let (judged, needs) = ask::judge(&question, &evidence).unwrap_or_else(|error| panic!("{place}: {error}"));
             let needs: Vec<Need> =
                 needs.into_iter().filter(|n| n.tier() <= question.tier && evidence.reading(n).is_none()).collect();
@@ -224,7 +231,8 @@ impl Story {
                 let unknown = unknown.map(|(c, _)| c.code).collect();
                 return Ending { correlated: correlate(&judged), unknown, evidence, question };
             }
-            let answers: Vec<_> = needs.into_iter().map(|need| answer(need, &readings, &probes, now)).collect();
+            let answers: Vec<_> =
+                needs.into_iter().map(|need| answer(need, &evidence.cluster, &readings, &probes, &told, now)).collect();
             evidence = evidence.with(now, answers);
         }
         panic!("{place}: the needs never end")
@@ -316,12 +324,13 @@ fn object_key(object: &Value) -> String {
 
 fn reading(told: Told, place: &str) -> (Need, Reading<Observation>) {
     let at: Timestamp = NOW.parse().expect("a time");
-    let topic: Topic = serde_json::from_value(Value::String(told.topic.clone()))
+    let topic: Topic = serde_json::from_value(told.topic.clone())
         .unwrap_or_else(|error| panic!("{place}: topic {}: {error}", told.topic));
+    let kind = if matches!(topic, Topic::FindFlows(_)) { Value::from("found_flows") } else { told.topic.clone() };
     let need = Need { node: told.node, netns: told.netns, topic, window: Window::default() };
     let reading = match (told.seen, told.absent, told.unavailable) {
         (Some(value), false, None) => {
-            let value = serde_json::json!({"topic": told.topic, "value": value});
+            let value = serde_json::json!({"topic": kind, "value": value});
             let value =
                 serde_json::from_value(value).unwrap_or_else(|error| panic!("{place}: {}: {error}", told.topic));
             Reading::Seen { value, at }
@@ -335,12 +344,18 @@ fn reading(told: Told, place: &str) -> (Need, Reading<Observation>) {
 
 fn answer(
     need: Need,
+    cluster: &Cluster,
     readings: &BTreeMap<Need, Reading<Observation>>,
     probes: &[ToldProbe],
+    fates: &[ToldFate],
     at: Timestamp,
 ) -> (Need, Reading<Observation>) {
     let reading = match &need.topic {
         Topic::Probe(request) => probe(&need, request, probes).map(|value| Reading::Seen { value, at }),
+        Topic::Fate(request) => {
+            let story = fate::Story { cluster, readings, told: fates };
+            story.fate(&need, request).map(|found| Reading::Seen { value: fate::observation(found), at })
+        }
         _ => readings.get(&need).cloned(),
     };
     let reading = reading.unwrap_or_else(|| Reading::Unavailable { gap: ask::not_recorded(&need) });

@@ -1,7 +1,6 @@
 //! Latency of an answer: server and agents warm, the CLI started anew for each question as users do.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -117,19 +116,7 @@ fn wait_for_status(cluster: &Cluster, installed: &Installed, kind: &Kind) -> Res
 }
 
 fn ask(cluster: &Cluster, installed: &Installed, kind: &Kind) -> Result<Value> {
-    netdiag(cluster, installed, &[&["diagnose"], kind.arguments].concat())
-}
-
-fn netdiag(cluster: &Cluster, installed: &Installed, words: &[&str]) -> Result<Value> {
-    let output = Command::new(&installed.server)
-        .args(words)
-        .args(["-o", "json", "--kubeconfig"])
-        .arg(cluster.kubeconfig())
-        .output()
-        .with_context(|| format!("cannot start {}", installed.server.display()))?;
-    serde_json::from_slice(&output.stdout).with_context(|| {
-        format!("netdiag {} printed no JSON: {}", words.join(" "), String::from_utf8_lossy(&output.stderr))
-    })
+    install::ask(&installed.server, cluster, &[&["diagnose"], kind.arguments].concat())
 }
 
 /// Needs of one round go to one node in one request.
@@ -141,7 +128,7 @@ fn requests_of(answer: &Value) -> u32 {
 
 /// Prints each agent's resident memory; whether one is above the limit.
 fn resident(cluster: &Cluster, installed: &Installed) -> Result<bool> {
-    let status = netdiag(cluster, installed, &["status"])?;
+    let status = install::ask(&installed.server, cluster, &["status"])?;
     let nodes = status["nodes"].as_array().context("netdiag status names no nodes")?;
     let mut heavy = false;
     for node in nodes {

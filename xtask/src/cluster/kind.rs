@@ -15,8 +15,12 @@ pub(super) fn up(options: &Options) -> Result<()> {
     if command::output(&mut command::words(&["docker", "info"])).is_err() {
         bail!("--kind needs Docker, and `docker info` fails here: without --kind no Docker is needed");
     }
-    if options.cni == Cni::Cilium {
-        bail!("--kind and --cni cilium do not go together: install Cilium into a kind cluster by its own chart");
+    match options.cni {
+        Cni::Ptp => {}
+        Cni::Bridge => bail!("--kind and --cni bridge do not go together: kind's own network plugin routes pods"),
+        Cni::Cilium => {
+            bail!("--kind and --cni cilium do not go together: install Cilium into a kind cluster by its own chart")
+        }
     }
     let family = if options.dual_stack { "dual" } else { "ipv4" };
     let workers = "- role: worker\n".repeat(usize::from(options.nodes));

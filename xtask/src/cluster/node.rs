@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::address::{self, DNS_SERVICE};
 use super::{Cluster, Cni, cgroup, cilium, kube_proxy};
@@ -186,27 +186,34 @@ fn write_configuration(cluster: &Cluster, node: &str) -> Result<()> {
     cluster.write(&format!("{node}/kubelet.yaml"), &kubelet)?;
     // Nobody answers DNS there: names outside of the cluster fail at once instead of leaving the machine.
     cluster.write(&format!("{node}/resolv.conf"), &format!("nameserver {}\n", cluster.subnet.machine()))?;
-    if cluster.options.cni == Cni::Ptp {
-        cluster.write(&format!("{node}/net.d/10-ptp.conflist"), &ptp(cluster, index))?;
-    }
-    Ok(())
+    let plugin = match cluster.options.cni {
+        // Each pod is routed, so Services also work between two pods of one node, without `br_netfilter`.
+        Cni::Ptp => json!({"type": "ptp", "ipMasq": false}),
+        // A pod that is its own endpoint is reached through the port it sent from, hence hairpin.
+        Cni::Bridge => {
+            json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true})
+        }
+        // Its agent writes its own.
+        Cni::Cilium => return Ok(()),
+    };
+    cluster.write(&format!("{node}/net.d/10-pods.conflist"), &network(cluster, index, plugin))
 }
 
-/// `ptp` routes each pod, so Services also work between two pods of one node, without `br_netfilter`.
-fn ptp(cluster: &Cluster, index: u8) -> String {
+/// The network of a node's pods: `plugin` connects them, with addresses of the node's pod range.
+fn network(cluster: &Cluster, index: u8, mut plugin: Value) -> String {
     let mut ranges = vec![json!([{"subnet": address::pods(index)}])];
     let mut routes = vec![json!({"dst": "0.0.0.0/0"})];
     if cluster.options.dual_stack {
         ranges.push(json!([{"subnet": address::pods_v6(index)}]));
         routes.push(json!({"dst": "::/0"}));
     }
-    let ipam = json!({
+    plugin["ipam"] = json!({
         "type": "host-local", "dataDir": "/var/lib/cni/networks", "ranges": ranges, "routes": routes,
     });
     json!({
         "cniVersion": "1.0.0", "name": cluster.options.name,
         "plugins": [
-            {"type": "ptp", "ipMasq": false, "ipam": ipam},
+            plugin,
             {"type": "portmap", "capabilities": {"portMappings": true}},
         ],
     })

@@ -43,6 +43,8 @@ impl ProxyMode {
 pub(crate) enum Cni {
     /// Routed pods by the `ptp` plugin; nothing enforces NetworkPolicy.
     Ptp,
+    /// One bridge per node by the `bridge` plugin, hairpin on; nothing enforces NetworkPolicy.
+    Bridge,
     /// Cilium connects pods and enforces NetworkPolicy; kube-proxy stays.
     Cilium,
 }

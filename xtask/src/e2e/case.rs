@@ -12,15 +12,41 @@ const FILES: &[(&str, &str)] = &[
     ("service_selects_no_pods", include_str!("cases/service_selects_no_pods.yaml")),
     ("service_has_no_ready_endpoints", include_str!("cases/service_has_no_ready_endpoints.yaml")),
     ("service_port_not_defined", include_str!("cases/service_port_not_defined.yaml")),
+    (
+        "internal_traffic_policy_has_no_local_endpoint",
+        include_str!("cases/internal_traffic_policy_has_no_local_endpoint.yaml"),
+    ),
+    (
+        "external_traffic_policy_has_no_local_endpoint",
+        include_str!("cases/external_traffic_policy_has_no_local_endpoint.yaml"),
+    ),
+    (
+        "load_balancer_source_ranges_exclude_client",
+        include_str!("cases/load_balancer_source_ranges_exclude_client.yaml"),
+    ),
     ("target_port_not_listening", include_str!("cases/target_port_not_listening.yaml")),
     ("listener_bound_to_loopback", include_str!("cases/listener_bound_to_loopback.yaml")),
     ("listen_queue_overflows", include_str!("cases/listen_queue_overflows.yaml")),
     // Before the faults of n1's kube-proxy: they cut the server's watches there, and for up to half a minute afterwards it
     // knows of no change of an object.
     ("cluster_dns_has_no_endpoints", include_str!("cases/cluster_dns_has_no_endpoints.yaml")),
+    ("kube_proxy_sync_fails", include_str!("cases/kube_proxy_sync_fails.yaml")),
     ("kube_proxy_rules_stale", include_str!("cases/kube_proxy_rules_stale.yaml")),
+    ("kube_proxy_stopped", include_str!("cases/kube_proxy_stopped.yaml")),
+    ("service_traffic_untracked", include_str!("cases/service_traffic_untracked.yaml")),
+    ("notrack_by_iptables", include_str!("cases/notrack_by_iptables.yaml")),
+    ("foreign_rule_translates_path", include_str!("cases/foreign_rule_translates_path.yaml")),
     ("name_does_not_exist", include_str!("cases/name_does_not_exist.yaml")),
     ("host_firewall_drops_path", include_str!("cases/host_firewall_drops_path.yaml")),
+    ("firewall_before_translation", include_str!("cases/firewall_before_translation.yaml")),
+    ("plugin_rule_stops_path", include_str!("cases/plugin_rule_stops_path.yaml")),
+    ("pod_default_route_missing", include_str!("cases/pod_default_route_missing.yaml")),
+    ("ip_forwarding_off", include_str!("cases/ip_forwarding_off.yaml")),
+    ("forwarding_off_at_one_interface", include_str!("cases/forwarding_off_at_one_interface.yaml")),
+    ("reverse_path_filter_drops", include_str!("cases/reverse_path_filter_drops.yaml")),
+    ("blackhole_route", include_str!("cases/blackhole_route.yaml")),
+    ("iptables_legacy_and_nft_mixed", include_str!("cases/iptables_legacy_and_nft_mixed.yaml")),
+    ("pod_address_duplicated", include_str!("cases/pod_address_duplicated.yaml")),
     ("pod_network_route_missing", include_str!("cases/pod_network_route_missing.yaml")),
     ("neighbour_unresolved", include_str!("cases/neighbour_unresolved.yaml")),
     ("conntrack_table_full", include_str!("cases/conntrack_table_full.yaml")),
@@ -28,6 +54,9 @@ const FILES: &[(&str, &str)] = &[
     ("one_node_of_two", include_str!("cases/one_node_of_two.yaml")),
     ("healthy_with_unenforced_policy", include_str!("cases/healthy_with_unenforced_policy.yaml")),
     ("healthy_by_name", include_str!("cases/healthy_by_name.yaml")),
+    ("hairpin_mode_off", include_str!("cases/hairpin_mode_off.yaml")),
+    ("bridge_nf_call_iptables_off", include_str!("cases/bridge_nf_call_iptables_off.yaml")),
+    ("healthy_on_bridge", include_str!("cases/healthy_on_bridge.yaml")),
     ("policy_denies_path", include_str!("cases/policy_denies_path.yaml")),
     ("egress_policy_blocks_dns", include_str!("cases/egress_policy_blocks_dns.yaml")),
     ("policy_port_of_service", include_str!("cases/policy_port_of_service.yaml")),
@@ -60,6 +89,10 @@ fn ptp() -> Cni {
     Cni::Ptp
 }
 
+fn client() -> String {
+    "client".to_owned()
+}
+
 /// The question put to netdiag.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,7 +112,7 @@ pub(super) enum Step {
     Apply {
         apply: String,
     },
-    /// Shell in the node's namespaces.
+    /// Shell in the node's namespaces. `$client` is the address of pod shop/client.
     Node {
         node: String,
         run: Script,
@@ -88,6 +121,9 @@ pub(super) enum Step {
     Pod {
         pod: String,
         run: Script,
+    },
+    StopKubeProxy {
+        stop_kube_proxy: String,
     },
     RestartKubeProxy {
         restart_kube_proxy: String,
@@ -106,7 +142,11 @@ pub(super) enum Script {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Symptom {
+    /// The pod of namespace `shop` that connects.
+    #[serde(default = "client")]
+    pub(super) from: String,
     /// `ADDRESS:PORT`, `NAME:PORT` or `pod:NAMESPACE/NAME:PORT`.
+    /// `ADDRESS:PORT`, `NAME:PORT`, `node:NAME:PORT` or `pod:NAMESPACE/NAME:PORT`.
     pub(super) connect: String,
     /// How failing connects may end; empty when none may fail.
     pub(super) ends: Vec<End>,
@@ -157,6 +197,22 @@ pub(super) fn load(names: &[String], extra: bool) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
+/// Another number deals the faults to the modes anew. This one gave each mode its share of every network plugin's.
+const SEED: u64 = 1;
+
+impl Case {
+    /// The one mode of kube-proxy in which a fault runs unless told otherwise, by its name alone, so that every run is the same
+    /// and a new case moves no other. None for controls: nothing may be found in either mode.
+    pub(super) fn home(&self) -> Option<ProxyMode> {
+        self.fault.as_ref()?;
+        // FNV-1a, whose lowest bit is only the parity of the input's.
+        let hash = self.name.bytes().fold(0xcbf2_9ce4_8422_2325 ^ SEED, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        Some(if hash >> 63 == 0 { ProxyMode::Nftables } else { ProxyMode::Iptables })
+    }
+}
+
 impl Script {
     pub(super) fn for_mode(&self, mode: ProxyMode) -> Result<&str> {
         match self {
@@ -184,7 +240,16 @@ mod tests {
         let mut listed: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
         listed.sort_unstable();
         assert_eq!(files, listed);
-        assert_eq!(load(&[], false).unwrap().len(), 19);
+        assert_eq!(load(&[], true).unwrap().len(), FILES.len());
+        assert!(load(&[], false).unwrap().iter().all(|case| !case.extra));
+    }
+
+    #[test]
+    fn each_mode_has_its_share_of_the_faults() {
+        let homes: Vec<_> = load(&[], false).unwrap().iter().filter_map(Case::home).collect();
+        let nftables = homes.iter().filter(|home| **home == ProxyMode::Nftables).count();
+        assert!((homes.len() / 3..=homes.len() * 2 / 3).contains(&nftables), "{nftables} of {}", homes.len());
+        assert!(load(&["healthy_by_name".to_owned()], false).unwrap()[0].home().is_none());
     }
 
     #[test]

@@ -68,9 +68,13 @@ fn is_as_told(symptom: &Symptom, ends: &[End]) -> bool {
 }
 
 fn sample(cluster: &Cluster, case: &Case) -> Result<Vec<End>> {
-    let target = match case.symptom.connect.strip_prefix("pod:") {
-        Some(pod) => address_of(cluster, pod)?,
-        None => case.symptom.connect.clone(),
+    let target = match case.symptom.connect.split_once(':') {
+        Some(("pod", pod)) => address_of(cluster, pod)?,
+        Some(("node", node)) => {
+            let (name, port) = node.rsplit_once(':').context("a node target is NAME:PORT")?;
+            format!("{}:{port}", cluster.node_address(name))
+        }
+        _ => case.symptom.connect.clone(),
     };
     // Go's resolver gives up after 10 s a name when nobody answers, whatever the timeout of the connect.
     let is_name = target.parse::<std::net::SocketAddr>().is_err();
@@ -79,15 +83,26 @@ fn sample(cluster: &Cluster, case: &Case) -> Result<Vec<End>> {
         (false, true) => 1,
         (false, false) => 2,
     };
-    (0..tries).map(|_| connect(cluster, "client", &target)).collect()
+    let mut ends = Vec::new();
+    for _ in 0..tries {
+        ends.push(connect(cluster, &case.symptom.from, &target)?);
+        // Both have been seen: more connects, each of which may take its whole patience, say nothing new.
+        if case.symptom.some && ends.contains(&End::Connected) && ends.iter().any(|end| *end != End::Connected) {
+            break;
+        }
+    }
+    Ok(ends)
 }
 
 /// `shop/web-2:8080` as the pod's address and port.
 fn address_of(cluster: &Cluster, pod: &str) -> Result<String> {
     let (path, port) = pod.rsplit_once(':').context("a pod target is NAMESPACE/NAME:PORT")?;
     let (namespace, name) = path.split_once('/').context("a pod target is NAMESPACE/NAME:PORT")?;
-    let address = cluster.kubectl(&["-n", namespace, "get", "pod", name, "-o", "jsonpath={.status.podIP}"])?;
-    Ok(format!("{address}:{port}"))
+    Ok(format!("{}:{port}", pod_address(cluster, namespace, name)?))
+}
+
+pub(super) fn pod_address(cluster: &Cluster, namespace: &str, name: &str) -> Result<String> {
+    cluster.kubectl(&["-n", namespace, "get", "pod", name, "-o", "jsonpath={.status.podIP}"])
 }
 
 fn connect(cluster: &Cluster, client: &str, target: &str) -> Result<End> {

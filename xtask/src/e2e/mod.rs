@@ -6,6 +6,7 @@
 mod asker;
 mod case;
 mod client;
+mod drifted;
 mod observed;
 mod traced;
 mod verdict;
@@ -26,9 +27,12 @@ const PREFIX: &str = "e2e";
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// How kube-proxy programs Services.
-    #[arg(long, default_value = "both")]
-    mode: Modes,
+    /// All cases in this mode of kube-proxy; without it, each fault in one of the two, always the same, and controls in both.
+    #[arg(long, value_enum, conflicts_with = "all")]
+    mode: Option<ProxyMode>,
+    /// All cases in both modes.
+    #[arg(long)]
+    all: bool,
     /// Also the variants of cases that run by name only.
     #[arg(long)]
     extra: bool,
@@ -44,15 +48,18 @@ pub(crate) struct Arguments {
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { mode: Modes::Both, extra: false, keep: false, prefix: PREFIX.to_owned(), cases: Vec::new() }
+        Self { mode: None, all: false, extra: false, keep: false, prefix: PREFIX.to_owned(), cases: Vec::new() }
     }
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Modes {
-    Nftables,
-    Iptables,
-    Both,
+impl Arguments {
+    /// Whether a case that is at home in `home`, or in both modes, runs in this one.
+    fn chooses(&self, mode: ProxyMode, home: Option<ProxyMode>) -> bool {
+        match self.mode {
+            Some(only) => only == mode,
+            None => self.all || home.is_none_or(|home| home == mode),
+        }
+    }
 }
 
 /// How many answers were right.
@@ -71,34 +78,38 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Runs the chosen cases in the chosen modes.
 pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
-    let modes: &[ProxyMode] = match arguments.mode {
-        Modes::Nftables => &[ProxyMode::Nftables],
-        Modes::Iptables => &[ProxyMode::Iptables],
-        Modes::Both => &[ProxyMode::Nftables, ProxyMode::Iptables],
-    };
-    let (special, named): (Vec<String>, Vec<String>) =
-        arguments.cases.iter().cloned().partition(|name| name == observed::NAME || name == traced::NAME);
+    let is_special = |name: &String| [observed::NAME, traced::NAME, drifted::NAME].contains(&name.as_str());
+    let (special, named): (Vec<String>, Vec<String>) = arguments.cases.iter().cloned().partition(is_special);
     let all = arguments.cases.is_empty();
     let is_meant = |name: &str| all || special.iter().any(|special| special == name);
     let cases = if all || !named.is_empty() { case::load(&named, arguments.extra)? } else { Vec::new() };
     let mut total = Score { right: 0, wrong: 0 };
-    for mode in modes {
+    for mode in [ProxyMode::Nftables, ProxyMode::Iptables] {
+        let cases: Vec<&Case> = cases.iter().filter(|case| arguments.chooses(mode, case.home())).collect();
+        // What the kernels see does not depend on kube-proxy's mode.
+        let observes = is_meant(observed::NAME) && arguments.chooses(mode, Some(ProxyMode::Nftables));
+        let traces = is_meant(traced::NAME) && arguments.chooses(mode, None);
+        let drifts = is_meant(drifted::NAME) && arguments.chooses(mode, None);
+        let asked = cases.len() + usize::from(observes) + usize::from(traces) + usize::from(drifts);
+        if asked == 0 {
+            continue;
+        }
         let mut right = 0;
-        // What the kernels see does not depend on kube-proxy's mode: once is enough.
-        let observes = is_meant(observed::NAME) && (!all || *mode == ProxyMode::Nftables);
-        for cni in [Cni::Ptp, Cni::Cilium] {
-            let chosen: Vec<&Case> = cases.iter().filter(|case| case.cni == cni).collect();
+        for cni in [Cni::Ptp, Cni::Bridge, Cni::Cilium] {
+            let chosen: Vec<&Case> = cases.iter().copied().filter(|case| case.cni == cni).collect();
             let observes = observes && cni == Cni::Ptp;
             if !chosen.is_empty() || observes {
-                right += in_cluster(arguments, *mode, cni, &chosen, observes)?;
+                right += in_cluster(arguments, mode, cni, &chosen, observes)?;
             }
         }
-        let traces = is_meant(traced::NAME);
         if traces {
             let title = format!("{}: {}", traced::NAME, traced::ABOUT);
-            right += usize::from(is_right(&title, || traced::run(&arguments.prefix, *mode, arguments.keep)));
+            right += usize::from(is_right(&title, || traced::run(&arguments.prefix, mode, arguments.keep)));
         }
-        let asked = cases.len() + usize::from(observes) + usize::from(traces);
+        if drifts {
+            let title = format!("{}: {}", drifted::NAME, drifted::ABOUT);
+            right += usize::from(is_right(&title, || drifted::run(&arguments.prefix, mode, arguments.keep)));
+        }
         println!("{}: {right} of {asked} right", mode.name());
         total.right += right;
         total.wrong += asked - right;

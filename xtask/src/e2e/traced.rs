@@ -3,12 +3,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 
 use super::client;
 use crate::cluster::{Cluster, Options, ProxyMode};
-use crate::command;
 use crate::install::{self, Installed};
 use crate::netdiag_image::Build;
 
@@ -127,16 +126,7 @@ fn all_answered(family: &Value) -> bool {
     family["ways"].as_array().is_some_and(|ways| !ways.is_empty() && ways.iter().all(|way| way["answered"] == true))
 }
 
-/// Asks as users do: through the server in the cluster.
 fn trace(cluster: &Cluster, installed: &Installed, question: &Question, armed: bool) -> Result<Value> {
-    let mut netdiag = command::tool(&installed.server);
-    netdiag.args(["trace", "--from", question.from, "--to", question.to, "-o", "json"]);
-    if armed {
-        netdiag.arg("--armed");
-    }
-    let output = netdiag.arg("--kubeconfig").arg(cluster.kubeconfig()).output().context("cannot start netdiag")?;
-    serde_json::from_slice(&output.stdout).with_context(|| {
-        let said = String::from_utf8_lossy(&output.stderr);
-        format!("netdiag trace printed no JSON ({}): {}", output.status, command::tail(&said, 5))
-    })
+    let words = ["trace", "--from", question.from, "--to", question.to, "--armed"];
+    install::ask(&installed.server, cluster, if armed { &words } else { &words[..words.len() - 1] })
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::case::{Case, Step};
+use super::client;
 use crate::cluster::Cluster;
 use crate::template;
 
@@ -52,12 +53,19 @@ fn take(cluster: &Cluster, step: &Step) -> Result<()> {
             cluster.apply(apply)?;
         }
         Step::Node { node, run } => {
-            cluster.node_exec(node, &["sh", "-ec", run.for_mode(mode)?])?;
+            let script = run.for_mode(mode)?;
+            let client = if script.contains("$client") {
+                client::pod_address(cluster, "shop", "client")?
+            } else {
+                String::new()
+            };
+            cluster.node_exec(node, &["env", &format!("client={client}"), "sh", "-ec", script])?;
         }
         Step::Pod { pod, run } => {
             let (namespace, name) = pod.split_once('/').context("a pod is NAMESPACE/NAME")?;
             cluster.pod_exec(namespace, name, &["sh", "-c", run.for_mode(mode)?])?;
         }
+        Step::StopKubeProxy { stop_kube_proxy } => cluster.stop_kube_proxy(stop_kube_proxy)?,
         Step::RestartKubeProxy { restart_kube_proxy } => cluster.restart_kube_proxy(restart_kube_proxy)?,
     }
     Ok(())

@@ -39,7 +39,7 @@ enum Stage {
     Skills,
     /// What may depend on what
     Tree,
-    /// Faults in real clusters, both modes of kube-proxy
+    /// Faults in real clusters, each in one of kube-proxy's two modes
     E2e,
 }
 

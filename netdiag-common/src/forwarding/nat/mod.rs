@@ -13,7 +13,7 @@ use super::expression::{NatKind, Verdict};
 use super::fact::Fact;
 use super::hash;
 use super::machine::{Result, Run, Tracking};
-use super::packet::{ICMP, ICMPV6, Protocol, UnknownBytes};
+use super::packet::{ICMP, ICMPV6, Protocol, UnknownBytes, octets};
 use super::path::Decision;
 use super::state::Hook;
 
@@ -94,13 +94,6 @@ fn mapped(run: &Run<'_>, kind: NatKind, first: IpAddr, last: IpAddr) -> (IpAddr,
         .collect();
     let address = from_octets(&mixed);
     (address, address)
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }
 
 /// Four octets are IPv4; anything but sixteen others is cut or filled up, which does not happen.

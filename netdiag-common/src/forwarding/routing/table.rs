@@ -121,6 +121,12 @@ pub struct TableRoute {
     /// `LWTUNNEL_ENCAP_*`: what packets are put into on this way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encapsulation: Option<u16>,
+    /// `RTAX_MTU`, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Whether nothing that is learned changes it.
+    #[serde(default)]
+    pub mtu_locked: bool,
     pub hops: Vec<NextHop>,
 }
 
@@ -186,6 +192,15 @@ pub struct Ipv6Settings {
 pub struct RoutedInterface {
     pub settings: Settings,
     pub up: bool,
+    /// Of IP packets, in bytes; 0 when it was not read.
+    #[serde(default)]
+    pub mtu: u32,
+    /// `net.ipv6.conf.*.mtu`; none without IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu6: Option<u32>,
+    /// Of the other end of a veth pair, which drops what is longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_mtu: Option<u32>,
     /// The VRF that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vrf: Option<Arc<str>>,

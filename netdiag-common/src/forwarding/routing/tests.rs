@@ -32,6 +32,8 @@ fn route(destination: &str, kind: u8, hops: &[(u32, u32)]) -> TableRoute {
         own: Some("10.0.0.1".parse().unwrap()),
         object: None,
         encapsulation: None,
+        mtu: None,
+        mtu_locked: false,
         hops: hops.iter().map(hop).collect(),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::reroute;
 use crate::forwarding::expression::Verdict;
+use crate::forwarding::guard::Guard;
 use crate::forwarding::machine::{Result, Run, Stop};
 use crate::forwarding::packet::{Packet, Protocol};
 use crate::forwarding::path::{Decision, End};
@@ -46,12 +47,12 @@ pub(super) fn filter<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<()> {
 fn chain<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<Verdict> {
     let mut key = base.key.clone();
     let mut rules = rules(run, &key)?;
-    let mut returns: Vec<(ChainKey, std::slice::Iter<'a, Rule>)> = Vec::new();
+    let mut returns: Vec<(ChainKey, Rules<'a>)> = Vec::new();
     let mut seen = 0_u32;
     loop {
         run.chain = Some(key.clone());
         let mut verdict = Verdict::Continue;
-        for rule in rules.by_ref() {
+        while let Some(rule) = rules.next(&run.packet) {
             seen += 1;
             if seen > MAX_RULES {
                 return Err(run.unknown(format!("more than {MAX_RULES} rules of one base chain")));
@@ -96,10 +97,23 @@ fn chain<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<Verdict> {
     }
 }
 
-fn rules<'a>(run: &Run<'a>, key: &ChainKey) -> Result<std::slice::Iter<'a, Rule>> {
+/// The rest of a chain.
+struct Rules<'a> {
+    rest: std::iter::Zip<std::slice::Iter<'a, Rule>, std::slice::Iter<'a, Guard>>,
+}
+
+impl<'a> Rules<'a> {
+    /// The next rule that may have anything to do with the packet. Of bytes that are not known, rules themselves decide.
+    fn next(&mut self, packet: &Packet) -> Option<&'a Rule> {
+        let is_known = packet.unknown.is_empty();
+        self.rest.find(|(_, guard)| !is_known || guard.passes(packet)).map(|(rule, _)| rule)
+    }
+}
+
+fn rules<'a>(run: &Run<'a>, key: &ChainKey) -> Result<Rules<'a>> {
     let state = run.state;
     match state.chain(key)? {
-        Some(chain) => Ok(chain.rules.iter()),
+        Some(chain) => Ok(Rules { rest: chain.rules.iter().zip(chain.guards.of(&chain.rules)) }),
         None => Err(run.unknown(format!("chain {key} is not there"))),
     }
 }

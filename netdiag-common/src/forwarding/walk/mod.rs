@@ -10,6 +10,7 @@ mod chain;
 mod order;
 mod plan;
 mod route;
+mod size;
 mod tracking;
 
 pub(super) use self::plan::Plan;
@@ -60,6 +61,9 @@ fn received<'a>(run: &mut Run<'a>, plan: &Plan<'a>, kept: Option<Route>) -> Resu
             if run.packet.hops_left() <= 1 {
                 return Ok(End::HopsExhausted);
             }
+            if let Some(end) = size::forwarded(run, interface)? {
+                return Ok(end);
+            }
             forwarded(&mut run.packet);
             run.output = run.state.interface(interface)?;
             hook(run, plan, Hook::Forward)?;
@@ -102,7 +106,9 @@ fn sent<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
 fn leave<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
     hook(run, plan, Hook::Postrouting)?;
     match run.route.clone() {
-        Some(Route::Forward { interface, gateway, .. }) => Ok(End::Sent { interface, gateway }),
+        Some(Route::Forward { interface, gateway, .. }) => {
+            Ok(size::left(run, interface)?.unwrap_or(End::Sent { interface, gateway }))
+        }
         Some(local @ Route::Local { .. }) => {
             run.input = run.output;
             received(run, plan, Some(local))

@@ -14,13 +14,15 @@ use netdiag_common::observation::fate::{
 use netdiag_common::{Gap, GapReason};
 use nix::sys::socket::SockProtocol;
 
+use super::delivery;
 use super::route::Routes;
+use super::unevaluated::{self, Surroundings};
 use super::{Evaluation, evaluate};
 use crate::host::netlink::Netlink;
 use crate::host::{ReadError, network, nftables};
 
-/// Evaluates a packet and names what is on its way. `owner` tells whose namespace a number stands for, none this one.
-pub fn fate(request: &FateRequest, owner: &mut dyn FnMut(Option<i32>) -> Option<Owner>) -> Result<Fate, ReadError> {
+/// Evaluates a packet and names what is on its way.
+pub fn fate(request: &FateRequest, around: &mut Surroundings<'_>) -> Result<Fate, ReadError> {
     let packet = packet(request)?;
     let Evaluation { outcome, state, legacy_rules } = evaluate(&packet)?;
     let base: Vec<ChainKey> = state.hooks.iter().flat_map(|hooks| &hooks.chains).map(|base| base.key.clone()).collect();
@@ -41,17 +43,19 @@ pub fn fate(request: &FateRequest, owner: &mut dyn FnMut(Option<i32>) -> Option<
         comment: rule.comment,
         counter: rule.counter,
     });
-    let interfaces = interfaces(&interfaces_of(&packet, &outcome), owner)?;
+    let interfaces = interfaces(&interfaces_of(&packet, &outcome), around.owner)?;
     let input = interfaces.iter().find(|own| packet.origin == Origin::Received { interface: own.index });
     unseen.extend(input.filter(|input| input.master_index.is_some()).map(of_a_port));
-    Ok(Fate {
-        generation: state.generation,
-        packet,
-        outcome,
-        rules: rules.chain(legacy_rules).collect(),
-        interfaces,
-        unseen,
-    })
+    let rules = rules.chain(legacy_rules).collect();
+    let (generation, deliveries) = (state.generation, Vec::new());
+    let mut fate = Fate { generation, packet, outcome, rules, interfaces, deliveries, unseen };
+    let chains = state.hooks.as_ref().map_or(&[][..], |hooks| &hooks.chains);
+    unevaluated::tell(&mut fate, chains, around);
+    match delivery::deliveries(&fate, around) {
+        Ok(deliveries) => fate.deliveries = deliveries,
+        Err(error) => fate.unseen.push(unevaluated::unread("the sockets that take what is delivered", &error)),
+    }
+    Ok(fate)
 }
 
 /// The interfaces with these indexes, with their other ends. One that is gone is left out.

@@ -1,6 +1,7 @@
 //! Evaluates a packet against the calling thread's network namespace: steps the evaluator, reads what it misses, and
 //! steps again, so that only what is on the packet's way is read.
 
+mod delivery;
 mod fate;
 mod filters;
 mod ipset;
@@ -9,6 +10,7 @@ pub(crate) mod open;
 mod route;
 mod routing;
 mod tracking;
+mod unevaluated;
 
 use std::sync::Arc;
 
@@ -23,6 +25,7 @@ pub(crate) use self::fate::interfaces;
 use self::filters::Filters;
 use self::route::Routes;
 use self::routing::Routing;
+pub use self::unevaluated::Surroundings;
 use super::{ReadError, file, own_net, trace};
 
 /// Times that the rules may change under a reading before it is given up. Writers such as kube-proxy commit in bursts of

@@ -63,6 +63,8 @@ fn everything(protocol: Protocol) -> TableRoute {
         own: None,
         object: None,
         encapsulation: None,
+        mtu: None,
+        mtu_locked: false,
         hops: vec![hop],
     }
 }

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use netdiag_common::forwarding::packet::octets;
+use netdiag_common::forwarding::routing::table::kind;
 use netdiag_common::forwarding::state::{
     AddressQuery, FibEntry, FibQuery, Interface, InterfaceAddress, Route, RouteQuery,
 };
@@ -13,16 +15,6 @@ use crate::host::netlink::{IPV4, IPV6, Netlink, UNSPECIFIED, address, attribute,
 
 /// `RTM_F_FIB_MATCH`: the route of the table instead of the cached one of the destination (Linux 4.13).
 const FIB_MATCH: u32 = 0x2000;
-
-/// `RTN_*`
-const UNICAST: u8 = 1;
-const LOCAL: u8 = 2;
-const BROADCAST: u8 = 3;
-const ANYCAST: u8 = 4;
-const MULTICAST: u8 = 5;
-const BLACKHOLE: u8 = 6;
-const UNREACHABLE: u8 = 7;
-const PROHIBIT: u8 = 8;
 
 const RTA_DST: u16 = 1;
 const RTA_SRC: u16 = 2;
@@ -126,21 +118,25 @@ impl Routes {
         let kind = match (query.address, found, query.interface) {
             (IpAddr::V4(_), Some(found), interface) => {
                 let here = interface.is_none_or(|interface| found.interfaces.contains(&interface));
-                if here && matches!(found.kind, LOCAL | BROADCAST | MULTICAST) { found.kind } else { UNICAST }
+                if here && matches!(found.kind, kind::LOCAL | kind::BROADCAST | kind::MULTICAST) {
+                    found.kind
+                } else {
+                    kind::UNICAST
+                }
             }
-            (IpAddr::V4(_), None, _) => UNICAST,
-            (IpAddr::V6(_), None, _) => UNREACHABLE,
+            (IpAddr::V4(_), None, _) => kind::UNICAST,
+            (IpAddr::V6(_), None, _) => kind::UNREACHABLE,
             (IpAddr::V6(own), Some(found), interface) => {
                 let on_interface = match interface {
                     Some(index) => self.addresses(index)?.iter().any(|address| address.address == IpAddr::V6(own)),
                     None => false,
                 };
                 match found.kind {
-                    ANYCAST => ANYCAST,
-                    BLACKHOLE | UNREACHABLE | PROHIBIT => found.kind,
-                    _ if on_interface || (interface.is_none() && found.kind == LOCAL) => LOCAL,
-                    _ if own.is_multicast() => MULTICAST,
-                    _ => UNICAST,
+                    kind::ANYCAST => kind::ANYCAST,
+                    kind::BLACKHOLE | kind::UNREACHABLE | kind::PROHIBIT => found.kind,
+                    _ if on_interface || (interface.is_none() && found.kind == kind::LOCAL) => kind::LOCAL,
+                    _ if own.is_multicast() => kind::MULTICAST,
+                    _ => kind::UNICAST,
                 }
             }
         };
@@ -158,7 +154,7 @@ impl Routes {
         }
         match self.ask(&request) {
             Ok(found) => Ok(found
-                .filter(|found| !matches!(found.kind, BLACKHOLE | UNREACHABLE | PROHIBIT))
+                .filter(|found| !matches!(found.kind, kind::BLACKHOLE | kind::UNREACHABLE | kind::PROHIBIT))
                 .map(|found| FibEntry { kind: found.kind, interfaces: found.interfaces })),
             Err(ReadError::Call { source, .. }) if is_refusal(&source) => Ok(None),
             Err(error) => Err(error),
@@ -201,11 +197,13 @@ impl Found {
     fn route(self) -> Route {
         let interface = self.interfaces.first().copied();
         match (self.kind, interface) {
-            (LOCAL | BROADCAST | ANYCAST, Some(interface)) => Route::Local { interface },
-            (UNICAST, Some(interface)) => Route::Forward { interface, gateway: self.gateway, source: self.source },
-            (BLACKHOLE, _) => Route::Refused { why: "blackhole".into() },
-            (UNREACHABLE, _) => Route::Refused { why: "unreachable".into() },
-            (PROHIBIT, _) => Route::Refused { why: "prohibited".into() },
+            (kind::LOCAL | kind::BROADCAST | kind::ANYCAST, Some(interface)) => Route::Local { interface },
+            (kind::UNICAST, Some(interface)) => {
+                Route::Forward { interface, gateway: self.gateway, source: self.source }
+            }
+            (kind::BLACKHOLE, _) => Route::Refused { why: "blackhole".into() },
+            (kind::UNREACHABLE, _) => Route::Refused { why: "unreachable".into() },
+            (kind::PROHIBIT, _) => Route::Refused { why: "prohibited".into() },
             (kind, _) => Route::Unfollowed { why: format!("a route of type {kind}") },
         }
     }
@@ -222,13 +220,6 @@ fn request(destination: IpAddr, service: u8, flags: u32) -> Vec<u8> {
 
 fn bits(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }
 
 fn is_multicast(address: IpAddr) -> bool {

@@ -1,5 +1,6 @@
 //! Links, addresses, routes, policy rules and neighbours of one network namespace, by rtnetlink.
 
+mod bridge;
 mod neighbour;
 mod route;
 mod rule;
@@ -90,7 +91,10 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
         carrier: flags & libc::IFF_LOWER_UP != 0,
         peer_index: None,
         master_index: None,
+        bridge: None,
+        bridge_port: None,
     };
+    let mut promiscuity = 0;
     let mut lower = None;
     let mut peer_netns_id = None;
     for (kind, value) in attributes(payload.get(16..)?) {
@@ -99,13 +103,18 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
             libc::IFLA_MTU => link.mtu = int(value, 0)?,
             libc::IFLA_LINK => lower = int(value, 0),
             libc::IFLA_MASTER => link.master_index = int(value, 0),
+            libc::IFLA_PROMISCUITY => promiscuity = int(value, 0)?,
             libc::IFLA_LINKINFO => {
                 let name = attributes(value).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
                 link.kind = name.map(|(_, name)| string(name)).unwrap_or_default();
+                (link.bridge, link.bridge_port) = (bridge::bridge(value), bridge::port(value));
             }
             IFLA_LINK_NETNSID => peer_netns_id = int(value, 0),
             _ => {}
         }
+    }
+    if let Some(bridge) = &mut link.bridge {
+        bridge.promiscuous = promiscuity > 0;
     }
     // For other kinds (VLAN, macvlan, tunnels) IFLA_LINK is the device below, not another end.
     if matches!(&*link.kind, "veth" | "netkit") {

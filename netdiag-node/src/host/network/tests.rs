@@ -117,3 +117,34 @@ fn this_machine_has_a_loopback() {
     assert!(network.policy_rules.iter().any(|rule| rule.priority == 32766 && rule.table == 254));
     assert!(network.routes.iter().any(|route| route.kind == RouteKind::Local && route.table == 255));
 }
+
+#[test]
+fn a_bridge_and_its_ports_tell_how_they_forward() {
+    let script =
+        "ip link add br0 type bridge nf_call_iptables 1; ip link set br0 promisc on; ip link add a type veth peer b;
+                  ip link set a master br0; ip link set b master br0; ip link set a type bridge_slave hairpin on";
+    // A namespace of its own, which ends with the thread.
+    let read = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).map_err(|errno| errno.to_string())?;
+        let output =
+            std::process::Command::new("sh").args(["-ec", script]).output().map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        Ok(read().unwrap())
+    });
+    let network = match read.join().unwrap() {
+        Ok(network) => network,
+        Err(reason) => {
+            eprintln!("netdiag-skip: a_bridge_and_its_ports_tell_how_they_forward: {reason}");
+            return;
+        }
+    };
+    let link = |name: &str| network.links.iter().find(|link| link.name == name).unwrap();
+    let bridge = link("br0").bridge.unwrap();
+    assert_eq!((bridge.nf_call_iptables, bridge.nf_call_ip6tables), (Some(true), Some(false)));
+    assert!(bridge.promiscuous && link("br0").bridge_port.is_none());
+    let hairpin = |name: &str| link(name).bridge_port.map(|port| port.hairpin);
+    assert_eq!((hairpin("a"), hairpin("b"), hairpin("lo")), (Some(true), Some(false), None));
+    assert_eq!((link("a").master_index, link("a").bridge), (Some(link("br0").index), None));
+}

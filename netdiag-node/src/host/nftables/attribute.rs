@@ -31,6 +31,13 @@ impl<'a> Attributes<'a> {
         attributes.find_map(|(found, value)| (found == kind).then_some(value))
     }
 
+    /// Whether all bytes are attributes. What was cut off may have been a condition of a rule.
+    pub(in crate::host) fn are_whole(self) -> bool {
+        let mut attributes = self;
+        while attributes.next().is_some() {}
+        attributes.0.is_empty()
+    }
+
     pub(in crate::host) fn u32(self, kind: u16) -> Option<u32> {
         self.find(kind).and_then(be_u32)
     }
@@ -97,6 +104,8 @@ mod tests {
     fn a_length_beyond_the_end_stops_the_walk() {
         assert_eq!(Attributes(&[200, 0, 1, 0, 1, 2, 3, 4]).count(), 0);
         assert_eq!(Attributes(&[0, 0, 1, 0]).count(), 0);
+        assert!(!Attributes(&[200, 0, 1, 0, 1, 2, 3, 4]).are_whole());
+        assert!(Attributes(&[5, 0, 1, 0, 9, 0, 0, 0, 4, 0, 2, 0]).are_whole());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Conditions of a rule: comparisons, ranges and lookups in sets.
 
+use netdiag_common::forwarding::expression::Operator;
 use netdiag_common::observation::rules::{Match, Verdict};
 
-use super::expression::Operator;
 use super::field::{self, Field, Interval, Subject};
 use super::interval;
 use super::register::Content;

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use netdiag_common::forwarding::expression::Operator;
 use netdiag_common::observation::rules::{Counter, Verdict};
 
 use super::attribute::Attributes;
@@ -99,16 +100,6 @@ pub(super) enum Expression<'a> {
         info: &'a [u8],
     },
     Unknown(String),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operator {
-    Equal,
-    NotEqual,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
 }
 
 #[derive(Debug)]
@@ -254,7 +245,8 @@ fn value(of: Attributes<'_>, kind: u16) -> Option<&[u8]> {
     }
 }
 
-fn operator(number: u32) -> Option<Operator> {
+/// `enum nft_cmp_ops`
+pub(super) fn operator(number: u32) -> Option<Operator> {
     Some(match number {
         0 => Operator::Equal,
         1 => Operator::NotEqual,

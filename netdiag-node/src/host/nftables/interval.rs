@@ -1,6 +1,7 @@
 //! Comparisons as intervals of values: what a field may be for a rule to match.
 
-use super::expression::Operator;
+use netdiag_common::forwarding::expression::Operator;
+
 use super::field::{Field, Interval, Subject};
 
 /// A value shorter than its field is a prefix: of an address, or of an interface's name.

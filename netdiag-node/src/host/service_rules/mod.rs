@@ -3,12 +3,14 @@
 mod iptables;
 mod nftables;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::rules::{Backend, Chain, Table};
-use netdiag_common::observation::service_rules::{Proxier, ServiceAction, ServiceRule, ServiceRules};
+use netdiag_common::observation::service_rules::{
+    Endpoint, NodePortRule, Proxier, ServiceAction, ServiceRule, ServiceRules, Terms,
+};
 
 use super::ReadError;
 use super::budget::Limits;
@@ -28,15 +30,13 @@ pub fn read() -> Result<ServiceRules, ReadError> {
 /// Recognises kube-proxy's layout: nftables mode first, since kube-proxy removes the rules of its other modes.
 pub(crate) fn decode(raw: &RawRules) -> ServiceRules {
     let mut found = Found::default();
+    let mut there = iptables::there(raw);
     let proxier = if nftables::decode(raw, &mut found) {
         Proxier::Nftables
     } else {
-        match iptables::decode(raw, &mut found) {
-            Some(Backend::IptablesLegacy) => Proxier::IptablesLegacy,
-            Some(Backend::IptablesNft | Backend::Nftables) => Proxier::IptablesNft,
-            None => Proxier::None,
-        }
+        iptables::decode(raw, &mut found).map_or(Proxier::None, proxier_of)
     };
+    there.retain(|other| *other != proxier);
     // Without a proxier this is about other rules.
     if proxier != Proxier::None {
         found.undecoded.extend(raw.ruleset.left_out.iter().cloned());
@@ -46,7 +46,41 @@ pub(crate) fn decode(raw: &RawRules) -> ServiceRules {
         proxier,
         entries: found.entries.into_values().collect(),
         undecoded: found.undecoded,
+        node_ports: Some(found.node_ports.into_values().collect()),
+        others: Some(there),
     }
+}
+
+fn proxier_of(backend: Backend) -> Proxier {
+    match backend {
+        Backend::IptablesLegacy => Proxier::IptablesLegacy,
+        Backend::IptablesNft | Backend::Nftables => Proxier::IptablesNft,
+    }
+}
+
+/// Whether IPv6, protocol and port.
+type NodePort = (bool, Protocol, u16);
+
+/// What a packet meets behind an entry.
+#[derive(Debug, Clone)]
+struct Way {
+    action: ServiceAction,
+    chain: Option<String>,
+    terms: Option<Terms>,
+}
+
+impl Way {
+    /// Without a chain.
+    fn end(action: ServiceAction) -> Self {
+        Self { action, chain: None, terms: None }
+    }
+}
+
+/// What the chains behind an entry do.
+#[derive(Default)]
+struct Reached {
+    endpoints: BTreeSet<Endpoint>,
+    sticky: bool,
 }
 
 type Key = (IpAddr, Protocol, u16);
@@ -55,15 +89,25 @@ type Key = (IpAddr, Protocol, u16);
 #[derive(Default)]
 struct Found {
     entries: BTreeMap<Key, ServiceRule>,
+    node_ports: BTreeMap<NodePort, NodePortRule>,
     undecoded: Vec<String>,
     /// Some family's packets do not reach the service chains.
     unhooked: bool,
 }
 
 impl Found {
-    fn insert(&mut self, key: Key, service: Option<String>, action: ServiceAction) {
+    fn insert(&mut self, key: Key, service: Option<String>, way: Way, node_port: bool) {
         let (address, protocol, port) = key;
-        self.entries.insert(key, ServiceRule { address, protocol, port, service, action });
+        let Way { action, chain, terms } = way;
+        self.entries.insert(key, ServiceRule { address, protocol, port, service, action, chain, terms, node_port });
+    }
+
+    /// The first one stays, as it decides.
+    fn insert_node_port(&mut self, key: NodePort, service: Option<String>, way: Way) {
+        let (ipv6, protocol, port) = key;
+        let Way { action, chain, terms } = way;
+        let rule = NodePortRule { ipv6, protocol, port, service, action, chain, terms };
+        self.node_ports.entry(key).or_insert(rule);
     }
 
     fn undecoded(&mut self, what: impl FnOnce() -> String) {

@@ -5,11 +5,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use netdiag_common::observation::Protocol;
-use netdiag_common::observation::rules::{Backend, Chain, Hook, Table, Verdict};
-use netdiag_common::observation::service_rules::{Endpoint, ServiceAction};
+use netdiag_common::observation::rules::{Backend, Chain, Hook, Match, Rule, Table, Verdict};
+use netdiag_common::observation::service_rules::{Endpoint, ServiceAction, Terms};
 
-use super::{Found, Key, chains_of};
+use super::{Found, Key, NodePort, Reached, Way, chains_of};
 use crate::host::budget::KUBE_PROXY_TABLE;
 use crate::host::nftables::{Element, Set, Value};
 use crate::host::rules::RawRules;
@@ -28,7 +29,7 @@ pub(super) fn decode(raw: &RawRules, found: &mut Found) -> bool {
         let sets: HashMap<&str, &Set> = sets.map(|set| (&*set.name, set)).collect();
         let chains = chains_of(table);
         found.unhooked |= !is_hooked(table, &chains);
-        decode_family(&sets, &chains, found);
+        decode_family(&sets, &chains, &table.family == "ip6", found);
     }
     any
 }
@@ -62,7 +63,8 @@ fn leads_to(chain: &Chain, wanted: impl Fn(&str) -> bool) -> bool {
     })
 }
 
-fn decode_family(sets: &HashMap<&str, &Set>, chains: &HashMap<&str, &Chain>, found: &mut Found) {
+fn decode_family(sets: &HashMap<&str, &Set>, chains: &HashMap<&str, &Chain>, ipv6: bool, found: &mut Found) {
+    let firewalls = firewalls(sets, found);
     let node_addresses: Vec<IpAddr> = sets
         .get("nodeport-ips")
         .map(|set| set.elements.iter().filter_map(|element| address(&element.key)).collect())
@@ -83,36 +85,63 @@ fn decode_family(sets: &HashMap<&str, &Set>, chains: &HashMap<&str, &Chain>, fou
             found.undecoded(|| format!("map {map} was not read to its end"));
         }
         for element in &set.elements {
-            let keys = if on_node_addresses {
-                let port = protocol_and_port(&element.key);
-                node_addresses
-                    .iter()
-                    .filter_map(|address| port.map(|(protocol, port)| (*address, protocol, port)))
-                    .collect()
-            } else {
-                service_key(&element.key).into_iter().collect::<Vec<_>>()
+            let port = protocol_and_port(&element.key).filter(|_| on_node_addresses);
+            let keys = match port {
+                Some((protocol, port)) => {
+                    node_addresses.iter().map(|address| (*address, protocol, port)).collect::<Vec<_>>()
+                }
+                None => service_key(&element.key).into_iter().collect(),
             };
-            decode_element(map, element, &keys, chains, found);
+            let node_port = port.map(|(protocol, port)| (ipv6, protocol, port));
+            decode_element(map, element, (&keys, node_port), (chains, &firewalls), found);
         }
     }
 }
 
-fn decode_element(map: &str, element: &Element, keys: &[Key], chains: &HashMap<&str, &Chain>, found: &mut Found) {
-    if !keys.is_empty() && keys.iter().all(|key| found.entries.contains_key(key)) {
+/// Chains that let some sources on only, by what they are for.
+fn firewalls(sets: &HashMap<&str, &Set>, found: &mut Found) -> HashMap<Key, String> {
+    let Some(set) = sets.get("firewall-ips") else { return HashMap::new() };
+    if !set.complete {
+        found.undecoded(|| "map firewall-ips was not read to its end".to_owned());
+    }
+    let chain = |element: &Element| match &element.value {
+        Value::Verdict(Verdict::Goto { chain } | Verdict::Jump { chain }) => {
+            Some((service_key(&element.key)?, chain.clone()))
+        }
+        _ => None,
+    };
+    set.elements.iter().filter_map(chain).collect()
+}
+
+type Chains<'c, 'n> = HashMap<&'n str, &'c Chain>;
+
+fn decode_element(
+    map: &str,
+    element: &Element,
+    (keys, node_port): (&[Key], Option<NodePort>),
+    (chains, firewalls): (&Chains<'_, '_>, &HashMap<Key, String>),
+    found: &mut Found,
+) {
+    let is_known = node_port.is_none_or(|key| found.node_ports.contains_key(&key));
+    if is_known && (node_port.is_some() || !keys.is_empty()) && keys.iter().all(|key| found.entries.contains_key(key)) {
         return;
     }
+    let firewall = keys.first().and_then(|key| firewalls.get(key)).filter(|_| node_port.is_none());
     let decoded = match &element.value {
-        Value::Verdict(Verdict::Drop) => Ok((element.comment.clone(), ServiceAction::Drop)),
+        Value::Verdict(Verdict::Drop) => Ok((element.comment.clone(), Way::end(ServiceAction::Drop))),
         Value::Verdict(Verdict::Goto { chain } | Verdict::Jump { chain }) => {
             let service = service_name(chain).or_else(|| element.comment.clone());
-            action_of(chain, chains).map(|action| (service, action))
+            way(chain, firewall, chains).map(|way| (service, way))
         }
         _ => Err("its value is no verdict of kube-proxy".to_owned()),
     };
     match decoded {
-        Ok((service, action)) => {
+        Ok((service, way)) => {
             for key in keys {
-                found.insert(*key, service.clone(), action.clone());
+                found.insert(*key, service.clone(), way.clone(), node_port.is_some());
+            }
+            if let Some(key) = node_port {
+                found.insert_node_port(key, service, way);
             }
         }
         Err(why) => {
@@ -122,35 +151,47 @@ fn decode_element(map: &str, element: &Element, keys: &[Key], chains: &HashMap<&
     }
 }
 
-/// What the chain does with a packet.
-fn action_of(name: &str, chains: &HashMap<&str, &Chain>) -> Result<ServiceAction, String> {
+/// What the chain does with a packet that its firewall lets on.
+fn way(name: &str, firewall: Option<&String>, chains: &Chains<'_, '_>) -> Result<Way, String> {
     let chain = chains.get(name).ok_or_else(|| format!("there is no chain {name}"))?;
     if chain.rules.iter().any(|rule| matches!(rule.verdict, Verdict::Reject { .. })) {
-        return Ok(ServiceAction::Reject);
+        return Ok(Way::end(ServiceAction::Reject));
     }
-    let mut endpoints = BTreeSet::new();
-    collect(chain, chains, MAX_DEPTH, &mut endpoints)?;
+    let mut reached = Reached::default();
+    collect(chain, chains, MAX_DEPTH, &mut reached)?;
+    let Reached { endpoints, sticky } = reached;
     if endpoints.is_empty() {
         return Err(format!("chain {name} leads to no endpoint"));
     }
-    Ok(ServiceAction::Endpoints(endpoints.into_iter().collect()))
+    let terms = match firewall {
+        None => Some(Terms { sticky, sources: None }),
+        Some(firewall) => sources(firewall, chains).map(|sources| Terms { sticky, sources: Some(sources) }),
+    };
+    let action = ServiceAction::Endpoints(endpoints.into_iter().collect());
+    Ok(Way { action, chain: Some(name.to_owned()), terms })
 }
 
-fn collect(
-    chain: &Chain,
-    chains: &HashMap<&str, &Chain>,
-    depth: u32,
-    endpoints: &mut BTreeSet<Endpoint>,
-) -> Result<(), String> {
+/// `ip saddr != { … } drop`; none when the rule is another one.
+fn sources(firewall: &str, chains: &Chains<'_, '_>) -> Option<BTreeSet<IpNet>> {
+    let mut drops = chains.get(firewall)?.rules.iter().filter(|rule| rule.verdict == Verdict::Drop);
+    let (rule, None) = (drops.next()?, drops.next()) else { return None };
+    match &rule.matches[..] {
+        [Match::Source { nets, negated: true }] => Some(nets.iter().copied().collect()),
+        _ => None,
+    }
+}
+
+fn collect(chain: &Chain, chains: &HashMap<&str, &Chain>, depth: u32, reached: &mut Reached) -> Result<(), String> {
     let Some(depth) = depth.checked_sub(1) else { return Err(format!("chain {} leads too deep", chain.name)) };
     for rule in &chain.rules {
+        reached.sticky |= is_affinity(rule);
         match &rule.verdict {
             Verdict::Dnat { to } => {
                 for target in to {
                     let (Some(address), Some(port)) = (target.address, target.port) else {
                         return Err(format!("a target of chain {} has no address or no port", chain.name));
                     };
-                    endpoints.insert(Endpoint { address, port });
+                    reached.endpoints.insert(Endpoint { address, port });
                 }
             }
             // Short cuts for packets of pods and of the node lead to all endpoints, also where others only reach local
@@ -158,13 +199,24 @@ fn collect(
             Verdict::Goto { .. } if chain.name.starts_with("external-") && !rule.matches.is_empty() => {}
             Verdict::Goto { chain: next } | Verdict::Jump { chain: next } => {
                 let next = chains.get(&**next).ok_or_else(|| format!("there is no chain {next}"))?;
-                collect(next, chains, depth, endpoints)?;
+                collect(next, chains, depth, reached)?;
             }
             Verdict::Other { text } => return Err(format!("chain {} has an unknown rule: {text}", chain.name)),
             _ => {}
         }
     }
     Ok(())
+}
+
+/// `ip saddr @affinity-… goto endpoint-…`. A set with few elements is read as the addresses that it has.
+fn is_affinity(rule: &Rule) -> bool {
+    let asks_source = |found: &Match| match found {
+        Match::Source { negated, .. } => !negated,
+        Match::Other { text } => text.contains("@affinity-"),
+        _ => false,
+    };
+    matches!(&rule.verdict, Verdict::Goto { chain } if chain.starts_with("endpoint-"))
+        && rule.matches.iter().any(asks_source)
 }
 
 /// `default/web:http` from `service-SUSTUHLJ-default/web/tcp/http`; a port without name leaves the last part empty.

@@ -74,11 +74,55 @@ fn every_mode_says_the_same_about_the_same_services() {
 }
 
 #[test]
-fn node_ports_are_listed_in_nftables_mode() {
+fn node_ports_are_listed_in_every_mode() {
+    let pods = ["10.244.1.2", "10.244.1.3", "10.244.1.4"];
+    for (raw, proxier) in every_mode() {
+        let rules = decode(&raw);
+        let find = |ipv6: bool, port: u16| {
+            let rule = rules.node_ports.iter().flatten().find(|rule| (rule.ipv6, rule.port) == (ipv6, port));
+            rule.map(|rule| (rule.service.clone().unwrap_or_default(), rule.action.clone()))
+        };
+        assert_eq!(find(false, 30080), Some(("default/node".into(), endpoints(pods, 8080))), "{proxier:?}");
+        assert_eq!(find(false, 32737).map(|(_, action)| action), Some(ServiceAction::Drop), "{proxier:?}");
+        assert_eq!(find(false, 1), None);
+    }
     let rules = decode(&of_netlink(NFTABLES));
     let node = find(&rules, "172.30.77.11", Protocol::Tcp, 30080);
-    assert_eq!(node, (Some("default/node".into()), endpoints(["10.244.1.2", "10.244.1.3", "10.244.1.4"], 8080)));
-    assert_eq!(find(&rules, "172.30.77.11", Protocol::Tcp, 32737).1, ServiceAction::Drop);
+    assert_eq!(node, (Some("default/node".into()), endpoints(pods, 8080)));
+    assert!(rules.find("172.30.77.11".parse().unwrap(), Protocol::Tcp, 30080).unwrap().node_port);
+}
+
+#[test]
+fn session_affinity_is_seen_in_every_mode() {
+    for (raw, proxier) in every_mode() {
+        let rules = decode(&raw);
+        let sticky = |address: &str| {
+            let rule = rules.find(address.parse().unwrap(), Protocol::Tcp, 80).unwrap();
+            rule.terms.clone().map(|terms| terms.sticky)
+        };
+        assert_eq!(sticky("10.96.49.152"), Some(true), "{proxier:?}");
+        assert_eq!(sticky("10.96.129.61"), Some(false), "{proxier:?}");
+        assert_eq!(rules.others, Some(Vec::new()), "{proxier:?}");
+    }
+}
+
+#[test]
+fn source_ranges_are_seen_in_every_mode() {
+    let of = |rules: &ServiceRules| {
+        let rule = rules.find("192.0.2.10".parse().unwrap(), Protocol::Tcp, 443).unwrap();
+        rule.terms.clone().and_then(|terms| terms.sources).unwrap_or_default()
+    };
+    let [nftables, iptables, legacy] = every_mode().map(|(raw, _)| of(&decode(&raw)));
+    assert!(!nftables.is_empty());
+    assert_eq!((&nftables, &nftables), (&iptables, &legacy));
+}
+
+#[test]
+fn rules_of_another_mode_are_seen_beside() {
+    let mut raw = of_netlink(NFTABLES);
+    raw.ruleset.tables.extend(of_sockopt(IPTABLES_LEGACY).ruleset.tables);
+    let rules = decode(&raw);
+    assert_eq!((rules.proxier, rules.others), (Proxier::Nftables, Some(vec![Proxier::IptablesLegacy])));
 }
 
 #[test]

@@ -15,9 +15,8 @@
 //! priority is below that of raw tables (-300), whose decisions are to be traced too, and above that of the kernel's
 //! defragmentation (-400), before which later fragments have no ports. Chains below -350 are not seen.
 
-use std::net::IpAddr;
-
 use netdiag_common::forwarding::conntrack::Direction;
+use netdiag_common::forwarding::packet::octets;
 use netdiag_common::forwarding::state::Family;
 use netdiag_common::observation::trace::{TraceRequest, TraceTuple};
 
@@ -291,11 +290,4 @@ fn trace(list: &mut Vec<u8>) {
         push(data, 2, &12_u32.to_be_bytes());
         push(data, 3, &REGISTER.to_be_bytes());
     });
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }

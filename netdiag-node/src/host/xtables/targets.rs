@@ -16,13 +16,12 @@ pub(crate) struct Action {
 }
 
 /// Targets that let the packet go on to the next rule, whatever else they do to it.
-const CONTINUING: [&str; 25] = [
+const CONTINUING: [&str; 24] = [
     "AUDIT",
     "CHECKSUM",
     "CLASSIFY",
     "CONNMARK",
     "CONNSECMARK",
-    "CT",
     "DSCP",
     "ECN",
     "HL",
@@ -56,6 +55,7 @@ pub(crate) fn parse_target(name: &str, revision: u32, info: &[u8], ipv6: bool) -
         "MARK" if revision == 2 => u32_at(info, 0)
             .zip(u32_at(info, 4))
             .map(|(mark, mask)| goes_on(format!("-j MARK --set-xmark {mark:#x}/{mask:#x}"))),
+        "CT" => u16_at(info, 0).zip(u16_at(info, 2)).map(|(flags, zone)| goes_on(connection(flags, zone))),
         _ if CONTINUING.contains(&name) => Some(goes_on(format!("-j {name}"))),
         _ => None,
     };
@@ -63,6 +63,16 @@ pub(crate) fn parse_target(name: &str, revision: u32, info: &[u8], ipv6: bool) -
         let text = format!("-j {name} (revision {revision}, {} bytes, not decoded)", info.len());
         Action { verdict: Verdict::Other { text: text.clone() }, text }
     })
+}
+
+/// `struct xt_ct_target_info` and its later revisions, which begin alike.
+fn connection(flags: u16, zone: u16) -> String {
+    const NOTRACK: u16 = 1 << 0;
+    match (flags & NOTRACK != 0, zone) {
+        (true, _) => "-j CT --notrack".to_owned(),
+        (false, 0) => "-j CT".to_owned(),
+        (false, zone) => format!("-j CT --zone {zone}"),
+    }
 }
 
 fn goes_on(text: String) -> Action {
@@ -142,6 +152,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_target_says_what_it_does_to_connection_tracking() {
+        let text = |info: &[u8]| parse_target("CT", 2, info, false).text;
+        assert_eq!(text(&[1, 0, 0, 0]), "-j CT --notrack");
+        assert_eq!(text(&[0, 0, 7, 0]), "-j CT --zone 7");
+        assert_eq!(text(&[0]), "-j CT (revision 2, 1 bytes, not decoded)");
+    }
 
     #[test]
     fn a_port_range_is_not_called_one_port() {

@@ -209,7 +209,7 @@ fn leg(world: &World<'_>, leg: &Leg, compared: Option<Compared>) -> LegEntry {
             Agreement::Differs => AgreementName::Differs,
             Agreement::NotTraced => AgreementName::NotTraced,
         },
-        decisions: sides.iter().map(|side| words::side(&world.chains, leg, side)).collect(),
+        decisions: sides.iter().map(|side| words::side(&world.chains, leg, side)).chain(words::delivery(leg)).collect(),
         assumptions: leg.path().assumptions.iter().map(|assumption| words::assumption(leg, assumption)).collect(),
         gaps: leg.path().gaps.clone(),
     }

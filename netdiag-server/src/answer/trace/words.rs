@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use netdiag_common::forwarding::conntrack::{State, Tuple};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::packet::Packet;
-use netdiag_common::forwarding::path::{Assumption, Decision, End, Place, Reject, Tracked};
+use netdiag_common::forwarding::path::{Assumption, Decision, End, Place, Reject, Size, Tracked};
 use netdiag_common::forwarding::routing::{Considered, Discard, Why};
 use netdiag_common::forwarding::state::{ChainKey, Route};
 use netdiag_common::observation::Protocol;
-use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin};
+use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin, FateSocket};
 use netdiag_common::observation::trace::{TraceEvent, TraceKind};
 
 use super::DecisionEntry;
@@ -44,6 +44,19 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side) -> Decisi
         object: object.unwrap_or_default(),
         packets,
     }
+}
+
+/// Which socket takes a packet that is delivered here; none where that was not looked up.
+pub(super) fn delivery(leg: &Leg) -> Option<DecisionEntry> {
+    let delivery = leg.fate.deliveries.iter().find(|delivery| delivery.path == leg.path)?;
+    let sockets: Vec<String> = delivery.sockets.iter().map(FateSocket::words).collect();
+    let what = match &sockets[..] {
+        [] => "delivered: no socket takes it".to_owned(),
+        [one] => format!("delivered to {one}"),
+        several => format!("delivered to one of {}: {}", several.len(), several.join(", ")),
+    };
+    let (owner, object) = (String::new(), String::new());
+    Some(DecisionEntry { what, predicted: true, traced: None, owner, object, packets: None })
 }
 
 /// What says whose rule it is.
@@ -95,6 +108,15 @@ fn decision(leg: &Leg, decision: &Decision) -> String {
             Some(because) => format!("{} ({because})", self::route(leg, route)),
             None => self::route(leg, route),
         },
+        Decision::Measured { interface, mtu, by_route, length, size, .. } => {
+            let whose = if *by_route { "the route" } else { "the interface" };
+            let fits = match size {
+                Size::Fits => "fits",
+                Size::Fragmented => "is sent in pieces",
+            };
+            let name = self::interface(leg, *interface);
+            format!("size: {length} bytes, {fits}: the MTU is {mtu} ({whose}, dev {name})")
+        }
     }
 }
 
@@ -245,6 +267,16 @@ fn stopped(leg: &Leg) -> String {
         End::Taken { by, what } => format!("taken by {what}, by {}", place(leg, by)),
         End::NoRoute { why } => format!("not routed ({why})"),
         End::Discarded(Discard { reason, function, why }) => format!("discarded: {why} ({reason} in {function})"),
+        End::TooBig { interface, mtu, with: Some(Reject::Unreachable { kind, code }) } => format!(
+            "too long for the MTU {mtu} of dev {} ({} bytes; ICMP type {kind} code {code} says so)",
+            self::interface(leg, *interface),
+            leg.path().packet.length
+        ),
+        End::TooBig { interface, mtu, .. } => format!(
+            "dropped without a word behind dev {}: {} bytes, and the device there has MTU {mtu}",
+            self::interface(leg, *interface),
+            leg.path().packet.length
+        ),
         End::HopsExhausted => "at the end of its time to live".to_owned(),
         End::Unknown { by, because } => format!("not known further, because {because}, at {}", place(leg, by)),
     }

@@ -1,4 +1,4 @@
-//! The server's HTTP API: `POST /v1/{diagnose,observe,scan,status,trace}`, `/healthz`, `/readyz`. Errors are `{"error": …}`.
+//! The server's HTTP API: `POST /v1/{diagnose,drift,observe,scan,status,trace}`, `/healthz`, `/readyz`. Errors are `{"error": …}`.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use crate::answer;
 use crate::ask::{self, LiveSource, Source};
 use crate::cli::Failure;
+use crate::cli::drift::{DriftRequest, drift_with};
 use crate::cli::request::{DiagnoseRequest, ScanRequest};
 use crate::cli::scan::scan_with;
 use crate::cli::trace::{TraceRequest, trace_with};
@@ -37,6 +38,7 @@ pub(super) fn router(source: Arc<LiveSource>, gate: Option<Arc<dyn Gate>>) -> Ro
     let api = Api { source, gate: gate.clone(), questions: Arc::new(Semaphore::new(MAX_QUESTIONS)) };
     let router = Router::new()
         .route("/v1/diagnose", post(diagnose))
+        .route("/v1/drift", post(drift))
         .route("/v1/observe", post(observe))
         .route("/v1/scan", post(scan))
         .route("/v1/status", post(status))
@@ -131,6 +133,12 @@ async fn scan(
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     Ok(Json(scan_with(&api.source, &request).await?).into_response())
+}
+
+async fn drift(State(api): State<Api>, asked: Asked<DriftRequest>) -> Result<Response, Refused> {
+    let request = body(asked)?;
+    let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
+    Ok(Json(drift_with(&api.source, &request).await?).into_response())
 }
 
 async fn observe(State(api): State<Api>, asked: Asked<Wanted>) -> Result<Response, Refused> {

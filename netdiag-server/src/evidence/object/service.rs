@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::{IntOrString, KubeProtocol, Meta, TargetRef, null_default};
@@ -12,6 +13,8 @@ pub struct Service {
     pub metadata: Meta,
     #[serde(default)]
     pub spec: ServiceSpec,
+    #[serde(default)]
+    pub status: ServiceStatus,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -33,6 +36,32 @@ pub struct ServiceSpec {
     pub external_traffic_policy: String,
     pub session_affinity: String,
     pub publish_not_ready_addresses: bool,
+    #[serde(rename = "externalIPs", deserialize_with = "null_default")]
+    pub external_ips: Vec<String>,
+    #[serde(deserialize_with = "null_default")]
+    pub load_balancer_source_ranges: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    pub load_balancer: LoadBalancerStatus,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerStatus {
+    #[serde(deserialize_with = "null_default")]
+    pub ingress: Vec<LoadBalancerIngress>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancerIngress {
+    /// Empty when the load balancer is known by a name alone.
+    pub ip: String,
+    /// `VIP` unless said otherwise; with `Proxy` the nodes leave the address to the load balancer.
+    pub ip_mode: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -50,6 +79,27 @@ impl Service {
     pub fn cluster_ips(&self) -> Vec<IpAddr> {
         let listed: Vec<IpAddr> = self.spec.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect();
         if listed.is_empty() { self.spec.cluster_ip.parse().into_iter().collect() } else { listed }
+    }
+
+    /// The load balancer's addresses that nodes translate themselves.
+    pub fn load_balancer_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let ingress = self.status.load_balancer.ingress.iter().filter(|ingress| ingress.ip_mode != "Proxy");
+        ingress.filter_map(|ingress| ingress.ip.parse().ok())
+    }
+
+    /// `spec.externalIPs`
+    pub fn listed_external_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.spec.external_ips.iter().filter_map(|ip| ip.parse().ok())
+    }
+
+    /// Addresses from outside of the cluster that nodes translate: load balancers' and `externalIPs`.
+    pub fn external_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.load_balancer_ips().chain(self.listed_external_ips())
+    }
+
+    /// The clients that the load balancer's addresses take, as far as they can be read.
+    pub fn load_balancer_source_ranges(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.spec.load_balancer_source_ranges.iter().filter_map(|range| range.trim().parse().ok())
     }
 
     pub fn is_headless(&self) -> bool {

@@ -29,6 +29,8 @@ const CHAINS: &[(&str, Owner)] = &[
     ("ANTREA", Owner::Plugin("Antrea")),
     ("AZURE-NPM", Owner::Plugin("Azure NPM")),
     ("CNI-", Owner::Plugin("a CNI plugin")),
+    ("ISTIO_", Owner::Plugin("Istio")),
+    ("PROXY_INIT_", Owner::Plugin("Linkerd")),
     ("AWS-", Owner::Plugin("the AWS network plugin")),
     ("ufw", Owner::Ufw),
     ("DOCKER", Owner::Docker),

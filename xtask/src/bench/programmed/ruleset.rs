@@ -91,6 +91,34 @@ pub(super) fn iptables(services: u32) -> String {
     [&chains, &rules, last, "COMMIT\n", FILTER].concat()
 }
 
+/// The objects that these rules are made of, one on each line.
+pub(super) fn objects(services: u32) -> String {
+    let mut text = String::from("{\"kind\":\"Node\",\"metadata\":{\"name\":\"n1\"}}\n");
+    for service in 0..services {
+        let meta = format!("\"name\":\"web-{service}\",\"namespace\":\"bench\"");
+        let _ = writeln!(
+            text,
+            "{{\"kind\":\"Service\",\"metadata\":{{{meta}}},\"spec\":{{\"clusterIP\":\"{}\",\
+             \"ports\":[{{\"name\":\"http\",\"port\":80}}]}}}}",
+            cluster_ip(service)
+        );
+        let endpoints: Vec<String> = (0..ENDPOINTS)
+            .map(|number| {
+                let address = endpoint(service, number);
+                format!("{{\"addresses\":[\"{address}\"],\"conditions\":{{\"ready\":true}},\"nodeName\":\"n2\"}}")
+            })
+            .collect();
+        let _ = writeln!(
+            text,
+            "{{\"kind\":\"EndpointSlice\",\"metadata\":{{{meta},\"labels\":{{\"kubernetes.io/service-name\":\
+             \"web-{service}\"}}}},\"addressType\":\"IPv4\",\"ports\":[{{\"name\":\"http\",\"port\":8080}}],\
+             \"endpoints\":[{}]}}",
+            endpoints.join(",")
+        );
+    }
+    text
+}
+
 /// What kube-proxy writes to the other table when every Service has endpoints.
 const FILTER: &str = "\
 *filter

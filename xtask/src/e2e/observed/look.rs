@@ -1,13 +1,11 @@
 //! What `netdiag observe -o json` says, and whether an event is in it: once, with the right names, and counted exactly.
 
-use std::process::Command;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
-use crate::command;
 use crate::e2e::asker::Asker;
+use crate::install;
 
 /// Asks as users do: through the server in the cluster.
 pub(super) struct Observer<'a> {
@@ -36,17 +34,7 @@ pub(super) enum Said<'e> {
 
 impl Observer<'_> {
     pub(super) fn look(&self, arguments: &[&str]) -> Result<Value> {
-        self.netdiag(&[&["observe", "--once", "-o", "json"], arguments].concat())
-    }
-
-    pub(super) fn netdiag(&self, arguments: &[&str]) -> Result<Value> {
-        let mut netdiag = Command::new(&self.asker.program);
-        netdiag.args(arguments).arg("--kubeconfig").arg(self.cluster.kubeconfig());
-        let output = netdiag.output().with_context(|| format!("cannot start {}", self.asker.program.display()))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        serde_json::from_slice(&output.stdout).with_context(|| {
-            format!("netdiag {} printed no JSON ({}): {}", arguments.join(" "), output.status, command::tail(&said, 5))
-        })
+        install::ask(&self.asker.program, self.cluster, &[&["observe", "--once"], arguments].concat())
     }
 }
 

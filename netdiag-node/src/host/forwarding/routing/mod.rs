@@ -10,13 +10,13 @@ mod tests;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 
-use netdiag_common::forwarding::packet::Protocol;
+use netdiag_common::forwarding::packet::{Protocol, octets};
 use netdiag_common::forwarding::routing::{RouteTable, RoutingRule, RoutingState, TableKey, TableRoute};
 use netdiag_common::forwarding::state::{Key, Table};
 use nix::sys::socket::SockProtocol;
 
 use super::super::ReadError;
-use super::super::netlink::{Ended, IPV4, IPV6, Netlink, attribute, short};
+use super::super::netlink::{DUMP_TRIES, Ended, IPV4, IPV6, Netlink, attribute, short};
 
 /// Routes of a table that is kept whole. A node has a few per pod and node; a router's table of all the Internet is a
 /// million, of which one question needs a handful.
@@ -27,9 +27,6 @@ const MAX_COVERING: usize = 4_096;
 
 /// Rules of one family.
 const MAX_RULES: usize = 65_536;
-
-/// A dump is repeated when the kernel says that the table changed under it, but not for ever.
-const DUMP_TRIES: usize = 3;
 
 const RTA_TABLE: u16 = 15;
 const NDA_DST: u16 = 1;
@@ -163,11 +160,4 @@ impl Routing {
 
 fn family(protocol: Protocol) -> u8 {
     if protocol == Protocol::Ipv4 { IPV4 } else { IPV6 }
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }

@@ -52,6 +52,8 @@ pub(super) fn parse(payload: &[u8]) -> Option<(TableKey, TableRoute)> {
         own: None,
         object: None,
         encapsulation: None,
+        mtu: None,
+        mtu_locked: false,
         hops: Vec::new(),
     };
     let mut single = hop(flags);
@@ -67,6 +69,7 @@ pub(super) fn parse(payload: &[u8]) -> Option<(TableKey, TableRoute)> {
             RTA_VIA => single.gateway = via(value),
             RTA_PREF => route.preference = *value.first()?,
             RTA_ENCAP_TYPE => route.encapsulation = short(value, 0),
+            libc::RTA_METRICS => (route.mtu, route.mtu_locked) = mtu(value),
             RTA_NH_ID => route.object = int(value, 0),
             libc::RTA_MULTIPATH => route.hops = next_hops(value, &mut route.encapsulation),
             _ => {}
@@ -80,6 +83,15 @@ pub(super) fn parse(payload: &[u8]) -> Option<(TableKey, TableRoute)> {
         route.source = Some(prefix(source, source_bits, version)?);
     }
     Some((key, route))
+}
+
+/// `RTAX_MTU`, and whether `RTAX_LOCK` has its bit.
+fn mtu(metrics: &[u8]) -> (Option<u32>, bool) {
+    const LOCK: u16 = 1;
+    const MTU: u16 = 2;
+    let metric =
+        |wanted: u16| attributes(metrics).find(|(kind, _)| *kind == wanted).and_then(|(_, value)| int(value, 0));
+    (metric(MTU).filter(|mtu| *mtu != 0), metric(LOCK).is_some_and(|locks| locks & 1 << MTU != 0))
 }
 
 fn prefix(address: IpAddr, bits: u8, version: Protocol) -> Option<IpNet> {

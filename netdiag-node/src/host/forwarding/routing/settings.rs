@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use netdiag_common::forwarding::routing::{HostSettings, Ipv4Settings, Ipv6Settings, RoutedInterface, Settings};
 
-use super::super::super::netlink::{Netlink, attributes, int, string};
+use super::super::super::netlink::{Netlink, attribute, attributes, int, string};
 use super::super::super::{ReadError, file};
 
 /// Shows the network namespace of the thread that opens it.
 const SETTINGS: &str = "/proc/sys/net";
 const VALUE_BYTES: u64 = 256;
+
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_TARGET_NETNSID: u16 = 46;
 
 pub(super) fn host() -> Result<HostSettings, ReadError> {
     Ok(HostSettings {
@@ -61,6 +64,9 @@ struct Link {
     up: bool,
     kind: String,
     master: Option<u32>,
+    mtu: u32,
+    /// Of a veth pair: the other end, and the number of its namespace unless it is this one.
+    peer: Option<(u32, Option<u32>)>,
 }
 
 pub(super) fn interface(netlink: &mut Netlink, index: u32) -> Result<Option<RoutedInterface>, ReadError> {
@@ -70,12 +76,34 @@ pub(super) fn interface(netlink: &mut Netlink, index: u32) -> Result<Option<Rout
         Some(master) => self::link(netlink, master)?.filter(|master| master.kind == "vrf").map(|master| master.name),
         None => None,
     };
-    Ok(Some(RoutedInterface { settings: of(&link.name)?, up: link.up, vrf: vrf.map(Arc::from) }))
+    let mtu6 = file::text_if_there(&Path::new(SETTINGS).join(format!("ipv6/conf/{}/mtu", link.name)), VALUE_BYTES)?;
+    Ok(Some(RoutedInterface {
+        settings: of(&link.name)?,
+        up: link.up,
+        mtu: link.mtu,
+        mtu6: mtu6.and_then(|text| text.trim().parse().ok()),
+        peer_mtu: peer_mtu(netlink, &link),
+        vrf: vrf.map(Arc::from),
+    }))
+}
+
+/// None where nobody can look into the other namespace.
+fn peer_mtu(netlink: &mut Netlink, link: &Link) -> Option<u32> {
+    let (index, netns) = link.peer.filter(|_| link.kind == "veth")?;
+    link_in(netlink, index, netns).ok().flatten().map(|peer| peer.mtu)
 }
 
 fn link(netlink: &mut Netlink, index: u32) -> Result<Option<Link>, ReadError> {
+    link_in(netlink, index, None)
+}
+
+/// In the namespace that this one has a number for (Linux 4.16).
+fn link_in(netlink: &mut Netlink, index: u32, netns: Option<u32>) -> Result<Option<Link>, ReadError> {
     let mut request = vec![0; 16];
     request[4..8].copy_from_slice(&index.to_ne_bytes());
+    if let Some(netns) = netns {
+        request.extend(attribute(IFLA_TARGET_NETNSID, &netns.to_ne_bytes()));
+    }
     match netlink.get(libc::RTM_GETLINK, &request, &format!("read link {index}"), parse_link) {
         Err(ReadError::Call { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => Ok(None),
         found => found,
@@ -85,11 +113,15 @@ fn link(netlink: &mut Netlink, index: u32) -> Result<Option<Link>, ReadError> {
 /// `struct ifinfomsg` and its attributes.
 fn parse_link(payload: &[u8]) -> Option<Link> {
     let up = int(payload, 8)?.cast_signed() & libc::IFF_UP != 0;
-    let mut link = Link { name: String::new(), up, kind: String::new(), master: None };
+    let mut link = Link { name: String::new(), up, kind: String::new(), master: None, mtu: 0, peer: None };
+    let mut netns = None;
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
             libc::IFLA_IFNAME => link.name = string(value),
             libc::IFLA_MASTER => link.master = int(value, 0),
+            libc::IFLA_MTU => link.mtu = int(value, 0)?,
+            libc::IFLA_LINK => link.peer = int(value, 0).map(|index| (index, None)),
+            IFLA_LINK_NETNSID => netns = int(value, 0),
             libc::IFLA_LINKINFO => {
                 let name = attributes(value).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
                 link.kind = name.map(|(_, name)| string(name)).unwrap_or_default();
@@ -97,6 +129,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
             _ => {}
         }
     }
+    link.peer = link.peer.map(|(index, _)| (index, netns));
     Some(link)
 }
 

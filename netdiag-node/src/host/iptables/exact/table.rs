@@ -143,7 +143,7 @@ impl IndexedTable {
     /// The rules of a chain, by their numbers from 1.
     pub(super) fn chain(&self, name: &str) -> Option<Chain> {
         let rules = self.chain_entries(name)?.zip(1..).map(|(entry, number)| self.rule(&entry, number));
-        Some(Chain { rules: rules.collect() })
+        Some(Chain { rules: rules.collect(), ..Chain::default() })
     }
 
     /// A rule as `iptables -S` writes it, with its counter.

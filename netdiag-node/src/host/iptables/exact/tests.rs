@@ -2,7 +2,7 @@
 
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::packet::{Origin, Packet, TCP, tcp};
-use netdiag_common::forwarding::state::Hooks;
+use netdiag_common::forwarding::state::{ChainKind, Hooks, Rule};
 use netdiag_common::forwarding::{Expression, Key, RuleState, Step, step};
 use proptest::prelude::*;
 
@@ -140,11 +140,145 @@ proptest! {
     }
 
     #[test]
+    fn a_cut_table_is_no_table(table in 0usize..100, cut: prop::sample::Index) {
+        let mut blobs = replay_blobs(RECORDING);
+        let count = blobs.len();
+        let (family, name, mut blob) = blobs.swap_remove(table % count);
+        blob.entries.truncate(cut.index(blob.entries.len()));
+        prop_assert!(IndexedTable::new(family, &name, blob).is_err());
+    }
+
+    /// Structures of other sizes than ours, with anything in them.
+    #[test]
+    fn any_structure_is_executed_to_an_end(
+        entry in prop::collection::vec(any::<u8>(), 0..140),
+        parts in prop::collection::vec((0..MATCHES.len(), 0u32..5, structure()), 0..4),
+        target in (0..TARGETS.len(), 0u32..5, structure()),
+        ipv6: bool,
+    ) {
+        let matches = parts.into_iter().map(|(name, revision, info)| Expression::XtMatch { name: MATCHES[name].into(), revision, info });
+        let (name, revision, info) = target;
+        let mut expressions = vec![Expression::XtEntry { info: entry }];
+        expressions.extend(matches);
+        expressions.push(Expression::XtTarget { name: TARGETS[name].into(), revision, info });
+        let lone = [Expression::XtTarget { name: TARGETS[name].into(), revision, info: vec![0; 200] }];
+        for expressions in [expressions.clone(), expressions[1..].to_vec(), lone.to_vec()] {
+            evaluate_rule(Rule { handle: 1, expressions, comment: None }, ipv6);
+        }
+    }
+
+    #[test]
     fn garbage_is_no_table(bytes in prop::collection::vec(any::<u8>(), 0..2000), hooks: u32, ipv6: bool) {
         let family = if ipv6 { Command::Ipv6 } else { Command::Ipv4 };
         let blob = Blob { valid_hooks: hooks, hook_entry: [0; 5], underflow: [0; 5], entries: bytes };
         prop_assert!(IndexedTable::new(family, "filter", blob).is_err());
     }
+}
+
+const MATCHES: [&str; 34] = [
+    "comment",
+    "conntrack",
+    "state",
+    "addrtype",
+    "mark",
+    "connmark",
+    "statistic",
+    "recent",
+    "multiport",
+    "set",
+    "physdev",
+    "owner",
+    "rpfilter",
+    "tcp",
+    "udp",
+    "udplite",
+    "sctp",
+    "dccp",
+    "icmp",
+    "icmp6",
+    "string",
+    "u32",
+    "bpf",
+    "limit",
+    "hashlimit",
+    "tcpmss",
+    "mac",
+    "pkttype",
+    "dscp",
+    "ttl",
+    "hl",
+    "length",
+    "iprange",
+    "socket",
+];
+const TARGETS: [&str; 22] = [
+    "MARK",
+    "CONNMARK",
+    "TCPMSS",
+    "CT",
+    "NFQUEUE",
+    "TPROXY",
+    "DNAT",
+    "SNAT",
+    "MASQUERADE",
+    "REDIRECT",
+    "NETMAP",
+    "REJECT",
+    "LOG",
+    "NFLOG",
+    "DSCP",
+    "TOS",
+    "TTL",
+    "HL",
+    "SET",
+    "SYNPROXY",
+    "CLASSIFY",
+    "NOTRACK",
+];
+
+/// Bytes, or words with values that have broken parsers.
+fn structure() -> impl Strategy<Value = Vec<u8>> {
+    let nasty = prop::collection::vec(prop_oneof![prop::sample::select(NASTY.to_vec()), 0u32..16], 0..40);
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..300),
+        nasty.prop_map(|words| words.into_iter().flat_map(u32::to_ne_bytes).collect()),
+    ]
+}
+
+/// Sends a packet through one rule at each hook of a received one.
+fn evaluate_rule(rule: Rule, ipv6: bool) {
+    let family = if ipv6 { Family::LegacyIp6 } else { Family::LegacyIp };
+    let ends = if ipv6 { ["fd00::1", "fd00::2"] } else { ["10.0.0.1", "10.96.0.1"] }.map(|end| end.parse().unwrap());
+    let packet = Packet::between(Origin::Received { interface: 2 }, ends[0], ends[1], TCP, &tcp(4242, 443, 2)).unwrap();
+    for (kind, hook) in
+        [(ChainKind::Filter, Hook::Prerouting), (ChainKind::Nat, Hook::Prerouting), (ChainKind::Nat, Hook::Postrouting)]
+    {
+        let key = ChainKey { family, table: "t".into(), chain: "c".into() };
+        let base = BaseChain { key: key.clone(), kind, hook, priority: 0, policy: Verdict::Accept, made: (0, 0) };
+        let hooks = Some(Hooks { chains: vec![base], foreign: Vec::new() });
+        let mut state = RuleState { hooks, ..RuleState::default() };
+        state.chains.0.insert(key, Some(Chain { rules: vec![rule.clone()], ..Chain::default() }));
+        assert!(has_end(&mut state, &packet), "more than 400 steps: {rule:?}");
+    }
+}
+
+fn has_end(state: &mut RuleState, packet: &Packet) -> bool {
+    for _ in 0..400 {
+        match step(state, packet) {
+            Step::Done(_) => return true,
+            Step::Missing { keys } => keys.into_iter().for_each(|key| match open::answer(state, key) {
+                Some(Key::IpSet { index }) => {
+                    state.ip_sets.0.insert(index, None);
+                }
+                Some(Key::IpSetElement(query)) => {
+                    state.ip_set_elements.0.insert(query, Some(true));
+                }
+                Some(key) => panic!("nobody asked for {key:?} before"),
+                None => {}
+            }),
+        }
+    }
+    false
 }
 
 /// Overwrites one field of the entry at an offset, or one of the table's.

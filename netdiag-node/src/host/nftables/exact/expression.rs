@@ -3,15 +3,14 @@
 
 use std::sync::Arc;
 
-use netdiag_common::forwarding::expression::{
-    Base, Bitwise, Data, Dynset, Expression, ExthdrSource, NatKind, Operator, Verdict,
-};
+use netdiag_common::forwarding::expression::{Base, Bitwise, Data, Dynset, Expression, ExthdrSource, NatKind, Verdict};
 
 use super::super::attribute::Attributes;
+use super::super::expression::operator;
 
-/// Reads `NFTA_RULE_EXPRESSIONS` and lists like it. What cannot be decoded stays, by its name.
-pub(super) fn parse_all(list: &[u8]) -> Vec<Expression> {
-    Attributes(list).map(|(_, body)| parse_one(body)).collect()
+/// Reads `NFTA_RULE_EXPRESSIONS` and lists like it; none of a list that was cut. What cannot be decoded stays, by its name.
+pub(super) fn parse_all(list: &[u8]) -> Option<Vec<Expression>> {
+    Attributes(list).are_whole().then(|| Attributes(list).map(|(_, body)| parse_one(body)).collect())
 }
 
 /// One expression with its name (`NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`).
@@ -19,8 +18,21 @@ pub(super) fn parse_one(body: &[u8]) -> Expression {
     let (name, data) = (1, 2);
     let attributes = Attributes(body);
     let name = attributes.text(name).unwrap_or_default();
-    parse(&name, Attributes(attributes.find(data).unwrap_or_default()))
-        .unwrap_or_else(|| Expression::Unknown { name: name.into_owned() })
+    let data = Attributes(attributes.find(data).unwrap_or_default());
+    let is_whole = attributes.are_whole() && data.are_whole();
+    is_whole.then(|| parse(&name, data)).flatten().unwrap_or_else(|| Expression::Unknown { name: name.into_owned() })
+}
+
+/// What the match `comment` of iptables says (`struct xt_comment_info`: a text that ends with a zero byte).
+pub(super) fn xt_comment(body: &[u8]) -> Option<String> {
+    let (name, data) = (1, 2);
+    let attributes = Attributes(body);
+    if attributes.find(name)? != b"match\0" {
+        return None;
+    }
+    let (name, info) = (1, 3);
+    let of = Attributes(attributes.find(data)?);
+    (of.find(name)?.strip_suffix(b"\0")? == b"comment").then(|| of.text(info).map(std::borrow::Cow::into_owned))?
 }
 
 fn parse(name: &str, of: Attributes<'_>) -> Option<Expression> {
@@ -165,18 +177,6 @@ fn exthdr(of: Attributes<'_>) -> Option<Expression> {
     Some(Expression::Exthdr { source, kind, offset: of.u32(3)?, bytes: of.u32(4)?, presence, to })
 }
 
-fn operator(number: u32) -> Option<Operator> {
-    Some(match number {
-        0 => Operator::Equal,
-        1 => Operator::NotEqual,
-        2 => Operator::Less,
-        3 => Operator::LessOrEqual,
-        4 => Operator::Greater,
-        5 => Operator::GreaterOrEqual,
-        _ => return None,
-    })
-}
-
 fn bitwise(of: Attributes<'_>) -> Option<Bitwise> {
     let bits = || {
         let value = value(of, 7)?;
@@ -207,7 +207,7 @@ fn dynset(of: Attributes<'_>) -> Option<Expression> {
         _ => return None,
     };
     let expressions = match (of.find(10), of.find(7)) {
-        (Some(list), _) => parse_all(list),
+        (Some(list), _) => parse_all(list)?,
         (None, Some(one)) => vec![parse_one(one)],
         (None, None) => Vec::new(),
     };

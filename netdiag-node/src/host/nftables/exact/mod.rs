@@ -50,6 +50,13 @@ fn absent<T>(answer: Result<Option<T>, ReadError>) -> Result<Option<T>, ReadErro
     }
 }
 
+fn malformed(step: &str, messages: u32) -> ReadError {
+    ReadError::Malformed {
+        what: format!("the kernel's answer to `{step}`"),
+        why: format!("{messages} of its messages are cut, or lack what this version knows them to have"),
+    }
+}
+
 impl ExactTables {
     pub(crate) fn open() -> Result<Self, ReadError> {
         Ok(Self { netlink: Netlink::open(SockProtocol::NetlinkNetFilter)? })
@@ -67,10 +74,11 @@ impl ExactTables {
     /// All base chains at their hooks. This goes through all chains, since the kernel cannot be asked for these only.
     pub(crate) fn base_chains(&mut self) -> Result<Vec<BaseChain>, ReadError> {
         let request = header(UNSPECIFIED);
-        let tables = self.netlink.dump(kind(libc::NFT_MSG_GETTABLE), &request, "list tables", parse::table)?;
-        let handles: HashMap<_, _> =
-            tables.into_iter().map(|(family, name, handle)| ((family, name), handle)).collect();
-        let mut chains = self.netlink.dump(kind(libc::NFT_MSG_GETCHAIN), &request, "list chains", parse::base_chain)?;
+        let tables = self.all(libc::NFT_MSG_GETTABLE, &request, "list tables", parse::table)?;
+        let active = tables.into_iter().filter(|table| table.is_active);
+        let handles: HashMap<_, _> = active.map(|table| ((table.family, table.name), table.handle)).collect();
+        let chains = self.all(libc::NFT_MSG_GETCHAIN, &request, "list chains", parse::called)?;
+        let mut chains: Vec<BaseChain> = chains.into_iter().filter_map(parse::Called::base).collect();
         chains.retain_mut(|chain| {
             let handle = handles.get(&(chain.key.family, chain.key.table.to_string()));
             chain.made.0 = handle.copied().unwrap_or(0);
@@ -82,7 +90,39 @@ impl ExactTables {
     /// The names of all chains.
     pub(crate) fn chain_keys(&mut self) -> Result<Vec<ChainKey>, ReadError> {
         let request = header(UNSPECIFIED);
-        self.netlink.dump(kind(libc::NFT_MSG_GETCHAIN), &request, "list chains", parse::chain_key)
+        self.all(libc::NFT_MSG_GETCHAIN, &request, "list chains", parse::chain_key)
+    }
+
+    /// All messages of a dump, each of which has to make sense: what is left out would be said not to be there.
+    fn all<T>(
+        &mut self,
+        message: libc::c_int,
+        request: &[u8],
+        step: &str,
+        decode: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, ReadError> {
+        let mut broken = 0;
+        let found = self.netlink.dump(kind(message), request, step, |payload| {
+            let one = decode(payload);
+            broken += u32::from(one.is_none());
+            one
+        })?;
+        if broken == 0 { Ok(found) } else { Err(malformed(step, broken)) }
+    }
+
+    /// The same of the answer about one object; none when there is none.
+    fn one<T>(
+        &mut self,
+        message: libc::c_int,
+        request: &[u8],
+        step: &str,
+        decode: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, ReadError> {
+        let answer = self.netlink.get(kind(message), request, step, |payload| Some(decode(payload)));
+        match absent(answer)? {
+            Some(None) => Err(malformed(step, 1)),
+            found => Ok(found.flatten()),
+        }
     }
 
     /// The rules of one chain; none when there is no such chain.
@@ -92,11 +132,11 @@ impl ExactTables {
         named(&mut request, table, &key.table);
         named(&mut request, chain, &key.chain);
         let step = format!("list rules of chain {key}");
-        let rules = self.netlink.dump(kind(libc::NFT_MSG_GETRULE), &request, &step, parse::rule)?;
+        let rules = self.all(libc::NFT_MSG_GETRULE, &request, &step, parse::rule)?;
         if rules.is_empty() && !self.has_chain(key)? {
             return Ok(None);
         }
-        Ok(Some(Chain { rules }))
+        Ok(Some(Chain { rules, ..Chain::default() }))
     }
 
     /// A chain without rules and one that is not there give the same empty list.
@@ -117,7 +157,7 @@ impl ExactTables {
         named(&mut request, table, &key.table);
         named(&mut request, name, &key.set);
         let step = format!("read set {} of table {}", key.set, key.table);
-        absent(self.netlink.get(kind(libc::NFT_MSG_GETSET), &request, &step, parse::set))
+        self.one(libc::NFT_MSG_GETSET, &request, &step, parse::set)
     }
 
     /// The element that a key leads to, which may be a range; none when no element has it.
@@ -147,10 +187,8 @@ impl ExactTables {
         push(&mut list, one | NESTED, element);
         push(&mut request, elements | NESTED, &list);
         let step = format!("look up an element of set {} of table {}", set.set, set.table);
-        let found = self.netlink.get(kind(libc::NFT_MSG_GETSETELEM), &request, &step, |payload| {
-            parse::elements(payload).into_iter().next()
-        });
-        absent(found).map(|element| element.map(Arc::new))
+        let found = self.one(libc::NFT_MSG_GETSETELEM, &request, &step, parse::elements)?;
+        Ok(found.and_then(|elements| elements.into_iter().next()).map(Arc::new))
     }
 }
 

@@ -1,4 +1,5 @@
-//! Chains, rules, sets and elements out of nf_tables' messages, without loss.
+//! Chains, rules, sets and elements out of nf_tables' messages, without loss. None is for a message that makes no sense:
+//! whoever leaves one out says that a rule is not there.
 
 use std::sync::Arc;
 
@@ -39,12 +40,21 @@ pub(in crate::host) fn number_of(family: Family) -> u8 {
     u8::try_from(number).expect("NFPROTO_* are below 16")
 }
 
-/// Family, name and handle of a table whose chains are at their hooks.
-pub(super) fn table(payload: &[u8]) -> Option<(Family, String, u64)> {
+/// One table.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub family: Family,
+    pub name: String,
+    pub handle: u64,
+    /// Whether its chains are at their hooks.
+    pub is_active: bool,
+}
+
+pub(super) fn table(payload: &[u8]) -> Option<Table> {
     let (family, attributes) = split(payload)?;
     let (name, flags, handle) = (1, 2, 4);
-    let active = attributes.u32(flags).unwrap_or(0) & DORMANT == 0;
-    active.then(|| Some((family, attributes.text(name)?.into_owned(), attributes.u64(handle)?))).flatten()
+    let is_active = attributes.u32(flags).unwrap_or(0) & DORMANT == 0;
+    Some(Table { family, name: attributes.text(name)?.into_owned(), handle: attributes.u64(handle)?, is_active })
 }
 
 pub(super) fn chain_key(payload: &[u8]) -> Option<ChainKey> {
@@ -53,13 +63,29 @@ pub(super) fn chain_key(payload: &[u8]) -> Option<ChainKey> {
     Some(ChainKey { family, table: Arc::from(&*attributes.text(table)?), chain: Arc::from(&*attributes.text(name)?) })
 }
 
-/// A base chain; none for chains that are only jumped to. `table_handle` is filled in by the caller.
-pub(super) fn base_chain(payload: &[u8]) -> Option<BaseChain> {
+/// Where a chain is called from.
+#[derive(Debug)]
+pub(super) enum Called {
+    /// From a hook. The table's handle is filled in by the caller.
+    Base(BaseChain),
+    ByRules,
+}
+
+impl Called {
+    pub(super) fn base(self) -> Option<BaseChain> {
+        match self {
+            Self::Base(chain) => Some(chain),
+            Self::ByRules => None,
+        }
+    }
+}
+
+pub(super) fn called(payload: &[u8]) -> Option<Called> {
     let (family, attributes) = split(payload)?;
     let (handle, hook, policy, kind) = (2, 4, 5, 7);
     let (number, priority) = (1, 2);
-    let at = Attributes(attributes.find(hook)?);
-    Some(BaseChain {
+    let Some(at) = attributes.find(hook).map(Attributes) else { return Some(Called::ByRules) };
+    Some(Called::Base(BaseChain {
         key: chain_key(payload)?,
         kind: match &*attributes.text(kind)? {
             "nat" => ChainKind::Nat,
@@ -70,7 +96,7 @@ pub(super) fn base_chain(payload: &[u8]) -> Option<BaseChain> {
         priority: at.u32(priority)?.cast_signed(),
         policy: if attributes.u32(policy) == Some(0) { Verdict::Drop } else { Verdict::Accept },
         made: (0, attributes.u64(handle)?),
-    })
+    }))
 }
 
 /// `enum nf_inet_hooks`, `enum nf_dev_hooks`
@@ -90,11 +116,22 @@ fn hook_of(family: Family, number: u32) -> Option<Hook> {
 pub(super) fn rule(payload: &[u8]) -> Option<Rule> {
     let (_, attributes) = split(payload)?;
     let (handle, expressions, userdata) = (3, 4, 7);
-    Some(Rule {
-        handle: attributes.u64(handle)?,
-        expressions: expression::parse_all(attributes.find(expressions).unwrap_or_default()),
-        comment: attributes.find(userdata).and_then(attribute::user_comment).map(Arc::from),
-    })
+    let handle = attributes.u64(handle)?;
+    let mut comment = attributes.find(userdata).and_then(attribute::user_comment);
+    // The kernel writes the list also where it is empty.
+    let list = Attributes(attributes.find(expressions)?);
+    if !list.are_whole() {
+        return None;
+    }
+    let mut parsed = Vec::new();
+    for (_, body) in list {
+        match expression::xt_comment(body) {
+            // It asks nothing of the packet, and has 256 bytes whatever it says.
+            Some(text) => comment = comment.or(Some(text)),
+            None => parsed.push(expression::parse_one(body)),
+        }
+    }
+    Some(Rule { handle, expressions: parsed, comment: comment.map(Arc::from) })
 }
 
 /// A set without its elements.
@@ -114,14 +151,21 @@ pub(super) fn set(payload: &[u8]) -> Option<Set> {
 }
 
 /// The elements of one message.
-pub(super) fn elements(payload: &[u8]) -> Vec<Element> {
+pub(super) fn elements(payload: &[u8]) -> Option<Vec<Element>> {
     let list = 3;
-    let elements = split(payload).and_then(|(_, attributes)| attributes.find(list));
-    elements.map(|list| Attributes(list).filter_map(|(_, body)| element(body)).collect()).unwrap_or_default()
+    let (_, attributes) = split(payload)?;
+    let elements = Attributes(attributes.find(list).unwrap_or_default());
+    if !elements.are_whole() {
+        return None;
+    }
+    elements.map(|(_, body)| element(body)).collect()
 }
 
 fn element(body: &[u8]) -> Option<Element> {
     let attributes = Attributes(body);
+    if !attributes.are_whole() {
+        return None;
+    }
     let (key, data, flags, userdata, one, object, last, many) = (1, 2, 3, 6, 7, 9, 10, 11);
     let bytes = |kind| match expression::data(attributes.find(kind)?)? {
         Data::Value(value) => Some(value),
@@ -137,7 +181,7 @@ fn element(body: &[u8]) -> Option<Element> {
         },
         object: attributes.text(object).map(Into::into),
         expressions: match (attributes.find(many), attributes.find(one)) {
-            (Some(list), _) => expression::parse_all(list),
+            (Some(list), _) => expression::parse_all(list)?,
             (None, Some(one)) => vec![expression::parse_one(one)],
             (None, None) => Vec::new(),
         },
@@ -147,5 +191,6 @@ fn element(body: &[u8]) -> Option<Element> {
 
 /// `struct nfgenmsg`, then attributes.
 fn split(payload: &[u8]) -> Option<(Family, Attributes<'_>)> {
-    Some((family_of(*payload.first()?)?, Attributes(payload.get(4..)?)))
+    let attributes = Attributes(payload.get(4..)?);
+    attributes.are_whole().then_some((family_of(*payload.first()?)?, attributes))
 }

@@ -31,7 +31,7 @@ fn whole(recording: &[u8]) -> RuleState {
         let name = |kind| of.text(kind).map(|text| Arc::from(&*text));
         match message.kind {
             libc::NFT_MSG_NEWCHAIN => {
-                hooks.chains.extend(parse::base_chain(payload));
+                hooks.chains.extend(parse::called(payload).and_then(parse::Called::base));
                 if let Some(key) = parse::chain_key(payload) {
                     state.chains.0.insert(key, Some(Chain::default()));
                 }
@@ -48,7 +48,10 @@ fn whole(recording: &[u8]) -> RuleState {
             }
             libc::NFT_MSG_NEWSETELEM => {
                 let (Some(table), Some(set)) = (name(1), name(2)) else { continue };
-                elements.entry(SetKey { family, table, set }).or_default().extend(parse::elements(payload));
+                elements
+                    .entry(SetKey { family, table, set })
+                    .or_default()
+                    .extend(parse::elements(payload).unwrap_or_default());
             }
             _ => {}
         }
@@ -115,6 +118,136 @@ fn an_address_of_a_service_leads_to_its_endpoints_in_both_modes() {
         let chances: f64 = paths.iter().filter_map(Path::chance).sum();
         assert!((chances - 1.0).abs() < 1e-6, "{chances}");
     }
+}
+
+/// Attributes of nf_tables by which an expression is decoded: registers, numbers near the limits, and nested data.
+fn attributes_of_an_expression() -> impl Strategy<Value = Vec<u8>> {
+    let number = prop_oneof![
+        0_u32..24,
+        prop::sample::select(vec![0x7fff_ffff, 0x8000_0000, 0xffff_fffb, u32::MAX, 65_535, 256]),
+        any::<u32>(),
+    ];
+    let value = prop_oneof![
+        4 => number.prop_map(|number| number.to_be_bytes().to_vec()),
+        2 => prop::collection::vec(any::<u8>(), 0..70).prop_map(|bytes| {
+            let mut data = Vec::new();
+            push(&mut data, 1, &bytes);
+            data
+        }),
+        1 => prop::collection::vec(any::<u8>(), 0..20),
+    ];
+    prop::collection::btree_map(1_u16..12, value, 0..10).prop_map(|attributes| {
+        let mut message = Vec::new();
+        for (kind, value) in &attributes {
+            push(&mut message, *kind, value);
+        }
+        message
+    })
+}
+
+const EXPRESSIONS: [&str; 36] = [
+    "immediate",
+    "payload",
+    "exthdr",
+    "meta",
+    "ct",
+    "cmp",
+    "range",
+    "bitwise",
+    "byteorder",
+    "lookup",
+    "dynset",
+    "counter",
+    "limit",
+    "quota",
+    "connlimit",
+    "last",
+    "numgen",
+    "hash",
+    "fib",
+    "socket",
+    "rt",
+    "osf",
+    "tunnel",
+    "xfrm",
+    "nat",
+    "masq",
+    "redir",
+    "tproxy",
+    "reject",
+    "notrack",
+    "log",
+    "queue",
+    "objref",
+    "flow_offload",
+    "synproxy",
+    "match",
+];
+
+/// A rule as the kernel writes it.
+fn rule_of(expressions: &[(usize, Vec<u8>)]) -> Vec<u8> {
+    let mut list = Vec::new();
+    for (name, data) in expressions {
+        let mut body = Vec::new();
+        push(&mut body, 1, &[EXPRESSIONS[*name].as_bytes(), b"\0"].concat());
+        push(&mut body, 2, data);
+        push(&mut list, 1, &body);
+    }
+    let mut message = header(2);
+    push(&mut message, 3, &7_u64.to_be_bytes());
+    push(&mut message, 4, &list);
+    message
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn any_bytes_are_a_message_or_none(bytes in prop::collection::vec(any::<u8>(), 0..200), family in 0_u8..12) {
+        for message in [bytes.clone(), [&[family, 0, 0, 0], &bytes[..]].concat()] {
+            let _ = (parse::table(&message), parse::chain_key(&message), parse::called(&message));
+            let _ = (parse::rule(&message), parse::set(&message), parse::elements(&message));
+        }
+    }
+
+    /// What makes no sense to the kernel either is decoded, or named as unknown, and executed to an end.
+    #[test]
+    fn any_expression_is_executed_to_an_end(
+        expressions in prop::collection::vec((0..EXPRESSIONS.len(), attributes_of_an_expression()), 1..6),
+    ) {
+        let rule = parse::rule(&rule_of(&expressions));
+        let rule = rule.ok_or_else(|| TestCaseError::fail("a whole message is a rule"))?;
+        prop_assert_eq!(rule.expressions.len(), expressions.len());
+        let key = ChainKey { family: family_of(2).unwrap(), table: "t".into(), chain: "c".into() };
+        let base = parse::called(&base_chain_message()).and_then(parse::Called::base).unwrap();
+        let hooks = Some(Hooks { chains: vec![BaseChain { key: key.clone(), ..base }], foreign: Vec::new() });
+        let mut state = RuleState { hooks, ..RuleState::default() };
+        state.chains.0.insert(key, Some(Chain { rules: vec![rule], ..Chain::default() }));
+        prop_assert!(paths(state, &to_service("10.96.0.1", 443)).len() <= 64);
+    }
+
+    /// A rule with fewer conditions than it has would match what it does not.
+    #[test]
+    fn a_cut_rule_is_no_rule(
+        expressions in prop::collection::vec((0..EXPRESSIONS.len(), attributes_of_an_expression()), 1..6),
+        cut: prop::sample::Index,
+    ) {
+        let message = rule_of(&expressions);
+        let whole = parse::rule(&message);
+        let cut = parse::rule(&message[..cut.index(message.len())]);
+        prop_assert!(cut.is_none() || cut == whole, "{:?}", cut);
+    }
+}
+
+/// At prerouting, of a table of the family ip.
+fn base_chain_message() -> Vec<u8> {
+    let (mut message, mut hook) = (header(2), Vec::new());
+    push(&mut hook, 1, &0_u32.to_be_bytes());
+    push(&mut hook, 2, &0_u32.to_be_bytes());
+    for (kind, value) in [(1, &b"t\0"[..]), (2, &1_u64.to_be_bytes()), (3, b"c\0"), (4, &hook), (7, b"filter\0")] {
+        push(&mut message, kind, value);
+    }
+    message
 }
 
 proptest! {

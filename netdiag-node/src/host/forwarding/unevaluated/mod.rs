@@ -1,0 +1,235 @@
+//! What is on the way of a packet and can change it, and no evaluator follows: it is named, with whose it is and how to learn
+//! what it does. Paths go on as if it let the packet pass unchanged.
+
+mod bridge;
+mod ipvs;
+mod programs;
+mod tc;
+mod xfrm;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use netdiag_common::forwarding::packet::Origin;
+use netdiag_common::forwarding::path::{self, End};
+use netdiag_common::forwarding::state::BaseChain;
+use netdiag_common::observation::Owner;
+use netdiag_common::observation::fate::Fate;
+use netdiag_common::{Gap, GapReason};
+
+use self::programs::Socket;
+use self::tc::Side;
+use self::xfrm::{Direction, Question};
+use super::super::ReadError;
+use crate::gap;
+
+const IFLA_LINK_NETNSID: u16 = 37;
+
+/// Index of lo in every namespace.
+pub(super) const LOOPBACK: u32 = 1;
+
+/// Things that are named for one fate with their remedies; each path names its own.
+const MAX_FOUND: usize = 64;
+
+/// What the agent knows around the namespace that a packet is in.
+pub struct Surroundings<'a> {
+    /// A proc filesystem that shows the node's processes.
+    pub proc: &'a Path,
+    /// Inode of the calling thread's network namespace.
+    pub netns: u64,
+    /// Whether it is a pod's, whose processes are few.
+    pub is_pod: bool,
+    /// Whether a BPF program is the agent's own, by its id.
+    pub is_own: &'a dyn Fn(u32) -> bool,
+    /// Whose namespace a number stands for, none this one.
+    pub owner: &'a mut dyn FnMut(Option<i32>) -> Option<Owner>,
+}
+
+/// Something that is not evaluated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Found {
+    /// `BPF program cil_from_container (id 7, of Cilium) at tc ingress of lxc1`
+    what: String,
+    why: String,
+    remedy: String,
+}
+
+/// A place where something may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// Processes that send.
+    Senders,
+    In(u32),
+    Out(u32),
+    /// Processes that receive, and the choice among their sockets.
+    Receivers,
+}
+
+/// Looks at each place of each path once, and adds what is there to the paths and to what was not seen. `chains` are all base
+/// chains.
+pub(super) fn tell(fate: &mut Fate, chains: &[BaseChain], around: &Surroundings<'_>) {
+    let mut places: BTreeMap<Place, Vec<usize>> = BTreeMap::new();
+    for (number, path) in fate.outcome.paths.iter().enumerate() {
+        for place in places_of(fate.packet.origin, path) {
+            places.entry(place).or_default().push(number);
+        }
+    }
+    let flow = (fate.packet.protocol, fate.packet.transport().map_or(0, |transport| transport.protocol));
+    for (place, paths) in places {
+        let mut found = Vec::new();
+        let looked = match place {
+            Place::In(index) => programs::at_interface(index, Side::Ingress, around, &mut found),
+            Place::Out(index) => programs::at_interface(index, Side::Egress, around, &mut found),
+            Place::Senders => programs::at_groups(Socket::Sends, flow, around, &mut found),
+            Place::Receivers => programs::at_groups(Socket::Receives, flow, around, &mut found)
+                .and_then(|()| programs::at_socket_lookup(around, &mut found)),
+        };
+        let bridged = match place {
+            Place::In(index) | Place::Out(index) => bridge_filters(fate, index, chains),
+            Place::Senders | Place::Receivers => Ok(Vec::new()),
+        };
+        for found in found {
+            add(fate, &paths, found);
+        }
+        if let Err(error) = looked {
+            fate.unseen.push(unread(&format!("BPF programs {}", words(fate, place)), &error));
+        }
+        match bridged {
+            Ok(found) => found.into_iter().for_each(|found| add(fate, &paths, found)),
+            Err(error) => fate.unseen.push(unread(&format!("bridges {}", words(fate, place)), &error)),
+        }
+    }
+    policies(fate);
+    virtual_servers(fate);
+    narrow_bridges(fate);
+}
+
+fn narrow_bridges(fate: &mut Fate) {
+    for path in &mut fate.outcome.paths {
+        let End::Sent { interface, .. } = path.end else { continue };
+        let is_bridge = fate.interfaces.iter().any(|known| known.index == interface && known.kind == "bridge");
+        if !is_bridge {
+            continue;
+        }
+        match bridge::narrow_ports(interface, path) {
+            Ok(ports) => bridge::narrowed(path, interface, &ports),
+            Err(error) => fate.unseen.push(unread("the ports of a bridge", &error)),
+        }
+    }
+}
+
+fn bridge_filters(fate: &Fate, index: u32, chains: &[BaseChain]) -> Result<Vec<Found>, ReadError> {
+    match fate.interfaces.iter().find(|interface| interface.index == index) {
+        Some(interface) if bridge::is_bridged(interface)? => Ok(bridge::filters(chains, &interface.name)),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// IPsec. What goes over lo is not looked up (`disable_policy` and `disable_xfrm` of lo are on).
+fn policies(fate: &mut Fate) {
+    let mut questions = Vec::new();
+    let mut paths = Vec::new();
+    for (number, path) in fate.outcome.paths.iter().enumerate() {
+        let is_received = matches!(fate.packet.origin, Origin::Received { .. });
+        let (directions, output): (&[Direction], _) = match path.end {
+            End::Sent { interface, .. } if is_received => (&[Direction::Forward, Direction::Out], Some(interface)),
+            End::Sent { interface, .. } => (&[Direction::Out], Some(interface)),
+            End::Delivered if is_received => (&[Direction::In], None),
+            _ => (&[], None),
+        };
+        for direction in directions {
+            questions.push(Question { direction: *direction, packets: [&fate.packet, &path.packet], output });
+            paths.push(number);
+        }
+    }
+    if questions.is_empty() {
+        return;
+    }
+    match xfrm::met(&questions) {
+        Ok(met) => {
+            for (found, path) in met.into_iter().zip(paths) {
+                if let Some(found) = found {
+                    add(fate, &[path], found);
+                }
+            }
+        }
+        Err(error) => fate.unseen.push(unread("XFRM policies", &error)),
+    }
+}
+
+/// IPVS takes a packet at the hooks input and output, by the destination that it has there.
+fn virtual_servers(fate: &mut Fate) {
+    let mut answers = Vec::new();
+    // An error here was one of the whole evaluation before.
+    if !matches!(super::has_virtual_servers(), Ok(true)) {
+        return;
+    }
+    for (number, path) in fate.outcome.paths.iter().enumerate() {
+        let mut asked = BTreeSet::new();
+        for packet in [&fate.packet, &path.packet] {
+            if asked.insert((packet.destination(), packet.known_ports().1)) {
+                answers.push((number, ipvs::server(packet)));
+            }
+        }
+    }
+    for (path, answer) in answers {
+        match answer {
+            Ok(Some(found)) => add(fate, &[path], found),
+            Ok(None) => {}
+            Err(error) => fate.unseen.push(unread("virtual servers of IPVS", &error)),
+        }
+    }
+}
+
+fn places_of(origin: Origin, path: &path::Path) -> Vec<Place> {
+    let mut places = match origin {
+        Origin::Received { interface } => vec![Place::In(interface)],
+        Origin::Sent => vec![Place::Senders],
+    };
+    match (&path.end, origin) {
+        (End::Sent { interface, .. }, _) => places.push(Place::Out(*interface)),
+        (End::Delivered, Origin::Sent) => {
+            places.extend([Place::Out(LOOPBACK), Place::In(LOOPBACK), Place::Receivers]);
+        }
+        (End::Delivered, _) => places.push(Place::Receivers),
+        _ => {}
+    }
+    places
+}
+
+fn add(fate: &mut Fate, paths: &[usize], found: Found) {
+    let Found { what, why, remedy } = found;
+    let gap = format!("{what} is not evaluated");
+    for number in paths {
+        if let Some(path) = fate.outcome.paths.get_mut(*number).filter(|path| !path.gaps.contains(&gap)) {
+            path.gaps.push(gap.clone());
+        }
+    }
+    let is_told = fate.unseen.iter().any(|before| before.what == what);
+    if !is_told && fate.unseen.len() < MAX_FOUND {
+        fate.unseen.push(Gap { what, node: None, reason: GapReason::Failed, why, remedy });
+    }
+}
+
+pub(super) fn unread(what: &str, error: &ReadError) -> Gap {
+    Gap {
+        what: what.to_owned(),
+        node: None,
+        reason: gap::read_reason(error),
+        why: error.to_string(),
+        remedy: "netdiag status lists the rights and mounts that the agent on this node lacks".to_owned(),
+    }
+}
+
+fn words(fate: &Fate, place: Place) -> String {
+    let name = |index: u32| {
+        let found = fate.interfaces.iter().find(|interface| interface.index == index);
+        found.map_or_else(|| format!("interface {index}"), |interface| interface.name.clone())
+    };
+    match place {
+        Place::Senders => "of the control groups that send".to_owned(),
+        Place::Receivers => "of the control groups that receive".to_owned(),
+        Place::In(index) => format!("at the ingress of {}", name(index)),
+        Place::Out(index) => format!("at the egress of {}", name(index)),
+    }
+}

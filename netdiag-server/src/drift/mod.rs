@@ -1,0 +1,182 @@
+//! Intended against programmed, for whole nodes: every port of every Service with what kube-proxy wrote for it, what is left of
+//! Services that are gone, and the routes to the other nodes' pods.
+
+mod intended;
+mod node;
+mod routes;
+mod services;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use netdiag_common::observation::Observation;
+use netdiag_common::observation::service_rules::Proxier;
+use netdiag_common::{Gap, GapReason, Need, Reading, Topic};
+
+pub use self::intended::Entrance;
+
+use self::intended::Slices;
+use crate::ask::{AskError, Source, SourceError};
+use crate::evidence::Cluster;
+
+/// What is compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// None for all nodes.
+    pub node: Option<String>,
+    pub budget: Duration,
+}
+
+/// The answer, node by node.
+#[derive(Debug, Clone)]
+pub struct Drift {
+    pub cluster: Arc<Cluster>,
+    pub nodes: Vec<NodeDrift>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct NodeDrift {
+    pub node: String,
+    /// Whose rules were found; none when they could not be read.
+    pub proxier: Option<Proxier>,
+    /// Addresses and node ports of Service ports that were compared.
+    pub compared: usize,
+    /// Those of Services that changed less than 10 s before the rules were read.
+    pub settling: usize,
+    pub differences: Vec<Difference>,
+    pub gaps: Vec<Gap>,
+}
+
+/// One thing that is not as intended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    pub kind: Kind,
+    /// `namespace/name:port`; empty for what is about the whole node.
+    pub service: String,
+    pub entrance: Option<Entrance>,
+    pub expected: String,
+    pub found: String,
+    /// Where: a map, a chain, a routing table.
+    pub rule: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Nothing leads to the node's rules for Services.
+    NotHooked,
+    /// There are no rules of kube-proxy.
+    NoRules,
+    /// Rules of another mode, or of the other iptables, besides.
+    TwoProxiers,
+    /// A Service port has no entry.
+    Missing,
+    /// The entry leads elsewhere.
+    Endpoints,
+    OtherService,
+    Affinity,
+    Sources,
+    /// An entry that no Service has.
+    Leftover,
+    /// To the pods of another node.
+    Route,
+}
+
+/// What the nodes say, by what was asked.
+pub type Readings = BTreeMap<Need, Reading<Observation>>;
+
+/// Reads the rules of the nodes and compares them. What may be on its way when it is read is looked at again.
+pub async fn drift<S: Source>(source: &S, scope: &Scope) -> Result<Drift, AskError> {
+    let started = Instant::now();
+    let first = look(source, scope, scope.budget).await?;
+    let wait = Duration::from_secs_f64(services::SETTLE_S);
+    // A Service that was deleted leaves no time of its change: what is left of it may be about to go.
+    let left = scope.budget.saturating_sub(started.elapsed());
+    if !source.is_live() || first.nodes.iter().all(|node| node.differences.is_empty()) || left <= wait {
+        return Ok(first.unconfirmed(source.is_live()));
+    }
+    tokio::time::sleep(wait).await;
+    let second = look(source, scope, scope.budget.saturating_sub(started.elapsed())).await?;
+    Ok(first.confirmed_by(second))
+}
+
+async fn look<S: Source>(source: &S, scope: &Scope, budget: Duration) -> Result<Drift, AskError> {
+    let cluster = source.cluster().await?;
+    let asked = asked(&cluster, scope)?;
+    let networks = routes::nodes(&cluster, &asked);
+    let needs =
+        asked.iter().flat_map(|node| [Topic::ServiceRules, Topic::KubeProxy].map(|topic| Need::host(node, topic)));
+    let needs = needs.chain(networks.iter().map(|node| Need::host(node, Topic::Network))).collect();
+    let readings: Readings = source.gather(needs, Instant::now() + budget).await.into_iter().collect();
+    Ok(compare(cluster, &asked, &readings, source.now()))
+}
+
+/// Pure.
+pub fn compare(cluster: Arc<Cluster>, asked: &[String], readings: &Readings, now: Timestamp) -> Drift {
+    let slices = Slices::of(&cluster);
+    let nodes = asked.iter().map(|name| node::compare(&cluster, &slices, name, readings, now)).collect();
+    Drift { cluster, nodes }
+}
+
+fn asked(cluster: &Cluster, scope: &Scope) -> Result<Vec<String>, SourceError> {
+    let kinds = [cluster.nodes.gap(), cluster.services.gap(), cluster.endpoint_slices.gap()];
+    if let Some(gap) = kinds.into_iter().flatten().next() {
+        return Err(SourceError { message: format!("cannot compare: {}; {}", gap.why, gap.remedy) });
+    }
+    let all: Vec<String> = cluster.nodes.iter().map(|node| node.metadata.name.clone()).collect();
+    match &scope.node {
+        None => Ok(all),
+        Some(node) if all.contains(node) => Ok(vec![node.clone()]),
+        Some(node) => Err(SourceError { message: format!("there is no node {node}; there is {}", all.join(", ")) }),
+    }
+}
+
+impl Drift {
+    /// Of both looks, what is still so in the second one: all that the second shows, but only leftovers that both show.
+    fn confirmed_by(self, mut second: Self) -> Self {
+        for node in &mut second.nodes {
+            let before = self.nodes.iter().find(|before| before.node == node.node);
+            let was_there = |difference: &Difference| {
+                before.is_some_and(|before| {
+                    before.differences.iter().any(|old| {
+                        (old.kind, old.entrance, &old.service)
+                            == (difference.kind, difference.entrance, &difference.service)
+                    })
+                })
+            };
+            let before_count = node.differences.len();
+            node.differences.retain(was_there);
+            node.settling += before_count - node.differences.len();
+        }
+        second
+    }
+
+    /// Leftovers that nobody looked at twice are no differences yet.
+    fn unconfirmed(mut self, is_live: bool) -> Self {
+        for node in self.nodes.iter_mut().filter(|_| is_live) {
+            let before = node.differences.len();
+            node.differences.retain(|difference| difference.kind != Kind::Leftover);
+            let doubtful = before - node.differences.len();
+            if doubtful > 0 {
+                let why =
+                    format!("{doubtful} entries belong to no Service, and there was no time to look again after 10 s");
+                node.gaps.push(gap(&node.node, "leftovers of Services", why, "ask with a longer --timeout"));
+            }
+        }
+        self
+    }
+}
+
+fn gap(node: &str, what: &str, why: String, remedy: &str) -> Gap {
+    Gap {
+        what: what.to_owned(),
+        node: Some(node.to_owned()),
+        reason: GapReason::Failed,
+        why,
+        remedy: remedy.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

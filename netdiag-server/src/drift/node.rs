@@ -1,0 +1,144 @@
+//! One node: whose rules it has, and what differs. Pure.
+
+use jiff::Timestamp;
+use netdiag_common::observation::Observation;
+use netdiag_common::observation::kube_proxy::KubeProxy;
+use netdiag_common::observation::service_rules::{Proxier, ServiceRules};
+use netdiag_common::{Gap, Need, Reading, Topic};
+
+use super::intended::{Slices, intended};
+use super::{Difference, Kind, NodeDrift, Readings, gap, routes, services};
+use crate::evidence::Cluster;
+
+pub(super) fn compare(
+    cluster: &Cluster,
+    slices: &Slices<'_>,
+    node: &str,
+    readings: &Readings,
+    now: Timestamp,
+) -> NodeDrift {
+    let mut drift = NodeDrift { node: node.to_owned(), ..NodeDrift::default() };
+    match readings.get(&Need::host(node, Topic::ServiceRules)) {
+        Some(Reading::Seen { value: Observation::ServiceRules(rules), at }) => {
+            drift.proxier = Some(rules.proxier);
+            match rules.proxier {
+                Proxier::None => without_rules(node, readings, &mut drift),
+                _ => with_rules(cluster, slices, rules, (*at, now), &mut drift),
+            }
+        }
+        Some(Reading::Absent { .. }) => without_rules(node, readings, &mut drift),
+        Some(Reading::Unavailable { gap }) => drift.gaps.push(gap.clone()),
+        _ => drift.gaps.push(unasked(node, "rules of kube-proxy")),
+    }
+    routes::compare(cluster, node, readings, &mut drift);
+    drift
+}
+
+fn with_rules(
+    cluster: &Cluster,
+    slices: &Slices<'_>,
+    rules: &ServiceRules,
+    (read_at, now): (Timestamp, Timestamp),
+    drift: &mut NodeDrift,
+) {
+    let node = drift.node.clone();
+    if !rules.hooked {
+        let expected = "base chains lead to kube-proxy's chains, in both families".to_owned();
+        drift.differences.push(whole(Kind::NotHooked, expected, "no packet of some family gets there", rules.proxier));
+    }
+    match &rules.others {
+        None => drift.gaps.push(old_agent(&node, "rules of other modes of kube-proxy")),
+        Some(others) => {
+            for other in others {
+                let expected = format!("rules of {} alone", name(rules.proxier));
+                let found = format!("rules of {} as well", name(*other));
+                drift.differences.push(whole(Kind::TwoProxiers, expected, &found, *other));
+            }
+        }
+    }
+    let compared = services::compare(&intended(cluster, slices, &node), rules, read_at, now);
+    drift.compared = compared.entrances;
+    drift.settling = compared.settling;
+    drift.differences.extend(compared.differences);
+    for (why, count) in compared.unknown {
+        let why = format!("of {count} addresses and node ports: {why}");
+        drift.gaps.push(gap(&node, "rules of single Services", why, "look at them with netdiag trace"));
+    }
+    for why in &rules.undecoded {
+        drift.gaps.push(gap(
+            &node,
+            "rules of kube-proxy",
+            why.clone(),
+            "look at them on the node with nft or iptables-save",
+        ));
+    }
+}
+
+/// No rules at all: a fault only where kube-proxy is what serves Services.
+fn without_rules(node: &str, readings: &Readings, drift: &mut NodeDrift) {
+    let runs = match readings.get(&Need::host(node, Topic::KubeProxy)) {
+        Some(Reading::Seen { value: Observation::KubeProxy(KubeProxy { mode: Some(mode), .. }), .. })
+            if mode == "ipvs" =>
+        {
+            let why = "kube-proxy works by IPVS there, whose tables are not read".to_owned();
+            return drift.gaps.push(gap(
+                node,
+                "rules of kube-proxy",
+                why,
+                "compare ipvsadm -Ln with the EndpointSlices",
+            ));
+        }
+        Some(Reading::Seen { value: Observation::KubeProxy(proxy), .. }) => proxy.running,
+        Some(Reading::Unavailable { gap }) => return drift.gaps.push(gap.clone()),
+        _ => false,
+    };
+    let elsewhere = readings.iter().find_map(|(need, reading)| match reading {
+        Reading::Seen { value: Observation::ServiceRules(rules), .. } if rules.proxier != Proxier::None => {
+            Some(&need.node)
+        }
+        _ => None,
+    });
+    let expected = match elsewhere {
+        _ if runs => "rules of kube-proxy, which runs there".to_owned(),
+        Some(other) => format!("rules of kube-proxy, as node {other} has them"),
+        None => {
+            let why = "there are no rules of kube-proxy, and none runs: another proxy may serve Services".to_owned();
+            return drift.gaps.push(gap(node, "rules for Services", why, "ask that proxy for its state"));
+        }
+    };
+    drift.differences.push(whole(Kind::NoRules, expected, "none", Proxier::None));
+}
+
+fn whole(kind: Kind, expected: String, found: &str, proxier: Proxier) -> Difference {
+    let rule = match proxier {
+        Proxier::Nftables => "tables ip kube-proxy and ip6 kube-proxy",
+        Proxier::IptablesNft => "chain KUBE-SERVICES of tables nat (iptables-nft)",
+        Proxier::IptablesLegacy => "chain KUBE-SERVICES of tables nat (legacy iptables)",
+        Proxier::None => "",
+    };
+    Difference {
+        kind,
+        service: String::new(),
+        entrance: None,
+        expected,
+        found: found.to_owned(),
+        rule: rule.to_owned(),
+    }
+}
+
+fn name(proxier: Proxier) -> &'static str {
+    match proxier {
+        Proxier::Nftables => "nftables mode",
+        Proxier::IptablesNft => "iptables mode through iptables-nft",
+        Proxier::IptablesLegacy => "iptables mode through legacy iptables",
+        Proxier::None => "no mode",
+    }
+}
+
+fn old_agent(node: &str, what: &str) -> Gap {
+    gap(node, what, "the agent does not say".to_owned(), "bring agents and server to the same version")
+}
+
+pub(super) fn unasked(node: &str, what: &str) -> Gap {
+    gap(node, what, "the node did not answer with it".to_owned(), "ask again")
+}
