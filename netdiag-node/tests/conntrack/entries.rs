@@ -8,35 +8,46 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 /// the kernel does not evict early.
 pub(super) fn insert(numbers: std::ops::Range<u32>) {
     const BATCH: usize = 200;
-    let socket =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter).unwrap();
     let mut batch = Vec::new();
     let end = numbers.end;
     for n in numbers {
-        batch.extend(new_entry(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 0)) + n)));
+        let source = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 0)) + n);
+        batch.extend(new_entry((source, 1000).into(), (Ipv4Addr::new(192, 0, 2, 1), 9).into()));
         if n + 1 == end || (n as usize + 1).is_multiple_of(BATCH) {
-            send(std::os::fd::AsRawFd::as_raw_fd(&socket), &batch, MsgFlags::empty()).unwrap();
+            tell(&batch);
             batch.clear();
         }
     }
 }
 
-fn new_entry(source: Ipv4Addr) -> Vec<u8> {
+/// Puts one such entry into it.
+pub(super) fn insert_one(from: SocketAddr, to: SocketAddr) {
+    tell(&new_entry(from, to));
+}
+
+fn tell(messages: &[u8]) {
+    let socket =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter).unwrap();
+    send(std::os::fd::AsRawFd::as_raw_fd(&socket), messages, MsgFlags::empty()).unwrap();
+}
+
+fn new_entry(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    // `enum ctattr_ip`, and the family of the message.
+    let (source, destination, family) = if from.is_ipv4() { (1, 2, 2) } else { (3, 4, 10) };
     let nested = |kind: u16, inside: &[u8]| attribute(kind | 0x8000, inside);
     let tuple = |kind: u16, from: SocketAddr, to: SocketAddr| {
         let octets = |address: SocketAddr| match address.ip() {
-            IpAddr::V4(address) => address.octets(),
-            IpAddr::V6(_) => unreachable!("entries of this test are IPv4"),
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
         };
-        let ip = [attribute(1, &octets(from)), attribute(2, &octets(to))].concat();
+        let ip = [attribute(source, &octets(from)), attribute(destination, &octets(to))].concat();
         let ports =
             [attribute(1, &[17]), attribute(2, &from.port().to_be_bytes()), attribute(3, &to.port().to_be_bytes())]
                 .concat();
         nested(kind, &[nested(1, &ip), nested(2, &ports)].concat())
     };
-    let (from, to) = (SocketAddr::from((source, 1000)), SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9)));
     let body = [
-        vec![2, 0, 0, 0],
+        vec![family, 0, 0, 0],
         tuple(1, from, to),
         tuple(2, to, from),
         // Replied, assured and confirmed, for ten minutes.

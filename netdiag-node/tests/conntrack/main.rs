@@ -7,11 +7,11 @@ mod entries;
 mod lab;
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use entries::insert;
+use entries::{insert, insert_one};
 use lab::{Agent, CONTAINER, FakePod, LISTENS, NODE, Namespace, UID, ip};
 use netdiag_common::observation::flow::{Flow, FlowChanges, FlowMapping, FlowQuery, Flows, FoundFlows, RulesToday};
 use netdiag_common::observation::{Observation, Protocol};
@@ -276,6 +276,33 @@ fn silence_is_unreplied() {
     assert_eq!(found.flows.len(), 1, "the kernel's filter does not hide a zone: {found:?}");
     let flows = lab.fresh_flows();
     assert!(flows.snapshot.zones.iter().any(|zone| (zone.zone, zone.flows) == (7, 1)), "{:?}", flows.snapshot.zones);
+}
+
+#[test]
+fn flow_of_ipv6_is_found_by_its_addresses() {
+    let Some(lab) = Lab::start("six") else { return };
+    let [client, server, other]: [SocketAddr; 3] =
+        ["[fd00:1::2]:40000", "[fd00:2::2]:5353", "[fd00:2::3]:5353"].map(|text| text.parse().unwrap());
+    for to in [server, other] {
+        lab.node.run(|| insert_one(client, to));
+    }
+    let udp = FlowQuery { protocol: Some(Protocol::Udp), ..FlowQuery::default() };
+    for query in [
+        FlowQuery { server: Some(server.ip()), ..FlowQuery::default() },
+        FlowQuery { server: Some(server.ip()), client: Some(client.ip()), ..udp.clone() },
+        FlowQuery { server: Some(server.ip()), port: Some(5353), ..udp.clone() },
+    ] {
+        let found = lab.find(query.clone());
+        assert_eq!(found.flows.len(), 1, "{query:?}: {found:?}");
+        assert_eq!(found.flows[0].original.destination, server.ip());
+    }
+    assert_eq!(lab.find(FlowQuery { client: Some(client.ip()), ..udp }).flows.len(), 2);
+    for query in [
+        FlowQuery { client: Some(server.ip()), ..FlowQuery::default() },
+        FlowQuery { server: Some(server.ip()), protocol: Some(Protocol::Tcp), ..FlowQuery::default() },
+    ] {
+        assert_eq!(lab.find(query.clone()).flows, [], "{query:?}");
+    }
 }
 
 #[test]

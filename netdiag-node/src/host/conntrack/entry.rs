@@ -1,11 +1,9 @@
 //! One entry as ctnetlink writes it (`ctnetlink_fill_info`, `net/netfilter/nf_conntrack_netlink.c`): in dumps, and in the
 //! announcements of new and ended flows. Numbers are in network byte order.
 
-use std::borrow::Cow;
-use std::net::IpAddr;
-
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::flow::{Flow, FlowTuple};
+use std::borrow::Cow;
 
 use crate::host::netlink::{address, attributes};
 
@@ -27,8 +25,8 @@ const TUPLE_ZONE: u16 = 3;
 // `enum ctattr_ip`
 pub(super) const V4_SOURCE: u16 = 1;
 pub(super) const V4_DESTINATION: u16 = 2;
-pub(super) const V6_SOURCE: u16 = 3;
-pub(super) const V6_DESTINATION: u16 = 4;
+const V6_SOURCE: u16 = 3;
+const V6_DESTINATION: u16 = 4;
 // `enum ctattr_l4proto`
 pub(super) const PROTO_NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
@@ -206,14 +204,6 @@ fn number(bytes: &[u8]) -> Option<u32> {
 
 fn port(bytes: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.try_into().ok()?))
-}
-
-/// Attributes that name an address, by its family: for filters.
-pub(super) fn address_attribute(address: IpAddr, v4: u16, v6: u16) -> (u16, Vec<u8>) {
-    match address {
-        IpAddr::V4(address) => (v4, address.octets().to_vec()),
-        IpAddr::V6(address) => (v6, address.octets().to_vec()),
-    }
 }
 
 #[cfg(test)]

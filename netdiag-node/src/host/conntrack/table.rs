@@ -3,6 +3,9 @@
 //! The kernel walks its one hash table for all namespaces and copies what fits into a datagram; nothing is locked between two
 //! of them. It can leave out entries before they are copied: by family since ever, by addresses and protocol of either
 //! direction since Linux 5.8 (`CTA_FILTER`). Older kernels ignore the filter, so every entry is compared here as well.
+//!
+//! IPv6 addresses are compared here only: of them the kernel leaves out exactly the entries that were asked for
+//! (`ctnetlink_filter_match_tuple` takes what `ipv6_addr_cmp` returns for equal addresses for a difference, Linux 6.18).
 
 use std::net::IpAddr;
 use std::ops::ControlFlow;
@@ -13,8 +16,7 @@ use netdiag_common::observation::flow::{Flow, FlowQuery, FoundFlows, MAX_FOUND_F
 use nix::sys::socket::SockProtocol;
 
 use super::entry::{
-    Entry, PROTO_NUMBER, TUPLE_IP, TUPLE_ORIGINAL, TUPLE_PROTO, TUPLE_REPLY, V4_DESTINATION, V4_SOURCE, V6_DESTINATION,
-    V6_SOURCE, address_attribute, parse,
+    Entry, PROTO_NUMBER, TUPLE_IP, TUPLE_ORIGINAL, TUPLE_PROTO, TUPLE_REPLY, V4_DESTINATION, V4_SOURCE, parse,
 };
 use super::timeout::Timeouts;
 use crate::host::ReadError;
@@ -58,6 +60,8 @@ pub(crate) struct Filter {
     original_destination: Option<IpAddr>,
     reply_source: Option<IpAddr>,
     protocol: Option<Protocol>,
+    /// Entries of IPv6 only, also when none of the addresses above says so.
+    is_ipv6: bool,
 }
 
 /// Reads the table into `count`. Returns what makes the pass less than the table; none when nothing does.
@@ -116,6 +120,8 @@ pub(crate) fn find(query: &FlowQuery, timeouts: &Timeouts) -> Result<FoundFlows,
 fn filters(query: &FlowQuery) -> Vec<Filter> {
     let common = Filter { original_source: query.client, protocol: query.protocol, ..Filter::default() };
     match query.server {
+        // The kernel does not compare it, so one pass sees the entries of both kinds.
+        Some(IpAddr::V6(_)) => vec![Filter { is_ipv6: true, ..common }],
         Some(server) => vec![
             Filter { original_destination: Some(server), ..common.clone() },
             Filter { reply_source: Some(server), ..common },
@@ -170,11 +176,12 @@ impl Filter {
         let family = match any {
             Some(IpAddr::V4(_)) => IPV4,
             Some(IpAddr::V6(_)) => IPV6,
+            None if self.is_ipv6 => IPV6,
             None => UNSPECIFIED,
         };
         let mut bytes = vec![family, 0, 0, 0];
         // A tuple cannot be parsed without a family: then only this side compares.
-        if any.is_none() {
+        if family == UNSPECIFIED {
             return bytes;
         }
         let original = tuple(self.original_source, self.original_destination, self.protocol);
@@ -198,13 +205,10 @@ impl Filter {
 fn tuple(source: Option<IpAddr>, destination: Option<IpAddr>, protocol: Option<Protocol>) -> (u32, Vec<u8>) {
     let mut flags = 0;
     let mut ip = Vec::new();
-    for (address, flag, v4, v6) in
-        [(source, BY_SOURCE, V4_SOURCE, V6_SOURCE), (destination, BY_DESTINATION, V4_DESTINATION, V6_DESTINATION)]
-    {
-        if let Some(address) = address {
+    for (address, flag, kind) in [(source, BY_SOURCE, V4_SOURCE), (destination, BY_DESTINATION, V4_DESTINATION)] {
+        if let Some(IpAddr::V4(address)) = address {
             flags |= flag;
-            let (kind, octets) = address_attribute(address, v4, v6);
-            ip.extend(attribute(kind, &octets));
+            ip.extend(attribute(kind, &address.octets()));
         }
     }
     let mut bytes = if ip.is_empty() { Vec::new() } else { attribute(TUPLE_IP | NESTED, &ip) };
@@ -295,6 +299,21 @@ mod tests {
         let translated = entries.iter().find(|e| e.original.destination_port == 80).unwrap();
         assert_eq!((taken(direct), taken(translated)), (1, 1));
         assert_eq!(taken(entries.iter().find(|e| e.original.source.is_ipv6()).unwrap()), 0);
+    }
+
+    #[test]
+    fn addresses_of_ipv6_are_not_left_to_the_kernel() {
+        let address = |text: &str| text.parse().unwrap();
+        let query = FlowQuery {
+            client: Some(address("fd00:1::2")),
+            server: Some(address("fd00:2::2")),
+            ..FlowQuery::default()
+        };
+        let [filter] = &filters(&query)[..] else { panic!("one pass") };
+        let flags = [attribute(FILTER_ORIGINAL_FLAGS, &[0; 4]), attribute(FILTER_REPLY_FLAGS, &[0; 4])].concat();
+        assert_eq!(filter.request(), [vec![IPV6, 0, 0, 0], attribute(FILTER | NESTED, &flags)].concat());
+        let entries: Vec<Entry> = recorded::dump().iter().filter_map(|payload| parse(payload)).collect();
+        assert!(filter.admits(entries.iter().find(|e| e.original.source.is_ipv6()).unwrap()));
     }
 
     #[test]
