@@ -72,6 +72,8 @@ pub enum Topic {
     ServiceRules,
     /// kube-proxy's own health and last sync. Host only.
     KubeProxy,
+    /// The container runtime's network configurations. Host only.
+    Cni,
     /// Packets dropped by the kernel, by namespace, reason and place. Host only: the reading covers the node and its pods.
     Drops,
     /// DNS queries and answers, by namespace, server and name. Host only: the reading covers the node and its pods.
@@ -182,6 +184,7 @@ impl Topic {
                 | Self::Pods
                 | Self::ServiceRules
                 | Self::KubeProxy
+                | Self::Cni
                 | Self::Drops
                 | Self::Rejects
                 | Self::Tcp
@@ -206,6 +209,7 @@ impl Topic {
             Self::Rules => "rules",
             Self::ServiceRules => "service_rules",
             Self::KubeProxy => "kube_proxy",
+            Self::Cni => "cni",
             Self::Drops => "drops",
             Self::Dns => "dns",
             Self::Rejects => "rejects",

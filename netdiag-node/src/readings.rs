@@ -23,8 +23,8 @@ use crate::gap::{Failure, gap};
 use crate::host::device::Scope;
 use crate::host::socket::Limits;
 use crate::host::{
-    Host, ReadError, conntrack, forwarding, kube_proxy, listener, network, process, resolver, rules, service_rules,
-    sysctl,
+    Host, ReadError, cni, conntrack, forwarding, kube_proxy, listener, network, process, resolver, rules,
+    service_rules, sysctl,
 };
 use crate::kernel::{Kernel, Sizes, Uprobes};
 use crate::libraries::LibraryWatch;
@@ -302,6 +302,7 @@ impl Job {
                 process::sees_whole_node(proc)?;
                 kube_proxy::read(proc, netns.inode)?.map(Observation::KubeProxy)
             }
+            Topic::Cni => cni::read(proc, netns.inode)?.map(Observation::Cni),
             Topic::Rules => {
                 let found = rules::read()?;
                 let is_empty = found.tables.is_empty() && found.left_out.is_empty();

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod cni;
 pub mod conntrack;
 pub mod counter;
 pub mod device;
@@ -44,6 +45,7 @@ pub enum Observation {
     Rules(rules::Ruleset),
     ServiceRules(service_rules::ServiceRules),
     KubeProxy(kube_proxy::KubeProxy),
+    Cni(cni::Cni),
     Drops(kfree_skb::Drops),
     Rejects(reject::Rejects),
     Tcp(tcp::Tcp),

@@ -2,7 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::ReadError;
 
@@ -19,6 +22,47 @@ pub(crate) fn text_if_there(path: &Path, limit: u64) -> Result<Option<String>, R
         Err(ReadError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// As [`text_if_there`], of a file that is looked for without leaving `root`.
+pub(crate) fn text_below(root: &Path, path: &str, limit: u64) -> Result<Option<String>, ReadError> {
+    match open_below(root, path).and_then(|mut file| bounded(&mut file, &shown(root, path), limit)) {
+        Ok(text) => Ok(Some(text)),
+        Err(ReadError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// As [`names`], of a directory that is looked for without leaving `root`. None when there is none.
+pub(crate) fn names_below(root: &Path, path: &str, limit: usize) -> Result<Option<Vec<String>>, ReadError> {
+    match below(root, path, OFlag::O_DIRECTORY) {
+        Ok(folder) => names(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())), limit).map(Some),
+        Err(ReadError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a regular file without leaving `root`: a container may make it a link to anywhere, or a pipe that blocks its reader.
+pub(crate) fn open_below(root: &Path, path: &str) -> Result<File, ReadError> {
+    let failed = |source: io::Error| ReadError::File { path: shown(root, path), source };
+    let file = below(root, path, OFlag::O_NONBLOCK)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "not a regular file")));
+    }
+    Ok(file)
+}
+
+fn below(root: &Path, path: &str, flags: OFlag) -> Result<File, ReadError> {
+    let folder = open(root)?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | flags)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let opened = openat2(&folder, path, how);
+    Ok(File::from(opened.map_err(|errno| ReadError::File { path: shown(root, path), source: errno.into() })?))
+}
+
+fn shown(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
 }
 
 /// Names of a directory's entries, at most `limit`, in no order.

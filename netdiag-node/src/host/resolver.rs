@@ -1,12 +1,9 @@
 //! `resolv.conf` as a pod sees it, read through /proc/PID/root: no mount namespace is entered.
 
-use std::fs::File;
-use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
 use netdiag_common::observation::resolver::Resolver;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::{ReadError, file};
 
@@ -21,10 +18,10 @@ pub(crate) fn read(proc: &Path, pids: &[u32]) -> Result<Option<Resolver>, ReadEr
     let mut last_error = None;
     for pid in pids {
         let root = proc.join(format!("{pid}/root"));
-        match open_below(&root).and_then(|mut file| file::bounded(&mut file, &root.join(RESOLV_CONF), MAX_BYTES)) {
-            Ok(text) => return Ok(Some(parse(&text))),
+        match file::text_below(&root, RESOLV_CONF, MAX_BYTES) {
+            Ok(Some(text)) => return Ok(Some(parse(&text))),
             // The process ended, or its container has no such file: a pause image, for example.
-            Err(ReadError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Ok(None) => {}
             Err(error) => last_error = Some(error),
         }
     }
@@ -37,20 +34,6 @@ pub(crate) fn read(proc: &Path, pids: &[u32]) -> Result<Option<Resolver>, ReadEr
 /// As the agent itself sees it: with `dnsPolicy: Default` in its pod, that is the node's.
 pub(crate) fn read_own() -> Result<Option<Resolver>, ReadError> {
     Ok(file::text_if_there(Path::new("/etc/resolv.conf"), MAX_BYTES)?.map(|text| parse(&text)))
-}
-
-/// Opens the file without leaving `root`: a container may make it a link to anywhere, or a pipe that blocks its reader.
-fn open_below(root: &Path) -> Result<File, ReadError> {
-    let failed = |source: io::Error| ReadError::File { path: root.join(RESOLV_CONF), source };
-    let folder = file::open(root)?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let file = File::from(openat2(&folder, RESOLV_CONF, how).map_err(|errno| failed(errno.into()))?);
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "not a regular file")));
-    }
-    Ok(file)
 }
 
 /// resolv.conf(5): the last of several `search` or `domain` lines counts, options add up.
@@ -109,10 +92,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("etc")).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", folder.path().join(RESOLV_CONF)).unwrap();
-        let error = open_below(folder.path()).unwrap_err();
-        assert!(matches!(error, ReadError::File { source, .. } if source.kind() == io::ErrorKind::NotFound));
+        let error = file::open_below(folder.path(), RESOLV_CONF).unwrap_err();
+        assert!(matches!(error, ReadError::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound));
         std::fs::write(folder.path().join("etc/hostname"), "inside").unwrap();
-        assert!(open_below(folder.path()).is_ok());
+        assert!(file::open_below(folder.path(), RESOLV_CONF).is_ok());
     }
 
     #[test]
@@ -120,7 +103,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("etc")).unwrap();
         nix::unistd::mkfifo(&folder.path().join(RESOLV_CONF), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(open_below(folder.path()).unwrap_err().to_string().contains("not a regular file"));
+        assert!(file::open_below(folder.path(), RESOLV_CONF).unwrap_err().to_string().contains("not a regular file"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use netdiag_common::observation::cni::Cni;
 use netdiag_common::observation::conntrack::Conntrack;
 use netdiag_common::observation::counter::Counters;
 use netdiag_common::observation::dns::Dns;
@@ -216,6 +217,7 @@ impl<'e> View<'e> {
         rules: Rules -> Ruleset,
         service_rules: ServiceRules -> ServiceRules,
         kube_proxy: KubeProxy -> KubeProxy,
+        cni: Cni -> Cni,
         drops: Drops -> Drops,
         rejects: Rejects -> Rejects,
         tcp: Tcp -> Tcp,

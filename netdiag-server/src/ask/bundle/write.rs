@@ -136,9 +136,17 @@ async fn report(source: &LiveSource, cluster: &Cluster, node: &str) -> Result<Re
 
 /// Everything that can be read on a node without sending a packet.
 fn passive_needs(cluster: &Cluster, node: &str) -> Vec<Need> {
-    let host_only =
-        [Topic::Preflight, Topic::Pods, Topic::ServiceRules, Topic::KubeProxy, Topic::Drops, Topic::Dns, Topic::Flows]
-            .map(|t| Need::host(node, t));
+    let host_only = [
+        Topic::Preflight,
+        Topic::Pods,
+        Topic::ServiceRules,
+        Topic::KubeProxy,
+        Topic::Cni,
+        Topic::Drops,
+        Topic::Dns,
+        Topic::Flows,
+    ]
+    .map(|t| Need::host(node, t));
     let everywhere = [
         Topic::Network,
         Topic::Sysctls,
