@@ -8,7 +8,7 @@ use netdiag_server::condition::{self, Read};
 use netdiag_server::evidence::KindName;
 
 /// The fault ids that conditions may claim to cover: of the catalogue and of the laboratory's signatures, those that are judged
-/// so far, and `svc-external-traffic-policy-local`, the sibling that the catalogue lacks.
+/// so far, and what the catalogue lacks: `svc-external-traffic-policy-local`, a sibling, and `cni-two-plugins`.
 const FAULTS: &[&str] = &[
     "svc-selector-mismatch",
     "svc-pods-not-ready",
@@ -46,6 +46,9 @@ const FAULTS: &[&str] = &[
     "kp-restore-failure",
     "kp-legacy-nft-mix",
     "cni-duplicate-pod-ip",
+    "svc-manual-endpoints-stale",
+    "svc-cidr-overlap",
+    "cni-two-plugins",
 ];
 
 /// Files of `src/condition` that hold what conditions share instead of a condition: they name no code.
@@ -138,6 +141,7 @@ fn declared_reads_are_topics_and_kinds_without_repetition() {
         "rules",
         "service_rules",
         "kube_proxy",
+        "cni",
         "drops",
         "rejects",
         "tcp",

@@ -8,6 +8,7 @@ use crate::evidence::{KindName, View};
 use crate::finding::Finding;
 use crate::path::Path;
 
+mod between;
 mod bridge;
 pub mod bridge_nf_call_iptables_off;
 pub mod cluster_dns_has_no_endpoints;
@@ -31,8 +32,10 @@ pub mod name_does_not_exist;
 pub mod neighbour_unresolved;
 pub mod plugin_rule_stops_path;
 pub mod pod_address_duplicated;
+pub mod pod_address_without_pod;
 pub mod pod_default_route_missing;
 pub mod pod_network_route_missing;
+pub mod pod_range_overlaps_network;
 pub mod policy_denies_path;
 mod proof;
 pub mod reverse_path_filter_drops;
@@ -44,6 +47,7 @@ pub mod service_traffic_untracked;
 mod sockets;
 pub mod target_port_not_listening;
 mod trace;
+pub mod two_network_plugins;
 mod unready;
 mod way;
 
@@ -72,8 +76,11 @@ pub const ALL: &[&Condition] = &[
     &ip_forwarding_off::CONDITION,
     &reverse_path_filter_drops::CONDITION,
     &iptables_legacy_and_nft_mixed::CONDITION,
+    &pod_address_without_pod::CONDITION,
+    &two_network_plugins::CONDITION,
     &pod_address_duplicated::CONDITION,
     &pod_network_route_missing::CONDITION,
+    &pod_range_overlaps_network::CONDITION,
     &neighbour_unresolved::CONDITION,
     &conntrack_table_full::CONDITION,
     &target_port_not_listening::CONDITION,

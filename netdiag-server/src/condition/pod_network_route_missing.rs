@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use netdiag_common::Netns;
 use netdiag_common::observation::network::Network;
 
+use super::between::{Leg, crosses, legs, pairs};
 use super::trace::{Met, Packets, dropped, probe_of};
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::object::{Node, Object};
@@ -40,14 +41,6 @@ pub const CONDITION: Condition = Condition {
 /// `net/ipv4/ip_input.c` and `net/ipv4/route.c`: no way, or a way that is an error.
 const REASONS: &[&str] = &["IP_INNOROUTES", "IP_OUTNOROUTES"];
 
-/// One direction between two nodes.
-struct Leg<'p> {
-    /// The node whose table is asked.
-    node: &'p str,
-    to: IpAddr,
-    to_node: &'p str,
-}
-
 /// A leg without a way.
 struct Lost<'p> {
     leg: Leg<'p>,
@@ -64,12 +57,7 @@ enum Found<'p> {
 }
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
-    let pairs: Vec<(&Client, &Backend)> =
-        path.clients.iter().flat_map(|client| path.ready_backends().map(move |backend| (client, backend))).collect();
-    let crosses = |(client, backend): &&(&Client, &Backend)| {
-        let in_pod_network = backend.pod.as_ref().is_some_and(|pod| !pod.spec.host_network);
-        in_pod_network && !backend.node.is_empty() && backend.node != client.node
-    };
+    let pairs = pairs(path);
     if !pairs.iter().any(|pair| crosses(&pair)) {
         return Verdict::not_applicable("no endpoint of the path is a pod of another node");
     }
@@ -123,16 +111,6 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         verify: path.ask_again(),
     };
     Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts: first.predicts, fix })
-}
-
-/// There and, for clients in the pod network, back.
-fn legs<'p>(client: &'p Client, backend: &'p Backend) -> Vec<Leg<'p>> {
-    let mut legs = vec![Leg { node: &client.node, to: backend.address, to_node: &backend.node }];
-    let own = client.addresses.iter().copied().find(|own| own.is_ipv4() == backend.address.is_ipv4());
-    if let (Netns::Pod(_), Some(own)) = (&client.netns, own) {
-        legs.push(Leg { node: &backend.node, to: own, to_node: &client.node });
-    }
-    legs
 }
 
 fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
