@@ -25,6 +25,9 @@ pub(super) struct Args {
     /// Let the kernels trace one connection attempt, and compare; agents must allow it (`--allow-trace`)
     #[arg(long)]
     armed: bool,
+    /// Attempt a dozen connections, and show what the rules on the way counted meanwhile; changes nothing
+    #[arg(long, conflicts_with = "armed")]
+    counters: bool,
     /// Time until the prediction must be there: 500ms, 20s, 2m
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = request::parse_timeout)]
     timeout: u64,
@@ -44,6 +47,8 @@ pub(super) struct TraceRequest {
     pub protocol: TransportProtocol,
     #[serde(default)]
     pub armed: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub counters: bool,
     #[serde(default = "request::default_timeout_ms")]
     pub timeout_ms: u64,
 }
@@ -53,13 +58,21 @@ impl TraceRequest {
         if self.armed && self.protocol != TransportProtocol::Tcp {
             return Err(Failure("only TCP can be sent and traced so far; ask without --armed".to_owned()));
         }
+        if self.counters && self.protocol != TransportProtocol::Tcp {
+            return Err(Failure("only TCP can be sent and counted so far; ask without --counters".to_owned()));
+        }
         let understood = |error: ParseError| Failure(error.to_string());
         Ok(Question {
             from: self.from.parse::<Origin>().map_err(understood)?,
             to: self.to.parse().map_err(understood)?,
             protocol: self.protocol.into(),
             purpose: Purpose::Diagnose,
-            tier: if self.armed { Tier::Trace } else { Tier::Passive },
+            tier: match (self.armed, self.counters) {
+                (true, true) => return Err(Failure("--armed and --counters are two proofs; ask for one".to_owned())),
+                (true, false) => Tier::Trace,
+                (false, true) => Tier::Probe,
+                (false, false) => Tier::Passive,
+            },
             budget: request::budget(self.timeout_ms),
         })
     }
@@ -71,6 +84,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         to: args.to,
         protocol: args.protocol,
         armed: args.armed,
+        counters: args.counters,
         timeout_ms: args.timeout,
     };
     let question = request.question()?;

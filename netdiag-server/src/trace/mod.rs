@@ -2,10 +2,12 @@
 //! and routes, and what their kernels say they did with one that was sent.
 //!
 //! The prediction is made of [`Fate`]s: each node evaluates the packet in one namespace, and what leaves there is asked for in
-//! the next. The proof is the kernels' own trace of one connection, in the same namespaces.
+//! the next. The proof is the kernels' own trace of one connection, in the same namespaces; or, where agents change nothing, what
+//! the rules count while connections are attempted.
 
 mod agree;
 mod armed;
+mod counters;
 mod follow;
 mod next;
 
@@ -21,6 +23,7 @@ use netdiag_common::{Gap, Netns, Tier};
 
 pub use agree::{Agreement, Compared, Side, compare};
 pub use armed::{Sent, Traced};
+pub use counters::{Counted, is_certain};
 pub use follow::{Begins, Followed, ways};
 
 use crate::ask::{AskError, Source};
@@ -95,8 +98,10 @@ pub struct Follow {
 pub struct Trace {
     pub destination: IpAddr,
     pub followed: Followed,
-    /// None when nothing was sent.
+    /// None when nothing was sent that kernels traced.
     pub traced: Option<Traced>,
+    /// None when nothing was sent that rules counted.
+    pub counted: Option<Counted>,
 }
 
 impl Leg {
@@ -139,7 +144,11 @@ pub async fn trace<S: Source>(source: &S, question: &Question) -> Result<Follow,
             Tier::Trace => Some(armed::run(source, &path, ends, &followed).await),
             Tier::Passive | Tier::Probe => None,
         };
-        traces.push(Trace { destination, followed, traced });
+        let counted = match question.tier {
+            Tier::Probe => Some(counters::run(source, &path, destination, &followed).await),
+            Tier::Passive | Tier::Trace => None,
+        };
+        traces.push(Trace { destination, followed, traced, counted });
     }
     Ok(Follow { cluster, path, traces })
 }

@@ -9,7 +9,7 @@ use super::{NotSeen, not_seen};
 use crate::evidence::Cluster;
 use crate::path::Path;
 use crate::path::filter::ServiceChains;
-use crate::trace::{Agreement, Compared, Direction, Follow, Leg, Place, Sent, Side, Trace, WayEnd};
+use crate::trace::{Agreement, Compared, Counted, Direction, Follow, Leg, Place, Sent, Side, Trace, WayEnd};
 
 mod text;
 mod words;
@@ -36,13 +36,25 @@ pub struct TraceAnswer {
 pub struct FamilyEntry {
     /// `tcp 10.96.0.20:80`
     pub destination: String,
-    /// How the connection attempt ended; empty when none was made.
+    /// How the connection attempt ended, or how many of several got through; empty when none was made.
     pub sent: String,
     pub agreement: AgreementName,
+    /// What the rules counted while connections were attempted; none when that was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<CountersEntry>,
     /// What the kernel can do with the packet, most likely first.
     pub ways: Vec<WayEntry>,
     /// There are further ways, which were not followed.
     pub cut: bool,
+}
+
+/// The rules' counters before and after connection attempts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CountersEntry {
+    /// Rules on the ways that have a counter.
+    pub rules: usize,
+    /// Of those that every attempt passes: how many counted less than predicted.
+    pub fewer: usize,
 }
 
 /// Whether the kernels' trace is the prediction.
@@ -103,6 +115,12 @@ pub struct DecisionEntry {
     pub object: String,
     /// Packets that the rule's own counter had before; none for rules without one.
     pub packets: Option<u64>,
+    /// Packets that it counted while connections were attempted; of everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted: Option<u64>,
+    /// Packets that it should have counted at least; none where that depends on what is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<f64>,
 }
 
 /// Puts what was followed and traced into words. Pure.
@@ -116,6 +134,12 @@ pub fn build(followed: &Follow, at: Timestamp) -> TraceAnswer {
         if let Some(traced) = &trace.traced {
             gaps.extend(&traced.gaps);
             if let Sent::Not { gap } = &traced.sent {
+                gaps.push(gap);
+            }
+        }
+        if let Some(counted) = &trace.counted {
+            gaps.extend(&counted.gaps);
+            if let Sent::Not { gap } = &counted.sent {
                 gaps.push(gap);
             }
         }
@@ -147,7 +171,8 @@ fn family(world: &World<'_>, path: &Path, trace: &Trace) -> FamilyEntry {
         .map(|way| {
             let is_taken = taken.is_some_and(|taken| std::ptr::eq(taken, way));
             let traced = trace.traced.as_ref().filter(|_| is_taken);
-            let leg = |leg: &Leg| self::leg(world, leg, traced.and_then(|traced| traced.compare(leg)));
+            let counted = trace.counted.as_ref();
+            let leg = |leg: &Leg| self::leg(world, leg, traced.and_then(|traced| traced.compare(leg)), counted);
             WayEntry {
                 chance: way.chance(),
                 taken: is_taken,
@@ -167,16 +192,21 @@ fn family(world: &World<'_>, path: &Path, trace: &Trace) -> FamilyEntry {
         () if seen(AgreementName::Same) => AgreementName::Same,
         () => AgreementName::NotTraced,
     };
-    let sent = match trace.traced.as_ref().map(|traced| &traced.sent) {
-        Some(Sent::Tried(result)) => result.attempts.first().map(|attempt| attempt.outcome.words()).unwrap_or_default(),
-        Some(Sent::Not { gap }) => format!("not sent: {}", gap.why),
-        None => String::new(),
+    let sent = match (&trace.traced, &trace.counted) {
+        (Some(traced), _) => words::sent(&traced.sent),
+        (None, Some(counted)) => words::sent(&counted.sent),
+        (None, None) => String::new(),
     };
+    let counters = trace.counted.as_ref().filter(|counted| matches!(counted.sent, Sent::Tried(_))).map(|counted| {
+        let (rules, fewer) = counted.rules();
+        CountersEntry { rules, fewer }
+    });
     let address = std::net::SocketAddr::new(trace.destination, port);
     FamilyEntry {
         destination: format!("{} {address}", path.protocol),
         sent,
         agreement,
+        counters,
         ways: entries,
         cut: trace.followed.cut,
     }
@@ -188,7 +218,7 @@ struct World<'c> {
     chains: ServiceChains<'c>,
 }
 
-fn leg(world: &World<'_>, leg: &Leg, compared: Option<Compared>) -> LegEntry {
+fn leg(world: &World<'_>, leg: &Leg, compared: Option<Compared>, counted: Option<&Counted>) -> LegEntry {
     let agreement = match &compared {
         None => Agreement::NotTraced,
         Some(compared) if compared.is_same() => Agreement::Same,
@@ -209,7 +239,11 @@ fn leg(world: &World<'_>, leg: &Leg, compared: Option<Compared>) -> LegEntry {
             Agreement::Differs => AgreementName::Differs,
             Agreement::NotTraced => AgreementName::NotTraced,
         },
-        decisions: sides.iter().map(|side| words::side(&world.chains, leg, side)).chain(words::delivery(leg)).collect(),
+        decisions: sides
+            .iter()
+            .map(|side| words::side(&world.chains, leg, side, counted))
+            .chain(words::delivery(leg))
+            .collect(),
         assumptions: leg.path().assumptions.iter().map(|assumption| words::assumption(leg, assumption)).collect(),
         gaps: leg.path().gaps.clone(),
     }
@@ -226,10 +260,11 @@ fn place(cluster: &Cluster, place: &Place) -> String {
 }
 
 impl TraceAnswer {
-    /// On every way of every family the answer comes back, everything was seen, and what was traced is what was predicted.
+    /// On every way of every family the answer comes back, everything was seen, and what was traced or counted is what was predicted.
     pub fn is_healthy(&self) -> bool {
         let well = |family: &FamilyEntry| {
             family.agreement != AgreementName::Differs
+                && family.counters.is_none_or(|counters| counters.fewer == 0)
                 && !family.ways.is_empty()
                 && family.ways.iter().all(|way| way.answered)
         };

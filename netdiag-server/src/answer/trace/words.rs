@@ -10,18 +10,25 @@ use netdiag_common::forwarding::routing::{Considered, Discard, Why};
 use netdiag_common::forwarding::state::{ChainKey, Route};
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin, FateSocket};
+use netdiag_common::observation::probe::Outcome;
 use netdiag_common::observation::trace::{TraceEvent, TraceKind};
 
 use super::DecisionEntry;
 use crate::path::filter::{ServiceChains, owner_by_names};
-use crate::trace::{Direction, Leg, Side, Way, WayEnd};
+use crate::trace::{Counted, Direction, Leg, Sent, Side, Way, WayEnd};
 
-pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side) -> DecisionEntry {
+pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: Option<&Counted>) -> DecisionEntry {
     let (what, of_rule, packets) = match side {
         Side::Untraced(decision) | Side::Both(decision) | Side::Predicted(decision) => {
             (self::decision(leg, decision), rule_of(decision), packets(leg, decision))
         }
         Side::Traced(event) => (self::event(leg, event), rule_of_event(event), None),
+    };
+    let counted = match side {
+        Side::Untraced(decision) | Side::Both(decision) | Side::Predicted(decision) => {
+            counted.and_then(|counted| counted.of(leg, decision))
+        }
+        Side::Traced(_) => None,
     };
     let jumps_to = |verdict: &Verdict| match verdict {
         Verdict::Jump(chain) | Verdict::Goto(chain) => Some(chain.clone()),
@@ -43,6 +50,8 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side) -> Decisi
         owner: owner.unwrap_or_default(),
         object: object.unwrap_or_default(),
         packets,
+        counted: counted.map(|(counted, _)| counted),
+        expected: counted.and_then(|(_, expected)| expected),
     }
 }
 
@@ -56,7 +65,33 @@ pub(super) fn delivery(leg: &Leg) -> Option<DecisionEntry> {
         several => format!("delivered to one of {}: {}", several.len(), several.join(", ")),
     };
     let (owner, object) = (String::new(), String::new());
-    Some(DecisionEntry { what, predicted: true, traced: None, owner, object, packets: None })
+    Some(DecisionEntry {
+        what,
+        predicted: true,
+        traced: None,
+        owner,
+        object,
+        packets: None,
+        counted: None,
+        expected: None,
+    })
+}
+
+/// How one attempt ended, or how many of several got through.
+pub(super) fn sent(sent: &Sent) -> String {
+    match sent {
+        Sent::Not { gap } => format!("not sent: {}", gap.why),
+        Sent::Tried(result) => match &result.attempts[..] {
+            [] => String::new(),
+            [one] => one.outcome.words(),
+            several => {
+                let failed = several.iter().map(|attempt| &attempt.outcome);
+                let first = failed.filter(|outcome| !matches!(outcome, Outcome::Connected)).map(Outcome::words).next();
+                let first = first.map(|words| format!(" ({words})")).unwrap_or_default();
+                format!("{} of {} attempts connected{first}", result.succeeded(), several.len())
+            }
+        },
+    }
 }
 
 /// What says whose rule it is.

@@ -148,7 +148,8 @@ async fn observe(State(api): State<Api>, asked: Asked<Wanted>) -> Result<Respons
     Ok(Json(ask::observe(&api.source, cluster, &wanted).await.map_err(Failure::from)?).into_response())
 }
 
-/// To arm traces is more than to probe, and needs the right to do that; the agents' own configuration decides besides.
+/// To arm traces is more than to probe, and needs the right to do that; the agents' own configuration decides besides. Counters
+/// need attempts.
 async fn trace(
     State(api): State<Api>,
     caller: Option<Extension<Caller>>,
@@ -158,6 +159,8 @@ async fn trace(
     let question = request.question().map_err(|Failure(why)| Refused(StatusCode::BAD_REQUEST, why))?;
     if request.armed {
         api.allow_probes(caller, &question.from, "without --armed").await?;
+    } else if request.counters {
+        api.allow_probes(caller, &question.from, "without --counters").await?;
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     Ok(Json(trace_with(&api.source, &question).await?).into_response())
