@@ -20,7 +20,7 @@ pub fn pairs(path: &Path) -> Vec<(&Client, &Backend)> {
 }
 
 /// The endpoint is a pod of the pod network on another node.
-pub fn crosses((client, backend): &&(&Client, &Backend)) -> bool {
+pub fn crosses((client, backend): (&Client, &Backend)) -> bool {
     let in_pod_network = backend.pod.as_ref().is_some_and(|pod| !pod.spec.host_network);
     in_pod_network && !backend.node.is_empty() && backend.node != client.node
 }

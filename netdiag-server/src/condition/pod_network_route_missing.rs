@@ -58,14 +58,14 @@ enum Found<'p> {
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
     let pairs = pairs(path);
-    if !pairs.iter().any(|pair| crosses(&pair)) {
+    if !pairs.iter().any(|pair| crosses(*pair)) {
         return Verdict::not_applicable("no endpoint of the path is a pod of another node");
     }
     let Look::Seen(_) = view.nodes() else { return Verdict::unknown(view) };
     let mut lost: Vec<Lost> = Vec::new();
     let mut fine = None;
     let (mut dark, mut broken) = (false, 0);
-    for (client, backend) in pairs.iter().filter(crosses) {
+    for (client, backend) in pairs.iter().filter(|pair| crosses(**pair)) {
         let met = probe_of(path, view, client, backend);
         let mut here = false;
         for leg in legs(client, backend) {
@@ -100,7 +100,9 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         }
     }
     let mut proofs: Vec<Proof> = lost.iter().flat_map(|l| l.proofs.clone()).collect();
-    proofs.extend(pairs.iter().filter(crosses).find_map(|(client, backend)| stopped(path, view, client, backend)));
+    proofs.extend(
+        pairs.iter().filter(|pair| crosses(**pair)).find_map(|(client, backend)| stopped(path, view, client, backend)),
+    );
     let fix = Fix {
         text: format!(
             "restore the route on node {}: restart the network plugin's agent there, or check the cloud's route table where \

@@ -59,13 +59,13 @@ enum Found<'p> {
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
     let pairs = pairs(path);
-    if !pairs.iter().any(|pair| crosses(&pair)) {
+    if !pairs.iter().any(|pair| crosses(*pair)) {
         return Verdict::not_applicable("no endpoint of the path is a pod of another node");
     }
     let Look::Seen(_) = view.nodes() else { return Verdict::unknown(view) };
     let (mut clashes, mut fine): (Vec<Clash>, Option<String>) = (Vec::new(), None);
     let (mut dark, mut broken) = (false, 0);
-    for (client, backend) in pairs.iter().filter(crosses) {
+    for (client, backend) in pairs.iter().filter(|pair| crosses(**pair)) {
         let met = probe_of(path, view, client, backend);
         let mut here = false;
         for leg in legs(client, backend) {
@@ -100,7 +100,9 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         }
     }
     let mut proofs: Vec<Proof> = clashes.iter().flat_map(|clash| clash.proofs.clone()).collect();
-    proofs.extend(pairs.iter().filter(crosses).find_map(|(client, backend)| lost(path, view, client, backend)));
+    proofs.extend(
+        pairs.iter().filter(|pair| crosses(**pair)).find_map(|(client, backend)| lost(path, view, client, backend)),
+    );
     let fix = Fix {
         text: format!(
             "if the network on node {} is not meant for pods, take its route away or renumber it; its owner is whoever configured \

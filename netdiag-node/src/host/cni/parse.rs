@@ -71,10 +71,10 @@ pub(super) struct Containerd {
 pub(super) fn containerd(text: &str) -> Containerd {
     let mut found = Containerd { starts_pods: true, folder: None };
     let mut table = String::new();
-    let mut lines = text.lines().map(|line| line.trim());
+    let mut lines = text.lines().map(str::trim);
     while let Some(line) = lines.next() {
         if line.starts_with('[') {
-            table = line.split('#').next().unwrap_or_default().trim().to_owned();
+            line.split('#').next().unwrap_or_default().trim().clone_into(&mut table);
             continue;
         }
         let Some((key, value)) = line.split_once('=') else { continue };
