@@ -66,6 +66,7 @@ fn pod_is_found_by_cgroup_and_veth() {
 #[test]
 fn each_namespace_shows_its_own_side() {
     let Some((lab, _elsewhere)) = start("sides") else { return };
+    ip(&format!("-n {} route add 198.51.100.0/24 dev toPod mtu 1400", lab.node.name));
     let Observation::Network(node) = lab.agent.seen(&Need::host(NODE, Topic::Network)) else { panic!() };
     let Observation::Network(pod) = lab.agent.seen(&Need::pod(NODE, UID, Topic::Network)) else { panic!() };
     let outside = node.links.iter().find(|link| link.name == "toPod").unwrap();
@@ -73,6 +74,8 @@ fn each_namespace_shows_its_own_side() {
     assert_eq!((outside.kind.as_str(), outside.peer_index), ("veth", Some(eth0.index)));
     assert_eq!(eth0.peer_index, Some(outside.index));
     assert!(eth0.carrier && eth0.up);
+    let mtu = |address: &str| node.route_to(address.parse().unwrap()).unwrap().mtu;
+    assert_eq!((mtu("198.51.100.1"), mtu(POD_ADDRESS)), (Some(1400), None));
     assert_eq!(pod.route_to(NODE_ADDRESS.parse().unwrap()).unwrap().destination.to_string(), "10.202.0.0/24");
 
     ip(&format!("-n {} link set toPod down", lab.node.name));

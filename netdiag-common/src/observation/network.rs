@@ -86,6 +86,9 @@ pub struct Route {
     pub table: u32,
     #[serde(default)]
     pub metric: u32,
+    /// The route's own MTU (`RTAX_MTU`), which comes before its link's; none without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// `kernel`, `boot`, `static`, `bird`, … (rtm_protocol).
     #[serde(default)]
     pub protocol: String,

@@ -26,6 +26,10 @@ pub struct ServiceRules {
     /// Where rules of kube-proxy are besides; none from an agent that does not look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub others: Option<Vec<Proxier>>,
+    /// Packets that kube-proxy marks get the node's address when they leave, in each family; none from an agent that does not look,
+    /// and where rules were left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masquerades: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -123,6 +123,7 @@ pub(super) mod tests {
             undecoded: Vec::new(),
             node_ports: None,
             others: None,
+            masquerades: None,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::finding::Finding;
 use crate::path::Path;
 
 mod between;
-mod bridge;
+pub(crate) mod bridge;
 pub mod bridge_nf_call_iptables_off;
 pub mod cluster_dns_has_no_endpoints;
 pub mod conntrack_entry_stale;

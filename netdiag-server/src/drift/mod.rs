@@ -1,8 +1,13 @@
 //! Intended against programmed, for whole nodes: every port of every Service with what kube-proxy wrote for it, what is left of
-//! Services that are gone, and the routes to the other nodes' pods.
+//! Services that are gone, the routes to the other nodes' pods, the links of pods, and flows that outlive their rules.
 
+mod bridges;
+mod flows;
 mod intended;
+mod masquerade;
+mod mtu;
 mod node;
+mod pods;
 mod routes;
 mod services;
 
@@ -18,6 +23,7 @@ use netdiag_common::{Gap, GapReason, Need, Reading, Topic};
 pub use self::intended::Entrance;
 
 use self::intended::Slices;
+use self::pods::Pods;
 use crate::ask::{AskError, Source, SourceError};
 use crate::evidence::Cluster;
 
@@ -81,6 +87,16 @@ pub enum Kind {
     Leftover,
     /// To the pods of another node.
     Route,
+    /// Pods may send more than the way to other nodes carries.
+    Mtu,
+    /// A pod's port of a bridge sends nothing back to where it came from.
+    Hairpin,
+    /// Packets between ports of a bridge bypass the packet filter.
+    BridgeHooks,
+    /// A flow in use goes where no rule leads.
+    Flow,
+    /// Packets leave with a pod's address that should leave with the node's.
+    Masquerade,
 }
 
 /// What the nodes say, by what was asked.
@@ -105,17 +121,25 @@ async fn look<S: Source>(source: &S, scope: &Scope, budget: Duration) -> Result<
     let cluster = source.cluster().await?;
     let asked = asked(&cluster, scope)?;
     let networks = routes::nodes(&cluster, &asked);
-    let needs =
-        asked.iter().flat_map(|node| [Topic::ServiceRules, Topic::KubeProxy].map(|topic| Need::host(node, topic)));
-    let needs = needs.chain(networks.iter().map(|node| Need::host(node, Topic::Network))).collect();
-    let readings: Readings = source.gather(needs, Instant::now() + budget).await.into_iter().collect();
-    Ok(compare(cluster, &asked, &readings, source.now()))
+    let pods = Pods::of(&cluster);
+    let of_host = [Topic::ServiceRules, Topic::KubeProxy, Topic::Flows, Topic::Sysctls];
+    let needs = asked.iter().flat_map(|node| of_host.clone().map(|topic| Need::host(node, topic)));
+    let needs = needs.chain(networks.iter().map(|node| Need::host(node, Topic::Network)));
+    let needs = needs.chain(asked.iter().flat_map(|node| pods.needs(node))).collect();
+    let deadline = Instant::now() + budget;
+    let mut readings: Readings = source.gather(needs, deadline).await.into_iter().collect();
+    // One node alone has no other to be compared with.
+    if asked.len() > 1 {
+        readings.extend(source.gather(masquerade::needs(&pods, &asked, &readings), deadline).await);
+    }
+    Ok(compare(Arc::clone(&cluster), &asked, &readings, source.now()))
 }
 
 /// Pure.
 pub fn compare(cluster: Arc<Cluster>, asked: &[String], readings: &Readings, now: Timestamp) -> Drift {
     let slices = Slices::of(&cluster);
-    let nodes = asked.iter().map(|name| node::compare(&cluster, &slices, name, readings, now)).collect();
+    let pods = Pods::of(&cluster);
+    let nodes = asked.iter().map(|name| node::compare(&cluster, (&slices, &pods), name, readings, now)).collect();
     Drift { cluster, nodes }
 }
 
@@ -180,3 +204,5 @@ fn gap(node: &str, what: &str, why: String, remedy: &str) -> Gap {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_pods;

@@ -7,12 +7,13 @@ use netdiag_common::observation::service_rules::{Proxier, ServiceRules};
 use netdiag_common::{Gap, Need, Reading, Topic};
 
 use super::intended::{Slices, intended};
-use super::{Difference, Kind, NodeDrift, Readings, gap, routes, services};
+use super::pods::{Pods, host};
+use super::{Difference, Kind, NodeDrift, Readings, bridges, flows, gap, masquerade, mtu, routes, services};
 use crate::evidence::Cluster;
 
 pub(super) fn compare(
     cluster: &Cluster,
-    slices: &Slices<'_>,
+    (slices, pods): (&Slices<'_>, &Pods<'_>),
     node: &str,
     readings: &Readings,
     now: Timestamp,
@@ -31,6 +32,14 @@ pub(super) fn compare(
         _ => drift.gaps.push(unasked(node, "rules of kube-proxy")),
     }
     routes::compare(cluster, node, readings, &mut drift);
+    flows::compare(readings, &mut drift);
+    // Without the node's links, what is missing is said with its routes.
+    if let Some(host) = host(readings, node) {
+        let inside = pods.inside(cluster, readings, &mut drift);
+        mtu::compare(cluster, host, &inside, &mut drift);
+        bridges::compare(pods, host, &inside, readings, &mut drift);
+    }
+    masquerade::compare(cluster, pods, readings, &mut drift);
     drift
 }
 
@@ -55,6 +64,11 @@ fn with_rules(
                 drift.differences.push(whole(Kind::TwoProxiers, expected, &found, *other));
             }
         }
+    }
+    match rules.masquerades {
+        None => drift.gaps.push(old_agent(&node, "masquerading of packets that kube-proxy marks")),
+        Some(true) => {}
+        Some(false) => drift.differences.push(unmasqueraded(rules.proxier)),
     }
     let compared = services::compare(&intended(cluster, slices, &node), rules, read_at, now);
     drift.compared = compared.entrances;
@@ -123,6 +137,22 @@ fn whole(kind: Kind, expected: String, found: &str, proxier: Proxier) -> Differe
         expected,
         found: found.to_owned(),
         rule: rule.to_owned(),
+    }
+}
+
+fn unmasqueraded(proxier: Proxier) -> Difference {
+    let rule = match proxier {
+        Proxier::Nftables => "chains mark-for-masquerade and masquerading of tables kube-proxy",
+        _ => "chains KUBE-MARK-MASQ and KUBE-POSTROUTING of tables nat",
+    };
+    Difference {
+        rule: rule.to_owned(),
+        ..whole(
+            Kind::Masquerade,
+            "packets that kube-proxy marks leave with the node's address".to_owned(),
+            "no rule does that, in some family",
+            proxier,
+        )
     }
 }
 

@@ -63,7 +63,7 @@ fn rules() -> Value {
     let both = to(&["10.244.1.2", "10.244.2.2"]);
     let entry = |address: &str, service: &str, action: &Value, terms: Value| json!({"address": address, "protocol": "tcp", "port": 80, "service": service, "action": action, "terms": terms});
     json!({
-        "proxier": "nftables", "hooked": true, "others": [],
+        "proxier": "nftables", "hooked": true, "others": [], "masquerades": true,
         "entries": [
             entry("10.96.0.7", "shop/web:http", &both, json!({"sticky": true})),
             entry("203.0.113.9", "shop/web:http", &both, json!({"sticky": true})),
@@ -103,6 +103,7 @@ fn drift_since(rules: &Value, routes: &[&str], changed: &str) -> NodeDrift {
         (Need::host("n1", Topic::Network), seen("network", &network(routes))),
         (Need::host("n2", Topic::Network), seen("network", &network(&["10.244.1.0/24"]))),
         (Need::host("n1", Topic::KubeProxy), seen("kube_proxy", &json!({"running": true}))),
+        (Need::host("n1", Topic::Flows), Reading::Absent { at: READ_AT.parse().expect("a time") }),
     ]);
     let now = "2026-01-01T12:00:01Z".parse().expect("a time");
     compare(Arc::new(cluster), &["n1".to_owned()], &readings, now).nodes.remove(0)
@@ -214,6 +215,13 @@ fn a_missing_route_is_drift_where_pods_are_reached_by_routes() {
     let drift = drift_since(&rules(), &[], "2026-01-01T10:00:00Z");
     assert_eq!(differences(&drift), one(Kind::Route, ""));
     assert_eq!(drift.differences[0].expected, "a route to 10.244.2.0/24, the pods of node n2");
+}
+
+#[test]
+fn marked_packets_that_nothing_masquerades_are_about_the_whole_node() {
+    assert_eq!(differences(&changed("/masquerades", json!(false))), one(Kind::Masquerade, ""));
+    let old = changed("/masquerades", Value::Null);
+    assert!(old.gaps.iter().any(|gap| gap.what.contains("masquerading")), "{:?}", old.gaps);
 }
 
 #[test]

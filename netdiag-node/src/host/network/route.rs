@@ -9,6 +9,8 @@ use super::{IPV4, IPV6, address, attributes, int, short};
 
 /// A learned exception (path MTU, redirect) of a route, not a route of the table.
 const RTM_F_CLONED: u32 = 0x200;
+/// Of `RTA_METRICS` (`include/uapi/linux/rtnetlink.h`).
+const RTAX_MTU: u16 = 2;
 /// Length of `struct rtnexthop`.
 const NEXT_HOP_BYTES: usize = 8;
 
@@ -38,6 +40,7 @@ fn parse_message(payload: &[u8]) -> Option<Vec<Route>> {
     let mut destination = unspecified;
     let mut table = u32::from(*payload.get(4)?);
     let mut metric = 0;
+    let mut mtu = None;
     let mut source = None;
     let mut single = Hop::default();
     let mut hops = Vec::new();
@@ -50,6 +53,9 @@ fn parse_message(payload: &[u8]) -> Option<Vec<Route>> {
             libc::RTA_OIF => single.link_index = int(value, 0),
             libc::RTA_GATEWAY => single.gateway = address(value),
             libc::RTA_VIA => single.gateway = via(value),
+            libc::RTA_METRICS => {
+                mtu = attributes(value).find(|(kind, _)| *kind == RTAX_MTU).and_then(|(_, value)| int(value, 0));
+            }
             libc::RTA_MULTIPATH => hops = next_hops(value),
             _ => {}
         }
@@ -67,6 +73,7 @@ fn parse_message(payload: &[u8]) -> Option<Vec<Route>> {
         source,
         table,
         metric,
+        mtu,
         protocol: protocol.clone(),
     });
     Some(routes.collect())

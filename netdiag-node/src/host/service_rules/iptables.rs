@@ -53,6 +53,7 @@ pub(super) fn decode(raw: &RawRules, found: &mut Found) -> Option<Backend> {
         {
             found.unhooked |= services.rules.is_empty() || !is_hooked(nat);
             let chains = chains_of(nat);
+            found.unmasqueraded |= !masquerades(nat, &chains);
             decode_nat(services, &chains, found);
             if let Some(node_ports) = chains.get(NODE_PORTS) {
                 decode_node_ports(node_ports, family == "ip6", &chains, found);
@@ -75,6 +76,17 @@ fn is_hooked(nat: &Table) -> bool {
         let jumps = |rule: &Rule| matches!(&rule.verdict, Verdict::Jump { chain } if chain == SERVICES);
         nat.chains.iter().filter(at_hook).any(|chain| chain.rules.iter().any(jumps))
     })
+}
+
+/// Services' chains mark packets, and what is marked meets a rule that masquerades on its way out.
+fn masquerades(nat: &Table, chains: &HashMap<&str, &Chain>) -> bool {
+    let at_hook = |chain: &&Chain| chain.base.as_ref().is_some_and(|base| base.hook == Hook::Postrouting);
+    let jumps = |rule: &Rule| matches!(&rule.verdict, Verdict::Jump { chain } if chain == "KUBE-POSTROUTING");
+    let marks = chains.get("KUBE-MARK-MASQ").is_some_and(|chain| !chain.rules.is_empty());
+    let changes = chains
+        .get("KUBE-POSTROUTING")
+        .is_some_and(|chain| chain.rules.iter().any(|rule| rule.verdict == Verdict::Masquerade));
+    marks && changes && nat.chains.iter().filter(at_hook).any(|chain| chain.rules.iter().any(jumps))
 }
 
 fn decode_nat(services: &Chain, chains: &HashMap<&str, &Chain>, found: &mut Found) {

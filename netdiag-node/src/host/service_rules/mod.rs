@@ -48,6 +48,7 @@ pub(crate) fn decode(raw: &RawRules) -> ServiceRules {
         undecoded: found.undecoded,
         node_ports: Some(found.node_ports.into_values().collect()),
         others: Some(there),
+        masquerades: (proxier != Proxier::None && raw.ruleset.left_out.is_empty()).then_some(!found.unmasqueraded),
     }
 }
 
@@ -93,6 +94,8 @@ struct Found {
     undecoded: Vec<String>,
     /// Some family's packets do not reach the service chains.
     unhooked: bool,
+    /// Some family's packets that are marked for it keep their source.
+    unmasqueraded: bool,
 }
 
 impl Found {

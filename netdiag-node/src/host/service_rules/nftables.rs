@@ -29,6 +29,7 @@ pub(super) fn decode(raw: &RawRules, found: &mut Found) -> bool {
         let sets: HashMap<&str, &Set> = sets.map(|set| (&*set.name, set)).collect();
         let chains = chains_of(table);
         found.unhooked |= !is_hooked(table, &chains);
+        found.unmasqueraded |= !masquerades(table, &chains);
         decode_family(&sets, &chains, &table.family == "ip6", found);
     }
     any
@@ -54,6 +55,24 @@ fn is_hooked(table: &Table, chains: &HashMap<&str, &Chain>) -> bool {
             || leads_to(chain, |to| to.starts_with("service-") || to.starts_with("external-"))
     });
     jumps(Hook::Prerouting) && jumps(Hook::Output) && asks_map
+}
+
+/// What Services' chains have marked meets a rule that masquerades on its way out. They mark it themselves, or in a chain of its own.
+fn masquerades(table: &Table, chains: &HashMap<&str, &Chain>) -> bool {
+    let at_hook =
+        |chain: &&Chain| chain.base.as_ref().is_some_and(|base| base.hook == Hook::Postrouting && base.kind == "nat");
+    let marks = chains.get("mark-for-masquerade").is_none_or(|chain| !chain.rules.is_empty());
+    // Besides, connections of a pod to itself are masqueraded by their addresses.
+    let by_address = |rule: &Rule| {
+        rule.matches.iter().any(|on| match on {
+            Match::Source { .. } => true,
+            Match::Other { text } => text.contains("saddr"),
+            _ => false,
+        })
+    };
+    let changes = |rule: &Rule| rule.verdict == Verdict::Masquerade && !by_address(rule);
+    let changes = chains.get("masquerading").is_some_and(|chain| chain.rules.iter().any(changes));
+    marks && changes && table.chains.iter().filter(at_hook).any(|chain| leads_to(chain, |to| to == "masquerading"))
 }
 
 fn leads_to(chain: &Chain, wanted: impl Fn(&str) -> bool) -> bool {

@@ -51,6 +51,7 @@ fn every_mode_says_the_same_about_the_same_services() {
         let rules = decode(&raw);
         assert_eq!((rules.proxier, rules.hooked), (proxier, true));
         assert_eq!(rules.undecoded, Vec::<String>::new(), "{proxier:?}");
+        assert_eq!(rules.masquerades, Some(true), "{proxier:?}");
         let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
         for (address, protocol, port, name, action) in [
             ("10.96.0.1", tcp, 443, "default/kubernetes:https", api.clone()),
@@ -147,6 +148,18 @@ fn one_family_without_its_jumps_is_enough_to_be_unhooked() {
             chain.rules.clear();
         }
         assert!(!decode(&raw).hooked, "{proxier:?}");
+    }
+}
+
+#[test]
+fn packets_keep_their_source_without_what_marks_or_masquerades_them() {
+    for name in ["KUBE-MARK-MASQ", "masquerading", "KUBE-POSTROUTING", "nat-postrouting", "POSTROUTING"] {
+        for (mut raw, proxier) in every_mode() {
+            let nat = raw.ruleset.tables.iter_mut().filter(|table| table.family == "ip6" && table.name != "mangle");
+            let emptied = nat.flat_map(|table| &mut table.chains).filter(|chain| chain.name == name);
+            let there = emptied.map(|chain| chain.rules.clear()).count() > 0;
+            assert_eq!(decode(&raw).masquerades, Some(!there), "{name} of {proxier:?}");
+        }
     }
 }
 

@@ -59,8 +59,8 @@ pub struct NodeEntry {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DifferenceEntry {
-    /// `not_hooked`, `no_rules`, `two_proxiers`, `missing`, `endpoints`, `other_service`, `affinity`, `sources`, `leftover` or
-    /// `route`.
+    /// `not_hooked`, `no_rules`, `two_proxiers`, `missing`, `endpoints`, `other_service`, `affinity`, `sources`, `leftover`, `route`,
+    /// `mtu`, `hairpin`, `bridge_hooks`, `flow` or `masquerade`.
     pub kind: String,
     /// `shop/web:http`; empty for what is about the whole node.
     pub service: String,
@@ -125,6 +125,11 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Sources => "sources",
         Kind::Leftover => "leftover",
         Kind::Route => "route",
+        Kind::Mtu => "mtu",
+        Kind::Hairpin => "hairpin",
+        Kind::BridgeHooks => "bridge_hooks",
+        Kind::Flow => "flow",
+        Kind::Masquerade => "masquerade",
     }
 }
 

@@ -1,0 +1,222 @@
+//! Links of pods, bridges, flows and masquerading, on two nodes with a bridge each.
+
+use netdiag_common::forwarding::Outcome;
+use netdiag_common::forwarding::packet::Origin;
+use netdiag_common::forwarding::path::{End, Path};
+use netdiag_common::observation::Observation;
+use netdiag_common::observation::fate::{Fate, FateRequest};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::evidence::parse;
+
+const READ_AT: &str = "2026-01-01T12:00:00Z";
+
+fn seen(topic: &str, value: &Value) -> Reading<Observation> {
+    let value = serde_json::from_value(json!({"topic": topic, "value": value})).expect("an observation");
+    Reading::Seen { value, at: READ_AT.parse().expect("a time") }
+}
+
+/// What one story changes.
+struct World {
+    pod_mtu: u32,
+    hairpin: bool,
+    sysctls: Value,
+    outdated: Value,
+    /// Of the way to the other node.
+    route_mtu: Option<u32>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        let sysctls = json!({"net.bridge.bridge-nf-call-iptables": "1"});
+        Self { pod_mtu: 1450, hairpin: true, sysctls, outdated: json!([]), route_mtu: Some(1450) }
+    }
+}
+
+impl World {
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::default();
+        let node = |name: &str, address: &str, net: &str| {
+            json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": name}, "spec": {"podCIDRs": [net]},
+                   "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
+        };
+        let pod = |name: &str, node: &str, address: &str| {
+            json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "namespace": "shop", "uid": name},
+                   "spec": {"nodeName": node}, "status": {"phase": "Running", "podIPs": [{"ip": address}]}})
+        };
+        for object in [
+            node("n1", "172.30.0.11", "10.244.1.0/24"),
+            node("n2", "172.30.0.12", "10.244.2.0/24"),
+            pod("web-1", "n1", "10.244.1.2"),
+            pod("web-2", "n2", "10.244.2.2"),
+            json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "addressType": "IPv4",
+                   "metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+                   "ports": [{"port": 8080}], "endpoints": [{"addresses": ["10.244.1.2"], "nodeName": "n1"}]}),
+        ] {
+            parse::add(&mut cluster, object).expect("an object");
+        }
+        cluster
+    }
+
+    fn host(&self, other: &str) -> Value {
+        json!({
+            "links": [
+                {"index": 2, "name": "eth0", "kind": "", "mtu": 1500, "up": true, "carrier": true},
+                {"index": 4, "name": "cni0", "kind": "bridge", "mtu": 1500, "up": true, "carrier": true,
+                 "bridge": {"nf_call_iptables": false}},
+                {"index": 7, "name": "veth7", "kind": "veth", "mtu": 1500, "up": true, "carrier": true, "peer_index": 3,
+                 "master_index": 4, "bridge_port": {"hairpin": self.hairpin}},
+            ],
+            "addresses": [], "policy_rules": [], "neighbours": [],
+            "routes": [{"destination": other, "kind": "unicast", "link_index": 2, "table": 254, "mtu": self.route_mtu}],
+        })
+    }
+
+    fn pod(&self, address: &str) -> Value {
+        json!({
+            "links": [{"index": 3, "name": "eth0", "kind": "veth", "mtu": self.pod_mtu, "up": true, "carrier": true,
+                       "peer_index": 7}],
+            "addresses": [{"link_index": 3, "address": address, "prefix_length": 24}],
+            "routes": [{"destination": "0.0.0.0/0", "kind": "unicast", "link_index": 3, "table": 254}],
+            "policy_rules": [], "neighbours": [],
+        })
+    }
+
+    fn readings(&self) -> Readings {
+        let flows = json!({
+            "tables": [], "snapshot": {
+                "at": READ_AT, "took_ms": 1, "entries": 1, "groups": [],
+                "mappings": [{"address": "10.96.0.10", "protocol": "udp", "port": 53, "service": "kube-system/dns:dns",
+                              "endpoint": {"address": "10.244.2.9", "port": 53}, "flows": 1, "unreplied": 1, "assured": 0,
+                              "rules": "lead_elsewhere"}],
+                "outdated": self.outdated,
+                "outdated_flows": self.outdated.as_array().map_or(0, Vec::len),
+            },
+        });
+        let rules = json!({"proxier": "nftables", "hooked": true, "others": [], "masquerades": true, "entries": [], "node_ports": []});
+        let mut readings = Readings::new();
+        for (node, other, pod, address) in
+            [("n1", "10.244.2.0/24", "web-1", "10.244.1.2"), ("n2", "10.244.1.0/24", "web-2", "10.244.2.2")]
+        {
+            readings.insert(Need::host(node, Topic::ServiceRules), seen("service_rules", &rules));
+            readings.insert(Need::host(node, Topic::Network), seen("network", &self.host(other)));
+            readings.insert(Need::host(node, Topic::Sysctls), seen("sysctls", &json!({"values": self.sysctls})));
+            readings.insert(Need::host(node, Topic::Flows), seen("flows", &flows));
+            readings.insert(Need::pod(node, pod, Topic::Network), seen("network", &self.pod(address)));
+        }
+        readings
+    }
+
+    /// The one difference of n1.
+    fn one(&self) -> Difference {
+        let drift = drift_of(&self.readings());
+        assert_eq!((drift.differences.len(), &drift.gaps), (1, &Vec::new()), "{:?}", drift.differences);
+        drift.differences[0].clone()
+    }
+
+    fn none(&self) {
+        let drift = drift_of(&self.readings());
+        assert_eq!((drift.differences, drift.gaps), (Vec::new(), Vec::new()));
+    }
+}
+
+fn drift_of(readings: &Readings) -> NodeDrift {
+    let now = "2026-01-01T12:00:01Z".parse().expect("a time");
+    compare(Arc::new(World::cluster()), &["n1".to_owned()], readings, now).nodes.remove(0)
+}
+
+#[test]
+fn links_as_they_should_be_are_no_drift() {
+    World::default().none();
+}
+
+#[test]
+fn pods_that_may_send_more_than_the_way_carries_are_named() {
+    let found = World { pod_mtu: 1500, ..World::default() }.one();
+    assert_eq!((found.kind, found.found.as_str()), (Kind::Mtu, "1500 bytes in 1 pods: shop/web-1"));
+    assert!(found.expected.contains("at most 1450 bytes") && found.expected.contains("node n2"), "{}", found.expected);
+    World { pod_mtu: 1500, route_mtu: None, ..World::default() }.none();
+}
+
+#[test]
+fn port_without_hairpin_is_named_where_a_service_leads_to_its_pod() {
+    let world = World { hairpin: false, ..World::default() };
+    let found = world.one();
+    assert_eq!((found.kind, found.found.as_str()), (Kind::Hairpin, "off at veth7, of 1 pods: shop/web-1"));
+    let now = "2026-01-01T12:00:01Z".parse().expect("a time");
+    let other = compare(Arc::new(World::cluster()), &["n2".to_owned()], &world.readings(), now);
+    assert_eq!(other.nodes[0].differences, [], "no Service leads to the pod of n2");
+}
+
+#[test]
+fn bridge_that_bypasses_the_filter_is_named() {
+    for (sysctls, words) in [
+        (json!({"net.bridge.bridge-nf-call-iptables": "0"}), "net.bridge.bridge-nf-call-iptables is 0"),
+        (json!({}), "br_netfilter is not loaded"),
+    ] {
+        let found = World { sysctls, hairpin: false, ..World::default() }.one();
+        assert_eq!(found.kind, Kind::BridgeHooks);
+        assert!(found.found.contains(words), "{}", found.found);
+    }
+}
+
+#[test]
+fn flow_in_use_that_no_rule_would_make_is_named() {
+    let flow = |protocol: u8, latest: u32| {
+        json!({"protocol_number": protocol, "status": 8, "latest_packet_s": latest, "zone": 0, "mark": 0,
+               "original": {"source": "10.244.1.2", "source_port": 40000, "destination": "10.96.0.10", "destination_port": 53},
+               "reply": {"source": "10.244.2.9", "source_port": 53, "destination": "10.244.1.2", "destination_port": 40000}})
+    };
+    let found = World { outdated: json!([flow(17, 3)]), ..World::default() }.one();
+    assert_eq!((found.kind, found.service.as_str()), (Kind::Flow, "kube-system/dns:dns"));
+    assert_eq!(found.found, "1 go to 10.244.2.9:53, the latest packet 3 s ago");
+    assert_eq!(found.entrance.expect("an address").to_string(), "10.96.0.10:53/udp");
+    World { outdated: json!([flow(17, 60), flow(6, 3)]), ..World::default() }.none();
+}
+
+#[test]
+fn a_node_that_lets_pods_addresses_out_differs_from_one_that_does_not() {
+    let world = World::default();
+    let nodes = ["n1".to_owned(), "n2".to_owned()];
+    let cluster = World::cluster();
+    let mut readings = world.readings();
+    let asked = masquerade::needs(&Pods::of(&cluster), &nodes, &readings);
+    assert_eq!(asked.len(), 2);
+    for need in asked {
+        let Topic::Fate(request) = &need.topic else { panic!("{need:?}") };
+        let own = request.source.expect("the pod's").to_string();
+        let leaves = if need.node == "n1" { own.clone() } else { "172.30.0.12".to_owned() };
+        let reading = fate(request, &leaves);
+        readings.insert(need.clone(), reading);
+    }
+    let found = drift_of(&readings).differences;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].kind, found[0].rule.as_str()), (Kind::Masquerade, "hook postrouting"));
+    assert!(found[0].expected.ends_with("as on node n2") && found[0].found.ends_with("leaves with 10.244.1.2"));
+}
+
+/// The packet leaves, with this source.
+fn fate(request: &FateRequest, source: &str) -> Reading<Observation> {
+    let source = source.parse().expect("an address");
+    let changed = FateRequest { source: Some(source), ..request.clone() };
+    let packet = changed.packet(Origin::Received { interface: 4 }, source).expect("a packet");
+    let path = Path {
+        assumptions: Vec::new(),
+        decisions: Vec::new(),
+        gaps: Vec::new(),
+        end: End::Sent { interface: 2, gateway: None },
+        packet: packet.clone(),
+        connection: None,
+    };
+    let fate = Fate {
+        generation: None,
+        packet,
+        outcome: Outcome { paths: vec![path], cut: false },
+        rules: Vec::new(),
+        interfaces: Vec::new(),
+        deliveries: Vec::new(),
+        unseen: Vec::new(),
+    };
+    Reading::Seen { value: Observation::Fate(Arc::new(fate)), at: READ_AT.parse().expect("a time") }
+}
