@@ -41,6 +41,8 @@ pub enum Proxier {
     IptablesNft,
     /// kube-proxy `--proxy-mode=iptables` through legacy iptables.
     IptablesLegacy,
+    /// kube-proxy `--proxy-mode=ipvs`: virtual servers, with the Services' addresses on the device kube-ipvs0.
+    Ipvs,
     /// No rules of kube-proxy were found.
     None,
 }

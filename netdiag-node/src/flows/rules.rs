@@ -32,7 +32,8 @@ pub(super) struct Index {
 impl Index {
     /// None when no flow can be judged by them: they are not kube-proxy's, or no packet reaches them.
     pub fn new(rules: ServiceRules) -> Option<Self> {
-        if rules.proxier == Proxier::None || !rules.hooked {
+        // IPVS keeps connections of its own.
+        if matches!(rules.proxier, Proxier::None | Proxier::Ipvs) || !rules.hooked {
             return None;
         }
         let mut index = Self {

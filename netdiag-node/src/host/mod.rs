@@ -14,6 +14,7 @@ pub(crate) mod file;
 pub mod forwarding;
 pub(crate) mod genetlink;
 mod iptables;
+pub(crate) mod ipvs;
 pub(crate) mod kernel;
 pub(crate) mod kube_proxy;
 pub mod library;

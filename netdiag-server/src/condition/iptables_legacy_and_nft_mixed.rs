@@ -149,7 +149,7 @@ fn on_node(path: &Path, client: &Client, backend: &Backend, hop: &NodeHop, view:
     let (used, hidden, legacy_is_hidden) = match proxier.value.proxier {
         Proxier::Nftables | Proxier::IptablesNft => ("nf_tables", "legacy iptables", true),
         Proxier::IptablesLegacy => ("legacy iptables", "nf_tables", false),
-        Proxier::None => return OnNode::Free,
+        Proxier::None | Proxier::Ipvs => return OnNode::Free,
     };
     let network = view.network(hop.node, &Netns::Host).seen().map(|network| network.value);
     let packet = packet(path, client, backend, network);

@@ -134,6 +134,7 @@ pub(super) fn on_node(path: &Path, service: &Service, port: &ServicePort, node: 
         return Node::Idle("the Service has no endpoint that rules could lead to");
     }
     let rules = match view.service_rules(node, &Netns::Host) {
+        Look::Seen(rules) if rules.value.proxier == Proxier::Ipvs => return Node::Silent(BY_IPVS),
         Look::Seen(rules) if rules.value.proxier != Proxier::None => rules,
         Look::Seen(Seen { at, .. }) | Look::Absent(at) => return without_rules(service, node, at, view),
         Look::Dark => return Node::Dark,
@@ -226,11 +227,14 @@ fn list<'e>(endpoints: impl Iterator<Item = &'e Endpoint>) -> Vec<String> {
     endpoints.map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port).to_string()).collect()
 }
 
+/// Its virtual servers name no Service, and what differs for a moment while endpoints end is not told apart.
+const BY_IPVS: &str = "kube-proxy works by IPVS there: netdiag drift compares its virtual servers";
+
 /// No rules of kube-proxy at all: a fault only where kube-proxy is what serves Services.
 fn without_rules(service: &Service, node: &str, at: Timestamp, view: &mut View) -> Node {
     if let Look::Seen(proxy) = view.kube_proxy(node, &Netns::Host) {
         if proxy.value.mode.as_deref() == Some("ipvs") {
-            return Node::Silent("kube-proxy works by IPVS there, whose tables are not read");
+            return Node::Silent(BY_IPVS);
         }
         if proxy.value.running {
             return none_at_all(service, node, at, "kube-proxy runs, but its rules are gone", view);

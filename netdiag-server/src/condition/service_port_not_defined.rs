@@ -62,7 +62,8 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         proofs,
         predicts: match proxier {
             // Table kube-proxy, chain cluster-ips-check: what goes to a cluster IP and was not translated is rejected.
-            Some(Proxier::Nftables) if asks_cluster_ip(path, service) => &[Fate::Refused],
+            // In IPVS mode the address is the node's own: nothing listens on its other ports.
+            Some(Proxier::Nftables | Proxier::Ipvs) if asks_cluster_ip(path, service) => &[Fate::Refused],
             // Other proxiers leave the packet alone: it follows the default route, and whoever gets it decides.
             _ => &[Fate::Refused, Fate::Silence, Fate::Unreachable],
         },
@@ -92,6 +93,7 @@ fn rules(path: &Path, view: &mut View, proofs: &mut Vec<Proof>) -> Option<Proxie
     if !known && !ports.is_empty() {
         let others = match rules.value.proxier {
             Proxier::Nftables => "and refuse others",
+            Proxier::Ipvs => "and leave others to the node itself, where nothing listens",
             _ => "and leave others to the default route",
         };
         let text = format!("the rules forward {address} for {} alone {others}", ports.join(", "));

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 use netdiag_common::observation::Observation;
-use netdiag_common::observation::kube_proxy::KubeProxy;
 use netdiag_common::observation::service_rules::{Proxier, ServiceRules};
 use netdiag_common::{Gap, Need, Reading, Topic};
 
@@ -91,17 +90,6 @@ fn with_rules(
 /// No rules at all: a fault only where kube-proxy is what serves Services.
 fn without_rules(node: &str, readings: &Readings, drift: &mut NodeDrift) {
     let runs = match readings.get(&Need::host(node, Topic::KubeProxy)) {
-        Some(Reading::Seen { value: Observation::KubeProxy(KubeProxy { mode: Some(mode), .. }), .. })
-            if mode == "ipvs" =>
-        {
-            let why = "kube-proxy works by IPVS there, whose tables are not read".to_owned();
-            return drift.gaps.push(gap(
-                node,
-                "rules of kube-proxy",
-                why,
-                "compare ipvsadm -Ln with the EndpointSlices",
-            ));
-        }
         Some(Reading::Seen { value: Observation::KubeProxy(proxy), .. }) => proxy.running,
         Some(Reading::Unavailable { gap }) => return drift.gaps.push(gap.clone()),
         _ => false,
@@ -128,6 +116,7 @@ fn whole(kind: Kind, expected: String, found: &str, proxier: Proxier) -> Differe
         Proxier::Nftables => "tables ip kube-proxy and ip6 kube-proxy",
         Proxier::IptablesNft => "chain KUBE-SERVICES of tables nat (iptables-nft)",
         Proxier::IptablesLegacy => "chain KUBE-SERVICES of tables nat (legacy iptables)",
+        Proxier::Ipvs => "virtual servers of IPVS",
         Proxier::None => "",
     };
     Difference {
@@ -161,6 +150,7 @@ fn name(proxier: Proxier) -> &'static str {
         Proxier::Nftables => "nftables mode",
         Proxier::IptablesNft => "iptables mode through iptables-nft",
         Proxier::IptablesLegacy => "iptables mode through legacy iptables",
+        Proxier::Ipvs => "IPVS mode",
         Proxier::None => "no mode",
     }
 }

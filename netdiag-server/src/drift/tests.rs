@@ -211,6 +211,23 @@ fn two_modes_and_unhooked_chains_are_about_the_whole_node() {
 }
 
 #[test]
+fn virtual_servers_of_ipvs_refuse_where_rules_drop() {
+    let mut rules = rules();
+    rules["proxier"] = json!("ipvs");
+    rules["node_ports"][1]["action"] = json!("reject");
+    rules["entries"][2]["terms"] = json!({"sticky": true});
+    for entry in rules["entries"].as_array_mut().expect("a list") {
+        entry["service"] = Value::Null;
+    }
+    let drift = drift_of(&rules);
+    assert_eq!(drift.differences, []);
+    assert!(drift.gaps[0].why.contains("source ranges are in ipsets"), "{:?}", drift.gaps);
+    rules["entries"][0]["action"] = to(&["10.244.1.2"]);
+    let differences = drift_of(&rules).differences;
+    assert_eq!((differences.len(), differences[0].rule.as_str()), (1, "virtual servers of IPVS"));
+}
+
+#[test]
 fn a_missing_route_is_drift_where_pods_are_reached_by_routes() {
     let drift = drift_since(&rules(), &[], "2026-01-01T10:00:00Z");
     assert_eq!(differences(&drift), one(Kind::Route, ""));

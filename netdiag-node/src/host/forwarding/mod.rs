@@ -26,7 +26,7 @@ use self::filters::Filters;
 use self::route::Routes;
 use self::routing::Routing;
 pub use self::unevaluated::Surroundings;
-use super::{ReadError, file, own_net, trace};
+use super::{ReadError, ipvs, trace};
 
 /// Times that the rules may change under a reading before it is given up. Writers such as kube-proxy commit in bursts of
 /// a few.
@@ -191,21 +191,9 @@ fn keep(state: &mut RuleState, set: &SetKey, key: Vec<u8>, element: Option<Arc<E
 
 /// IPVS, where it has anything to do.
 fn virtual_servers() -> Result<Vec<Foreign>, ReadError> {
-    if !has_virtual_servers()? {
+    if !ipvs::has_servers()? {
         return Ok(Vec::new());
     }
     let at = |hook| Foreign { protocol: None, hook: Some(hook), what: "IPVS".into() };
     Ok([Hook::Input, Hook::Forward, Hook::Output].map(at).into())
-}
-
-/// Whether IPVS has anything to do here. The file has three lines of headings, and is there with the module.
-fn has_virtual_servers() -> Result<bool, ReadError> {
-    const HEADINGS: usize = 3;
-    const LIMIT: u64 = 64 << 10;
-    match file::text_if_there(&own_net().join("ip_vs"), LIMIT) {
-        Ok(text) => Ok(text.is_some_and(|text| text.lines().count() > HEADINGS)),
-        // Longer than the limit.
-        Err(ReadError::Malformed { .. }) => Ok(true),
-        Err(error) => Err(error),
-    }
 }

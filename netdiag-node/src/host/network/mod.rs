@@ -33,8 +33,7 @@ pub(crate) fn read() -> Result<Network, ReadError> {
     let mut netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
     let mut left_out = Vec::new();
     let links = links(&mut netlink)?.into_iter().map(|found| found.link).collect();
-    let request = [UNSPECIFIED, 0, 0, 0, 0, 0, 0, 0];
-    let addresses = netlink.dump(libc::RTM_GETADDR, &request, "list addresses", parse_address)?;
+    let addresses = addresses(&mut netlink)?;
     let request = [0u8; 12];
     let routes: Vec<_> = netlink
         .dump(libc::RTM_GETROUTE, &request, "list routes", |payload| Some(route::parse(payload)))?
@@ -65,6 +64,12 @@ pub(crate) fn links(netlink: &mut Netlink) -> Result<Vec<FoundLink>, ReadError> 
     let mut request = vec![0; 16];
     request.extend(attribute(libc::IFLA_EXT_MASK, &SKIP_STATISTICS.to_ne_bytes()));
     netlink.dump(libc::RTM_GETLINK, &request, "list links", parse_link)
+}
+
+/// The addresses of the calling thread's network namespace.
+pub(crate) fn addresses(netlink: &mut Netlink) -> Result<Vec<Address>, ReadError> {
+    let request = [UNSPECIFIED, 0, 0, 0, 0, 0, 0, 0];
+    netlink.dump(libc::RTM_GETADDR, &request, "list addresses", parse_address)
 }
 
 /// One link; none when there is none with this index.

@@ -25,6 +25,15 @@ pub(super) fn there(raw: &RawRules) -> Vec<Proxier> {
     BACKENDS.into_iter().filter(has_rules).map(proxier_of).collect()
 }
 
+/// Where kube-proxy has chains of endpoints, which it has in this mode alone.
+pub(super) fn with_endpoints(raw: &RawRules) -> Vec<Proxier> {
+    let leads_on = |backend: &Backend| {
+        let tables = raw.ruleset.tables.iter().filter(|table| table.backend == *backend && table.name == "nat");
+        tables.flat_map(|table| &table.chains).any(|chain| chain.name.starts_with("KUBE-SEP-"))
+    };
+    BACKENDS.into_iter().filter(leads_on).map(proxier_of).collect()
+}
+
 /// The backend whose tables hold kube-proxy's chains; none when neither does.
 pub(super) fn decode(raw: &RawRules, found: &mut Found) -> Option<Backend> {
     // Both only after a change of the iptables variant; the one in use has the rules.

@@ -1,6 +1,7 @@
 //! Which Service address leads where, decoded from kube-proxy's rules in the calling thread's network namespace.
 
 mod iptables;
+mod ipvs;
 mod nftables;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -24,7 +25,23 @@ const LIMITS: Limits = Limits { rules: 4_000, service_rules: 200_000, service_el
 const MAX_UNDECODED: usize = 50;
 
 pub fn read() -> Result<ServiceRules, ReadError> {
-    Ok(decode(&RawRules::read(LIMITS)?))
+    let virtual_servers = ipvs::read()?;
+    let raw = RawRules::read(LIMITS)?;
+    Ok(if ipvs::is_there(&virtual_servers) { decode_ipvs(&virtual_servers, &raw) } else { decode(&raw) })
+}
+
+/// In this mode kube-proxy has rules in KUBE-SERVICES, too, which match ipsets and lead to no endpoint.
+fn decode_ipvs(virtual_servers: &ipvs::Raw, raw: &RawRules) -> ServiceRules {
+    let mut found = Found::default();
+    ipvs::decode(virtual_servers, &mut found);
+    ServiceRules {
+        hooked: true,
+        proxier: Proxier::Ipvs,
+        entries: found.entries.into_values().collect(),
+        undecoded: found.undecoded,
+        node_ports: Some(found.node_ports.into_values().collect()),
+        others: Some(iptables::with_endpoints(raw)),
+    }
 }
 
 /// Recognises kube-proxy's layout: nftables mode first, since kube-proxy removes the rules of its other modes.

@@ -138,6 +138,7 @@ fn proxier(proxier: Proxier) -> &'static str {
         Proxier::Nftables => "nftables",
         Proxier::IptablesNft => "iptables_nft",
         Proxier::IptablesLegacy => "iptables_legacy",
+        Proxier::Ipvs => "ipvs",
         Proxier::None => "none",
     }
 }

@@ -161,7 +161,7 @@ fn policies(fate: &mut Fate) {
 fn virtual_servers(fate: &mut Fate) {
     let mut answers = Vec::new();
     // An error here was one of the whole evaluation before.
-    if !matches!(super::has_virtual_servers(), Ok(true)) {
+    if !matches!(crate::host::ipvs::has_servers(), Ok(true)) {
         return;
     }
     for (number, path) in fate.outcome.paths.iter().enumerate() {

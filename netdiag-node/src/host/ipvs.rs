@@ -1,0 +1,222 @@
+//! Virtual servers of IPVS and their real servers, in the calling thread's network namespace (generic netlink, `ip_vs_ctl.c`).
+//!
+//! Asked only where IPVS has servers: asking for a family that is not there would load its module.
+
+use std::net::{IpAddr, SocketAddr};
+
+use netdiag_common::forwarding::packet::octets;
+use nix::sys::socket::SockProtocol;
+
+use super::netlink::{IPV4, IPV6, Netlink, address, attribute, attributes, int, short, string};
+use super::{ReadError, file, genetlink, own_net};
+
+// Of linux/ip_vs.h.
+const FAMILY: &str = "IPVS";
+const VERSION: u8 = 1;
+const GET_SERVICE: u8 = 4;
+const GET_DESTINATION: u8 = 8;
+const SERVICE: u16 = 1;
+const DESTINATION: u16 = 2;
+const SERVICE_FAMILY: u16 = 1;
+const SERVICE_PROTOCOL: u16 = 2;
+const SERVICE_ADDRESS: u16 = 3;
+const SERVICE_PORT: u16 = 4;
+const SERVICE_SCHEDULER: u16 = 6;
+const SERVICE_FLAGS: u16 = 7;
+const DESTINATION_ADDRESS: u16 = 1;
+const DESTINATION_PORT: u16 = 2;
+const DESTINATION_METHOD: u16 = 3;
+const DESTINATION_WEIGHT: u16 = 4;
+const DESTINATION_FAMILY: u16 = 11;
+/// `IP_VS_SVC_F_PERSISTENT`: clients stay with their real server.
+const PERSISTENT: u32 = 1;
+
+/// Length of `struct genlmsghdr`.
+const HEADER_BYTES: usize = 4;
+
+/// What a virtual server is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) address: IpAddr,
+    /// IANA protocol number.
+    pub(crate) protocol: u8,
+    pub(crate) port: u16,
+}
+
+/// A virtual server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Virtual {
+    pub(crate) key: Key,
+    /// `rr`, `wrr`, `sh`, …
+    pub(crate) scheduler: String,
+    pub(crate) is_persistent: bool,
+}
+
+/// A real server behind a virtual one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Real {
+    pub(crate) address: SocketAddr,
+    /// `IP_VS_CONN_F_MASQ` and its siblings, in the low three bits.
+    pub(crate) method: u32,
+    /// 0: gets no new connection.
+    pub(crate) weight: u32,
+}
+
+/// The tables of IPVS, open.
+pub(crate) struct Tables {
+    netlink: Netlink,
+    family: u16,
+}
+
+/// Whether IPVS has anything to do here. The file has three lines of headings, and is there with the module.
+pub(crate) fn has_servers() -> Result<bool, ReadError> {
+    const HEADINGS: usize = 3;
+    const LIMIT: u64 = 64 << 10;
+    match file::text_if_there(&own_net().join("ip_vs"), LIMIT) {
+        Ok(text) => Ok(text.is_some_and(|text| text.lines().count() > HEADINGS)),
+        // Longer than the limit.
+        Err(ReadError::Malformed { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+impl Tables {
+    /// None where this kernel has no IPVS. Asked without [`has_servers`], this may load its module.
+    pub(crate) fn open() -> Result<Option<Self>, ReadError> {
+        let mut netlink = Netlink::open(SockProtocol::NetlinkGeneric)?;
+        let family = genetlink::family(&mut netlink, FAMILY)?;
+        Ok(family.map(|family| Self { netlink, family }))
+    }
+
+    /// All that have an address; those for firewall marks have none.
+    pub(crate) fn servers(&mut self) -> Result<Vec<Virtual>, ReadError> {
+        let request = [GET_SERVICE, VERSION, 0, 0];
+        self.netlink.dump(self.family, &request, "list virtual servers", server)
+    }
+
+    /// None when this is no virtual server.
+    pub(crate) fn server(&mut self, key: Key) -> Result<Option<Virtual>, ReadError> {
+        match self.netlink.get(self.family, &request(GET_SERVICE, key), "look up a virtual server", server) {
+            Err(ReadError::Call { source, .. })
+                if matches!(source.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::ENOMSG)) =>
+            {
+                Ok(None)
+            }
+            found => found,
+        }
+    }
+
+    pub(crate) fn reals(&mut self, key: Key) -> Result<Vec<Real>, ReadError> {
+        let v4 = key.address.is_ipv4();
+        let request = request(GET_DESTINATION, key);
+        self.netlink.dump(self.family, &request, "list real servers", |payload| real(payload, v4))
+    }
+}
+
+fn request(command: u8, key: Key) -> Vec<u8> {
+    let family = u16::from(if key.address.is_ipv4() { IPV4 } else { IPV6 });
+    let mut address = octets(key.address);
+    address.resize(16, 0);
+    let fields = [
+        attribute(SERVICE_FAMILY, &family.to_ne_bytes()),
+        attribute(SERVICE_PROTOCOL, &u16::from(key.protocol).to_ne_bytes()),
+        attribute(SERVICE_ADDRESS, &address),
+        attribute(SERVICE_PORT, &key.port.to_be_bytes()),
+    ];
+    let mut bytes = vec![command, VERSION, 0, 0];
+    bytes.extend(attribute(SERVICE, &fields.concat()));
+    bytes
+}
+
+fn nested(payload: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(payload.get(HEADER_BYTES..)?).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+fn server(payload: &[u8]) -> Option<Virtual> {
+    let (mut family, mut protocol, mut bytes, mut port) = (None, None, None, None);
+    let (mut scheduler, mut flags) = (String::new(), 0);
+    for (kind, value) in attributes(nested(payload, SERVICE)?) {
+        match kind {
+            SERVICE_FAMILY => family = short(value, 0),
+            SERVICE_PROTOCOL => protocol = short(value, 0),
+            SERVICE_ADDRESS => bytes = Some(value),
+            SERVICE_PORT => port = short(value, 0).map(u16::from_be),
+            SERVICE_SCHEDULER => scheduler = string(value),
+            SERVICE_FLAGS => flags = int(value, 0)?,
+            _ => {}
+        }
+    }
+    let key = Key { address: sized(bytes?, family?)?, protocol: u8::try_from(protocol?).ok()?, port: port? };
+    Some(Virtual { key, scheduler, is_persistent: flags & PERSISTENT != 0 })
+}
+
+/// One real server. Its family is the virtual one's on kernels that do not say (before Linux 3.18).
+fn real(payload: &[u8], v4: bool) -> Option<Real> {
+    let (mut bytes, mut family, mut port) = (None, u16::from(if v4 { IPV4 } else { IPV6 }), 0);
+    let (mut method, mut weight) = (0, 0);
+    for (kind, value) in attributes(nested(payload, DESTINATION)?) {
+        match kind {
+            DESTINATION_ADDRESS => bytes = Some(value),
+            DESTINATION_FAMILY => family = short(value, 0)?,
+            DESTINATION_PORT => port = u16::from_be(short(value, 0)?),
+            DESTINATION_METHOD => method = int(value, 0)?,
+            DESTINATION_WEIGHT => weight = int(value, 0)?,
+            _ => {}
+        }
+    }
+    Some(Real { address: SocketAddr::new(sized(bytes?, family)?, port), method, weight })
+}
+
+/// Addresses are unions of 16 bytes.
+fn sized(bytes: &[u8], family: u16) -> Option<IpAddr> {
+    address(bytes.get(..if family == u16::from(IPV4) { 4 } else { 16 })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn union(address: &[u8]) -> Vec<u8> {
+        let mut bytes = address.to_vec();
+        bytes.resize(16, 0);
+        bytes
+    }
+
+    #[test]
+    fn real_servers_have_address_and_weight() {
+        let fields = [
+            attribute(DESTINATION_ADDRESS, &union(&[10, 0, 0, 1])),
+            attribute(DESTINATION_PORT, &6443_u16.to_be_bytes()),
+            attribute(DESTINATION_METHOD, &0_u32.to_ne_bytes()),
+            attribute(DESTINATION_WEIGHT, &7_u32.to_ne_bytes()),
+        ];
+        let message = [vec![GET_DESTINATION, VERSION, 0, 0], attribute(DESTINATION, &fields.concat())].concat();
+        let expected = Real { address: "10.0.0.1:6443".parse().unwrap(), method: 0, weight: 7 };
+        assert_eq!(real(&message, true), Some(expected));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_what_a_server_is_known_by() {
+        let key = Key { address: "fd00::1".parse().unwrap(), protocol: 6, port: 443 };
+        let expected = Virtual { key, scheduler: String::new(), is_persistent: false };
+        assert_eq!(server(&request(GET_SERVICE, key)), Some(expected));
+    }
+
+    #[test]
+    fn a_server_of_a_firewall_mark_has_no_address() {
+        let fields = [attribute(SERVICE_FAMILY, &2_u16.to_ne_bytes()), attribute(5, &7_u32.to_ne_bytes())];
+        let message = [vec![GET_SERVICE, VERSION, 0, 0], attribute(SERVICE, &fields.concat())].concat();
+        assert_eq!(server(&message), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_server_or_none(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = (real(&bytes, true), server(&bytes));
+            for kind in [SERVICE, DESTINATION] {
+                let message = [vec![0; 4], attribute(kind, &bytes)].concat();
+                let _ = (real(&message, false), server(&message));
+            }
+        }
+    }
+}
