@@ -2,6 +2,7 @@
 
 mod answer;
 mod observe;
+mod probe;
 mod programmed;
 mod space;
 mod table;
@@ -14,6 +15,8 @@ pub(crate) enum Task {
     Answer(answer::Arguments),
     /// What seeing costs: packets dropped in a storm with the agent and without
     Observe(observe::Arguments),
+    /// What probes add to a round trip, how many an agent sustains, and what they cost
+    Probe(probe::Arguments),
     /// What a question about one packet costs with very many Services: time, memory, and what listing all rules takes
     Programmed(programmed::Arguments),
 }
@@ -22,6 +25,7 @@ pub(crate) fn run(task: &Task) -> Result<()> {
     match task {
         Task::Answer(arguments) => answer::run(arguments),
         Task::Observe(arguments) => observe::run(arguments),
+        Task::Probe(arguments) => probe::run(arguments),
         Task::Programmed(arguments) => programmed::run(arguments),
     }
 }

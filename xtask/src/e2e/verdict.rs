@@ -130,7 +130,10 @@ pub(super) fn compare_without(case: &Case, full: &Answer, answer: &Answer) -> Ve
         wrong.push("called healthy".to_owned());
     }
     if !answer.codes.is_empty() && answer.confidence > full.confidence {
-        wrong.push(format!("confidence {} is above {} with all views", answer.confidence, full.confidence));
+        wrong.push(format!(
+            "confidence {} is above {} with all views, where undecided was {} and not seen {}",
+            answer.confidence, full.confidence, full.json["undecided"], full.json["not_seen"]
+        ));
     }
     wrong
 }

@@ -9,10 +9,10 @@ mod empty;
 mod flood;
 mod peer;
 mod pods;
-mod process;
+pub(super) mod process;
 mod storm;
 mod tcp;
-mod world;
+pub(super) mod world;
 
 use std::path::{Path, PathBuf};
 

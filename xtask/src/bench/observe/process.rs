@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -68,7 +69,7 @@ impl Drop for Running {
 }
 
 /// An agent that answers and serves its metrics on loopback.
-pub(super) struct Agent<'a> {
+pub(in crate::bench) struct Agent<'a> {
     pub(super) started: Instant,
     running: Running,
     certificates: &'a Path,
@@ -77,10 +78,10 @@ pub(super) struct Agent<'a> {
 }
 
 /// Resident memory of a process, in MiB.
-pub(super) struct Resident {
-    pub(super) now: f64,
+pub(in crate::bench) struct Resident {
+    pub(in crate::bench) now: f64,
     /// Since [`Agent::forget_peak`].
-    pub(super) peak: f64,
+    pub(in crate::bench) peak: f64,
 }
 
 impl<'a> Agent<'a> {
@@ -101,7 +102,7 @@ impl<'a> Agent<'a> {
     }
 
     /// Returns when it has answered.
-    pub(super) fn start(program: &Path, certificates: &'a Path, arguments: &[&str]) -> Result<Self> {
+    pub(in crate::bench) fn start(program: &Path, certificates: &'a Path, arguments: &[&str]) -> Result<Self> {
         let mut agent = Self::spawn(program, certificates, arguments)?;
         agent.first_metrics()?;
         Ok(agent)
@@ -134,13 +135,13 @@ impl<'a> Agent<'a> {
     }
 
     /// CPU time of the process, user and system. The kernel charges its programs to whomever they interrupt.
-    pub(super) fn cpu(&self) -> Result<Duration> {
+    pub(in crate::bench) fn cpu(&self) -> Result<Duration> {
         let clock = clock_getcpuclockid(Pid::from_raw(self.pid()?.cast_signed()));
         let time = clock.and_then(clock_gettime).context("cannot read the agent's CPU time")?;
         Ok(time.into())
     }
 
-    pub(super) fn resident(&self) -> Result<Resident> {
+    pub(in crate::bench) fn resident(&self) -> Result<Resident> {
         let path = format!("/proc/{}/status", self.pid()?);
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         let mebibytes = |name: &str| {
@@ -151,14 +152,14 @@ impl<'a> Agent<'a> {
         Ok(Resident { now: mebibytes("VmRSS:")?, peak: mebibytes("VmHWM:")? })
     }
 
-    pub(super) fn forget_peak(&self) -> Result<()> {
+    pub(in crate::bench) fn forget_peak(&self) -> Result<()> {
         // proc_pid_clear_refs(5): 5 sets the peak to what is resident now (Linux 4.0).
         let path = format!("/proc/{}/clear_refs", self.pid()?);
         std::fs::write(&path, "5").with_context(|| format!("cannot write {path}"))
     }
 
     /// The reading of each need; all of them must have been read.
-    pub(super) fn ask(&self, needs: &[Value]) -> Result<Vec<Value>> {
+    pub(in crate::bench) fn ask(&self, needs: &[Value]) -> Result<Vec<Value>> {
         let body = json!({ "wire": 1, "needs": needs, "budget_ms": ANSWERS_WITHIN_MS }).to_string();
         let file = |name: &str| self.certificates.join(name);
         let mut curl = command::tool("curl");
@@ -179,6 +180,19 @@ impl<'a> Agent<'a> {
             bail!("the agent could not read {}: {}", gap["need"], gap["reading"]["gap"]["why"]);
         }
         Ok(readings)
+    }
+
+    /// Lets it use all of them, with the threads that it has and will have.
+    pub(in crate::bench) fn on_every_processor(&self) -> Result<()> {
+        let tasks = format!("/proc/{}/task", self.pid()?);
+        let all = std::thread::available_parallelism().context("cannot count the processors")?.get();
+        let mut set = CpuSet::new();
+        (0..all).try_for_each(|processor| set.set(processor)).context("too many processors")?;
+        for task in std::fs::read_dir(&tasks).with_context(|| format!("cannot list {tasks}"))? {
+            let id = task.context("cannot list threads")?.file_name().to_string_lossy().parse().context("a thread's id")?;
+            sched_setaffinity(Pid::from_raw(id), &set).context("cannot move the agent's threads")?;
+        }
+        Ok(())
     }
 
     fn pid(&self) -> Result<u32> {
@@ -224,7 +238,7 @@ pub(super) fn agents() -> usize {
 }
 
 /// One certificate for both sides of the agent's TLS.
-pub(super) fn certificates() -> Result<tempfile::TempDir> {
+pub(in crate::bench) fn certificates() -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir().context("cannot create a folder for certificates")?;
     let names = ["netdiag-node", "netdiag-server"].map(str::to_owned);
     let made = rcgen::generate_simple_self_signed(names).context("cannot make a certificate")?;
@@ -243,7 +257,7 @@ fn free_port() -> Result<u16> {
 }
 
 /// NaN when nothing was measured: no target is met by it.
-pub(super) fn median(values: &[f64]) -> f64 {
+pub(in crate::bench) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

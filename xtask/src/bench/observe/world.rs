@@ -12,16 +12,16 @@ use serde_json::{Value, json};
 use super::process::NODE;
 use crate::bench::space::Space;
 
-pub(super) struct World {
-    pub(super) node: Space,
-    pub(super) pods: Vec<Pod>,
+pub(in crate::bench) struct World {
+    pub(in crate::bench) node: Space,
+    pub(in crate::bench) pods: Vec<Pod>,
     /// The kubelet's cgroupRoot, as the agent is told it.
-    pub(super) root: String,
+    pub(in crate::bench) root: String,
     folder: PathBuf,
 }
 
-pub(super) struct Pod {
-    pub(super) space: Space,
+pub(in crate::bench) struct Pod {
+    pub(in crate::bench) space: Space,
     uid: String,
     child: Child,
     group: PathBuf,
@@ -31,7 +31,7 @@ pub(super) struct Pod {
 const MAX_PODS: u16 = 1000;
 
 impl World {
-    pub(super) fn new(pods: u16) -> Result<Self> {
+    pub(in crate::bench) fn new(pods: u16) -> Result<Self> {
         assert!(pods <= MAX_PODS, "addresses are given to {MAX_PODS} pods");
         let root = format!("/netdiag-bench-{}", std::process::id());
         let hierarchies = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new);
@@ -85,6 +85,11 @@ impl Drop for World {
 impl Pod {
     /// What an agent is asked about this pod.
     pub(super) fn need(&self, topic: &str) -> Value {
+        self.need_of(topic.into())
+    }
+
+    /// As [`Pod::need`], of a topic with words of its own.
+    pub(in crate::bench) fn need_of(&self, topic: Value) -> Value {
         json!({ "node": NODE, "netns": { "pod": self.uid }, "topic": topic })
     }
 
