@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::observation::fate::FateRequest;
 use crate::observation::flow::FlowQuery;
 use crate::observation::probe::ProbeRequest;
+use crate::observation::series::SeriesRequest;
 use crate::observation::trace::TraceRequest;
 
 /// One thing to read on one node.
@@ -96,6 +97,8 @@ pub enum Topic {
     Counters,
     /// One active probe.
     Probe(ProbeRequest),
+    /// Probes of one kind, on a schedule.
+    Series(SeriesRequest),
     /// What would become of one packet, by the rules and routes of the namespace.
     Fate(FateRequest),
     /// What the kernel does with the packets of one tuple.
@@ -130,7 +133,7 @@ impl Need {
 
     pub fn tier(&self) -> Tier {
         match self.topic {
-            Topic::Probe(_) => Tier::Probe,
+            Topic::Probe(_) | Topic::Series(_) => Tier::Probe,
             Topic::Trace(_) => Tier::Trace,
             _ => Tier::Passive,
         }
@@ -221,6 +224,7 @@ impl Topic {
             Self::Sockets => "sockets",
             Self::Counters => "counters",
             Self::Probe(_) => "probe",
+            Self::Series(_) => "series",
             Self::Fate(_) => "fate",
             Self::Trace(_) => "trace",
         }

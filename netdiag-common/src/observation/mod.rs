@@ -22,6 +22,7 @@ pub mod probe;
 pub mod reject;
 pub mod resolver;
 pub mod rules;
+pub mod series;
 pub mod service_rules;
 pub mod socket;
 pub mod sysctl;
@@ -57,6 +58,7 @@ pub enum Observation {
     Counters(counter::Counters),
     Dns(dns::Dns),
     Probe(probe::ProbeResult),
+    Series(series::SeriesResult),
     Fate(std::sync::Arc<fate::Fate>),
     Trace(trace::TraceRecord),
 }
