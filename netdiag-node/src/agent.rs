@@ -52,7 +52,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
     let otlp = Otlp::new(&config.otlp)?;
     let listen = listener.local_addr().unwrap_or(config.listen);
     let readings = Readings::new(config.node_name.clone(), host, config.budget, &config.dns_ports, config.uprobes);
-    let readings = Arc::new(readings.allow_trace(config.allow_trace));
+    let readings = readings.allow_trace(config.allow_trace).allow_probes(config.probe_allow, config.probe_throughput);
+    let readings = Arc::new(readings);
     let (version, instance) = (env!("CARGO_PKG_VERSION"), life.instance.as_str());
     tracing::info!(node = config.node_name, %listen, version, instance, "listening");
 

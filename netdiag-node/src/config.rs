@@ -9,6 +9,7 @@ use netdiag_common::wire::AGENT_PORT;
 
 use crate::kernel::Uprobes;
 use crate::metrics::{METRICS_PORT, otlp};
+use crate::probe::series::AllowList;
 use crate::report;
 use crate::shed::Budget;
 
@@ -75,6 +76,13 @@ pub struct Config {
     /// else of the agent changes anything
     #[arg(long, env = "NETDIAG_ALLOW_TRACE")]
     pub allow_trace: bool,
+    /// Networks that probes may be sent to beside the cluster's (loopback, private and link-local ones): 203.0.113.0/24,2001:db8::/32
+    #[arg(long, env = "NETDIAG_PROBE_ALLOW", value_parser = AllowList::parse, default_value = "")]
+    pub probe_allow: AllowList,
+    /// Let the server ask for throughput probes, which fill a link for at most ten seconds, one at a time: off, since pods use
+    /// the same links
+    #[arg(long, env = "NETDIAG_PROBE_THROUGHPUT")]
+    pub probe_throughput: bool,
 }
 
 /// Names with commas between them; none is none.

@@ -109,6 +109,7 @@ fn subject(topic: &Topic) -> String {
         Topic::Probe(ProbeRequest::Dns { server, name, .. }) => {
             return format!("a DNS query for {name} to {server}");
         }
+        Topic::Series(request) => return format!("{} probes of {}", request.probe.name(), request.probe.target()),
         Topic::Fate(request) => return format!("fate of {}", request.words()),
         Topic::Trace(request) => return format!("trace of {}", request.tuple),
     };

@@ -4,6 +4,7 @@
 //! the namespace and makes the socket, and the reactor does the rest.
 
 mod dns;
+pub mod series;
 mod tcp;
 
 use std::io;

@@ -279,6 +279,27 @@ impl Probe {
     }
 }
 
+impl Probe {
+    /// What it is sent to, for logs and messages: an address with its port where it has one, a URL, a name.
+    pub fn target(&self) -> String {
+        match self {
+            Self::Tcp(probe) => probe.to.to_string(),
+            Self::Dns(probe) => match &probe.asking {
+                dns::DnsAsking::Lookup { .. } => probe.name.clone(),
+                dns::DnsAsking::Server { server, .. } => format!("{} at {server}", probe.name),
+            },
+            Self::Http(probe) => probe.url.clone(),
+            Self::Tls(probe) => probe.to.to_string(),
+            Self::Udp(probe) => probe.to.to_string(),
+            Self::Icmp(probe) => probe.to.to_string(),
+            Self::PathMtu(probe) => probe.to.to_string(),
+            Self::Path(probe) => probe.to.to_string(),
+            Self::Throughput(probe) => probe.to.to_string(),
+            Self::Raw(probe) => probe.to.to_string(),
+        }
+    }
+}
+
 impl std::fmt::Display for ProbeStage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

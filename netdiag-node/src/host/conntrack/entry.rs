@@ -29,8 +29,8 @@ const V6_SOURCE: u16 = 3;
 const V6_DESTINATION: u16 = 4;
 // `enum ctattr_l4proto`
 pub(super) const PROTO_NUMBER: u16 = 1;
-const SOURCE_PORT: u16 = 2;
-const DESTINATION_PORT: u16 = 3;
+pub(super) const SOURCE_PORT: u16 = 2;
+pub(super) const DESTINATION_PORT: u16 = 3;
 // `enum ctattr_protoinfo` and the state in each
 const PROTOINFO_TCP: u16 = 1;
 const PROTOINFO_SCTP: u16 = 3;

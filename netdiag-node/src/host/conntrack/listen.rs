@@ -5,6 +5,7 @@
 //! [`crate::flows`].
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
 };
 use nix::sys::time::TimeVal;
+use socket2::SockFilter;
 
 use super::entry::{Entry, parse};
 use crate::host::ReadError;
@@ -77,6 +79,18 @@ impl Listener {
         self.member(libc::NETLINK_DROP_MEMBERSHIP).map_err(|errno| call("stop listening to flows", errno))
     }
 
+    /// Only announcements of IPv4 or IPv6 flows from `source` and to `destination`, whatever the group sends: the kernel leaves
+    /// out the others before they need room. Nothing is left out where neither is given.
+    pub fn only(&self, source: Option<IpAddr>, destination: Option<IpAddr>) -> Result<(), ReadError> {
+        let program = filter(source, destination);
+        if program.is_empty() {
+            return Ok(());
+        }
+        let socket = socket2::SockRef::from(&self.socket);
+        let step = "leave out announcements of other flows";
+        socket.attach_filter(&program).map_err(|source| ReadError::Call { step: step.to_owned(), source })
+    }
+
     fn member(&self, option: libc::c_int) -> Result<(), Errno> {
         for group in [GROUP_NEW, GROUP_DESTROY] {
             let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("4 fits");
@@ -138,6 +152,45 @@ impl Listener {
         };
         (result == 0 && length as usize == size_of_val(&numbers)).then_some(numbers[DROPS])
     }
+}
+
+/// Where the addresses of the original tuple are in a datagram: it begins with `struct nlmsghdr` (16 bytes) and `struct nfgenmsg`
+/// (4), then the headers of CTA_TUPLE_ORIG, CTA_TUPLE_IP and the source's attribute (4 each), which
+/// `ctnetlink_conntrack_event` writes first.
+const SOURCE_AT: u32 = 32;
+
+/// A classic BPF program that takes the whole datagram when the addresses are these.
+fn filter(source: Option<IpAddr>, destination: Option<IpAddr>) -> Vec<SockFilter> {
+    let mut words = Vec::new();
+    for (address, is_source) in [(source, true), (destination, false)] {
+        let octets = match address {
+            Some(IpAddr::V4(address)) => address.octets().to_vec(),
+            Some(IpAddr::V6(address)) => address.octets().to_vec(),
+            None => continue,
+        };
+        let length = u32::try_from(octets.len()).expect("4 or 16");
+        // The destination follows, behind the header of its own attribute.
+        let start = if is_source { SOURCE_AT } else { SOURCE_AT + length + 4 };
+        let values = octets.chunks_exact(4).map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]]));
+        words.extend((start..).step_by(4).zip(values));
+    }
+    if words.is_empty() {
+        return Vec::new();
+    }
+    let step = |code: u32, jump_if_not: u8, k: u32| {
+        SockFilter::new(u16::try_from(code).expect("codes have 16 bits"), 0, jump_if_not, k)
+    };
+    let checks = u8::try_from(words.len()).expect("8 words at most");
+    let mut program = Vec::new();
+    for (done, (at, value)) in (0u8..).zip(words) {
+        program.push(step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, at));
+        // Two instructions for each word that is left, and then the one that takes.
+        let refuse = (checks - done - 1) * 2 + 1;
+        program.push(step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, refuse, value));
+    }
+    program.push(step(libc::BPF_RET | libc::BPF_K, 0, u32::MAX));
+    program.push(step(libc::BPF_RET | libc::BPF_K, 0, 0));
+    program
 }
 
 /// The announcements of one datagram.

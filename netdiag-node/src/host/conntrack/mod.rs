@@ -3,6 +3,7 @@
 
 pub(crate) mod entry;
 pub(crate) mod listen;
+pub(crate) mod lookup;
 pub(crate) mod table;
 pub(crate) mod timeout;
 

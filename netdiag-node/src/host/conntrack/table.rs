@@ -23,7 +23,7 @@ use crate::host::ReadError;
 use crate::host::netlink::{Ended, IPV4, IPV6, Netlink, UNSPECIFIED, attribute};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`
-const GET: u16 = 1 << 8 | 1;
+pub(super) const GET: u16 = 1 << 8 | 1;
 const STEP: &str = "list tracked flows";
 
 /// A pass is repeated when the kernel says that it was interrupted, but not for ever.
@@ -42,7 +42,7 @@ const BY_SOURCE: u32 = 1 << 0;
 const BY_DESTINATION: u32 = 1 << 1;
 const BY_PROTOCOL: u32 = 1 << 3;
 /// `NLA_F_NESTED`
-const NESTED: u16 = 0x8000;
+pub(super) const NESTED: u16 = 0x8000;
 
 /// What takes the entries in.
 pub(crate) trait Count {

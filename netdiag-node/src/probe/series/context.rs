@@ -1,24 +1,35 @@
 //! What an attempt may use: sockets of the namespace, the allow-list, the node's caps, and how it tells its end.
 
+use std::cell::OnceCell;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use netdiag_common::observation::resolver::Resolver;
 use netdiag_common::observation::series::{FailureClass, Identity, ProbeFailure, ProbeReport, ProbeStage};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::SemaphorePermit;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use super::caps::Caps;
-use crate::netns::NetnsHandle;
+use super::errqueue::QueuedError;
+use super::schedule::micros;
 
-/// One series' place in the world, shared by its attempts.
+/// One thread's place in the world, shared by the attempts that it makes. The thread is in the namespace, and its fsuid is the
+/// owner that was asked for: every socket that it makes is the namespace's and the owner's.
 pub(super) struct Context {
-    pub(super) netns: NetnsHandle,
-    pub(super) identity: Identity,
+    identity: Identity,
     /// The namespace's resolv.conf; none where it could not be read, and why is the series' to say.
     pub(super) resolver: Option<Arc<Resolver>>,
-    pub(super) caps: Arc<Caps>,
+    caps: Arc<Caps>,
+    asked: Instant,
+    /// How long after the request the first socket was made.
+    first_socket: OnceCell<Duration>,
+    /// Connections that say goodbye after their attempt.
+    farewells: TaskTracker,
 }
 
 /// How one attempt ended.
@@ -33,11 +44,40 @@ pub(super) struct Ending {
 }
 
 impl Context {
+    pub(super) fn new(identity: Identity, resolver: Option<Arc<Resolver>>, caps: Arc<Caps>, asked: Instant) -> Self {
+        let (first_socket, farewells) = (OnceCell::new(), TaskTracker::new());
+        Self { identity, resolver, caps, asked, first_socket, farewells }
+    }
+
     /// A non-blocking socket of the namespace, with the identity that was asked for.
+    #[expect(clippy::unused_async, reason = "a kind need not know that its thread is in the namespace already")]
     pub(super) async fn socket(&self, domain: Domain, kind: Type, protocol: Protocol) -> Result<Socket, ProbeFailure> {
-        let identity = self.identity;
-        let made = super::enter::socket(&self.netns, domain, kind, protocol, identity).await;
-        made.map_err(|error| local(ProbeStage::Socket, &error))
+        self.make(domain, kind, protocol).map_err(|error| local(ProbeStage::Socket, &error))
+    }
+
+    fn make(&self, domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+        let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
+        if let Some(mark) = self.identity.mark {
+            socket.set_mark(mark)?;
+        }
+        self.first_socket.get_or_init(|| self.asked.elapsed());
+        Ok(socket)
+    }
+
+    /// From the request to the first socket, microseconds.
+    pub(super) fn entered_us(&self) -> Option<u64> {
+        self.first_socket.get().copied().map(micros)
+    }
+
+    /// Goes on beside the next attempts, and for a moment after the last one.
+    pub(super) fn afterwards(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.farewells.spawn(work);
+    }
+
+    /// Waits for what goes on afterwards; what takes longer ends unfinished.
+    pub(super) async fn farewell(&self, within: Duration) {
+        self.farewells.close();
+        let _ = timeout(within, self.farewells.wait()).await;
     }
 
     /// Whether this agent may send to an address at all; asked before each connect, also of redirects and looked-up names.
@@ -49,6 +89,11 @@ impl Context {
     pub(super) async fn spend(&self, packets: u32, bytes: u64) {
         self.caps.spend(packets, bytes).await;
     }
+
+    /// The turn to fill a link; an error where the operator does not want that.
+    pub(super) async fn fill_link(&self) -> Result<SemaphorePermit<'_>, ProbeFailure> {
+        self.caps.fill_link().await
+    }
 }
 
 impl Ending {
@@ -56,6 +101,17 @@ impl Ending {
     pub(super) fn failed(source: Option<SocketAddr>, to: Option<SocketAddr>, failure: ProbeFailure) -> Self {
         Self { source, to, failure: Some(failure), ..Self::default() }
     }
+}
+
+/// The address that packets to there leave with from the calling thread's namespace; none is sent. None: there is no route.
+pub(super) fn source_to(to: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any).ok()?;
+    let mut to = to;
+    // Port 0 is no destination.
+    to.set_port(to.port().max(1));
+    socket.connect(to).ok()?;
+    socket.local_addr().ok().map(|source| source.ip())
 }
 
 /// This node could not do it: no socket, no right, no such namespace.
@@ -84,6 +140,23 @@ pub(super) fn of_errno(stage: ProbeStage, error: &io::Error) -> ProbeFailure {
         _ => error.to_string(),
     };
     ProbeFailure { stage, class, errno: name, said_by: None, icmp: None, why }
+}
+
+/// What an error of the socket's error queue means: who said so, and what.
+pub(super) fn of_queued(stage: ProbeStage, queued: &QueuedError) -> ProbeFailure {
+    let mut failure = of_errno(stage, &io::Error::from_raw_os_error(queued.errno));
+    failure.said_by = queued.offender;
+    failure.icmp = queued.icmp();
+    if let Some(icmp) = &failure.icmp {
+        // Protocol unreachable and parameter problems have errnos of their own.
+        if failure.class == FailureClass::Local {
+            failure.class = FailureClass::Unreachable;
+        }
+        let by = queued.offender.map_or_else(String::new, |offender| format!(" from {offender}"));
+        let errno = failure.errno.as_deref().map_or_else(String::new, |errno| format!(" ({errno})"));
+        failure.why = format!("ICMP {}{by}{errno}", icmp.words);
+    }
+    failure
 }
 
 /// Nothing came before the timeout.

@@ -3,18 +3,17 @@
 //! Every reader runs on a thread of its own, which may enter a namespace and is not used again. Their number is bounded,
 //! also when some hang: a thread gives its place back only when it ends.
 
+mod active;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::preflight::Preflight;
-use netdiag_common::observation::probe::ProbeRequest;
-use netdiag_common::observation::trace::TraceRequest;
 use netdiag_common::{Need, Netns, Reading, Topic};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
 
 use crate::attribution::{Attribution, Pod, enter_cgroup_root, kubelet_root};
 use crate::beyond::Beyond;
@@ -30,19 +29,18 @@ use crate::kernel::{Kernel, Sizes, Uprobes};
 use crate::libraries::LibraryWatch;
 use crate::netns::NetnsHandle;
 use crate::owners::Owners;
+use crate::probe::series::{AllowList, Engine};
 use crate::reader::on_thread;
 use crate::samples::Samples;
 use crate::shed::{Budget, Shedding};
 use crate::trace::Traces;
 use crate::watch::Watch;
-use crate::{clock, neighbours, preflight, probe};
+use crate::{clock, neighbours, preflight};
 
 /// Readers at work at one time: two CPUs' worth, since most wait for the kernel.
 const MAX_READERS: usize = 4;
 /// Probes at work at one time: they wait, and cost two descriptors each.
 const MAX_PROBES: usize = 16;
-/// How long before its deadline a trace ends: its packets have to be put together and sent.
-const TRACE_MARGIN: Duration = Duration::from_millis(500);
 
 /// Everything that answers needs, shared by all requests.
 pub struct Readings {
@@ -56,6 +54,7 @@ pub struct Readings {
     pub shed: AtomicU64,
     readers: Arc<Semaphore>,
     probes: Arc<Semaphore>,
+    engine: Engine,
     traces: Arc<Traces>,
 }
 
@@ -91,6 +90,7 @@ impl Readings {
             shed: AtomicU64::new(0),
             readers: Arc::new(Semaphore::new(MAX_READERS)),
             probes: Arc::new(Semaphore::new(MAX_PROBES)),
+            engine: Engine::new(AllowList::default(), false),
             traces: Arc::new(Traces::new(false)),
         }
     }
@@ -99,6 +99,13 @@ impl Readings {
     #[must_use]
     pub fn allow_trace(self, allowed: bool) -> Self {
         Self { traces: Arc::new(Traces::new(allowed)), ..self }
+    }
+
+    /// Where series of probes may be sent to, and whether they may fill a link; only to the cluster networks, and not, unless
+    /// this is called.
+    #[must_use]
+    pub fn allow_probes(self, allowed: AllowList, throughput: bool) -> Self {
+        Self { engine: Engine::new(allowed, throughput), ..self }
     }
 
     pub fn node(&self) -> &str {
@@ -137,6 +144,7 @@ impl Readings {
                 Topic::Probe(request) => {
                     timeout_at(deadline, self.probe(need, request)).await.unwrap_or(Err(late(budget)))
                 }
+                Topic::Series(request) => self.series(need, request, deadline, budget).await,
                 Topic::Trace(request) => self.trace(need, request, deadline, budget).await,
                 _ => self.passive(need, deadline, budget, certificate_expires).await,
             },
@@ -199,51 +207,6 @@ impl Readings {
             flows: Arc::clone(&self.flows),
             need: need.clone(),
         }
-    }
-
-    /// Ends early enough to tell what was seen before `deadline`, and with its request when nobody waits any more.
-    async fn trace(
-        &self,
-        need: &Need,
-        request: &TraceRequest,
-        deadline: Instant,
-        budget: Duration,
-    ) -> Result<Option<Observation>, Failure> {
-        let place = self.traces.admit(request)?;
-        let over = CancellationToken::new();
-        let _ends_with_this = over.clone().drop_guard();
-        let job = self.job(need);
-        let (traces, request) = (Arc::clone(&self.traces), request.clone());
-        let until = deadline.into_std().checked_sub(TRACE_MARGIN).unwrap_or_else(std::time::Instant::now);
-        let answer = on_thread(place, move || {
-            let pod = job.pod()?;
-            let netns = job.enter(pod.as_ref())?;
-            let mut beyond = job.beyond();
-            let owner = &mut |number| beyond.owner(number);
-            traces.run(&netns, &request, until, &|| over.is_cancelled(), owner)
-        })?;
-        match timeout_at(deadline, answer).await {
-            Err(_) => Err(late(budget)),
-            Ok(Err(_)) => Err(Failure::Panicked),
-            Ok(Ok(record)) => Ok(Some(Observation::Trace(record?))),
-        }
-    }
-
-    async fn probe(&self, need: &Need, request: &ProbeRequest) -> Result<Option<Observation>, Failure> {
-        let _place = self.probes.acquire().await.expect("the semaphore is never closed");
-        let netns = match &need.netns {
-            Netns::Host => self.host.netns.clone(),
-            Netns::Pod(uid) => {
-                let place = Arc::clone(&self.readers).acquire_owned().await.expect("the semaphore is never closed");
-                let (attribution, uid, node) = (Arc::clone(&self.attribution), uid.clone(), self.node.clone());
-                let opened = on_thread(place, move || {
-                    let pod = find(&attribution, &uid, &node)?;
-                    Ok(attribution.open(&pod)?)
-                })?;
-                opened.await.map_err(|_| Failure::Panicked)??
-            }
-        };
-        Ok(Some(Observation::Probe(probe::run(&netns, request).await?)))
     }
 }
 
@@ -349,6 +312,7 @@ impl Job {
             | Topic::Dns
             | Topic::Libraries
             | Topic::Probe(_)
+            | Topic::Series(_)
             | Topic::Trace(_) => {
                 unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
             }

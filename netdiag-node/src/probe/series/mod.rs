@@ -1,0 +1,139 @@
+//! Series of probes: attempts of one kind on a schedule, sent from inside one network namespace, counted exactly.
+//!
+//! A series runs on a thread of its own (two where many attempts go at the same time), which enters the namespace, takes the
+//! owner that was asked for, and drives all its sockets itself: an attempt costs no hop to another thread.
+
+mod caps;
+mod context;
+mod dns;
+mod endpoint;
+mod enter;
+mod errqueue;
+mod flow;
+mod http;
+mod icmp;
+mod icmp_error;
+mod path;
+mod path_mtu;
+mod raw;
+mod ready;
+mod request;
+mod schedule;
+mod tally;
+mod tcp;
+mod tcp_info;
+mod throughput;
+mod tls;
+mod udp;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netdiag_common::observation::resolver::Resolver;
+use netdiag_common::observation::series::{MAX_SERIES_MS, Probe, SeriesRequest, SeriesResult};
+use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
+
+pub use caps::{AllowList, AllowListError, MAX_CONCURRENT, MAX_SERIES, PACKETS_PER_S};
+use caps::Caps;
+use context::{Context, Ending};
+use schedule::Series;
+use tally::Tally;
+
+use crate::gap::Failure;
+use crate::netns::NetnsHandle;
+
+/// From so many attempts at the same time on, a series has two threads.
+const PARALLEL_OF_TWO_THREADS: u16 = 64;
+/// How long connections that were closed with FIN may take to say goodbye after the last attempt.
+const FAREWELL_WITHIN: Duration = Duration::from_millis(600);
+
+/// Makes the series of one agent, within what the agent may do as a whole.
+pub struct Engine {
+    caps: Arc<Caps>,
+}
+
+/// Where a series is sent from.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub netns: NetnsHandle,
+    /// The node's own namespace: its connection tracking knows which endpoint stands behind a Service's address.
+    pub node: NetnsHandle,
+    /// The place's resolv.conf; none where it could not be read, and `unseen` says why.
+    pub resolver: Option<Arc<Resolver>>,
+    /// What could not be seen of the place, in words with a remedy.
+    pub unseen: Vec<String>,
+}
+
+impl Engine {
+    /// `throughput`: whether probes that fill a link are made at all.
+    pub fn new(allowed: AllowList, throughput: bool) -> Self {
+        Self { caps: Arc::new(Caps::new(allowed, throughput)) }
+    }
+
+    /// Makes the attempts until all are made or `until` comes, whichever is first. What the network did to them is the result;
+    /// an error is a request beyond the limits, a destination that is not allowed, or a namespace that cannot be entered.
+    /// Dropping the future ends the series.
+    pub async fn run(&self, place: Place, request: &SeriesRequest, until: Instant) -> Result<SeriesResult, Failure> {
+        request::check(request)?;
+        self.caps.allow_kind(&request.probe)?;
+        if let Some(to) = request::target(&request.probe) {
+            self.caps.allow(to).map_err(|failure| self.caps.refused(failure))?;
+        }
+        let asked = Instant::now();
+        let until = until.min(asked + Duration::from_millis(MAX_SERIES_MS));
+        // Half of the time at most is spent waiting for others, so that there is some left for the series.
+        let patience = asked + until.saturating_duration_since(asked) / 2;
+        let turn = timeout_at(patience.into(), self.caps.series()).await.map_err(|_| Caps::crowded())?;
+        let turn = Arc::new(turn);
+
+        let over = CancellationToken::new();
+        let _ends_with_this = over.clone().drop_guard();
+        let finder = endpoint::Finder::start(&place, &request.probe);
+        let threads = if request.parallel >= PARALLEL_OF_TWO_THREADS { 2 } else { 1 };
+        let lanes = request.parallel.min(u16::try_from(request.count).unwrap_or(u16::MAX)).div_ceil(threads);
+        let series = Arc::new(Series::new(request.clone(), Arc::clone(&self.caps), asked, until, finder.asker()));
+        let mut workers = Vec::with_capacity(threads.into());
+        for _ in 0..threads {
+            let (series, caps, over) = (Arc::clone(&series), Arc::clone(&self.caps), over.clone());
+            let (identity, resolver, turn) = (request.identity, place.resolver.clone(), Arc::clone(&turn));
+            let work = async move || {
+                let context = Context::new(identity, resolver, caps, asked);
+                let tally = tokio::select! {
+                    tally = schedule::run(&context, &series, lanes) => tally,
+                    () = over.cancelled() => Tally::default(),
+                };
+                context.farewell(FAREWELL_WITHIN).await;
+                drop(turn);
+                tally
+            };
+            workers.push(enter::start(place.netns.clone(), request.identity, work)?);
+        }
+        let mut tally = Tally::default();
+        for worker in workers {
+            tally.merge(worker.await.map_err(|_| Failure::Panicked)??);
+        }
+        drop(series);
+        let (endpoints, unseen) = finder.finish().await;
+        let mut result = tally.result(request.count, &endpoints);
+        result.unseen.extend(place.unseen);
+        result.unseen.extend(unseen);
+        Ok(result)
+    }
+}
+
+/// One attempt of any kind. The large ones are boxed, so that those that go by the ten thousand stay small.
+async fn attempt(context: &Context, probe: &Probe, within: Duration) -> Ending {
+    match probe {
+        Probe::Tcp(probe) => tcp::attempt(context, probe, within).await,
+        Probe::Dns(probe) => Box::pin(dns::attempt(context, probe, within)).await,
+        Probe::Http(probe) => Box::pin(http::attempt(context, probe, within)).await,
+        Probe::Tls(probe) => Box::pin(tls::attempt(context, probe, within)).await,
+        Probe::Udp(probe) => Box::pin(udp::attempt(context, probe, within)).await,
+        Probe::Icmp(probe) => Box::pin(icmp::attempt(context, probe, within)).await,
+        Probe::PathMtu(probe) => Box::pin(path_mtu::attempt(context, probe, within)).await,
+        Probe::Path(probe) => Box::pin(path::attempt(context, probe, within)).await,
+        Probe::Throughput(probe) => Box::pin(throughput::attempt(context, probe, within)).await,
+        Probe::Raw(probe) => Box::pin(raw::attempt(context, probe, within)).await,
+    }
+}

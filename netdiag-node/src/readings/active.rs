@@ -1,0 +1,143 @@
+//! Needs that do more than look: single probes, series of them, armed traces.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use netdiag_common::observation::Observation;
+use netdiag_common::observation::probe::ProbeRequest;
+use netdiag_common::observation::series::dns::DnsAsking;
+use netdiag_common::observation::series::{Probe, SeriesRequest};
+use netdiag_common::observation::trace::TraceRequest;
+use netdiag_common::{Need, Netns};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::{Job, Readings, find, late};
+use crate::gap::Failure;
+use crate::probe;
+use crate::probe::series::Place;
+use crate::reader::on_thread;
+
+/// How long before its deadline a series ends: connections say goodbye, and the result has to be put together and sent. Of
+/// shorter deadlines it is a third.
+const SERIES_MARGIN: Duration = Duration::from_secs(1);
+/// How long before its deadline a trace ends: its packets have to be put together and sent.
+const TRACE_MARGIN: Duration = Duration::from_millis(500);
+/// Names end up in a log.
+const MAX_LOGGED: usize = 128;
+
+impl Readings {
+    pub(super) async fn probe(&self, need: &Need, request: &ProbeRequest) -> Result<Option<Observation>, Failure> {
+        let _place = self.probes.acquire().await.expect("the semaphore is never closed");
+        let netns = match &need.netns {
+            Netns::Host => self.host.netns.clone(),
+            Netns::Pod(_) => self.with_job(need, |job| job.open()).await?,
+        };
+        Ok(Some(Observation::Probe(probe::run(&netns, request).await?)))
+    }
+
+    /// Ends early enough to tell what was seen before `deadline`, and with its request when nobody waits any more.
+    pub(super) async fn series(
+        &self,
+        need: &Need,
+        request: &SeriesRequest,
+        deadline: Instant,
+        budget: Duration,
+    ) -> Result<Option<Observation>, Failure> {
+        let needs_names = needs_names(&request.probe);
+        let place = timeout_at(deadline, self.with_job(need, move |job| job.place(needs_names)));
+        let place = place.await.map_err(|_| late(budget))??;
+        let (kind, count, netns) = (request.probe.name(), request.count, place.netns.inode);
+        let asked_by = logged(request.asked_by.as_deref().unwrap_or_default());
+        let to = logged(&request.probe.target());
+        tracing::info!(kind, ?to, count, netns, ?asked_by, "series of probes");
+        let margin = SERIES_MARGIN.min(budget / 3);
+        let until = deadline.into_std().checked_sub(margin).unwrap_or_else(std::time::Instant::now);
+        let result = timeout_at(deadline, self.engine.run(place, request, until)).await;
+        let mut result = result.map_err(|_| late(budget))??;
+        if let Netns::Pod(uid) = &need.netns
+            && result.failed > 0
+            && matches!(self.with_job(need, |job| job.pod()).await, Err(Failure::NoSuchPod { .. }))
+        {
+            result.unseen.push(format!(
+                "pod {uid} ended while the series ran: what failed says nothing about the network; ask from the pod that \
+                 took its place"
+            ));
+        }
+        Ok(Some(Observation::Series(result)))
+    }
+
+    /// Ends early enough to tell what was seen before `deadline`, and with its request when nobody waits any more.
+    pub(super) async fn trace(
+        &self,
+        need: &Need,
+        request: &TraceRequest,
+        deadline: Instant,
+        budget: Duration,
+    ) -> Result<Option<Observation>, Failure> {
+        let place = self.traces.admit(request)?;
+        let over = CancellationToken::new();
+        let _ends_with_this = over.clone().drop_guard();
+        let job = self.job(need);
+        let (traces, request) = (Arc::clone(&self.traces), request.clone());
+        let until = deadline.into_std().checked_sub(TRACE_MARGIN).unwrap_or_else(std::time::Instant::now);
+        let answer = on_thread(place, move || {
+            let pod = job.pod()?;
+            let netns = job.enter(pod.as_ref())?;
+            let mut beyond = job.beyond();
+            let owner = &mut |number| beyond.owner(number);
+            traces.run(&netns, &request, until, &|| over.is_cancelled(), owner)
+        })?;
+        match timeout_at(deadline, answer).await {
+            Err(_) => Err(late(budget)),
+            Ok(Err(_)) => Err(Failure::Panicked),
+            Ok(Ok(record)) => Ok(Some(Observation::Trace(record?))),
+        }
+    }
+
+    /// Runs `work` on a reader's thread.
+    async fn with_job<T: Send + 'static>(
+        &self,
+        need: &Need,
+        work: impl FnOnce(&Job) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let place = Arc::clone(&self.readers).acquire_owned().await.expect("the semaphore is never closed");
+        let job = self.job(need);
+        on_thread(place, move || work(&job))?.await.map_err(|_| Failure::Panicked)?
+    }
+}
+
+impl Job {
+    /// The namespace that is asked about, without entering it.
+    fn open(&self) -> Result<crate::netns::NetnsHandle, Failure> {
+        match &self.need.netns {
+            Netns::Host => Ok(self.host.netns.clone()),
+            Netns::Pod(uid) => Ok(self.attribution.open(&find(&self.attribution, uid, &self.need.node)?)?),
+        }
+    }
+
+    fn place(&self, needs_names: bool) -> Result<Place, Failure> {
+        let (mut resolver, mut unseen) = (None, Vec::new());
+        if needs_names {
+            match self.resolver(self.pod()?.as_ref()) {
+                Ok(Some(found)) => resolver = Some(Arc::new(found)),
+                Ok(None) => unseen.push("there is no resolv.conf: name the server to ask".to_owned()),
+                Err(error) => unseen.push(format!("resolv.conf: {error}; name the server to ask")),
+            }
+        }
+        Ok(Place { netns: self.open()?, node: self.host.netns.clone(), resolver, unseen })
+    }
+}
+
+/// Whether a probe looks names up as a program in the namespace does.
+fn needs_names(probe: &Probe) -> bool {
+    match probe {
+        Probe::Dns(probe) => matches!(probe.asking, DnsAsking::Lookup { .. }),
+        Probe::Http(probe) => probe.to.is_none(),
+        _ => false,
+    }
+}
+
+fn logged(text: &str) -> String {
+    text.chars().take(MAX_LOGGED).collect()
+}
