@@ -1,0 +1,107 @@
+//! A stream that remembers when and with which bytes the far side began to speak.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// First bytes that are kept: enough for `HTTP/1.1 400 Bad Request` or a greeting.
+const KEPT_BYTES: usize = 64;
+
+/// What was read since the last [`FirstBytes::begin`].
+#[derive(Debug, Clone, Default)]
+pub(in super::super) struct FirstBytes(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Clone, Default)]
+pub(in super::super) struct Kept {
+    /// When the first byte was read.
+    pub(in super::super) at: Option<Instant>,
+    /// At most 64 of them.
+    pub(in super::super) bytes: Vec<u8>,
+    /// All of them.
+    pub(in super::super) count: u64,
+    /// More came than is read: see [`Watched::with_limit`].
+    pub(in super::super) is_too_much: bool,
+}
+
+impl FirstBytes {
+    /// Forgets what came until now.
+    pub(in super::super) fn begin(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Kept::default();
+    }
+
+    pub(in super::super) fn kept(&self) -> Kept {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn too_much(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_too_much = true;
+    }
+
+    fn add(&self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.at.get_or_insert_with(Instant::now);
+        let room = KEPT_BYTES.saturating_sub(kept.bytes.len());
+        kept.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        kept.count = kept.count.saturating_add(bytes.len() as u64);
+    }
+}
+
+#[derive(Debug)]
+pub(in super::super) struct Watched<S> {
+    inner: S,
+    first: FirstBytes,
+    /// Bytes that may still be read.
+    left: u64,
+}
+
+impl<S> Watched<S> {
+    pub(in super::super) fn new(inner: S) -> Self {
+        Self::with_limit(inner, u64::MAX)
+    }
+
+    /// Fails once more than so many bytes were read: a far side that floods would keep its reader busy.
+    pub(in super::super) fn with_limit(inner: S, limit: u64) -> Self {
+        Self { inner, first: FirstBytes::default(), left: limit }
+    }
+
+    /// The same record, to be looked at while the stream is in other hands.
+    pub(in super::super) fn first(&self) -> FirstBytes {
+        self.first.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.left == 0 {
+            self.first.too_much();
+            return Poll::Ready(Err(io::Error::other("more bytes came than are read")));
+        }
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        let read = &buffer.filled()[before..];
+        self.first.add(read);
+        self.left = self.left.saturating_sub(read.len() as u64);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
