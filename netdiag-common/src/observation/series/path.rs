@@ -74,7 +74,8 @@ pub struct PathReport {
     pub hops: Vec<Hop>,
     /// The target itself answered.
     pub reached: bool,
-    /// Hops of the way back, guessed from the answer's TTL (64, 128 or 255 at its start).
+    /// Hops of the way back, guessed from the answer's TTL (64, 128 or 255 at its start). Counted as on the way there: where
+    /// both are the same it is the last hop's TTL. None by TCP: a connected socket does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub back_hops: Option<u8>,
 }
@@ -86,9 +87,10 @@ pub struct Hop {
     pub addresses: Vec<IpAddr>,
     pub sent: u32,
     pub answered: u32,
+    /// The shortest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<u64>,
-    /// `time exceeded`, `port unreachable`, `SYN ACK`, `RST`, `echo reply`, `host prohibited`.
+    /// `time exceeded`, `port unreachable`, `SYN ACK`, `RST`, `echo reply`, `datagram`, `host prohibited`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub said: Option<String>,
 }
@@ -107,6 +109,9 @@ pub struct ThroughputProbe {
 pub struct ThroughputReport {
     /// Acknowledged by the far side (tcpi_bytes_acked).
     pub bytes: u64,
+    /// Sent by the far side, and thrown away here.
+    #[serde(default)]
+    pub received_bytes: u64,
     pub elapsed_us: u64,
     pub retransmits: u32,
     /// RTT before, and the median under load, microseconds.
