@@ -8,8 +8,8 @@ use netdiag_common::observation::Protocol;
 use nix::sys::socket::SockProtocol;
 
 use super::entry::{
-    DESTINATION_PORT, Entry, PROTO_NUMBER, SOURCE_PORT, TUPLE_IP, TUPLE_ORIGINAL, TUPLE_PROTO, V4_DESTINATION, V4_SOURCE,
-    V6_DESTINATION, V6_SOURCE, address_attribute, parse,
+    DESTINATION_PORT, Entry, PROTO_NUMBER, SOURCE_PORT, TUPLE_IP, TUPLE_ORIGINAL, TUPLE_PROTO, V4_DESTINATION,
+    V4_SOURCE, V6_DESTINATION, V6_SOURCE, address_attribute, parse,
 };
 use super::table::{GET, NESTED};
 use crate::host::ReadError;

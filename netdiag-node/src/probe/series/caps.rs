@@ -51,7 +51,8 @@ const CREDENTIALS: [&str; 7] = [
 ];
 
 const NO_THROUGHPUT: &str = "this agent makes no throughput probes: they fill the link that the pods use";
-const WITH_THROUGHPUT: &str = "start the agents with --probe-throughput (in the DaemonSet: NETDIAG_PROBE_THROUGHPUT=true)";
+const WITH_THROUGHPUT: &str =
+    "start the agents with --probe-throughput (in the DaemonSet: NETDIAG_PROBE_THROUGHPUT=true)";
 
 /// Where this agent may send to.
 #[derive(Debug, Clone)]
@@ -137,7 +138,9 @@ impl Caps {
         let why = if self.allowed.never.contains(&to.to_canonical()) {
             format!("this agent may not probe {to}: clouds hand out credentials there")
         } else {
-            format!("this agent may not probe {to}: it is in none of the cluster networks (private, link-local, loopback)")
+            format!(
+                "this agent may not probe {to}: it is in none of the cluster networks (private, link-local, loopback)"
+            )
         };
         let why = format!("{why}; {}", allow_with(to));
         let class = FailureClass::Limit;
@@ -145,7 +148,7 @@ impl Caps {
     }
 
     /// The whole request is refused for the address that it names.
-    pub(super) fn refused(&self, failure: ProbeFailure) -> Failure {
+    pub(super) fn refused(failure: &ProbeFailure) -> Failure {
         let (why, remedy) = failure.why.split_once("; ").unwrap_or((&failure.why, "ask for another address"));
         not_allowed(why, remedy)
     }
@@ -244,10 +247,30 @@ mod tests {
     fn cluster_networks_are_allowed_and_nothing_else() {
         let list = AllowList::default();
         assert_eq!((list.networks.len(), list.never.len()), (CLUSTER_NETWORKS.len(), CREDENTIALS.len()));
-        for inside in ["10.96.0.1", "172.18.0.2", "192.168.1.1", "100.64.0.9", "127.0.0.1", "169.254.20.10", "::1", "fd00::7", "fe80::1"] {
+        for inside in [
+            "10.96.0.1",
+            "172.18.0.2",
+            "192.168.1.1",
+            "100.64.0.9",
+            "127.0.0.1",
+            "169.254.20.10",
+            "::1",
+            "fd00::7",
+            "fe80::1",
+        ] {
             assert!(allows(&list, inside), "{inside}");
         }
-        for outside in ["8.8.8.8", "172.32.0.1", "100.128.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "2001:db8::1", "ff02::1", "::"] {
+        for outside in [
+            "8.8.8.8",
+            "172.32.0.1",
+            "100.128.0.1",
+            "0.0.0.0",
+            "255.255.255.255",
+            "224.0.0.1",
+            "2001:db8::1",
+            "ff02::1",
+            "::",
+        ] {
             assert!(!allows(&list, outside), "{outside}");
         }
     }
@@ -275,7 +298,7 @@ mod tests {
         let caps = Caps::new(AllowList::default(), false);
         let failure = caps.allow("8.8.8.8".parse().unwrap()).unwrap_err();
         assert!(failure.why.contains("--probe-allow 8.8.8.8/32"), "{}", failure.why);
-        let Failure::Other(refused) = caps.refused(failure) else { panic!() };
+        let Failure::Other(refused) = Caps::refused(&failure) else { panic!() };
         assert!(refused.why.ends_with("loopback)") && refused.remedy.contains("NETDIAG_PROBE_ALLOW"), "{refused:?}");
         assert!(caps.allow(Ipv6Addr::LOCALHOST.into()).is_ok());
     }

@@ -128,9 +128,14 @@ pub(super) fn of_errno(stage: ProbeStage, error: &io::Error) -> ProbeFailure {
         Some(Errno::ECONNREFUSED) => FailureClass::Refused,
         Some(Errno::ETIMEDOUT) => FailureClass::Silence,
         Some(Errno::ECONNRESET | Errno::EPIPE) => FailureClass::Reset,
-        Some(Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EHOSTDOWN | Errno::ENETDOWN | Errno::EACCES | Errno::EPERM) => {
-            FailureClass::Unreachable
-        }
+        Some(
+            Errno::EHOSTUNREACH
+            | Errno::ENETUNREACH
+            | Errno::EHOSTDOWN
+            | Errno::ENETDOWN
+            | Errno::EACCES
+            | Errno::EPERM,
+        ) => FailureClass::Unreachable,
         Some(Errno::EMSGSIZE) => FailureClass::TooBig,
         _ => FailureClass::Local,
     };

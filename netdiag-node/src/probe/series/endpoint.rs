@@ -151,10 +151,12 @@ fn look(
         }
         let found = announced.of(&question, protocols).or_else(|| {
             let mut each = protocols.iter().map(|protocol| lookup.find(*protocol, question.source, question.to));
-            each.find_map(|found| found.unwrap_or_else(|error| {
-                failed.get_or_insert(error);
-                None
-            }))
+            each.find_map(|found| {
+                found.unwrap_or_else(|error| {
+                    failed.get_or_insert(error);
+                    None
+                })
+            })
         });
         if let Some(endpoint) = found.and_then(|entry| endpoint(&entry)) {
             endpoints.insert(question.number, endpoint);

@@ -111,7 +111,11 @@ impl<'a> Echo<'a> {
         socket.connect(&to.into()).map_err(|error| of_errno(ProbeStage::Send, &error))?;
         let bound = socket.local_addr().unwrap_or(bound);
         // A ping socket's port is the id of its requests (`ping_get_port`).
-        let id = if is_raw { u16::try_from(random >> 48).expect("16 bits are left") } else { bound.as_socket().map_or(0, |bound| bound.port()) };
+        let id = if is_raw {
+            u16::try_from(random >> 48).expect("16 bits are left")
+        } else {
+            bound.as_socket().map_or(0, |bound| bound.port())
+        };
         let payload = random.to_be_bytes().into_iter().cycle().take(probe.bytes.into()).collect();
         Ok(Self { probe, socket, is_raw, id, payload })
     }

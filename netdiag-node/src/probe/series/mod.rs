@@ -78,7 +78,7 @@ impl Engine {
         request::check(request)?;
         self.caps.allow_kind(&request.probe)?;
         if let Some(to) = request::target(&request.probe) {
-            self.caps.allow(to).map_err(|failure| self.caps.refused(failure))?;
+            self.caps.allow(to).map_err(|failure| Caps::refused(&failure))?;
         }
         let asked = Instant::now();
         let until = until.min(asked + Duration::from_millis(MAX_SERIES_MS));

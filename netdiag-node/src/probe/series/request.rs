@@ -82,9 +82,10 @@ fn kind(probe: &Probe) -> Result<(), String> {
         Probe::PathMtu(probe) => tries(probe.tries),
         Probe::Path(probe) => path(probe),
         Probe::Throughput(probe) => throughput(probe),
-        Probe::Icmp(probe) if probe.bytes > MAX_DATAGRAM_BYTES => {
-            Err(format!("{} bytes of ICMP payload were asked for, an agent sends {MAX_DATAGRAM_BYTES} at most", probe.bytes))
-        }
+        Probe::Icmp(probe) if probe.bytes > MAX_DATAGRAM_BYTES => Err(format!(
+            "{} bytes of ICMP payload were asked for, an agent sends {MAX_DATAGRAM_BYTES} at most",
+            probe.bytes
+        )),
         _ => Ok(()),
     }
 }
@@ -99,7 +100,10 @@ fn udp(probe: &UdpProbe) -> Result<(), String> {
         ));
     }
     if !(1..=MAX_DATAGRAMS).contains(&probe.datagrams) {
-        return Err(format!("{} datagrams were asked for, an agent sends 1 to {MAX_DATAGRAMS} in one attempt", probe.datagrams));
+        return Err(format!(
+            "{} datagrams were asked for, an agent sends 1 to {MAX_DATAGRAMS} in one attempt",
+            probe.datagrams
+        ));
     }
     Ok(())
 }
@@ -143,6 +147,7 @@ fn raw(probe: &RawProbe) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use netdiag_common::observation::series::transport::TcpClose;
     use netdiag_common::observation::series::{Identity, TcpProbe};
 
     use super::*;
@@ -153,7 +158,7 @@ mod tests {
     }
 
     fn tcp(to: &str) -> Probe {
-        Probe::Tcp(TcpProbe { to: to.parse().unwrap(), source_port: None, close: Default::default() })
+        Probe::Tcp(TcpProbe { to: to.parse().unwrap(), source_port: None, close: TcpClose::default() })
     }
 
     fn why(request: &SeriesRequest) -> String {
@@ -184,7 +189,8 @@ mod tests {
         assert!(why(&request(Probe::Udp(UdpProbe { datagrams: 0, ..udp.clone() }))).contains("1 to 1000"));
         assert!(why(&request(Probe::Udp(UdpProbe { payload: Some(vec![0; 1_025]), ..udp }))).contains("1024"));
         let to = "10.0.0.1:0".parse().unwrap();
-        let raw = RawProbe { to, source_port: None, segment: RawSegment::Echo, ttl: None, bytes: 0, fragment_bytes: None };
+        let raw =
+            RawProbe { to, source_port: None, segment: RawSegment::Echo, ttl: None, bytes: 0, fragment_bytes: None };
         assert!(check(&request(Probe::Raw(raw.clone()))).is_ok(), "an echo has no port");
         assert!(why(&request(Probe::Raw(RawProbe { segment: RawSegment::Udp, ..raw.clone() }))).contains("port 0"));
         assert!(why(&request(Probe::Raw(RawProbe { fragment_bytes: Some(12), ..raw }))).contains("multiple of 8"));

@@ -62,7 +62,11 @@ pub(super) async fn attempt(context: &Context, probe: &TcpProbe, within: Duratio
 }
 
 /// A connection for a protocol above, and how long its handshake took, microseconds.
-pub(super) async fn connect(context: &Context, to: SocketAddr, within: Duration) -> Result<(TcpStream, u64), ProbeFailure> {
+pub(super) async fn connect(
+    context: &Context,
+    to: SocketAddr,
+    within: Duration,
+) -> Result<(TcpStream, u64), ProbeFailure> {
     context.allow(to.ip())?;
     context.spend(1, SYN_BYTES).await;
     let (socket, _) = open(context, None, to).await?;
@@ -155,7 +159,9 @@ fn ended(socket: &Socket, to: SocketAddr) -> Option<Result<(), ProbeFailure>> {
             }
         }
     }
-    if let Some(error) = socket.take_error().ok().flatten().filter(|_| seen.intersects(PollFlags::POLLERR | PollFlags::POLLHUP)) {
+    if let Some(error) =
+        socket.take_error().ok().flatten().filter(|_| seen.intersects(PollFlags::POLLERR | PollFlags::POLLHUP))
+    {
         return Some(Err(said(of_errno(ProbeStage::Connect, &error), to)));
     }
     seen.contains(PollFlags::POLLOUT).then_some(Ok(()))
@@ -181,7 +187,8 @@ async fn end(
 ) -> Result<(), ProbeFailure> {
     let failed = |error: io::Error| said(of_errno(ProbeStage::Close, &error), probe.to);
     match probe.close {
-        TcpClose::HalfClose => half_close(stream(socket).map_err(failed)?, probe, left, report).await,
+        // Boxed: its buffer would be in every attempt of every kind of close.
+        TcpClose::HalfClose => Box::pin(half_close(stream(socket).map_err(failed)?, probe, left, report)).await,
         TcpClose::Orderly if probe.source_port.is_none() => {
             socket.shutdown(Shutdown::Write).map_err(failed)?;
             let mut stream = stream(socket).map_err(failed)?.take(MAX_GREETING_BYTES);
@@ -227,7 +234,10 @@ async fn half_close(
     if closed || bytes > 0 {
         return Ok(());
     }
-    Err(silence(ProbeStage::Close, format!("neither bytes nor FIN in {} ms after our FIN", start.elapsed().as_millis())))
+    Err(silence(
+        ProbeStage::Close,
+        format!("neither bytes nor FIN in {} ms after our FIN", start.elapsed().as_millis()),
+    ))
 }
 
 fn stream(socket: Socket) -> io::Result<TcpStream> {

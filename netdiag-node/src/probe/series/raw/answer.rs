@@ -64,9 +64,7 @@ pub(super) fn error(bytes: &[u8], from: IpAddr, transport: Transport, ends: Ends
             || protocol == transport.protocol(is_v6).0
                 && match transport {
                     Transport::Echo => number(4)? == ends.source.port(),
-                    Transport::Tcp | Transport::Udp => {
-                        (number(0)?, number(2)?) == (ends.source.port(), ends.to.port())
-                    }
+                    Transport::Tcp | Transport::Udp => (number(0)?, number(2)?) == (ends.source.port(), ends.to.port()),
                 });
     is_ours.then(|| Answer { from, words: icmp_error(is_v6, kind, code, mtu).words })
 }

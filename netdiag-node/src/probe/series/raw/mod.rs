@@ -125,9 +125,8 @@ fn no_defragmentation(socket: &Socket, is_v6: bool) -> io::Result<()> {
     let on: libc::c_int = 1;
     let length = libc::socklen_t::try_from(size_of_val(&on)).expect("4 fits");
     // SAFETY: the kernel reads `length` bytes from `on`, which lives until the call returns.
-    let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, IP_NODEFRAG, (&raw const on).cast(), length)
-    };
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, IP_NODEFRAG, (&raw const on).cast(), length) };
     nix::errno::Errno::result(result).map(drop).map_err(io::Error::from)
 }
 

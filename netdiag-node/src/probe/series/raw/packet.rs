@@ -218,7 +218,8 @@ mod tests {
     fn fragments_cover_the_segment_once() {
         let made4 = made("10.0.0.2:0", RawSegment::Echo, 100, Some(40));
         let parts: Vec<_> = made4.iter().map(|bytes| Ipv4Packet::new(bytes).unwrap()).collect();
-        let told: Vec<_> = parts.iter().map(|ip| (ip.get_fragment_offset() * 8, ip.get_flags(), ip.payload().len())).collect();
+        let told: Vec<_> =
+            parts.iter().map(|ip| (ip.get_fragment_offset() * 8, ip.get_flags(), ip.payload().len())).collect();
         assert_eq!(told, [(0, 1, 40), (40, 1, 40), (80, 0, 28)]);
         let made6 = made("[fd00::2]:53", RawSegment::Udp, 100, Some(64));
         let told: Vec<_> = made6

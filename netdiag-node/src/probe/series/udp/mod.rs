@@ -213,13 +213,15 @@ impl Exchange<'_> {
                 return Some(of_queued(ProbeStage::Answer, queued));
             }
             if let Some(other) = report.answered_by {
-                let mut failure = silence(ProbeStage::Answer, format!("answers came from {other}, not from {}", self.probe.to));
+                let mut failure =
+                    silence(ProbeStage::Answer, format!("answers came from {other}, not from {}", self.probe.to));
                 failure.class = FailureClass::Protocol;
                 failure.said_by = Some(other.ip());
                 return Some(failure);
             }
         }
-        let mut why = format!("{} of {} datagrams were not answered in {} ms", report.lost, report.sent, within.as_millis());
+        let mut why =
+            format!("{} of {} datagrams were not answered in {} ms", report.lost, report.sent, within.as_millis());
         if unsent > 0 {
             why = format!("{why}, and {unsent} were not sent in that time");
         }

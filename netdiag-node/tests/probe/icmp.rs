@@ -1,0 +1,113 @@
+//! ICMP echo and crafted packets: who answers, and who says that the packet did not arrive.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+
+use netdiag_common::observation::series::FailureClass::{Silence, TooBig, Unreachable};
+use netdiag_common::observation::series::ProbeStage::Answer;
+use netdiag_common::observation::series::transport::RawSegment;
+use netdiag_common::observation::series::{IcmpProbe, Probe, RawProbe, RawReport, SeriesAttempt, SeriesRequest};
+
+use crate::ask::{ask, request};
+use crate::host::failure;
+use crate::way::{FIRST, SECOND, TARGET, Way, report};
+
+const SHORT_MS: u32 = 500;
+
+fn echo(to: &str) -> IcmpProbe {
+    IcmpProbe { to: to.parse().unwrap(), bytes: 56, ttl: None, dont_fragment: false, scope: None }
+}
+
+fn one(way: &Way, probe: Probe, timeout_ms: u32) -> SeriesAttempt {
+    ask(&way.client, &SeriesRequest { timeout_ms, ..request(probe) }).unwrap().attempts.remove(0)
+}
+
+#[test]
+fn echo_reply_has_its_ttl_by_either_socket() {
+    let Some(way) = Way::new("echo_reply_has_its_ttl_by_either_socket") else { return };
+    // A namespace begins without ping sockets (`net.ipv4.ping_group_range` is 1 0).
+    for range in ["1 0", "0 2147483647"] {
+        way.client.sh(&format!("sysctl -qw net.ipv4.ping_group_range='{range}'"));
+        for address in TARGET {
+            for bytes in [0, 56, 1_400, 8_000] {
+                let attempt = one(&way, Probe::Icmp(IcmpProbe { bytes, ..echo(address) }), 10_000);
+                assert_eq!(failure(&attempt), None, "{attempt:?}");
+                let found = report!(attempt, Icmp);
+                assert_eq!((found.ttl, found.bytes), (Some(62), bytes), "two routers: {attempt:?}");
+                assert!(found.rtt_us > 0 && attempt.source.is_some());
+            }
+        }
+    }
+}
+
+#[test]
+fn router_where_the_ttl_ends_is_named() {
+    let Some(way) = Way::new("router_where_the_ttl_ends_is_named") else { return };
+    for family in [0, 1] {
+        for (ttl, router) in [(1, FIRST[family]), (2, SECOND[family])] {
+            let attempt = one(&way, Probe::Icmp(IcmpProbe { ttl: Some(ttl), ..echo(TARGET[family]) }), 10_000);
+            assert_eq!(failure(&attempt), Some((Unreachable, Answer, Some("EHOSTUNREACH"))), "{attempt:?}");
+            let failure = attempt.failure.unwrap();
+            assert_eq!(failure.said_by, Some(router.parse().unwrap()));
+            assert_eq!(failure.icmp.unwrap().words, "time exceeded");
+        }
+    }
+}
+
+#[test]
+fn silence_and_too_big_are_told() {
+    let Some(way) = Way::new("silence_and_too_big_are_told") else { return };
+    way.narrow(1_300);
+    for family in [0, 1] {
+        let probe = IcmpProbe { bytes: 1_400, dont_fragment: true, ..echo(TARGET[family]) };
+        let attempt = one(&way, Probe::Icmp(probe), 10_000);
+        let failure = attempt.failure.unwrap();
+        assert_eq!((failure.class, failure.said_by), (TooBig, Some(FIRST[family].parse().unwrap())), "{failure:?}");
+        assert_eq!(failure.icmp.unwrap().mtu, Some(1_300));
+    }
+    way.silence_target();
+    for address in TARGET {
+        let attempt = one(&way, Probe::Icmp(echo(address)), SHORT_MS);
+        assert_eq!(failure(&attempt), Some((Silence, Answer, None)), "{attempt:?}");
+    }
+}
+
+fn raw(to: SocketAddr, segment: RawSegment) -> RawProbe {
+    RawProbe { to, source_port: None, segment, ttl: None, bytes: 0, fragment_bytes: None }
+}
+
+fn told(report: &RawReport) -> (u32, Option<&str>, Option<IpAddr>) {
+    (report.sent, report.answer.as_deref(), report.answered_by)
+}
+
+#[test]
+fn crafted_packets_are_answered_as_real_ones() {
+    let Some(way) = Way::new("crafted_packets_are_answered_as_real_ones") else { return };
+    let _listens = way.target.run(|| (TcpListener::bind("0.0.0.0:80").unwrap(), TcpListener::bind("[::]:81").unwrap()));
+    for (family, address) in TARGET.iter().enumerate() {
+        let ip: IpAddr = address.parse().unwrap();
+        let to = |port| SocketAddr::new(ip, port);
+        let open = if family == 0 { 80 } else { 81 };
+        let router = FIRST[family].parse().unwrap();
+        let syn = RawSegment::Tcp { flags: 2 };
+        let cases = [
+            (raw(to(open), syn), (1, Some("SYN ACK"), Some(ip))),
+            (raw(to(82), syn), (1, Some("RST"), Some(ip))),
+            (raw(to(open), RawSegment::Tcp { flags: 16 }), (1, Some("RST"), Some(ip))),
+            (raw(to(83), RawSegment::Udp), (1, Some("port unreachable"), Some(ip))),
+            (raw(to(0), RawSegment::Echo), (1, Some("echo reply"), Some(ip))),
+            (RawProbe { ttl: Some(1), ..raw(to(open), syn) }, (1, Some("time exceeded"), Some(router))),
+            (
+                RawProbe { bytes: 1_000, fragment_bytes: Some(256), ..raw(to(0), RawSegment::Echo) },
+                (4, Some("echo reply"), Some(ip)),
+            ),
+        ];
+        for (probe, expected) in cases {
+            let attempt = one(&way, Probe::Raw(probe.clone()), 10_000);
+            assert_eq!(failure(&attempt), None, "{probe:?}: {attempt:?}");
+            assert_eq!(told(report!(attempt, Raw)), expected, "{probe:?}");
+        }
+        // A segment without SYN, ACK and RST to a listener is dropped (RFC 9293, 3.10.7.2).
+        let attempt = one(&way, Probe::Raw(raw(to(open), RawSegment::Tcp { flags: 1 })), SHORT_MS);
+        assert_eq!(failure(&attempt), Some((Silence, Answer, None)), "{attempt:?}");
+    }
+}

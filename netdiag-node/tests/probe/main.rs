@@ -1,0 +1,25 @@
+//! Series of probes, sent for real between network namespaces.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+mod agent;
+mod ask;
+mod dns;
+mod engine;
+mod glibc;
+mod host;
+mod http;
+mod http2;
+mod icmp;
+#[path = "../lab/mod.rs"]
+mod lab;
+mod memory;
+mod path;
+mod path_mtu;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "these tests use a part")]
+mod support;
+mod tcp;
+mod throughput;
+mod tls;
+mod udp;
+mod way;
