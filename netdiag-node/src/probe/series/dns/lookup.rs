@@ -80,9 +80,8 @@ pub(super) async fn lookup(
                 let found = answers.iter().flatten().flat_map(|answer| answer.told.addresses.iter().copied());
                 looked.addresses.extend(found);
                 if group.iter().all(is_address) && looked.addresses.is_empty() {
-                    // Only an alias came, or half of a pair that has nothing.
-                    let is_half = answers.iter().any(Option::is_none);
-                    miss = miss.or(Some(if is_half { again(false) } else { Miss::NoData }));
+                    // Only an alias came.
+                    miss = miss.or(Some(Miss::NoData));
                 }
             }
             Err(met) => miss = miss.or(Some(met)),
@@ -168,7 +167,7 @@ async fn query(
         sender.refusal = rcode;
     }
     Err(match rcode {
-        None if heard.len() < answers.len() => again(false),
+        // Also where the other half of a pair never came.
         None => Miss::NoData,
         Some(NXDOMAIN) => Miss::HostNotFound,
         Some(SERVFAIL) => again(true),
@@ -182,10 +181,10 @@ fn again(is_servfail: bool) -> Miss {
 
 fn code(miss: Miss) -> Option<&'static str> {
     match miss {
-        Miss::HostNotFound => Some("EAI_NONAME"),
+        // glibc tells a program nothing else of an answer that it cannot use (`get_nss_addresses`, sysdeps/posix/getaddrinfo.c).
+        Miss::HostNotFound | Miss::NoRecovery => Some("EAI_NONAME"),
         Miss::NoData => Some("EAI_NODATA"),
         Miss::TryAgain { .. } => Some("EAI_AGAIN"),
-        Miss::NoRecovery => Some("EAI_FAIL"),
         Miss::Over => None,
     }
 }

@@ -48,7 +48,6 @@ pub(super) async fn ask(
     exchange: &mut HttpExchange,
 ) -> Result<Answer, ProbeFailure> {
     context.spend(1, request.uri().path().len() as u64).await;
-    channel.first.begin();
     let start = Instant::now();
     let response = match timeout_at(until.into(), channel.send(request)).await {
         Ok(Ok(response)) => response,

@@ -33,7 +33,11 @@ pub(super) struct Channel {
     sender: Sender,
     pub(super) first: FirstBytes,
     tasks: Tasks,
+    ended: Ended,
 }
+
+/// Why the connection ended by itself: a request that it did not take knows only that it was not taken.
+type Ended = Arc<Mutex<Option<hyper::Error>>>;
 
 enum Sender {
     One(http1::SendRequest<Full<Bytes>>),
@@ -50,7 +54,7 @@ impl Channel {
         let stream = Watched::with_limit(stream, body_bytes + BESIDE_BODY_BYTES);
         let first = stream.first();
         let io = TokioIo::new(stream);
-        let tasks = Tasks::default();
+        let (tasks, ended) = (Tasks::default(), Ended::default());
         // Dropped on every way out, so that a connection which never opens leaves no task.
         let mut guard = Unopened(tasks.clone());
         let sender = if is_two {
@@ -62,7 +66,7 @@ impl Channel {
                 .max_send_buf_size(SEND_BYTES)
                 .handshake(io)
                 .await?;
-            tasks.execute(async move { drop(connection.await) });
+            tasks.execute(remember(connection, Arc::clone(&ended)));
             Sender::Two(sender)
         } else {
             let (sender, connection) = http1::Builder::new()
@@ -70,22 +74,32 @@ impl Channel {
                 .max_headers(MAX_HEAD_FIELDS)
                 .handshake(io)
                 .await?;
-            tasks.execute(async move { drop(connection.await) });
+            tasks.execute(remember(connection, Arc::clone(&ended)));
             Sender::One(sender)
         };
         guard.0 = Tasks::default();
-        Ok(Self { sender, first, tasks })
+        Ok(Self { sender, first, tasks, ended })
     }
 
     pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
-        match &mut self.sender {
+        let sent = match &mut self.sender {
             Sender::One(sender) => sender.send_request(request).await,
             Sender::Two(sender) => sender.send_request(request).await,
-        }
+        };
+        sent.map_err(|error| {
+            let cause = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if error.is_canceled() || error.is_closed() { cause.unwrap_or(error) } else { error }
+        })
     }
 
     pub(super) fn is_two(&self) -> bool {
         matches!(self.sender, Sender::Two(_))
+    }
+}
+
+async fn remember(connection: impl Future<Output = hyper::Result<()>>, ended: Ended) {
+    if let Err(error) = connection.await {
+        *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 }
 

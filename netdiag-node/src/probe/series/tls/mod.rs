@@ -8,7 +8,7 @@ use rustls::SupportedProtocolVersion;
 use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 use tokio_rustls::client::TlsStream;
 
 mod alert;
@@ -47,7 +47,7 @@ pub(super) async fn attempt(context: &Context, probe: &TlsProbe, within: Duratio
     let source = stream.local_addr().ok();
     let mut shaken = handshake(stream, &wanted, until).await;
     if let Some(stream) = shaken.stream.take() {
-        shaken.failure = part(stream, &mut shaken.report).await;
+        shaken.failure = part(stream, &mut shaken.report, until).await;
     }
     let mut phases = vec![("connect", connect_us)];
     if shaken.report.version.is_some() {
@@ -61,23 +61,26 @@ pub(super) async fn attempt(context: &Context, probe: &TlsProbe, within: Duratio
 }
 
 /// Awaits the alert of a server that wanted a client certificate, and closes.
-async fn part(mut stream: TlsStream<Watched<TcpStream>>, report: &mut TlsReport) -> Option<ProbeFailure> {
+async fn part(
+    mut stream: TlsStream<Watched<TcpStream>>,
+    report: &mut TlsReport,
+    until: Instant,
+) -> Option<ProbeFailure> {
     let mut failure = None;
+    let soon = |wait: Duration| until.min(Instant::now() + wait).into();
     if report.client_certificate_wanted
-        && let Ok(Err(error)) = timeout(ALERT_WITHIN, stream.read_u8()).await
+        && let Ok(Err(error)) = timeout_at(soon(ALERT_WITHIN), stream.read_u8()).await
         && let Some(number) = alert_of(&error)
     {
         let words = alert_words(number);
         report.problems.push(TlsProblem::ClientCertificateWanted);
         report.problems.push(TlsProblem::Alert { number, words: words.clone() });
         report.problems.sort();
-        failure = Some(handshake::failure(
-            FailureClass::Alert,
-            format!("alert {number} ({words}) to a client without certificate"),
-        ));
+        let why = format!("alert {number} ({words}) to a client without certificate");
+        failure = Some(handshake::failure(FailureClass::Alert, why));
     }
     // Best effort: the far side may be gone.
-    let _ = timeout(FAREWELL_WITHIN, stream.shutdown()).await;
+    let _ = timeout_at(soon(FAREWELL_WITHIN), stream.shutdown()).await;
     failure
 }
 
@@ -101,7 +104,7 @@ async fn others(context: &Context, probe: &TlsProbe, wanted: &Wanted, until: Ins
             Ok((stream, _)) => {
                 let mut shaken = handshake(stream, &wanted, until).await;
                 if let Some(stream) = shaken.stream.take() {
-                    shaken.failure = part(stream, &mut shaken.report).await;
+                    shaken.failure = part(stream, &mut shaken.report, until).await;
                 }
                 let sha256 = shaken.report.chain.first().map(|one| one.sha256.clone());
                 let why = shaken.failure.map(|failure| failure.why);

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// First bytes that are kept: enough for `HTTP/1.1 400 Bad Request` or a greeting.
 const KEPT_BYTES: usize = 64;
 
-/// What was read since the last [`FirstBytes::begin`].
+/// What was read until now.
 #[derive(Debug, Clone, Default)]
 pub(in super::super) struct FirstBytes(Arc<Mutex<Kept>>);
 
@@ -28,11 +28,6 @@ pub(in super::super) struct Kept {
 }
 
 impl FirstBytes {
-    /// Forgets what came until now.
-    pub(in super::super) fn begin(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Kept::default();
-    }
-
     pub(in super::super) fn kept(&self) -> Kept {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
