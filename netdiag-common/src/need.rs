@@ -98,7 +98,7 @@ pub enum Topic {
     /// One active probe.
     Probe(ProbeRequest),
     /// Probes of one kind, on a schedule.
-    Series(SeriesRequest),
+    Series(Box<SeriesRequest>),
     /// What would become of one packet, by the rules and routes of the namespace.
     Fate(FateRequest),
     /// What the kernel does with the packets of one tuple.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Job, Readings, find, late};
 use crate::gap::Failure;
+use crate::host::ReadError;
 use crate::probe;
 use crate::probe::series::Place;
 use crate::reader::on_thread;
@@ -57,7 +58,7 @@ impl Readings {
         let mut result = result.map_err(|_| late(budget))??;
         if let Netns::Pod(uid) = &need.netns
             && result.failed > 0
-            && matches!(self.with_job(need, |job| job.pod()).await, Err(Failure::NoSuchPod { .. }))
+            && self.has_ended(need).await
         {
             result.unseen.push(format!(
                 "pod {uid} ended while the series ran: what failed says nothing about the network; ask from the pod that \
@@ -93,6 +94,12 @@ impl Readings {
             Ok(Err(_)) => Err(Failure::Panicked),
             Ok(Ok(record)) => Ok(Some(Observation::Trace(record?))),
         }
+    }
+
+    /// Whether the namespace that was asked about is no pod's any more.
+    async fn has_ended(&self, need: &Need) -> bool {
+        let opened = self.with_job(need, |job| job.open()).await;
+        matches!(opened, Err(Failure::NoSuchPod { .. } | Failure::Read(ReadError::Gone { .. })))
     }
 
     /// Runs `work` on a reader's thread.

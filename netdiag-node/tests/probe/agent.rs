@@ -19,6 +19,10 @@ fn result(observation: Observation) -> SeriesResult {
     }
 }
 
+fn series(request: SeriesRequest) -> Topic {
+    Topic::Series(Box::new(request))
+}
+
 /// To a port of the node that nobody has.
 fn to_node() -> SeriesRequest {
     SeriesRequest {
@@ -30,14 +34,14 @@ fn to_node() -> SeriesRequest {
 #[test]
 fn series_is_sent_from_the_pod() {
     let Some(lab) = Lab::start("series") else { return };
-    let found = result(lab.agent.seen(&Need::pod(NODE, UID, Topic::Series(to_node()))));
+    let found = result(lab.agent.seen(&Need::pod(NODE, UID, series(to_node()))));
     let attempt = &found.attempts[0];
     assert_eq!(attempt.source.unwrap().ip().to_string(), POD_ADDRESS);
     assert_eq!(attempt.failure.as_ref().unwrap().class, FailureClass::Refused, "{attempt:?}");
     // The pod's own loopback, where its process listens.
     let own = request(tcp("127.0.0.1:8080", TcpClose::Reset));
-    assert_eq!(result(lab.agent.seen(&Need::pod(NODE, UID, Topic::Series(own.clone())))).succeeded, 1);
-    let of_node = result(lab.agent.seen(&Need::host(NODE, Topic::Series(own))));
+    assert_eq!(result(lab.agent.seen(&Need::pod(NODE, UID, series(own.clone())))).succeeded, 1);
+    let of_node = result(lab.agent.seen(&Need::host(NODE, series(own))));
     assert_eq!(of_node.failed, 1, "nobody listens there in the node's namespace: {of_node:?}");
 }
 
@@ -51,7 +55,7 @@ fn one_source_port_serves_every_attempt() {
         let to = to.parse().unwrap();
         let probe = Probe::Tcp(TcpProbe { to, source_port: Some(40_404), close: TcpClose::Orderly });
         let asked = SeriesRequest { count: 5, ..request(probe) };
-        let found = result(lab.agent.seen(&Need::pod(NODE, UID, Topic::Series(asked))));
+        let found = result(lab.agent.seen(&Need::pod(NODE, UID, series(asked))));
         assert_eq!(found.succeeded, 5, "{found:?}");
         assert!(found.attempts.iter().all(|attempt| attempt.source.unwrap().port() == 40_404));
     }
@@ -64,9 +68,9 @@ fn what_cannot_be_asked_is_a_gap_with_a_remedy() {
         Reading::Unavailable { gap } => gap,
         other => panic!("{other:?}"),
     };
-    let gone = gap(&Need::pod(NODE, "another-uid", Topic::Series(to_node())));
+    let gone = gap(&Need::pod(NODE, "another-uid", series(to_node())));
     assert_eq!(gone.reason, GapReason::Gone, "{gone:?}");
-    let outside = gap(&Need::pod(NODE, UID, Topic::Series(request(tcp("203.0.113.1:80", TcpClose::Orderly)))));
+    let outside = gap(&Need::pod(NODE, UID, series(request(tcp("203.0.113.1:80", TcpClose::Orderly)))));
     assert_eq!(outside.reason, GapReason::NotAllowed);
     assert!(outside.remedy.contains("NETDIAG_PROBE_ALLOW=203.0.113.1/32"), "{}", outside.remedy);
 }
@@ -75,7 +79,7 @@ fn what_cannot_be_asked_is_a_gap_with_a_remedy() {
 fn pod_that_ends_meanwhile_is_told() {
     let Some(mut lab) = Lab::start("ends") else { return };
     lab.node.sh("nft 'add table inet seen; add chain inet seen input { type filter hook input priority 0; }; add rule inet seen input tcp dport 9 counter'");
-    let need = Need::pod(NODE, UID, Topic::Series(SeriesRequest { count: 30, interval_us: 100_000, ..to_node() }));
+    let need = Need::pod(NODE, UID, series(SeriesRequest { count: 30, interval_us: 100_000, ..to_node() }));
     let found = std::thread::scope(|scope| {
         let (agent, child, node) = (&lab.agent, &mut lab.pod.child, &lab.node);
         let asked = scope.spawn(move || result(agent.seen(&need)));
