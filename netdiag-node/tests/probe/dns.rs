@@ -17,7 +17,7 @@ use crate::host::{Host, LOCAL, failure, hold, why};
 use crate::way::report;
 
 const PATIENT_MS: u32 = 10_000;
-const SHORT_MS: u32 = 500;
+const SHORT_MS: u32 = 1_000;
 const NAME: &str = "web.example";
 
 fn ask(server: SocketAddr, transport: DnsTransport, records: &[DnsType]) -> Probe {
@@ -321,15 +321,15 @@ fn silence_is_counted_in_resolver_timeouts() {
     let Some(host) = Host::new("silence_is_counted_in_resolver_timeouts") else { return };
     name_server(&host, "127.0.0.1", |_| None);
     name_server(&host, "127.0.0.2", |query| Some(good(query)));
-    let attempt = lookup(&host, &["127.0.0.1", "127.0.0.2"], &["timeout:1"], "a.b.c.d.e.f", PATIENT_MS);
+    let attempt = lookup(&host, &["127.0.0.1", "127.0.0.2"], &["timeout:2"], "a.b.c.d.e.f", PATIENT_MS);
     let found = report!(attempt, Dns);
     assert_eq!(failure(&attempt), None, "{attempt:?}");
     let servers: Vec<_> = found.queries.iter().map(|query| query.server.ip().to_string()).collect();
     assert_eq!(servers, ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"]);
-    assert_eq!(found.timeouts.map(|timeouts| (timeouts.count, timeouts.each_ms)), Some((1, 1_000)));
-    assert!(attempt.elapsed_us >= 1_000_000);
+    assert_eq!(found.timeouts.map(|timeouts| (timeouts.count, timeouts.each_ms)), Some((1, 2_000)));
+    assert!(attempt.elapsed_us >= 2_000_000);
 
-    let attempt = lookup(&host, &["127.0.0.1"], &["timeout:1", "attempts:2"], "a.b.c.d.e.f.", PATIENT_MS);
+    let attempt = lookup(&host, &["127.0.0.1"], &["timeout:2", "attempts:2"], "a.b.c.d.e.f.", PATIENT_MS);
     let found = report!(attempt, Dns);
     assert_eq!((found.getaddrinfo.as_deref(), found.timeouts.unwrap().count), (Some("EAI_AGAIN"), 2), "{attempt:?}");
     assert_eq!(failure(&attempt), Some((Silence, Lookup, None)));
@@ -344,7 +344,7 @@ fn lost_half_of_a_pair_is_asked_again_alone() {
         let number = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         (number != 1).then(|| good(query))
     });
-    let attempt = lookup(&host, &["127.0.0.1"], &["timeout:1"], "a.b.c.d.e.f.", PATIENT_MS);
+    let attempt = lookup(&host, &["127.0.0.1"], &["timeout:2"], "a.b.c.d.e.f.", PATIENT_MS);
     let found = report!(attempt, Dns);
     assert_eq!((failure(&attempt), found.addresses.len()), (None, 2), "{attempt:?}");
     assert_eq!(names(&asked).iter().map(|(_, kind)| *kind).collect::<Vec<_>>(), [1, 28, 1, 28]);
@@ -355,7 +355,7 @@ fn lost_half_of_a_pair_is_asked_again_alone() {
 fn servers_that_fail_and_nobody_have_glibcs_words() {
     let Some(host) = Host::new("servers_that_fail_and_nobody_have_glibcs_words") else { return };
     name_server(&host, "127.0.0.1", |query| Some(negative(query, 2)));
-    let attempt = lookup(&host, &["127.0.0.1"], &["timeout:1"], NAME, PATIENT_MS);
+    let attempt = lookup(&host, &["127.0.0.1"], &["timeout:2"], NAME, PATIENT_MS);
     assert_eq!(report!(attempt, Dns).getaddrinfo.as_deref(), Some("EAI_AGAIN"), "{attempt:?}");
     assert_eq!((failure(&attempt), why(&attempt)), (Some((Rcode, Lookup, None)), "web.example: SERVFAIL"));
 

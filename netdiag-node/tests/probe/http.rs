@@ -18,7 +18,7 @@ use crate::way::report;
 /// Long enough for a busy machine to answer, where an answer comes.
 const PATIENT_MS: u32 = 10_000;
 /// For servers that never end.
-const SHORT_MS: u32 = 500;
+const SHORT_MS: u32 = 1_500;
 
 pub fn get(to: SocketAddr) -> HttpProbe {
     HttpProbe {
@@ -29,7 +29,7 @@ pub fn get(to: SocketAddr) -> HttpProbe {
         headers: Vec::new(),
         tls: TlsWords::default(),
         redirects: 0,
-        body_bytes: 64 * 1024,
+        body_bytes: 1024 * 1024,
         expect: Vec::new(),
         grpc_health: None,
     }
@@ -92,9 +92,10 @@ fn each_fault_has_its_class_stage_and_errno() {
         (
             "resets in the body",
             after_head(|mut stream| {
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").unwrap();
-                // The head must be read before the reset throws it away.
-                std::thread::sleep(std::time::Duration::from_millis(300));
+                // So much goes into no buffer: when all of it is written, the head has been read.
+                socket2::SockRef::from(&stream).set_send_buffer_size(4_096).unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n").unwrap();
+                stream.write_all(&[b'x'; 900_000]).unwrap();
                 reset(stream);
             }),
             (Reset, Body, Some("ECONNRESET")),

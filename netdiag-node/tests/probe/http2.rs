@@ -18,7 +18,7 @@ use crate::http::get;
 use crate::way::report;
 
 const PATIENT_MS: u32 = 10_000;
-const SHORT_MS: u32 = 500;
+const SHORT_MS: u32 = 1_500;
 
 /// Answers by HTTP/2; the health of `web`, and of nothing else.
 fn serve(host: &Host, address: &str) -> SocketAddr {

@@ -18,7 +18,7 @@ use crate::http::get;
 use crate::way::report;
 
 const PATIENT_MS: u32 = 10_000;
-const SHORT_MS: u32 = 500;
+const SHORT_MS: u32 = 1_500;
 const NAME: &str = "web.shop.example";
 
 type Serve = Box<dyn Fn(TcpStream) + Send + Sync>;
