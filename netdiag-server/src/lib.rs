@@ -2,7 +2,7 @@
 //!
 //! Pure layers, each using only those before it: [`question`] → [`evidence`] → [`path`] → [`observed`] → [`condition`] →
 //! [`correlate`] → [`answer`]. I/O and `async` live in [`ask`], in [`trace`], which asks node after node, in [`drift`], which looks
-//! twice, and in the sources and front ends built on them, and nowhere else.
+//! twice, in [`probe`], which sends, and in the sources and front ends built on them, and nowhere else.
 
 pub mod answer;
 pub mod ask;
@@ -18,5 +18,6 @@ pub mod mcp;
 pub mod nodes;
 pub mod observed;
 pub mod path;
+pub mod probe;
 pub mod question;
 pub mod trace;

@@ -155,6 +155,14 @@ impl Gate for OneToken {
     ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), Denied>> + Send + 'g>> {
         Box::pin(async move { Err(Denied::Forbidden(format!("no right to probe from {namespace:?}"))) })
     }
+
+    fn may_choose_probes<'g>(
+        &'g self,
+        _caller: &'g Caller,
+        namespace: &'g str,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), Denied>> + Send + 'g>> {
+        Box::pin(async move { Err(Denied::Forbidden(format!("no right to probe from {namespace:?}"))) })
+    }
 }
 
 #[tokio::test]

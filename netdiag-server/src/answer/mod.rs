@@ -21,6 +21,7 @@ pub mod drift;
 pub mod explain;
 pub mod markdown;
 pub mod observe;
+pub mod probe;
 pub mod scan;
 pub mod schema;
 pub mod status;

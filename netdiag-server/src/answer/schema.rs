@@ -7,16 +7,18 @@ use serde_json::Value;
 use super::Answer;
 use super::drift::DriftAnswer;
 use super::observe::Observe;
+use super::probe::ProbeAnswer;
 use super::scan::Scan;
 use super::status::Status;
 use super::trace::TraceAnswer;
 
 /// File name under `schema/` and the schema itself.
-pub fn all() -> [(&'static str, Value); 6] {
+pub fn all() -> [(&'static str, Value); 7] {
     [
         ("answer.v1.json", of::<Answer>("netdiag.answer/v1")),
         ("drift.v1.json", of::<DriftAnswer>("netdiag.drift/v1")),
         ("observe.v1.json", of::<Observe>("netdiag.observe/v1")),
+        ("probe.v1.json", of::<ProbeAnswer>("netdiag.probe/v1")),
         ("scan.v1.json", of::<Scan>("netdiag.scan/v1")),
         ("status.v1.json", of::<Status>("netdiag.status/v1")),
         ("trace.v1.json", of::<TraceAnswer>("netdiag.trace/v1")),

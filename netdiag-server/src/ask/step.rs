@@ -84,6 +84,7 @@ pub fn need_in_words(need: &Need, cluster: Option<&Cluster>) -> String {
         Topic::Probe(ProbeRequest::Dns { server, port, name, .. }) => {
             format!("dns query for {name} to {} from {place}", SocketAddr::new(*server, *port))
         }
+        Topic::Series(request) => format!("series of {} probes from {place}", request.probe.name()),
         Topic::Fate(request) => format!("fate of {} in {place}", request.words()),
         Topic::Trace(request) => format!("trace of {} in {place}", request.tuple),
     }
@@ -140,6 +141,7 @@ fn value_in_words(value: &Observation) -> String {
             let words = result.attempts.first().map_or_else(|| "no attempt".to_owned(), |a| a.outcome.words());
             format!("{} of {} got through ({words})", result.succeeded(), result.attempts.len())
         }
+        Observation::Series(result) => format!("{} of {} got through", result.succeeded, result.made),
         Observation::Fate(fate) => format!("{} possible ways", fate.outcome.paths.len()),
         Observation::Trace(record) => format!("{} packets traced", record.packets.len()),
     }

@@ -18,6 +18,7 @@ mod explain;
 mod mcp;
 mod observe;
 mod output;
+mod probe;
 mod request;
 mod scan;
 mod screen;
@@ -53,6 +54,7 @@ enum Command {
     Observe(observe::Args),
     Trace(trace::Args),
     Drift(drift::Args),
+    Probe(probe::Args),
     Explain(explain::Args),
     Status(status::Args),
     Bundle(bundle::Args),
@@ -109,6 +111,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Observe(args) => observe::run(args).await,
         Command::Trace(args) => trace::run(args).await,
         Command::Drift(args) => drift::run(args).await,
+        Command::Probe(args) => probe::run(args).await,
         Command::Explain(args) => explain::run(&args),
         Command::Status(args) => status::run(args).await,
         Command::Bundle(args) => bundle::run(args).await,

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use ::kube::Api;
 use ::kube::api::PostParams;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec, SubjectAccessReview,
+    SubjectAccessReviewSpec,
+};
 
 use super::Access;
 use super::error::bounded;
@@ -36,23 +39,57 @@ pub async fn who(access: &Access, token: &str) -> Result<Option<User>, SourceErr
     }))
 }
 
-/// Whether this user may let probes start in a namespace: `create` on `probes.netdiag.dev` there. Hosts of nodes belong to no
-/// namespace, so starting there (empty) asks for the right in all of them.
-pub async fn may_probe(access: &Access, user: &User, namespace: &str) -> Result<bool, SourceError> {
-    let attributes = ResourceAttributes {
+/// What somebody wants to do with `probes.netdiag.dev`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Let an answer send its few attempts along the asked path.
+    Create,
+    /// Choose what is sent, where to and how often.
+    Probe,
+}
+
+impl Verb {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+/// Hosts of nodes belong to no namespace, so starting there (empty) asks for the right in all of them.
+fn attributes(verb: Verb, namespace: &str) -> ResourceAttributes {
+    ResourceAttributes {
         group: Some("netdiag.dev".to_owned()),
         resource: Some("probes".to_owned()),
-        verb: Some("create".to_owned()),
+        verb: Some(verb.name().to_owned()),
         namespace: Some(namespace.to_owned()).filter(|namespace| !namespace.is_empty()),
         ..ResourceAttributes::default()
+    }
+}
+
+/// Whether the identity of this access may choose probes that start in a namespace.
+pub async fn i_may_probe(access: &Access, namespace: &str) -> Result<bool, SourceError> {
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(attributes(Verb::Probe, namespace)),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
     };
+    let reviewed = create(access, review, "selfsubjectaccessreviews.authorization.k8s.io").await?;
+    Ok(reviewed.status.is_some_and(|status| status.allowed))
+}
+
+/// Whether this user may let probes start in a namespace.
+pub async fn may(access: &Access, user: &User, verb: Verb, namespace: &str) -> Result<bool, SourceError> {
     let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
             user: Some(user.name.clone()),
             uid: Some(user.uid.clone()),
             groups: Some(user.groups.clone()),
             extra: Some(user.extra.clone()),
-            resource_attributes: Some(attributes),
+            resource_attributes: Some(attributes(verb, namespace)),
             ..SubjectAccessReviewSpec::default()
         },
         ..SubjectAccessReview::default()
@@ -68,8 +105,6 @@ where
     let api: Api<K> = Api::all(access.client.clone());
     let parameters = PostParams::default();
     bounded(api.create(&parameters, &review)).await.map_err(|error| SourceError {
-        message: format!(
-            "cannot check who asks: {error}; netdiag's ServiceAccount needs the verb create on {resource}"
-        ),
+        message: format!("cannot check who asks: {error}; it takes the verb create on {resource}"),
     })
 }

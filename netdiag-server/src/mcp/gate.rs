@@ -11,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use rmcp::model::Extensions;
 
+use crate::probe::{NoRight, Rights};
+
 /// A user as the API server's TokenReview describes one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Caller {
@@ -40,6 +42,25 @@ pub trait Gate: Send + Sync {
 
     /// Whether the caller may send probes from pods of this namespace; empty stands for the nodes themselves.
     fn may_probe<'g>(&'g self, caller: &'g Caller, namespace: &'g str) -> Check<'g, ()>;
+
+    /// Whether the caller may choose what is sent from there, where to and how often.
+    fn may_choose_probes<'g>(&'g self, caller: &'g Caller, namespace: &'g str) -> Check<'g, ()>;
+}
+
+/// What the gate says of one caller; without a gate there is nobody to ask.
+pub(crate) struct CallerRights<'c> {
+    pub gate: Option<&'c dyn Gate>,
+    pub caller: &'c Caller,
+}
+
+impl Rights for CallerRights<'_> {
+    async fn may_start(&self, namespace: &str) -> Result<(), NoRight> {
+        let Some(gate) = self.gate else { return Ok(()) };
+        gate.may_choose_probes(self.caller, namespace).await.map_err(|denied| NoRight {
+            text: denied.text().to_owned(),
+            is_passing: matches!(denied, Denied::Unavailable(_)),
+        })
+    }
 }
 
 impl Denied {

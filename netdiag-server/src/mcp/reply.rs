@@ -56,6 +56,24 @@ impl Reply {
 pub fn read_only(name: &'static str, title: &str, description: &'static str, input: Value, output: Value) -> Tool {
     let annotations =
         ToolAnnotations::with_title(title).read_only(true).destructive(false).idempotent(true).open_world(false);
+    tool(name, title, description, input, output, annotations)
+}
+
+/// A tool that sends: servers answer and log it, each call anew, and they may be outside of the cluster.
+pub fn sending(name: &'static str, title: &str, description: &'static str, input: Value, output: Value) -> Tool {
+    let annotations =
+        ToolAnnotations::with_title(title).read_only(false).destructive(false).idempotent(false).open_world(true);
+    tool(name, title, description, input, output, annotations)
+}
+
+fn tool(
+    name: &'static str,
+    title: &str,
+    description: &'static str,
+    input: Value,
+    output: Value,
+    annotations: ToolAnnotations,
+) -> Tool {
     Tool::new(name, description, object(input))
         .with_title(title)
         .with_raw_output_schema(object(output).into())

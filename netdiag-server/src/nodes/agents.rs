@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::stream::{self, StreamExt};
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::probe::ProbeRequest;
+use netdiag_common::observation::series::MAX_SERIES_MS;
 use netdiag_common::wire::{Ask, MAX_NEEDS, NodeReading, Report, WIRE_MAX, WIRE_MIN};
 use netdiag_common::{Need, Reading, Topic};
 
@@ -18,6 +19,7 @@ use super::report::RawReport;
 use super::tls;
 use crate::answer::status::AgentVersion;
 use crate::ask::SourceError;
+use crate::probe;
 
 /// Nodes asked at the same time.
 const IN_FLIGHT: usize = 64;
@@ -25,6 +27,8 @@ const IN_FLIGHT: usize = 64;
 const PASSIVE: Duration = Duration::from_millis(1_500);
 /// Left to the agent's answer on its way, when we tell it how long we wait.
 const MARGIN: Duration = Duration::from_millis(200);
+/// Above the longest of a series: the last attempts' timeouts, and summing up.
+const SERIES: Duration = Duration::from_secs(1);
 /// Rules of 10 000 Services are about 20 MiB of JSON.
 const MAX_REPORT_BYTES: usize = 64 << 20;
 
@@ -230,6 +234,10 @@ fn patience(needs: &[Need]) -> Duration {
             Some(Duration::from_millis(u64::from(*timeout_ms) * u64::from(*attempts)))
         }
         Topic::Probe(ProbeRequest::Dns { timeout_ms, .. }) => Some(Duration::from_millis(u64::from(*timeout_ms))),
+        Topic::Series(request) => {
+            let longest = probe::plan::longest_of_ms(request).min(MAX_SERIES_MS);
+            Some(Duration::from_millis(longest) + SERIES)
+        }
         Topic::Trace(request) => Some(Duration::from_secs(u64::from(request.seconds))),
         _ => None,
     });

@@ -11,7 +11,7 @@ import sys
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
-TOOLS = ["diagnose", "scan", "get_evidence", "explain_condition"]
+TOOLS = ["diagnose", "scan", "get_evidence", "explain_condition", "probe"]
 SUMMARY_BYTES = 16 * 1024
 
 
@@ -30,7 +30,10 @@ async def story(client):
     tools = (await client.list_tools()).tools
     check([tool.name for tool in tools] == TOOLS, "tools are", [tool.name for tool in tools])
     for tool in tools:
-        check(tool.annotations.read_only_hint and not tool.annotations.destructive_hint, tool.name, "is not read-only")
+        # What sends packets says so.
+        sends = tool.name == "probe"
+        check(tool.annotations.read_only_hint != sends, tool.name, "tells something else about sending")
+        check(not tool.annotations.destructive_hint, tool.name, "is destructive")
         check(tool.output_schema, tool.name, "has no output schema")
 
     # The SDK validates structured content against the tool's output schema before it hands a result over.

@@ -1,4 +1,5 @@
-//! The server's HTTP API: `POST /v1/{diagnose,drift,observe,scan,status,trace}`, `/healthz`, `/readyz`. Errors are `{"error": …}`.
+//! The server's HTTP API: `POST /v1/{diagnose,drift,observe,probe,scan,status,trace}`,
+//! `GET /probe` for scrape configurations of blackbox_exporter, `/healthz`, `/readyz`. Errors are `{"error": …}`.
 
 use std::sync::Arc;
 
@@ -10,36 +11,49 @@ use axum::{Extension, Json, Router};
 use http::StatusCode;
 use tokio::sync::Semaphore;
 
-use crate::answer;
+use super::blackbox;
+use crate::answer::{self, probe::ProbeAnswer};
 use crate::ask::{self, LiveSource, Source};
 use crate::cli::Failure;
 use crate::cli::drift::{DriftRequest, drift_with};
+use crate::cli::probe::probe_with;
 use crate::cli::request::{DiagnoseRequest, ScanRequest};
 use crate::cli::scan::scan_with;
 use crate::cli::trace::{TraceRequest, trace_with};
-use crate::mcp::{Caller, Gate, guard};
+use crate::mcp::{Caller, CallerRights, Gate, guard};
 use crate::observed::Wanted;
+use crate::probe::{ProbeRequest, RunError};
 use crate::question::Origin;
 
 /// Questions answered at the same time; each holds one snapshot and its readings.
 const MAX_QUESTIONS: usize = 8;
+/// Requests to probe at the same time; each may last two minutes, so that they have places of their own.
+const MAX_PROBES: usize = 16;
 /// A question is a few names.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
 #[derive(Clone)]
-struct Api {
-    source: Arc<LiveSource>,
+pub(super) struct Api {
+    pub(super) source: Arc<LiveSource>,
     gate: Option<Arc<dyn Gate>>,
     questions: Arc<Semaphore>,
+    probes: Arc<Semaphore>,
 }
 
 /// Without a gate everybody who reaches it may ask: for loopback.
 pub(super) fn router(source: Arc<LiveSource>, gate: Option<Arc<dyn Gate>>) -> Router {
-    let api = Api { source, gate: gate.clone(), questions: Arc::new(Semaphore::new(MAX_QUESTIONS)) };
+    let api = Api {
+        source,
+        gate: gate.clone(),
+        questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
+        probes: Arc::new(Semaphore::new(MAX_PROBES)),
+    };
     let router = Router::new()
         .route("/v1/diagnose", post(diagnose))
         .route("/v1/drift", post(drift))
         .route("/v1/observe", post(observe))
+        .route("/v1/probe", post(probe))
+        .route("/probe", get(blackbox::probe))
         .route("/v1/scan", post(scan))
         .route("/v1/status", post(status))
         .route("/v1/trace", post(trace))
@@ -67,7 +81,7 @@ pub(super) fn health(source: Arc<LiveSource>) -> Router {
 }
 
 /// What is said instead of a result.
-struct Refused(StatusCode, String);
+pub(super) struct Refused(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -81,6 +95,17 @@ impl From<Failure> for Refused {
     }
 }
 
+impl From<RunError> for Refused {
+    fn from(error: RunError) -> Self {
+        let status = match &error {
+            RunError::Right(denied) if denied.is_passing => StatusCode::SERVICE_UNAVAILABLE,
+            RunError::Right(_) => StatusCode::FORBIDDEN,
+            RunError::Plan(_) => StatusCode::BAD_REQUEST,
+        };
+        Self(status, error.to_string())
+    }
+}
+
 type Asked<T> = Result<Json<T>, JsonRejection>;
 
 fn body<T>(asked: Asked<T>) -> Result<T, Refused> {
@@ -91,6 +116,24 @@ impl Api {
     fn busy() -> Refused {
         let message = format!("{MAX_QUESTIONS} questions are being answered right now; ask again in a few seconds");
         Refused(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    pub(super) async fn probe(
+        &self,
+        caller: Option<Extension<Caller>>,
+        request: &ProbeRequest,
+    ) -> Result<ProbeAnswer, Refused> {
+        let busy = |_| {
+            let message =
+                format!("{MAX_PROBES} requests to probe are being answered right now; ask again in a few seconds");
+            Refused(StatusCode::SERVICE_UNAVAILABLE, message)
+        };
+        let _permit = self.probes.try_acquire().map_err(busy)?;
+        let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
+        let rights = CallerRights { gate: self.gate.as_deref(), caller: &caller };
+        let asked_by = if caller.user.is_empty() { "the server's loopback".to_owned() } else { caller.user.clone() };
+        let cluster = self.source.cluster().await.map_err(Failure::from)?;
+        probe_with(&self.source, cluster, request, &rights, Some(asked_by)).await.map_err(Refused::from)
     }
 
     /// Probes start in a namespace, or on the nodes themselves. `instead` is how to ask without.
@@ -164,6 +207,16 @@ async fn trace(
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     Ok(Json(trace_with(&api.source, &question).await?).into_response())
+}
+
+/// What is sent, where to and how often is the caller's choice: that takes a right of its own.
+async fn probe(
+    State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
+    asked: Asked<ProbeRequest>,
+) -> Result<Response, Refused> {
+    let request = body(asked)?;
+    Ok(Json(api.probe(caller, &request).await?).into_response())
 }
 
 async fn status(State(api): State<Api>) -> Result<Response, Refused> {

@@ -2,8 +2,10 @@
 
 use std::pin::Pin;
 
+use crate::kube::review::Verb;
 use crate::kube::{Access, review};
 use crate::mcp::{Caller, Denied, Gate};
+use crate::probe::rights;
 
 pub(super) struct ByReview {
     pub access: Access,
@@ -25,25 +27,35 @@ impl Gate for ByReview {
 
     fn may_probe<'g>(&'g self, caller: &'g Caller, namespace: &'g str) -> Check<'g, ()> {
         Box::pin(async move {
-            let user = review::User {
-                name: caller.user.clone(),
-                uid: caller.uid.clone(),
-                groups: caller.groups.clone(),
-                extra: caller.extra.clone(),
-            };
-            match review::may_probe(&self.access, &user, namespace).await {
-                Ok(true) => Ok(()),
-                Ok(false) => {
-                    let place = if namespace.is_empty() {
-                        "all namespaces".to_owned()
-                    } else {
-                        format!("namespace {namespace}")
-                    };
-                    let user = &caller.user;
-                    Err(Denied::Forbidden(format!("{user} may not create probes.netdiag.dev in {place}")))
-                }
-                Err(error) => Err(Denied::Unavailable(error.message)),
+            if self.may(caller, Verb::Create, namespace).await? {
+                return Ok(());
             }
+            let place =
+                if namespace.is_empty() { "all namespaces".to_owned() } else { format!("namespace {namespace}") };
+            let user = &caller.user;
+            Err(Denied::Forbidden(format!("{user} may not create probes.netdiag.dev in {place}")))
         })
+    }
+
+    fn may_choose_probes<'g>(&'g self, caller: &'g Caller, namespace: &'g str) -> Check<'g, ()> {
+        Box::pin(async move {
+            if self.may(caller, Verb::Probe, namespace).await? {
+                return Ok(());
+            }
+            Err(Denied::Forbidden(rights::denied(&caller.user, namespace)))
+        })
+    }
+}
+
+impl ByReview {
+    async fn may(&self, caller: &Caller, verb: Verb, namespace: &str) -> Result<bool, Denied> {
+        let user = review::User {
+            name: caller.user.clone(),
+            uid: caller.uid.clone(),
+            groups: caller.groups.clone(),
+            extra: caller.extra.clone(),
+        };
+        let may = review::may(&self.access, &user, verb, namespace).await;
+        may.map_err(|error| Denied::Unavailable(error.message))
     }
 }

@@ -21,6 +21,7 @@ use crate::mcp::{self, Gate, HttpOptions};
 use crate::nodes::Agents;
 
 mod api;
+mod blackbox;
 mod gate;
 
 /// After SIGTERM, what is being answered may finish; below the 30 s that the kubelet gives a Pod.

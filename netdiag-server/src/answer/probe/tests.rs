@@ -1,0 +1,209 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use netdiag_common::observation::Observation;
+use netdiag_common::observation::series::{
+    FailureClass, IcmpError, Probe, ProbeFailure, ProbeReport, ProbeStage, SeriesAttempt, SeriesRequest, SeriesResult,
+    TcpReport,
+};
+use netdiag_common::{Need, Netns, Reading, Topic};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::answer::Paint;
+use crate::ask::{Source, SourceError};
+use crate::evidence::{Cluster, parse};
+use crate::probe::rights::Unchecked;
+use crate::probe::{ProbeRequest, Sender};
+
+/// Agents that answer by the target alone.
+struct Agents {
+    cluster: Arc<Cluster>,
+    /// Targets that fail, and as what; by source (a pod's UID or a node) and target, either of them `*`.
+    broken: BTreeMap<(&'static str, &'static str), FailureClass>,
+}
+
+const NOW: &str = "2026-01-01T12:00:00Z";
+const VIP: &str = "10.96.0.80:80";
+
+fn world() -> Arc<Cluster> {
+    let node = |name: &str, address: &str| {
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
+    };
+    let pod = |name: &str, app: &str, node: &str, address: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "uid": name, "labels": {"app": app}},
+            "spec": {"nodeName": node},
+            "status": {"phase": "Running", "podIP": address, "conditions": [{"type": "Ready", "status": "True"}]}})
+    };
+    let endpoint = |name: &str, node: &str, address: &str| {
+        json!({"addresses": [address], "conditions": {"ready": true}, "nodeName": node,
+            "targetRef": {"kind": "Pod", "namespace": "shop", "name": name}})
+    };
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"type": "NodePort", "clusterIP": "10.96.0.80",
+            "ports": [{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}]}});
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [endpoint("web-1", "n1", "10.244.1.4"), endpoint("web-2", "n2", "10.244.2.5")],
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]});
+    let mut cluster = Cluster { name: "world".to_owned(), ..Cluster::default() };
+    for object in [
+        node("n1", "172.30.0.11"),
+        node("n2", "172.30.0.12"),
+        pod("client", "client", "n1", "10.244.1.2"),
+        pod("client-2", "client", "n2", "10.244.2.2"),
+        pod("web-1", "web", "n1", "10.244.1.4"),
+        pod("web-2", "web", "n2", "10.244.2.5"),
+        service,
+        slice,
+    ] {
+        parse::add(&mut cluster, object).expect("an object");
+    }
+    Arc::new(cluster)
+}
+
+impl Agents {
+    fn answer(&self, place: &str, request: &SeriesRequest) -> SeriesResult {
+        let to = match &request.probe {
+            Probe::Tcp(probe) => Some(probe.to),
+            Probe::Icmp(probe) => Some((probe.to, 0).into()),
+            _ => None,
+        };
+        let endpoints = ["10.244.1.4:8080", "10.244.2.5:8080"];
+        let attempts: Vec<SeriesAttempt> = (0..request.count)
+            .map(|number| {
+                let led = to.filter(|to| to.to_string() == VIP).map(|_| endpoints[number as usize % 2]);
+                let target =
+                    led.map_or_else(|| to.map_or_else(|| "name".to_owned(), |to| to.to_string()), str::to_owned);
+                let class = [(place, target.as_str()), ("*", target.as_str()), (place, "*")]
+                    .iter()
+                    .find_map(|(place, target)| self.broken.iter().find(|((p, t), _)| p == place && t == target))
+                    .map(|(_, class)| *class);
+                let failure = class.map(|class| ProbeFailure {
+                    stage: ProbeStage::Connect,
+                    class,
+                    errno: Some("ECONNREFUSED".to_owned()),
+                    said_by: led.and_then(|led| led.parse::<std::net::SocketAddr>().ok()).map(|led| led.ip()),
+                    icmp: Some(IcmpError { kind: 3, code: 3, words: "port unreachable".to_owned(), mtu: None }),
+                    why: "refused at once\u{1b}[31m".to_owned(),
+                });
+                let report = TcpReport { handshake_us: 210, send_mss: Some(1_448), ..TcpReport::default() };
+                SeriesAttempt {
+                    number,
+                    at_us: u64::from(number) * 1_000,
+                    elapsed_us: 250 + u64::from(number),
+                    source: None,
+                    to,
+                    endpoint: led.and_then(|led| led.parse().ok()),
+                    report: if failure.is_some() { ProbeReport::Nothing } else { ProbeReport::Tcp(report) },
+                    failure,
+                }
+            })
+            .collect();
+        let failed = u32::try_from(attempts.iter().filter(|attempt| !attempt.succeeded()).count()).expect("few");
+        SeriesResult {
+            asked: request.count,
+            made: request.count,
+            succeeded: request.count - failed,
+            failed,
+            untried: 0,
+            untried_because: None,
+            late: 0,
+            attempts,
+            not_kept: 0,
+            times: Vec::new(),
+            entered_us: Some(150),
+            unseen: Vec::new(),
+        }
+    }
+}
+
+impl Source for Agents {
+    async fn cluster(&self) -> Result<Arc<Cluster>, SourceError> {
+        Ok(self.cluster.clone())
+    }
+
+    async fn gather(&self, needs: Vec<Need>, _: Instant) -> Vec<(Need, Reading<Observation>)> {
+        let answer = |need: Need| {
+            let Topic::Series(request) = &need.topic else { panic!("only series are asked for") };
+            let place = match &need.netns {
+                Netns::Host => need.node.clone(),
+                Netns::Pod(uid) => uid.clone(),
+            };
+            let value = Observation::Series(self.answer(&place, request));
+            (need, Reading::Seen { value, at: NOW.parse().expect("a time") })
+        };
+        needs.into_iter().map(answer).collect()
+    }
+
+    fn now(&self) -> Timestamp {
+        NOW.parse().expect("a time")
+    }
+
+    fn is_live(&self) -> bool {
+        false
+    }
+}
+
+async fn asked(kind: Kind, count: u32, broken: &[((&'static str, &'static str), FailureClass)]) -> ProbeAnswer {
+    let agents = Agents { cluster: world(), broken: broken.iter().copied().collect() };
+    let request =
+        ProbeRequest { count: Some(count), ..ProbeRequest::new(kind, "pod/shop/client", "service/shop/web:80") };
+    let plan = probe::plan(&request, &agents.cluster).expect("a plan");
+    let sender = Sender { source: &agents, cluster: agents.cluster.clone(), rights: &Unchecked, asked_by: None };
+    build(&probe::run(&sender, plan).await.expect("results"), agents.now())
+}
+
+#[tokio::test]
+async fn one_of_two_endpoints_refuses() {
+    let answer = asked(Kind::Tcp, 12, &[(("*", "10.244.2.5:8080"), FailureClass::Refused)]).await;
+    assert_eq!(answer.status, ProbeStatus::Failed);
+    insta::assert_snapshot!("one_of_two", answer.text(Paint::Plain));
+}
+
+#[tokio::test]
+async fn everything_is_well() {
+    let answer = asked(Kind::Tcp, 3, &[]).await;
+    assert_eq!(answer.status, ProbeStatus::Well);
+    insta::assert_snapshot!("well", answer.text(Paint::Plain));
+}
+
+#[tokio::test]
+async fn the_ladder_stops_where_it_breaks() {
+    let answer = asked(Kind::Ladder, 3, &[(("client", "10.244.2.5:8080"), FailureClass::Silence)]).await;
+    insta::assert_snapshot!("ladder", answer.text(Paint::Plain));
+}
+
+#[tokio::test]
+async fn the_matrix_of_a_partition() {
+    let cross = [
+        ("client", "10.244.2.5:8080"),
+        ("client-2", "10.244.1.4:8080"),
+        ("n1", "172.30.0.12:0"),
+        ("n2", "172.30.0.11:0"),
+    ];
+    let broken: Vec<_> = cross.into_iter().map(|key| (key, FailureClass::Silence)).collect();
+    let answer = asked(Kind::Matrix, 6, &broken).await;
+    insta::assert_snapshot!("matrix", answer.text(Paint::Plain));
+}
+
+#[tokio::test]
+async fn parts_of_a_long_series_are_one_answer() {
+    let mut whole = asked(Kind::Tcp, 4, &[]).await;
+    whole.join(asked(Kind::Tcp, 4, &[(("*", "10.244.2.5:8080"), FailureClass::Refused)]).await, 9_000);
+    let tally = &whole.series[0].tally;
+    assert_eq!((tally.asked, tally.succeeded, tally.failed), (8, 6, 2));
+    assert_eq!(whole.status, ProbeStatus::Failed);
+    assert!(whole.verdict.starts_with("fails 2 of 8 times: refused (ECONNREFUSED) at connect"), "{}", whole.verdict);
+}
+
+#[tokio::test]
+async fn an_answer_follows_its_schema_and_comes_back_as_it_was() {
+    let answer = asked(Kind::Ladder, 3, &[]).await;
+    let value: Value = serde_json::to_value(&answer).expect("JSON");
+    let schema = crate::answer::schema::of::<ProbeAnswer>(PROBE_SCHEMA);
+    jsonschema::validate(&schema, &value).expect("as the schema says");
+    assert_eq!(serde_json::from_value::<ProbeAnswer>(value).expect("an answer"), answer);
+}

@@ -1,0 +1,127 @@
+//! A series while it runs: asked for in parts, joined, and drawn after each part when somebody watches.
+
+use std::time::{Duration, Instant};
+
+use super::super::Failure;
+use super::super::output::{self, Progress, ShortFormat};
+use super::super::screen::Screen;
+use super::super::source::{Forwarded, Route};
+use super::{OwnRights, probe_with};
+use crate::answer::probe::ProbeAnswer;
+use crate::ask::{AnySource, Source};
+use crate::kube::forward::ForwardError;
+use crate::probe::{Kind, MAX_REQUEST_MS, ProbeRequest, Rights};
+
+/// How long a part lasts that somebody watches.
+const LOOK: Duration = Duration::from_secs(1);
+/// The longest part that nobody watches: far below what one request may take.
+const PART: Duration = Duration::from_secs(25);
+/// Attempts of the first part where nobody knows yet how long one takes.
+const FIRST: u32 = 50;
+/// Above what a part takes: opening the way to the server, a busy machine.
+const PATIENCE: Duration = Duration::from_millis(MAX_REQUEST_MS + 20_000);
+
+/// Sends all of it; what it came to is one answer.
+pub(super) async fn run(
+    route: Route,
+    request: &ProbeRequest,
+    rights: &OwnRights,
+    output: ShortFormat,
+) -> Result<ProbeAnswer, Failure> {
+    let mut way = match route {
+        Route::Server(server) => {
+            ask_for_right(request, rights).await?;
+            Way::Server(server)
+        }
+        Route::Here(source) => Way::Here(Box::new(source)),
+    };
+    let mut screen = (output == ShortFormat::Text && is_long(request)).then(Screen::enter).flatten();
+    let _progress = screen.is_none().then(|| Progress::start("probing"));
+    let started = Instant::now();
+    let (mut left, mut part) = (request.count(), first_part(request, screen.is_some()));
+    let mut whole: Option<ProbeAnswer> = None;
+    while left > 0 {
+        let begun = Instant::now();
+        let count = if is_long(request) { part.min(left) } else { left };
+        let next = way.ask(&ProbeRequest { count: Some(count), ..request.clone() }, rights).await?;
+        let took = begun.elapsed();
+        left -= count;
+        let later_us = u64::try_from((begun - started).as_micros()).unwrap_or(u64::MAX);
+        // A part whose attempts were not made tells that the rest cannot be made either.
+        let is_over = next.series.iter().all(|series| series.tally.made == 0);
+        match &mut whole {
+            Some(whole) => whole.join(next, later_us),
+            None => whole = Some(next),
+        }
+        if let (Some(screen), Some(whole)) = (&mut screen, &whole) {
+            screen.draw(|_| format!("{}\n{left} attempts to go\n", whole.text(output::paint())));
+        }
+        if is_over {
+            break;
+        }
+        if request.interval_us > 0 && left > 0 {
+            let due = Duration::from_micros(request.interval_us.saturating_mul(count.into()));
+            tokio::time::sleep(due.saturating_sub(took)).await;
+        } else if took * 2 < if screen.is_some() { LOOK } else { PART } {
+            part = part.saturating_mul(2);
+        }
+    }
+    if let Some(screen) = screen {
+        // The answer stays readable on the screen as it was.
+        screen.leave();
+    }
+    whole.ok_or_else(|| Failure("the count of attempts is 0: use 1 or more".to_owned()))
+}
+
+/// Whether parts of it are worth showing, or needed.
+fn is_long(request: &ProbeRequest) -> bool {
+    !matches!(request.kind, Kind::Ladder | Kind::Matrix) && request.count() > first_part(request, true)
+}
+
+/// Of a length that is known by the interval; else so many that one request has time for them when none is answered.
+fn first_part(request: &ProbeRequest, is_watched: bool) -> u32 {
+    let length = if is_watched { LOOK } else { PART };
+    match (u64::try_from(length.as_micros()).unwrap_or(u64::MAX)).checked_div(request.interval_us) {
+        None => {
+            let in_turn = u32::try_from(PART.as_millis()).unwrap_or(u32::MAX) / request.timeout_ms().max(1);
+            in_turn.max(1).saturating_mul(request.parallel.into()).min(FIRST)
+        }
+        Some(attempts) => u32::try_from(attempts).unwrap_or(u32::MAX).max(1),
+    }
+}
+
+/// Before anything is asked for: the server answers on its own loopback to whoever may open a port of its pod, so it is the
+/// caller's own right that is looked at here.
+async fn ask_for_right(request: &ProbeRequest, rights: &OwnRights) -> Result<(), Failure> {
+    let namespace = match request.from.split('/').collect::<Vec<_>>().as_slice() {
+        ["pod", namespace, _] => (*namespace).to_owned(),
+        _ => String::new(),
+    };
+    rights.may_start(&namespace).await.map_err(|denied| Failure(denied.to_string()))
+}
+
+/// Who is asked, part for part.
+enum Way {
+    Server(Box<Forwarded>),
+    Here(Box<AnySource>),
+}
+
+impl Way {
+    async fn ask(&mut self, request: &ProbeRequest, rights: &OwnRights) -> Result<ProbeAnswer, Failure> {
+        match self {
+            Self::Server(way) => {
+                let answer = way.server.post("/v1/probe", request, PATIENCE).await;
+                answer.map_err(|error| match error {
+                    ForwardError::Refused(why) => Failure(why),
+                    ForwardError::Unreached(why) => Failure(format!(
+                        "no server to ask ({why}), and nothing can be sent without agents: use --direct --tls-dir DIR"
+                    )),
+                })
+            }
+            Self::Here(source) => {
+                let cluster = source.cluster().await?;
+                Ok(probe_with(&**source, cluster, request, rights, Some("the command line".to_owned())).await?)
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! `netdiag probe`: probes of a chosen kind from a pod or node, live on a terminal.
+
+use std::sync::Arc;
+
+use super::output::{self, ShortFormat};
+use super::source;
+use super::{EXIT_CAUSE, EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure};
+use crate::answer::probe::{self as answer, ProbeAnswer, ProbeStatus};
+use crate::ask::Source;
+use crate::evidence::Cluster;
+use crate::kube;
+use crate::probe::rights::{Own, Unchecked};
+use crate::probe::{self, ProbeRequest, Rights, RunError, Sender};
+
+mod args;
+mod common;
+mod live;
+
+use args::KindArgs;
+
+/// Sends probes as a pod or node would, and tells exactly what came of them
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    kind: KindArgs,
+}
+
+pub(super) async fn run(args: Args) -> Result<u8, Failure> {
+    let asked = args.kind.asked()?;
+    let request = asked.request;
+    let route = source::route(&asked.source).await?;
+    // Who starts a program with the agents' certificates, or over a recorded cluster, has no identity that could be asked about.
+    let rights = if asked.source.bundle.is_some() {
+        OwnRights::Unchecked
+    } else {
+        OwnRights::Own(Own::new(kube::connect(&asked.source.access()).await?))
+    };
+    let answer = live::run(route, &request, &rights, asked.output).await?;
+    match asked.output {
+        ShortFormat::Text => output::print(&answer.text(output::paint()))?,
+        ShortFormat::Json => output::print(&output::json(&answer)?)?,
+    }
+    Ok(match answer.status {
+        ProbeStatus::Well => EXIT_HEALTHY,
+        ProbeStatus::Failed => EXIT_CAUSE,
+        ProbeStatus::Unknown => EXIT_UNEXPLAINED,
+    })
+}
+
+/// Whose rights decide on the command line.
+pub(super) enum OwnRights {
+    Own(Own),
+    Unchecked,
+}
+
+impl Rights for OwnRights {
+    async fn may_start(&self, namespace: &str) -> Result<(), probe::NoRight> {
+        match self {
+            Self::Own(own) => own.may_start(namespace).await,
+            Self::Unchecked => Unchecked.may_start(namespace).await,
+        }
+    }
+}
+
+/// For the command line and the server alike.
+pub(in crate::cli) async fn probe_with<S: Source, R: Rights>(
+    source: &S,
+    cluster: Arc<Cluster>,
+    request: &ProbeRequest,
+    rights: &R,
+    asked_by: Option<String>,
+) -> Result<ProbeAnswer, RunError> {
+    let plan = probe::plan(request, &cluster)?;
+    let sender = Sender { source, cluster, rights, asked_by };
+    let probed = probe::run(&sender, plan).await?;
+    Ok(answer::build(&probed, source.now()))
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        Self(error.to_string())
+    }
+}

@@ -1,0 +1,148 @@
+//! Tool `probe`: packets as a pod would send them, and exactly what came of them.
+
+use std::sync::Arc;
+
+use rmcp::model::{JsonObject, Tool};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::reply::{FULL_BYTES, Reply, SUMMARY_BYTES, input, sending};
+use super::{Caller, CallerRights, State};
+use crate::answer::probe::{self as answer, ProbeAnswer};
+use crate::answer::schema;
+use crate::ask::Source;
+use crate::probe::{self, Family, Kind, Options, ProbeRequest, Sender};
+
+pub const NAME: &str = "probe";
+
+/// Attempts of one call: enough for each of a few endpoints, short enough for clients that wait.
+const MAX_COUNT: u32 = 200;
+/// So long that resolvers' own timeouts are seen (20 s), and below the patience of clients.
+const MAX_TIMEOUT_MS: u32 = 25_000;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    kind: Kind,
+    from: String,
+    to: String,
+    #[serde(default)]
+    family: Family,
+    #[serde(default)]
+    count: u32,
+    #[serde(default)]
+    timeout_ms: u32,
+    #[serde(default)]
+    path: String,
+    #[serde(default)]
+    https: bool,
+    #[serde(default)]
+    server_name: String,
+    #[serde(default)]
+    server: String,
+    #[serde(default)]
+    source_port: u16,
+    #[serde(default)]
+    detail: String,
+}
+
+pub fn tool() -> Tool {
+    let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+    let input = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["kind", "from", "to"],
+        "properties": {
+            "kind": {"type": "string", "enum": kinds, "description": "ladder: from the endpoint's own listener outwards until a rung fails, from the pod, a twin and the node. matrix: every kind of neighbour at once. Else one protocol"},
+            "from": {"type": "string", "description": "Who sends: pod/NAMESPACE/NAME (in the pod's own network namespace) or node/NAME"},
+            "to": {"type": "string", "description": "service/NAMESPACE/NAME:PORT, pod/NAMESPACE/NAME:PORT, node/NAME:PORT, NAME:PORT, ADDRESS:PORT or a URL. For dns: the name to look up"},
+            "family": {"type": "string", "enum": ["any", "ipv4", "ipv6"], "default": "any", "description": "Only addresses of this family"},
+            "count": {"type": "integer", "minimum": 0, "maximum": MAX_COUNT, "default": 0, "description": "Attempts to each address; 0 for what is usual. With several endpoints ask for 8 or more of each"},
+            "timeout_ms": {"type": "integer", "minimum": 0, "maximum": MAX_TIMEOUT_MS, "default": 0, "description": "Of each attempt; 0 for what is usual"},
+            "path": {"type": "string", "default": "", "description": "http: the path, where `to` is no URL"},
+            "https": {"type": "boolean", "default": false, "description": "http: TLS, where `to` is no URL"},
+            "server_name": {"type": "string", "default": "", "description": "http and tls: SNI, and the name that the certificate must have"},
+            "server": {"type": "string", "default": "", "description": "dns: ADDRESS[:PORT], service/NAMESPACE/NAME, or each for every server of the cluster's DNS; without it, as a program of the pod asks"},
+            "source_port": {"type": "integer", "minimum": 0, "maximum": 65535, "default": 0, "description": "tcp and udp: every attempt from this port; finds stale entries of connection tracking"},
+            "detail": {"type": "string", "enum": ["summary", "full"], "default": "summary", "description": "full adds single attempts and histograms"}
+        }
+    });
+    sending(
+        NAME,
+        "Send probes as a pod would",
+        "Sends TCP, HTTP, DNS, TLS, UDP or ICMP probes from a pod's own network namespace and tells what came of them: by class, \
+         errno, stage, time and who said so; per endpoint with exact chances. Use it after diagnose to see the symptom itself, \
+         kind ladder to find the first rung that fails, kind matrix to compare neighbours. It sends packets and needs the right to.",
+        input,
+        schema::of::<ProbeAnswer>(answer::PROBE_SCHEMA),
+    )
+}
+
+pub async fn call<S: Source + Send + 'static>(state: &Arc<State<S>>, arguments: JsonObject, caller: &Caller) -> Reply {
+    let input: Input = match input(arguments) {
+        Ok(input) => input,
+        Err(reply) => return reply,
+    };
+    let full = match input.detail.as_str() {
+        "" | "summary" => false,
+        "full" => true,
+        other => return Reply::error(format!("detail: {other:?} is not summary or full")),
+    };
+    if input.count > MAX_COUNT || input.timeout_ms > MAX_TIMEOUT_MS {
+        return Reply::error(format!("ask for at most {MAX_COUNT} attempts of at most {MAX_TIMEOUT_MS} ms each"));
+    }
+    let Ok(_permit) = state.questions.try_acquire() else {
+        return Reply::error("too many questions are being answered right now; ask again in a few seconds");
+    };
+    match probed(state, &request(&input), caller).await {
+        Ok(answer) => reply(answer, full),
+        Err(why) => Reply::error(why),
+    }
+}
+
+fn request(input: &Input) -> ProbeRequest {
+    let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    let mut request = ProbeRequest::new(input.kind, &input.from, &input.to);
+    request.family = input.family;
+    request.count = Some(input.count).filter(|count| *count > 0);
+    request.timeout_ms = Some(input.timeout_ms).filter(|timeout| *timeout > 0);
+    request.options = Options {
+        path: text(&input.path),
+        https: input.https,
+        server_name: text(&input.server_name),
+        server: text(&input.server),
+        source_port: Some(input.source_port).filter(|port| *port > 0),
+        ..Options::default()
+    };
+    request
+}
+
+async fn probed<S: Source + Send + 'static>(
+    state: &Arc<State<S>>,
+    request: &ProbeRequest,
+    caller: &Caller,
+) -> Result<ProbeAnswer, String> {
+    let cluster = state.source.cluster().await.map_err(|error| error.to_string())?;
+    let plan = probe::plan(request, &cluster).map_err(|error| error.to_string())?;
+    let rights = CallerRights { gate: state.gate.as_deref(), caller };
+    let asked_by = if caller.user.is_empty() { "MCP".to_owned() } else { format!("{} by MCP", caller.user) };
+    let sender = Sender { source: &state.source, cluster, rights: &rights, asked_by: Some(asked_by) };
+    let probed = probe::run(&sender, plan).await.map_err(|error| error.to_string())?;
+    Ok(answer::build(&probed, state.source.now()))
+}
+
+fn reply(mut answer: ProbeAnswer, full: bool) -> Reply {
+    let text = format!("{} from {} to {}: {}", answer.kind, answer.from, answer.to, answer.verdict);
+    if !full {
+        for series in &mut answer.series {
+            series.tally.not_kept += series.tally.attempts.len() as u64;
+            series.tally.attempts.clear();
+        }
+        "single attempts left out: ask with detail: full".clone_into(&mut answer.truncated);
+    }
+    let bytes = if full { FULL_BYTES } else { SUMMARY_BYTES };
+    match serde_json::to_value(&answer) {
+        Ok(content) => Reply::fitted(&text, content, bytes, "ask for fewer attempts or one family"),
+        Err(error) => Reply::fitted(&text, Value::Null, bytes, &error.to_string()),
+    }
+}

@@ -1,0 +1,21 @@
+//! Active probes: what is sent from which namespace to which address, and what came of it, counted exactly.
+//!
+//! [`plan`] is pure; [`run`] asks the agents, which send: see `observation::series` for their words and limits.
+
+pub mod conclude;
+pub mod endpoints;
+pub mod ladder;
+pub mod matrix;
+pub(crate) mod plan;
+pub mod rights;
+mod run;
+mod shots;
+pub mod stats;
+pub mod tally;
+mod words;
+
+pub use plan::{Aim, Goal, MAX_REQUEST_MS, Plan, PlanError, Shot, namespace_of, plan, words_of};
+pub use rights::{NoRight, Rights};
+pub use run::{Probed, RunError, Sender, Series, run};
+pub use tally::Tally;
+pub use words::{Family, Kind, Options, ProbeRequest, Segment, Transport};

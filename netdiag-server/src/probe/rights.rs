@@ -1,0 +1,69 @@
+//! Who may let probes start where. The node checks its own allow-list of destinations besides, whatever is said here.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::Mutex;
+
+use crate::kube::{Access, review};
+
+/// No right to start there, or nobody who could tell. The text is shown.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct NoRight {
+    pub text: String,
+    /// The check itself failed: asking again may help.
+    pub is_passing: bool,
+}
+
+/// Answers for whoever asks.
+pub trait Rights: Sync {
+    /// Whether probes may start in pods of this namespace; empty stands for the nodes themselves, which is the right in all of them.
+    fn may_start(&self, namespace: &str) -> impl Future<Output = Result<(), NoRight>> + Send;
+}
+
+/// For who holds the agents' certificates, or the server's loopback: nothing here could hold them back.
+pub struct Unchecked;
+
+impl Rights for Unchecked {
+    async fn may_start(&self, _namespace: &str) -> Result<(), NoRight> {
+        Ok(())
+    }
+}
+
+/// The identity of a kubeconfig asks for itself (SelfSubjectAccessReview), so that who lacks the right learns it before anything
+/// is sent on their behalf.
+pub struct Own {
+    access: Access,
+    known: Mutex<BTreeMap<String, Result<(), NoRight>>>,
+}
+
+impl Own {
+    pub fn new(access: Access) -> Self {
+        Self { access, known: Mutex::default() }
+    }
+}
+
+impl Rights for Own {
+    async fn may_start(&self, namespace: &str) -> Result<(), NoRight> {
+        let mut known = self.known.lock().await;
+        if let Some(answer) = known.get(namespace) {
+            return answer.clone();
+        }
+        let answer = match review::i_may_probe(&self.access, namespace).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(NoRight { text: denied("you", namespace), is_passing: false }),
+            Err(error) => Err(NoRight { text: error.message, is_passing: true }),
+        };
+        known.insert(namespace.to_owned(), answer.clone());
+        answer
+    }
+}
+
+/// `USER may not probe from …`, with the rule that would allow it.
+pub(crate) fn denied(user: &str, namespace: &str) -> String {
+    let (place, kind) = match namespace {
+        "" => ("nodes, which takes the right in all namespaces".to_owned(), "a ClusterRole"),
+        namespace => (format!("pods of namespace {namespace}"), "a Role"),
+    };
+    format!("{user} may not probe from {place}: {kind} with the verb probe on probes.netdiag.dev allows it")
+}

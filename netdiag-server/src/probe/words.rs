@@ -1,0 +1,394 @@
+//! What is asked for when somebody probes: the same words on the command line, in the API and over MCP.
+
+use netdiag_common::observation::series::MAX_SERIES_PARALLEL;
+use netdiag_common::observation::series::dns::DnsType;
+use netdiag_common::observation::series::http::HttpVersion;
+use netdiag_common::observation::series::path::PathBy;
+use netdiag_common::observation::series::transport::TcpClose;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `POST /v1/probe`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeRequest {
+    pub kind: Kind,
+    /// `pod/NAMESPACE/NAME` or `node/NAME`.
+    pub from: String,
+    /// `pod/NAMESPACE/NAME:PORT`, `service/NAMESPACE/NAME:PORT`, `node/NAME:PORT`, `NAME:PORT`, `ADDRESS:PORT` or a URL.
+    pub to: String,
+    #[serde(default)]
+    pub family: Family,
+    /// Attempts to each address; none: what is usual for the kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// From one attempt's start to the next one's, microseconds; 0: as soon as there is a place.
+    #[serde(default)]
+    pub interval_us: u64,
+    /// Of each attempt, milliseconds; none: what is usual for the kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u32>,
+    /// Attempts that may be on their way at one time.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub parallel: u16,
+    /// Owner of the sockets, as `meta skuid` and meshes see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// SO_MARK.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<u32>,
+    #[serde(default)]
+    pub options: Options,
+}
+
+/// What is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Kind {
+    Tcp,
+    Http,
+    Dns,
+    Tls,
+    Udp,
+    Icmp,
+    Mtu,
+    Path,
+    Throughput,
+    Raw,
+    /// From the server's own socket outwards, one rung after the other.
+    Ladder,
+    /// Every kind of neighbour at once.
+    Matrix,
+}
+
+/// Which addresses of the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// Each that it has.
+    #[default]
+    Any,
+    Ipv4,
+    Ipv6,
+}
+
+/// Words of single kinds. Which kind takes which is [`Kind::options`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Every attempt from this port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
+    /// How TCP ends: `orderly`, `half_close` or `reset`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub close: Option<TcpClose>,
+    /// Payload, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u16>,
+    /// What to send instead of an echo's payload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<String>,
+    /// Datagrams of one attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datagrams: Option<u16>,
+    /// Between the datagrams of one attempt, microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gap_us: Option<u32>,
+    /// TTL or hop limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<u8>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dont_fragment: bool,
+    /// DNS: types of records.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub records: Vec<DnsType>,
+    /// DNS: `ADDRESS[:PORT]`, `service/NAMESPACE/NAME`, or `each` for every server of the cluster's DNS; none: as a program would ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// DNS: how to ask a server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edns_bytes: Option<u16>,
+    /// DNS: one record type after the other, as glibc does with `single-request`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub apart: bool,
+    /// HTTP: TLS, where `to` is no URL.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub https: bool,
+    /// HTTP: where `to` is no URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// HTTP: `NAME: VALUE`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<HttpVersion>,
+    /// Redirects that are followed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redirects: Option<u8>,
+    /// Bytes of the body that are read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body_bytes: Option<u32>,
+    /// Statuses that are a success.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub expect: Vec<u16>,
+    /// The service that grpc.health.v1.Health is asked about; empty: the server as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc_health: Option<String>,
+    /// SNI, and the name that the certificate must have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alpn: Vec<String>,
+    /// PEM of the authorities to trust.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authorities: Option<String>,
+    /// TLS: also each version apart, and without SNI.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub each_version: bool,
+    /// Packets of each size or hop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tries: Option<u8>,
+    /// Path MTU: where the search begins, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_bytes: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_hops: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<PathBy>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<u64>,
+    /// Raw: `tcp`, `udp` or `echo`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segment: Option<Segment>,
+    /// Raw TCP: flags by their names, `syn,ack`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fragment_bytes: Option<u16>,
+    /// Ladder: a last rung, the URL under which people come from outside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+/// How a DNS server is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    #[default]
+    Udp,
+    Tcp,
+    Tls,
+    Https,
+}
+
+/// What a crafted packet carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Segment {
+    #[default]
+    Tcp,
+    Udp,
+    Echo,
+}
+
+fn one() -> u16 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(parallel: &u16) -> bool {
+    *parallel == 1
+}
+
+impl ProbeRequest {
+    /// One question in the usual way.
+    pub fn new(kind: Kind, from: &str, to: &str) -> Self {
+        Self {
+            kind,
+            from: from.to_owned(),
+            to: to.to_owned(),
+            family: Family::Any,
+            count: None,
+            interval_us: 0,
+            timeout_ms: None,
+            parallel: 1,
+            uid: None,
+            mark: None,
+            options: Options::default(),
+        }
+    }
+
+    pub fn count(&self) -> u32 {
+        self.count.unwrap_or_else(|| self.kind.usual_count())
+    }
+
+    pub fn timeout_ms(&self) -> u32 {
+        let of_duration = |duration: u32| duration.saturating_add(5_000);
+        self.timeout_ms.unwrap_or_else(|| match (self.kind, self.options.duration_ms) {
+            (Kind::Throughput, Some(duration)) => of_duration(duration),
+            _ => self.kind.usual_timeout_ms(),
+        })
+    }
+
+    /// With an interval so many that one which is not answered delays no other; one port holds one connection.
+    pub fn usual_parallel(&self) -> u16 {
+        if self.options.source_port.is_some() {
+            return 1;
+        }
+        let in_time = (u64::from(self.timeout_ms()) * 1_000).checked_div(self.interval_us).unwrap_or(1);
+        u16::try_from(in_time).unwrap_or(u16::MAX).clamp(1, MAX_SERIES_PARALLEL)
+    }
+
+    /// Options that are given and mean nothing to the kind.
+    pub fn strange_options(&self) -> Vec<String> {
+        let Ok(serde_json::Value::Object(given)) = serde_json::to_value(&self.options) else { return Vec::new() };
+        given.keys().filter(|key| !self.kind.options().contains(&key.as_str())).cloned().collect()
+    }
+}
+
+impl Kind {
+    pub const ALL: [Self; 12] = [
+        Self::Tcp,
+        Self::Http,
+        Self::Dns,
+        Self::Tls,
+        Self::Udp,
+        Self::Icmp,
+        Self::Mtu,
+        Self::Path,
+        Self::Throughput,
+        Self::Raw,
+        Self::Ladder,
+        Self::Matrix,
+    ];
+
+    /// The word of the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::Dns => "dns",
+            Self::Tls => "tls",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+            Self::Mtu => "mtu",
+            Self::Path => "path",
+            Self::Throughput => "throughput",
+            Self::Raw => "raw",
+            Self::Ladder => "ladder",
+            Self::Matrix => "matrix",
+        }
+    }
+
+    /// Names of the [`Options`] that mean something to it.
+    pub fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Tcp => &["source_port", "close"],
+            Self::Http => &[
+                "https",
+                "path",
+                "method",
+                "headers",
+                "version",
+                "redirects",
+                "body_bytes",
+                "expect",
+                "grpc_health",
+                "server_name",
+                "alpn",
+                "authorities",
+            ],
+            Self::Dns => &["records", "server", "transport", "edns_bytes", "apart", "server_name", "path"],
+            Self::Tls => &["server_name", "alpn", "authorities", "each_version"],
+            Self::Udp => &["source_port", "bytes", "payload", "datagrams", "gap_us"],
+            Self::Icmp => &["bytes", "ttl", "dont_fragment"],
+            Self::Mtu => &["tries", "from_bytes"],
+            Self::Path => &["tries", "max_hops", "by"],
+            Self::Throughput => &["duration_ms", "max_bytes"],
+            Self::Raw => &["source_port", "segment", "flags", "ttl", "bytes", "fragment_bytes"],
+            Self::Ladder => &["url"],
+            Self::Matrix => &[],
+        }
+    }
+
+    /// Enough to tell a flake from a fault where attempts are cheap; one where each tells much or costs much.
+    pub fn usual_count(self) -> u32 {
+        match self {
+            Self::Tcp | Self::Icmp => 3,
+            Self::Ladder => 3,
+            // Each of a few endpoints is met: one of three is missed by all of 20 once in 3 000 times.
+            Self::Matrix => 20,
+            _ => 1,
+        }
+    }
+
+    fn usual_timeout_ms(self) -> u32 {
+        match self {
+            // A neighbour that does not answer is told after 3.1 s (3 solicitations, 1 s apart, net/core/neighbour.c).
+            Self::Tcp | Self::Http | Self::Tls => 5_000,
+            // What resolvers wait by themselves: two rounds of two servers with 5 s each (resolv.conf(5)).
+            Self::Dns | Self::Mtu | Self::Path => 25_000,
+            Self::Udp | Self::Icmp | Self::Raw => 2_000,
+            Self::Throughput => 10_000,
+            Self::Ladder | Self::Matrix => 3_000,
+        }
+    }
+}
+
+impl Family {
+    pub fn holds(self, address: std::net::IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Ipv4 => address.is_ipv4(),
+            Self::Ipv6 => address.is_ipv6(),
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_belongs_to_a_kind_and_every_name_is_an_option() {
+        let known = serde_json::json!({
+            "source_port": 1, "close": "reset", "bytes": 1, "payload": "a", "datagrams": 1, "gap_us": 1, "ttl": 1,
+            "dont_fragment": true, "records": ["A"], "server": "a", "transport": "tcp", "edns_bytes": 1, "apart": true,
+            "https": true, "path": "/", "method": "GET", "headers": ["a: b"], "version": "http1", "redirects": 1,
+            "body_bytes": 1, "expect": [200], "grpc_health": "", "server_name": "a", "alpn": ["h2"], "authorities": "a",
+            "each_version": true, "tries": 1, "from_bytes": 1, "max_hops": 1, "by": "udp", "duration_ms": 1,
+            "max_bytes": 1, "segment": "tcp", "flags": ["syn"], "fragment_bytes": 8, "url": "http://a",
+        });
+        let options: Options = serde_json::from_value(known.clone()).expect("all options");
+        let written = serde_json::to_value(&options).expect("options are JSON");
+        assert_eq!(written, known, "an option is lost or new");
+        let names: Vec<&str> = Kind::ALL.iter().flat_map(|kind| kind.options()).copied().collect();
+        for name in &names {
+            assert!(known.get(name).is_some(), "{name} is no option");
+        }
+        for name in known.as_object().expect("options").keys() {
+            assert!(names.contains(&name.as_str()), "{name} belongs to no kind");
+        }
+    }
+
+    #[test]
+    fn what_a_kind_does_not_know_is_named() {
+        let text = r#"{"kind": "tcp", "from": "node/n1", "to": "node/n2:22", "options": {"ttl": 3, "source_port": 5}}"#;
+        let request: ProbeRequest = serde_json::from_str(text).expect("a request");
+        assert_eq!(request.strange_options(), ["ttl"]);
+        assert_eq!((request.count(), request.timeout_ms(), request.parallel), (3, 5_000, 1));
+    }
+}
