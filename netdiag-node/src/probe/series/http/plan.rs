@@ -115,6 +115,7 @@ pub(super) fn redirected(from: &Url, location: &HeaderValue) -> Result<Url, Stri
 #[cfg(test)]
 mod tests {
     use netdiag_common::observation::series::http::HttpVersion;
+    use netdiag_common::observation::series::tls::TlsWords;
 
     use super::*;
 
@@ -125,7 +126,7 @@ mod tests {
             version: HttpVersion::Any,
             method: method.to_owned(),
             headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
-            tls: Default::default(),
+            tls: TlsWords::default(),
             redirects: 200,
             body_bytes: u32::MAX,
             expect: Vec::new(),
