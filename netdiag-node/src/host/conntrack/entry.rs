@@ -25,8 +25,8 @@ const TUPLE_ZONE: u16 = 3;
 // `enum ctattr_ip`
 pub(super) const V4_SOURCE: u16 = 1;
 pub(super) const V4_DESTINATION: u16 = 2;
-const V6_SOURCE: u16 = 3;
-const V6_DESTINATION: u16 = 4;
+pub(super) const V6_SOURCE: u16 = 3;
+pub(super) const V6_DESTINATION: u16 = 4;
 // `enum ctattr_l4proto`
 pub(super) const PROTO_NUMBER: u16 = 1;
 pub(super) const SOURCE_PORT: u16 = 2;

@@ -4,12 +4,13 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use netdiag_common::forwarding::packet::octets;
 use netdiag_common::observation::Protocol;
 use nix::sys::socket::SockProtocol;
 
 use super::entry::{
     DESTINATION_PORT, Entry, PROTO_NUMBER, SOURCE_PORT, TUPLE_IP, TUPLE_ORIGINAL, TUPLE_PROTO, V4_DESTINATION,
-    V4_SOURCE, V6_DESTINATION, V6_SOURCE, address_attribute, parse,
+    V4_SOURCE, V6_DESTINATION, V6_SOURCE, parse,
 };
 use super::table::{GET, NESTED};
 use crate::host::ReadError;
@@ -48,8 +49,7 @@ fn request(protocol: Protocol, source: SocketAddr, to: SocketAddr) -> Option<Vec
     };
     let mut ip = Vec::new();
     for (address, v4, v6) in [(source.ip(), V4_SOURCE, V6_SOURCE), (to.ip(), V4_DESTINATION, V6_DESTINATION)] {
-        let (kind, octets) = address_attribute(address, v4, v6);
-        ip.extend(attribute(kind, &octets));
+        ip.extend(attribute(if address.is_ipv4() { v4 } else { v6 }, &octets(address)));
     }
     let mut proto = attribute(PROTO_NUMBER, &[protocol.number()]);
     proto.extend(attribute(SOURCE_PORT, &source.port().to_be_bytes()));

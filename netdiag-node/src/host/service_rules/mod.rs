@@ -41,6 +41,7 @@ fn decode_ipvs(virtual_servers: &ipvs::Raw, raw: &RawRules) -> ServiceRules {
         undecoded: found.undecoded,
         node_ports: Some(found.node_ports.into_values().collect()),
         others: Some(iptables::with_endpoints(raw)),
+        masquerades: None,
     }
 }
 
