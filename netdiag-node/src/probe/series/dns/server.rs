@@ -101,8 +101,8 @@ impl Asker<'_> {
         name: Option<&String>,
         until: Instant,
     ) -> Result<Answer, ProbeFailure> {
-        // RFC 7858 §3.2.
-        let words = TlsWords { server_name: name.cloned(), alpn: vec!["dot".to_owned()], authorities: None };
+        // RFC 7858 knows no ALPN, and a server that has others refuses one that it does not know (RFC 7301 §3.2).
+        let words = TlsWords { server_name: name.cloned(), alpn: Vec::new(), authorities: None };
         let wanted = Wanted::new(&words).map_err(|why| super::lookup::failed(FailureClass::Local, why))?;
         let left = until.saturating_duration_since(Instant::now());
         let connected = tcp::connect(self.context, self.server, left).await;
