@@ -54,7 +54,7 @@ pub(super) async fn walk(
             walk.on_the_way.insert(number, (ttl, begun));
             walk.listen(over.min(begun + stall), |walk| !walk.on_the_way.contains_key(&number)).await?;
         }
-        walk.listen(over.min(Instant::now() + wait), |walk| walk.is_quiet()).await?;
+        walk.listen(over.min(Instant::now() + wait), Walk::is_quiet).await?;
     }
     Ok((source, walk.trail))
 }
