@@ -32,7 +32,7 @@ impl Readings {
         let _place = self.probes.acquire().await.expect("the semaphore is never closed");
         let netns = match &need.netns {
             Netns::Host => self.host.netns.clone(),
-            Netns::Pod(_) => self.with_job(need, |job| job.open()).await?,
+            Netns::Pod(_) => self.with_job(need, Job::open).await?,
         };
         Ok(Some(Observation::Probe(probe::run(&netns, request).await?)))
     }
@@ -98,7 +98,7 @@ impl Readings {
 
     /// Whether the namespace that was asked about is no pod's any more.
     async fn has_ended(&self, need: &Need) -> bool {
-        let opened = self.with_job(need, |job| job.open()).await;
+        let opened = self.with_job(need, Job::open).await;
         matches!(opened, Err(Failure::NoSuchPod { .. } | Failure::Read(ReadError::Gone { .. })))
     }
 

@@ -126,7 +126,9 @@ fn more_series_than_the_node_makes_are_refused_with_the_way_out() {
         let Err(Failure::Other(refused)) = fifth else { panic!("{fifth:?}") };
         assert!(refused.why.contains("4 series") && refused.remedy.contains("ask again"), "{refused:?}");
         assert!(asked.elapsed() >= Duration::from_millis(500), "a while is waited");
-        running.into_iter().for_each(|series| assert_eq!(series.join().unwrap().unwrap().made, 1));
+        for series in running {
+            assert_eq!(series.join().unwrap().unwrap().made, 1);
+        }
     });
     assert_eq!(
         ask_of(&engine, &host.namespace, &host.namespace, &discard(1, 0, 100), Duration::from_secs(5)).unwrap().made,

@@ -1,5 +1,6 @@
 //! Series of probes, sent for real between network namespaces.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+#![expect(clippy::duplicate_mod, reason = "both sets of helpers bring their patience")]
 
 mod agent;
 mod ask;

@@ -199,7 +199,9 @@ mod tests {
                 tallies[number % threads].add(attempt, Fit { is_late: *is_late, is_cut: false }, &[("connect", *elapsed_us)]);
             }
             let mut all = Tally::default();
-            tallies.into_iter().for_each(|tally| all.merge(tally));
+            for tally in tallies {
+                all.merge(tally);
+            }
             let count = u32::try_from(made.len()).unwrap();
             let result = all.result(count + untried, &BTreeMap::new());
             prop_assert_eq!(result.asked, result.made + result.untried);
@@ -232,7 +234,9 @@ mod tests {
     #[test]
     fn endpoint_is_told_by_its_number() {
         let mut tally = Tally::default();
-        (0..3).for_each(|number| tally.add(attempt(number, 1, number != 1), Fit::default(), &[]));
+        for number in 0..3 {
+            tally.add(attempt(number, 1, number != 1), Fit::default(), &[]);
+        }
         let endpoint: SocketAddr = "10.244.1.4:8080".parse().unwrap();
         let result = tally.result(3, &BTreeMap::from([(1, endpoint)]));
         assert_eq!(result.attempts[1].endpoint, Some(endpoint));

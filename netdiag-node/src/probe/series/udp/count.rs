@@ -133,8 +133,12 @@ mod tests {
     fn counted(answers: &[(u32, u64)]) -> UdpReport {
         let start = Instant::now();
         let mut count = Count::new(4);
-        (0..4).for_each(|number| count.sent_one(start + millis(10 * number)));
-        answers.iter().for_each(|(number, at)| count.answered_one(*number, start + millis(*at)));
+        for number in 0..4 {
+            count.sent_one(start + millis(10 * number));
+        }
+        for (number, at) in answers {
+            count.answered_one(*number, start + millis(*at));
+        }
         count.report()
     }
 
