@@ -15,7 +15,7 @@ fn answered(story: &Story) -> Answer {
 #[test]
 fn answers_scans_and_statuses_hold_to_their_schemas() {
     let schemas = schema::all().map(|(name, schema)| (name, jsonschema::validator_for(&schema).expect("a schema")));
-    let [(_, of_answer), _, _, (_, of_scan), (_, of_status), _] = schemas;
+    let [(_, of_answer), _, _, _, (_, of_scan), (_, of_status), _] = schemas;
     for story in stories() {
         let answer = serde_json::to_value(answered(&story)).expect("an answer is JSON");
         let wrong: Vec<String> = of_answer.iter_errors(&answer).map(|error| error.to_string()).collect();
