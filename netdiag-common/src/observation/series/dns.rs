@@ -37,9 +37,14 @@ pub enum DnsTransport {
     Udp,
     Tcp,
     /// DNS over TLS (RFC 7858); the name that the certificate must have.
-    Tls { server_name: Option<String> },
+    Tls {
+        server_name: Option<String>,
+    },
     /// DNS over HTTPS (RFC 8484), by POST.
-    Https { host: String, path: String },
+    Https {
+        host: String,
+        path: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

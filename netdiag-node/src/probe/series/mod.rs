@@ -34,8 +34,8 @@ use netdiag_common::observation::series::{MAX_SERIES_MS, Probe, SeriesRequest, S
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
-pub use caps::{AllowList, AllowListError, MAX_CONCURRENT, MAX_SERIES, PACKETS_PER_S};
 use caps::Caps;
+pub use caps::{AllowList, AllowListError, MAX_CONCURRENT, MAX_SERIES, PACKETS_PER_S};
 use context::{Context, Ending};
 use schedule::Series;
 use tally::Tally;

@@ -189,7 +189,8 @@ impl<'a> Agent<'a> {
         let mut set = CpuSet::new();
         (0..all).try_for_each(|processor| set.set(processor)).context("too many processors")?;
         for task in std::fs::read_dir(&tasks).with_context(|| format!("cannot list {tasks}"))? {
-            let id = task.context("cannot list threads")?.file_name().to_string_lossy().parse().context("a thread's id")?;
+            let id =
+                task.context("cannot list threads")?.file_name().to_string_lossy().parse().context("a thread's id")?;
             sched_setaffinity(Pid::from_raw(id), &set).context("cannot move the agent's threads")?;
         }
         Ok(())

@@ -99,8 +99,12 @@ impl Lab<'_> {
             for (what, whole, parts) in
                 [("asked", "asked", ["made", "untried"]), ("made", "made", ["succeeded", "failed"])]
             {
-                let count = |name: &str| result[name].as_u64().with_context(|| format!("the result has no {name}: {result}"));
-                ensure!(count(whole)? == count(parts[0])? + count(parts[1])?, "{what} is not {parts:?} together: {result}");
+                let count =
+                    |name: &str| result[name].as_u64().with_context(|| format!("the result has no {name}: {result}"));
+                ensure!(
+                    count(whole)? == count(parts[0])? + count(parts[1])?,
+                    "{what} is not {parts:?} together: {result}"
+                );
             }
             Ok(result)
         });
@@ -141,7 +145,7 @@ fn rate(lab: &Lab<'_>) -> Result<Vec<Row>> {
         ports.map(|port| request(&tcp(*port, "reset"), RATE_PROBES, Duration::ZERO, 64)).collect();
     let (cpu, started) = (lab.agent.cpu()?, Instant::now());
     let results = lab.series(&requests)?;
-    let (elapsed, used) = (started.elapsed().as_secs_f64(), (lab.agent.cpu()? - cpu).as_secs_f64());
+    let (elapsed, used) = (started.elapsed().as_secs_f64(), lab.agent.cpu()?.saturating_sub(cpu).as_secs_f64());
     let sum = |name: &str| results.iter().filter_map(|result| result[name].as_f64()).sum::<f64>();
     let (succeeded, made) = (sum("succeeded"), sum("made"));
     ensure!(succeeded > 0.0, "no probe succeeded: {}", results[0]);

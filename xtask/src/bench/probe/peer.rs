@@ -62,15 +62,19 @@ fn measure(lab: &Lab<'_>) -> Result<Vec<Row>> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    let url = format!("http://{ADDRESS}/probe?module=tcp_connect&target={NODE_ADDRESS}:{}&n=[1-{PROBES}]", lab.servers.tcp[0]);
+    let url = format!(
+        "http://{ADDRESS}/probe?module=tcp_connect&target={NODE_ADDRESS}:{}&n=[1-{PROBES}]",
+        lab.servers.tcp[0]
+    );
     let cpu = || -> Result<Duration> {
         let clock = clock_getcpuclockid(Pid::from_raw(exporter.0.id().cast_signed()));
         Ok(clock.and_then(clock_gettime).context("cannot read its CPU time")?.into())
     };
     let (before, started) = (cpu()?, Instant::now());
     // Eight at one time, over connections that stay.
-    let text = lab.pod.space.sh(&format!("curl --silent --parallel --parallel-max 8 '{url}' | grep -c '^probe_success 1'"))?;
-    let (elapsed, used) = (started.elapsed().as_secs_f64(), (cpu()? - before).as_secs_f64());
+    let text =
+        lab.pod.space.sh(&format!("curl --silent --parallel --parallel-max 8 '{url}' | grep -c '^probe_success 1'"))?;
+    let (elapsed, used) = (started.elapsed().as_secs_f64(), cpu()?.saturating_sub(before).as_secs_f64());
     let succeeded: f64 = text.trim().parse().with_context(|| format!("grep counted no lines: {text:?}"))?;
     Ok(vec![
         Row::beside(format!("{PROGRAM}: TCP probes each second"), succeeded / elapsed),

@@ -35,7 +35,8 @@ impl Servers {
 
 fn serve(space: &Space, mut each: impl FnMut(TcpStream) + Send + 'static) -> Result<u16> {
     let listener = space.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot listen"))?;
-    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(BACKLOG)?).context("cannot widen the backlog")?;
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(BACKLOG)?)
+        .context("cannot widen the backlog")?;
     let port = listener.local_addr().context("a listener has no address")?.port();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
