@@ -7,8 +7,8 @@ use super::ladder::{Ladder, Role, Rung, RungName};
 pub fn sentence(ladder: &Ladder) -> String {
     let broken = ladder.rungs.iter().find(|rung| rung.holds(rung.main_role()) == Some(false));
     let Some(broken) = broken else { return nothing_broke(ladder) };
-    let own = broken.attempts.iter().filter(|climbed| climbed.role == broken.main_role());
-    if let Some(sentence) = own.clone().find_map(|climbed| endpoints::sentence(&climbed.tally.endpoints)) {
+    let mut own = broken.attempts.iter().filter(|climbed| climbed.role == broken.main_role());
+    if let Some(sentence) = own.find_map(|climbed| endpoints::sentence(&climbed.tally.endpoints)) {
         return format!("{} works some of the time: {sentence}", rung_in_words(broken.rung));
     }
     let name = rung_in_words(broken.rung);

@@ -85,7 +85,7 @@ fn share(endpoint: &EndpointCount) -> f64 {
 fn share_of_others(one: &EndpointCount, all: &[EndpointCount]) -> f64 {
     let others = all.iter().filter(|other| other.endpoint != one.endpoint);
     let (failed, made) = others.fold((0, 0), |(failed, made), other| (failed + other.failed, made + other.made));
-    share(&EndpointCount { failed, made, ..EndpointCount::default() })
+    share(&EndpointCount { made, failed, ..EndpointCount::default() })
 }
 
 #[cfg(test)]

@@ -272,7 +272,7 @@ fn big_packets(tally: &Tally) -> Cell {
         return cell;
     };
     (cell.made, cell.failed) = (1, u64::from(black_hole));
-    cell.mark = if black_hole { "✗t" } else { "✓" }.to_owned();
+    if black_hole { "✗t" } else { "✓" }.clone_into(&mut cell.mark);
     let device = device_mtu.map(|mtu| format!(" of {mtu}")).unwrap_or_default();
     cell.why = if black_hole {
         format!("packets above {path_mtu}{device} bytes vanish and nobody says so")
@@ -312,7 +312,7 @@ impl Row {
         cell.failed += failed.len() as u64;
         if let Some(failure) = failed.first() {
             cell.why.clone_from(&failure.why);
-            cell.mark = mark(failure.class).to_owned();
+            mark(failure.class).clone_into(&mut cell.mark);
         } else if attempts.is_empty() && cell.made == 0 && !tally.untried_because.is_empty() {
             cell.why.clone_from(&tally.untried_because);
         } else if cell.failed == 0 && cell.made > 0 {

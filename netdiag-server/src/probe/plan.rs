@@ -185,7 +185,9 @@ fn aim(plan: &Plan, goal: Goal, cluster: &Cluster) -> Result<Aim, PlanError> {
             let mut ends = plan.path.as_ref().map(ends_of).unwrap_or_default();
             // The only port of a pod or Service is meant where one is needed, and not where none was asked for.
             if !needs_port(request) && !names_port(&target) {
-                ends.iter_mut().for_each(|end| end.port = None);
+                for end in &mut ends {
+                    end.port = None;
+                }
             }
             ends
         }

@@ -4,14 +4,14 @@
 
 /// Coefficients of Lanczos' approximation with g = 7 (Numerical Recipes, 3rd edition, 6.1; 15 digits).
 const LANCZOS: [f64; 9] = [
-    0.999_999_999_999_809_93,
+    0.999_999_999_999_809_9,
     676.520_368_121_885_1,
     -1_259.139_216_722_402_8,
-    771.323_428_777_653_13,
-    -176.615_029_162_140_59,
+    771.323_428_777_653_1,
+    -176.615_029_162_140_6,
     12.507_343_278_686_905,
     -0.138_571_095_265_720_12,
-    9.984_369_578_019_571_6e-6,
+    9.984_369_578_019_572e-6,
     1.505_632_735_149_311_6e-7,
 ];
 
@@ -96,6 +96,7 @@ fn beta_integral(x: f64, a: f64, b: f64) -> f64 {
 }
 
 /// Lentz's method.
+#[expect(clippy::many_single_char_names, reason = "as the book names them")]
 fn beta_fraction(x: f64, a: f64, b: f64) -> f64 {
     const TINY: f64 = 1e-300;
     let not_zero = |value: f64| if value.abs() < TINY { TINY } else { value };

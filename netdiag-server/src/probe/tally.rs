@@ -325,7 +325,7 @@ impl AttemptEntry {
                 class: failure.class,
                 stage: failure.stage,
                 errno: failure.errno.clone().unwrap_or_default(),
-                said_by: failure.said_by.map(|address| address.to_string()).unwrap_or_default(),
+                said_by: failure.said_by.as_ref().map(ToString::to_string).unwrap_or_default(),
                 icmp: failure
                     .icmp
                     .as_ref()

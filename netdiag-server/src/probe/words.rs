@@ -76,6 +76,7 @@ pub enum Family {
 /// Words of single kinds. Which kind takes which is [`Kind::options`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a word of its own")]
 pub struct Options {
     /// Every attempt from this port.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -8,6 +8,8 @@ mod case;
 mod client;
 mod drifted;
 mod observed;
+mod probed;
+mod symptoms;
 mod traced;
 mod verdict;
 mod world;
@@ -78,7 +80,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Runs the chosen cases in the chosen modes.
 pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
-    let is_special = |name: &String| [observed::NAME, traced::NAME, drifted::NAME].contains(&name.as_str());
+    let is_special =
+        |name: &String| [observed::NAME, traced::NAME, drifted::NAME, probed::NAME].contains(&name.as_str());
     let (special, named): (Vec<String>, Vec<String>) = arguments.cases.iter().cloned().partition(is_special);
     let all = arguments.cases.is_empty();
     let is_meant = |name: &str| all || special.iter().any(|special| special == name);
@@ -90,7 +93,9 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
         let observes = is_meant(observed::NAME) && arguments.chooses(mode, Some(ProxyMode::Nftables));
         let traces = is_meant(traced::NAME) && arguments.chooses(mode, None);
         let drifts = is_meant(drifted::NAME) && arguments.chooses(mode, None);
-        let asked = cases.len() + usize::from(observes) + usize::from(traces) + usize::from(drifts);
+        let probes = is_meant(probed::NAME) && arguments.chooses(mode, Some(ProxyMode::Nftables));
+        let special = [observes, traces, drifts, probes].into_iter().filter(|is_meant| *is_meant).count();
+        let asked = cases.len() + special;
         if asked == 0 {
             continue;
         }
@@ -109,6 +114,10 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
         if drifts {
             let title = format!("{}: {}", drifted::NAME, drifted::ABOUT);
             right += usize::from(is_right(&title, || drifted::run(&arguments.prefix, mode, arguments.keep)));
+        }
+        if probes {
+            let title = format!("{}: {}", probed::NAME, probed::ABOUT);
+            right += usize::from(is_right(&title, || probed::run(&arguments.prefix, mode, arguments.keep)));
         }
         println!("{}: {right} of {asked} right", mode.name());
         total.right += right;

@@ -43,7 +43,8 @@ pub(super) fn restore(cluster: &Cluster, case: &Case) -> Result<()> {
     failed.into_iter().next().map_or(Ok(()), Err)
 }
 
-fn take(cluster: &Cluster, step: &Step) -> Result<()> {
+/// Makes one change.
+pub(super) fn take(cluster: &Cluster, step: &Step) -> Result<()> {
     let mode = cluster.options.mode;
     match step {
         Step::Kubectl { kubectl } => {

@@ -279,7 +279,7 @@ fn path_mtu(report: &PathMtuReport) -> Vec<Line> {
     }
     if let Some(said) = &report.said {
         let mtu = said.mtu.map(|mtu| format!(" {mtu}")).unwrap_or_default();
-        let who = report.said_by.map(|who| who.to_string()).unwrap_or_else(|| "somebody".to_owned());
+        let who = report.said_by.map_or_else(|| "somebody".to_owned(), |who| who.to_string());
         lines.push(("said", format!("{who} says {}{mtu}", said.words)));
     }
     lines.extend(

@@ -67,7 +67,7 @@ pub(super) struct HttpArgs {
     header: Vec<String>,
     /// any, http1 or http2
     #[arg(long, value_name = "VERSION", value_parser = word::<HttpVersion>)]
-    version: Option<HttpVersion>,
+    http_version: Option<HttpVersion>,
     /// Redirects that are followed
     #[arg(long, value_name = "NUMBER")]
     redirects: Option<u8>,
@@ -250,7 +250,7 @@ impl KindArgs {
                     path: a.path,
                     method: a.method,
                     headers: a.header,
-                    version: a.version,
+                    version: a.http_version,
                     redirects: a.redirects,
                     body_bytes: a.body_bytes,
                     expect: a.expect,
@@ -326,7 +326,9 @@ mod tests {
     use super::*;
     use crate::probe::ProbeRequest;
 
+    /// As the program's own command, which gives `--version` to each of its subcommands.
     #[derive(Debug, clap::Parser)]
+    #[command(version, propagate_version = true)]
     struct Line {
         #[command(subcommand)]
         kind: KindArgs,
@@ -338,10 +340,15 @@ mod tests {
     }
 
     #[test]
+    fn no_two_options_share_a_name() {
+        <Line as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
     fn each_kind_takes_the_options_it_offers() {
         for (line, kind) in [
             ("tcp --source-port 4000 --close reset -c 10 --interval 10ms", Kind::Tcp),
-            ("http --path /healthz --expect 200,204 --version http2 --method HEAD --alpn h2", Kind::Http),
+            ("http --path /healthz --expect 200,204 --http-version http2 --method HEAD --alpn h2", Kind::Http),
             ("dns --type a,AAAA --server each --transport tcp --apart", Kind::Dns),
             ("tls --each-version --server-name web.shop", Kind::Tls),
             ("udp --datagrams 10 --bytes 100 --gap-us 5", Kind::Udp),

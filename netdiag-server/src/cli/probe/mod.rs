@@ -33,7 +33,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     let rights = if asked.source.bundle.is_some() {
         OwnRights::Unchecked
     } else {
-        OwnRights::Own(Own::new(kube::connect(&asked.source.access()).await?))
+        OwnRights::Own(Box::new(Own::new(kube::connect(&asked.source.access()).await?)))
     };
     let answer = live::run(route, &request, &rights, asked.output).await?;
     match asked.output {
@@ -49,7 +49,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
 
 /// Whose rights decide on the command line.
 pub(super) enum OwnRights {
-    Own(Own),
+    Own(Box<Own>),
     Unchecked,
 }
 

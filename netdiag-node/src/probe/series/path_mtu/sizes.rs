@@ -198,10 +198,14 @@ mod tests {
 
     #[test]
     fn late_answer_opens_the_search_again() {
-        let mut sizes = search(700, None);
-        assert_eq!(sizes.next(TOP), None);
-        sizes.answered(701);
-        assert!(sizes.next(TOP).is_some());
+        let mut sizes = Sizes::default();
+        for bytes in [TOP, SMALLEST, 769] {
+            sizes.sent(bytes);
+        }
+        sizes.answered(SMALLEST);
+        assert_eq!(sizes.next(TOP), Some(403), "below what was lost");
+        sizes.answered(769);
+        assert_eq!(sizes.next(TOP), Some(1_134), "between what fits now and what was lost before it");
     }
 
     #[test]
