@@ -25,7 +25,9 @@ fn attempt(number: u32, endpoint: &str, fails: bool) -> SeriesAttempt {
 
 fn histogram(values: &[u64]) -> Histogram<u64> {
     let mut histogram = Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds");
-    values.iter().for_each(|value| histogram.record(*value).expect("within bounds"));
+    for value in values {
+        histogram.record(*value).expect("within bounds");
+    }
     histogram
 }
 
