@@ -61,15 +61,7 @@ const ADDRESS: &str = "10.96.0.80";
 pub(super) fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
     let name = format!("{prefix}d{}", &mode.name()[..3]);
     let options = Options { name, mode, dual_stack: true, ..Options::default() };
-    if let Ok(left) = Cluster::attach(&options.name) {
-        left.down()?;
-    }
-    let cluster = Cluster::up(&options)?;
-    let result = in_cluster(&cluster, mode);
-    if !keep {
-        cluster.down()?;
-    }
-    result
+    super::in_own_cluster(&options, keep, |cluster| in_cluster(cluster, mode))
 }
 
 fn in_cluster(cluster: &Cluster, mode: ProxyMode) -> Result<Vec<String>> {

@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::cluster::{Cluster, Cni, Options, ProxyMode};
+use crate::install::{self, Installed};
 use crate::netdiag_image::Build;
 use asker::Asker;
 use case::Case;
@@ -131,28 +132,37 @@ pub(crate) fn deploy_world(cluster: &Cluster) -> Result<()> {
     world::deploy(cluster)
 }
 
-fn in_cluster(arguments: &Arguments, mode: ProxyMode, cni: Cni, cases: &[&Case], observes: bool) -> Result<usize> {
-    let options =
-        Options { name: format!("{}{}", arguments.prefix, &mode.name()[..3]), mode, cni, ..Options::default() };
+/// Runs `work` in a new cluster, which is gone afterwards unless it is to be kept. One of that name that was left is taken down first.
+fn in_own_cluster<T>(options: &Options, keep: bool, work: impl FnOnce(&Cluster) -> Result<T>) -> Result<T> {
     if let Ok(left) = Cluster::attach(&options.name) {
         left.down()?;
     }
-    let cluster = Cluster::up(&options)?;
-    let result = with_world(&cluster, cases, observes);
-    if !arguments.keep {
+    let cluster = Cluster::up(options)?;
+    let result = work(&cluster);
+    if !keep {
         cluster.down()?;
     }
     result
 }
 
+/// The server goes to n1, so that every run asks from the same place. From n2 it would lose n1's agent together with n1's
+/// route to the pods of n2: it is a pod, and its questions come from a pod's address.
+fn install_on_n1(cluster: &Cluster) -> Result<Installed> {
+    cluster.kubectl(&["cordon", "n2"])?;
+    let installed = install::install(cluster, Build::Release);
+    cluster.kubectl(&["uncordon", "n2"])?;
+    installed
+}
+
+fn in_cluster(arguments: &Arguments, mode: ProxyMode, cni: Cni, cases: &[&Case], observes: bool) -> Result<usize> {
+    let options =
+        Options { name: format!("{}{}", arguments.prefix, &mode.name()[..3]), mode, cni, ..Options::default() };
+    in_own_cluster(&options, arguments.keep, |cluster| with_world(cluster, cases, observes))
+}
+
 fn with_world(cluster: &Cluster, cases: &[&Case], observes: bool) -> Result<usize> {
     world::deploy(cluster)?;
-    // The server goes to n1, so that every run asks from the same place. From n2 it would lose n1's agent together with n1's
-    // route to the pods of n2: it is a pod, and its questions come from a pod's address.
-    cluster.kubectl(&["cordon", "n2"])?;
-    let installed = crate::install::install(cluster, Build::Release);
-    cluster.kubectl(&["uncordon", "n2"])?;
-    let asker = Asker::new(cluster, &installed?)?;
+    let asker = Asker::new(cluster, &install_on_n1(cluster)?)?;
     client::is_well(cluster)?;
     let mut right = 0;
     for case in cases {

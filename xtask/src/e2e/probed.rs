@@ -9,7 +9,6 @@ use serde_json::Value;
 use super::symptoms;
 use crate::cluster::{Cluster, Options, ProxyMode};
 use crate::install::{self, Installed};
-use crate::netdiag_image::Build;
 
 pub(super) const NAME: &str = "probed";
 pub(super) const ABOUT: &str =
@@ -62,26 +61,14 @@ const HEALTHY: [Healthy; 12] = [
 pub(super) fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
     let name = format!("{prefix}p{}", &mode.name()[..3]);
     let options = Options { name, mode, dual_stack: true, ..Options::default() };
-    if let Ok(left) = Cluster::attach(&options.name) {
-        left.down()?;
-    }
-    let cluster = Cluster::up(&options)?;
-    let result = in_cluster(&cluster);
-    if !keep {
-        cluster.down()?;
-    }
-    result
+    super::in_own_cluster(&options, keep, in_cluster)
 }
 
 fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     super::deploy_world(cluster)?;
     cluster.kubectl(&["-n", "shop", "patch", "service", "web", "--patch", BOTH_FAMILIES])?;
     cluster.apply(UDP)?;
-    // As for the other cases: n1's routes are what is broken, and the server's way to the agents is not to be.
-    cluster.kubectl(&["cordon", "n2"])?;
-    let installed = install::install(cluster, Build::Release);
-    cluster.kubectl(&["uncordon", "n2"])?;
-    let installed = installed?;
+    let installed = super::install_on_n1(cluster)?;
     cluster.kubectl(&["-n", "netdiag-system", "set", "env", "daemonset/netdiag-node", THROUGHPUT])?;
     cluster.kubectl(&["-n", "netdiag-system", "rollout", "status", "daemonset/netdiag-node", "--timeout=120s"])?;
     cluster.wait_until("both addresses of Service shop/web", READY_WITHIN, || {

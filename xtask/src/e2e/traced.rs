@@ -40,15 +40,7 @@ const BOTH_FAMILIES: &str = r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#
 pub(super) fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
     let name = format!("{prefix}t{}", &mode.name()[..3]);
     let options = Options { name, mode, dual_stack: true, ..Options::default() };
-    if let Ok(left) = Cluster::attach(&options.name) {
-        left.down()?;
-    }
-    let cluster = Cluster::up(&options)?;
-    let result = in_cluster(&cluster);
-    if !keep {
-        cluster.down()?;
-    }
-    result
+    super::in_own_cluster(&options, keep, in_cluster)
 }
 
 fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
