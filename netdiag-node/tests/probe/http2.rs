@@ -131,13 +131,22 @@ fn floods_of_frames_end_soon() {
 #[test]
 fn server_of_http1_is_told_by_what_it_says() {
     let Some(host) = Host::new("server_of_http1_is_told_by_what_it_says") else { return };
-    let to = host.serve(LOCAL[0], |mut stream| {
-        let _ = stream.read(&mut [0; 4_096]);
-        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    const REFUSAL: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+    let polite = host.serve(LOCAL[0], |mut stream| {
+        let _ = stream.write_all(REFUSAL);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        while matches!(stream.read(&mut [0; 4_096]), Ok(count) if count > 0) {}
     });
-    let attempt = host.attempt(Probe::Http(two(to)), PATIENT_MS);
-    assert_eq!(failure(&attempt).map(|(class, ..)| class), Some(Protocol), "{attempt:?}");
-    assert!(why(&attempt).contains("HTTP/1.1 400"), "{}", why(&attempt));
+    // Closing with the rest unread resets the connection under a client that still writes.
+    let hasty = host.serve(LOCAL[0], |mut stream| {
+        let _ = stream.read(&mut [0; 24]);
+        let _ = stream.write_all(REFUSAL);
+    });
+    for to in std::iter::once(polite).chain([hasty; 30]) {
+        let attempt = host.attempt(Probe::Http(two(to)), PATIENT_MS);
+        assert_eq!(failure(&attempt), Some((Protocol, Answer, None)), "{attempt:?}");
+        assert!(why(&attempt).contains("HTTP/1.1 400"), "{}", why(&attempt));
+    }
     let silent = host.serve(LOCAL[0], hold);
     let attempt = host.attempt(Probe::Http(two(silent)), SHORT_MS);
     assert_eq!(failure(&attempt), Some((Silence, Answer, None)), "{attempt:?}");

@@ -51,7 +51,7 @@ pub(super) async fn ask(
     let start = Instant::now();
     let response = match timeout_at(until.into(), channel.send(request)).await {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => return Err(failure::of(&error, ProbeStage::Answer, &channel.first)),
+        Ok(Err(error)) => return Err(failure::of_head(&error, &channel.first, channel.is_two())),
         Err(_) => {
             let (count, ms) = (channel.first.kept().count, start.elapsed().as_millis());
             let why = match count {

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::io;
 
 use netdiag_common::observation::series::{FailureClass, ProbeFailure, ProbeStage};
+use nix::errno::Errno;
 
 use super::super::context::of_errno;
 use super::super::tls::{FirstBytes, alert_of, alert_words};
@@ -11,6 +12,17 @@ use super::channel::{MAX_HEAD_BYTES, MAX_HEAD_FIELDS};
 
 /// Most characters of what the far side or a library wrote.
 const MAX_TEXT: usize = 160;
+
+/// Of an error while a head was awaited. `is_two`: HTTP/2 was spoken to it.
+pub(super) fn of_head(error: &hyper::Error, first: &FirstBytes, is_two: bool) -> ProbeFailure {
+    match spoken(&first.kept().bytes) {
+        // Whoever hangs up after it leaves an error of its own, which says less.
+        Some(line) if is_two && line.starts_with("HTTP/1.") => {
+            failed(ProbeStage::Answer, FailureClass::Protocol, format!("does not speak HTTP/2: it said {line:?}"))
+        }
+        _ => of(error, ProbeStage::Answer, first),
+    }
+}
 
 /// Of an error while a head or body was awaited.
 pub(super) fn of(error: &hyper::Error, stage: ProbeStage, first: &FirstBytes) -> ProbeFailure {
@@ -25,8 +37,11 @@ pub(super) fn of(error: &hyper::Error, stage: ProbeStage, first: &FirstBytes) ->
         if error.raw_os_error().is_some() {
             return of_errno(stage, error);
         }
-        if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) {
-            return closed(stage, kept.count);
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => return closed(stage, kept.count),
+            // The library for HTTP/2 keeps an error's kind, and not its number.
+            io::ErrorKind::ConnectionReset => return of_errno(stage, &Errno::ECONNRESET.into()),
+            _ => {}
         }
         return failed(stage, FailureClass::Protocol, cut(&error.to_string()));
     }

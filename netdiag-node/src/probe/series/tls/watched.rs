@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -54,6 +54,8 @@ pub(in super::super) struct Watched<S> {
     first: FirstBytes,
     /// Bytes that may still be read.
     left: u64,
+    /// Why nothing can be written any more, while the far side's last words are awaited.
+    broken: Option<io::Error>,
 }
 
 impl<S> Watched<S> {
@@ -63,7 +65,7 @@ impl<S> Watched<S> {
 
     /// Fails once more than so many bytes were read: a far side that floods would keep its reader busy.
     pub(in super::super) fn with_limit(inner: S, limit: u64) -> Self {
-        Self { inner, first: FirstBytes::default(), left: limit }
+        Self { inner, first: FirstBytes::default(), left: limit, broken: None }
     }
 
     /// The same record, to be looked at while the stream is in other hands.
@@ -87,9 +89,33 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
+    /// Ready when what the far side said before it hung up is kept: whoever fails to write does not read any more.
+    /// A stream that cannot be written to any more is readable soon, be it only its end.
+    fn poll_last_words(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.first.kept().count > 0 {
+            return Poll::Ready(());
+        }
+        let mut bytes = [0; KEPT_BYTES];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        Pin::new(&mut self.inner).poll_read(cx, &mut buffer).map(|_| self.first.add(buffer.filled()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        let error = match self.broken.take() {
+            Some(error) => error,
+            None => match ready!(Pin::new(&mut self.inner).poll_write(cx, bytes)) {
+                Ok(count) => return Poll::Ready(Ok(count)),
+                Err(error) => error,
+            },
+        };
+        if self.poll_last_words(cx).is_pending() {
+            self.broken = Some(error);
+            return Poll::Pending;
+        }
+        Poll::Ready(Err(error))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
