@@ -162,8 +162,10 @@ fn sources_of(plan: &Plan, path: &Path, cluster: &Cluster) -> Vec<Client> {
             sources.push(node);
         }
     }
-    let own =
-        path.ready_backends().find_map(|backend| backend.pod.as_ref().and_then(|pod| plan::client_of(pod, cluster)));
+    // One that gets connections, and on the client's node: what is wrong there is what was asked about.
+    let mut endpoints: Vec<&Backend> = path.backends.iter().filter(|backend| !backend.terminating).collect();
+    endpoints.sort_by_key(|backend| (!backend.ready, backend.node != plan.client.node));
+    let own = endpoints.iter().find_map(|backend| plan::client_of(backend.pod.as_ref()?, cluster));
     let is_new = |client: &Client| !sources.iter().any(|known| known.reference.same_object(&client.reference));
     sources.extend(own.filter(is_new));
     sources

@@ -6,12 +6,17 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::Value;
 
+use super::Subject;
 use crate::cluster::{Cluster, Options, ProxyMode};
 use crate::install::{self, Installed};
 use crate::netdiag_image::Build;
 
-pub(super) const NAME: &str = "drifted";
-pub(super) const ABOUT: &str = "a healthy cluster has no drift; one rule less on one node is named";
+pub(super) const SUBJECT: Subject = Subject {
+    name: "drifted",
+    about: "a healthy cluster has no drift; one rule less on one node is named",
+    home: None,
+    run,
+};
 
 /// What changed less than 10 s before is not compared yet, and kube-proxy takes a second or two.
 const READY_WITHIN: Duration = Duration::from_mins(1);
@@ -58,7 +63,7 @@ const SERVICE: &str = "shop/web";
 const ADDRESS: &str = "10.96.0.80";
 
 /// Runs in a cluster of its own.
-pub(super) fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
+fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
     let name = format!("{prefix}d{}", &mode.name()[..3]);
     let options = Options { name, mode, dual_stack: true, ..Options::default() };
     super::in_own_cluster(&options, keep, |cluster| in_cluster(cluster, mode))

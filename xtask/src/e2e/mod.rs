@@ -8,6 +8,7 @@ mod case;
 mod client;
 mod drifted;
 mod observed;
+mod patterned;
 mod probed;
 mod symptoms;
 mod traced;
@@ -27,6 +28,18 @@ use case::Case;
 use verdict::{View, Way};
 
 const PREFIX: &str = "e2e";
+
+/// What is tried in a cluster of its own, beside the cases that share one.
+struct Subject {
+    name: &'static str,
+    about: &'static str,
+    /// The one mode of kube-proxy in which it runs unless told otherwise; both without.
+    home: Option<ProxyMode>,
+    /// Given the cluster's prefix, kube-proxy's mode and whether the cluster is to be kept; what is wrong.
+    run: fn(&str, ProxyMode, bool) -> Result<Vec<String>>,
+}
+
+const SUBJECTS: [Subject; 4] = [traced::SUBJECT, drifted::SUBJECT, probed::SUBJECT, patterned::SUBJECT];
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -81,8 +94,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Runs the chosen cases in the chosen modes.
 pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
-    let is_special =
-        |name: &String| [observed::NAME, traced::NAME, drifted::NAME, probed::NAME].contains(&name.as_str());
+    let is_special = |name: &String| name == observed::NAME || SUBJECTS.iter().any(|subject| subject.name == name);
     let (special, named): (Vec<String>, Vec<String>) = arguments.cases.iter().cloned().partition(is_special);
     let all = arguments.cases.is_empty();
     let is_meant = |name: &str| all || special.iter().any(|special| special == name);
@@ -92,11 +104,9 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
         let cases: Vec<&Case> = cases.iter().filter(|case| arguments.chooses(mode, case.home())).collect();
         // What the kernels see does not depend on kube-proxy's mode.
         let observes = is_meant(observed::NAME) && arguments.chooses(mode, Some(ProxyMode::Nftables));
-        let traces = is_meant(traced::NAME) && arguments.chooses(mode, None);
-        let drifts = is_meant(drifted::NAME) && arguments.chooses(mode, None);
-        let probes = is_meant(probed::NAME) && arguments.chooses(mode, Some(ProxyMode::Nftables));
-        let special = [observes, traces, drifts, probes].into_iter().filter(|is_meant| *is_meant).count();
-        let asked = cases.len() + special;
+        let subjects: Vec<&Subject> =
+            SUBJECTS.iter().filter(|subject| is_meant(subject.name) && arguments.chooses(mode, subject.home)).collect();
+        let asked = cases.len() + usize::from(observes) + subjects.len();
         if asked == 0 {
             continue;
         }
@@ -108,17 +118,9 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
                 right += in_cluster(arguments, mode, cni, &chosen, observes)?;
             }
         }
-        if traces {
-            let title = format!("{}: {}", traced::NAME, traced::ABOUT);
-            right += usize::from(is_right(&title, || traced::run(&arguments.prefix, mode, arguments.keep)));
-        }
-        if drifts {
-            let title = format!("{}: {}", drifted::NAME, drifted::ABOUT);
-            right += usize::from(is_right(&title, || drifted::run(&arguments.prefix, mode, arguments.keep)));
-        }
-        if probes {
-            let title = format!("{}: {}", probed::NAME, probed::ABOUT);
-            right += usize::from(is_right(&title, || probed::run(&arguments.prefix, mode, arguments.keep)));
+        for Subject { name, about, run, .. } in subjects {
+            let title = format!("{name}: {about}");
+            right += usize::from(is_right(&title, || run(&arguments.prefix, mode, arguments.keep)));
         }
         println!("{}: {right} of {asked} right", mode.name());
         total.right += right;

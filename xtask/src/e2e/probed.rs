@@ -6,13 +6,17 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::symptoms;
+use super::{Subject, symptoms};
 use crate::cluster::{Cluster, Options, ProxyMode};
 use crate::install::{self, Installed};
 
-pub(super) const NAME: &str = "probed";
-pub(super) const ABOUT: &str =
-    "every kind of probe from a pod, IPv4 and IPv6; clients' symptoms by class, errno, stage and time";
+pub(super) const SUBJECT: Subject = Subject {
+    name: "probed",
+    about: "every kind of probe from a pod, IPv4 and IPv6; clients' symptoms by class, errno, stage and time",
+    // The engine does not depend on kube-proxy's mode.
+    home: Some(ProxyMode::Nftables),
+    run,
+};
 
 /// kube-proxy programs an address that is new within a second or two.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -58,7 +62,7 @@ const HEALTHY: [Healthy; 12] = [
 ];
 
 /// Runs in a cluster of its own.
-pub(super) fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
+fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
     let name = format!("{prefix}p{}", &mode.name()[..3]);
     let options = Options { name, mode, dual_stack: true, ..Options::default() };
     super::in_own_cluster(&options, keep, in_cluster)

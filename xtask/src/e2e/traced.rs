@@ -6,14 +6,17 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::client;
+use super::{Subject, client};
 use crate::cluster::{Cluster, Options, ProxyMode};
 use crate::install::{self, Installed};
 use crate::netdiag_image::Build;
 
-pub(super) const NAME: &str = "traced";
-pub(super) const ABOUT: &str =
-    "what is predicted of a packet's way is what the kernels trace, across two nodes, IPv4 and IPv6";
+pub(super) const SUBJECT: Subject = Subject {
+    name: "traced",
+    about: "what is predicted of a packet's way is what the kernels trace, across two nodes, IPv4 and IPv6",
+    home: None,
+    run,
+};
 
 /// kube-proxy programs an address that is new within a second or two.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -37,7 +40,7 @@ const QUESTIONS: [Question; 4] = [
 const BOTH_FAMILIES: &str = r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#;
 
 /// Runs in a cluster of its own.
-pub(super) fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
+fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
     let name = format!("{prefix}t{}", &mode.name()[..3]);
     let options = Options { name, mode, dual_stack: true, ..Options::default() };
     super::in_own_cluster(&options, keep, in_cluster)
