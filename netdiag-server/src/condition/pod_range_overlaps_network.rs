@@ -22,9 +22,9 @@ pub const CONDITION: Condition = Condition {
         means: "a network on a node of the path covers addresses of another node's pods, so packets for those pods go there instead",
         how_we_know: "the best route to the pod is not the one that the rest of its node's pod range has, or it is the network of an \
                       interface that does not lead to that node; no node of the cluster is its gateway",
-        silent_when: "the more specific route leads by a node of the cluster or by the device that the whole pod range has (blocks and \
-                      single addresses as some plugins announce them), pods and nodes share one network, policy routing decides, or the \
-                      probe gets through",
+        silent_when: "the route is the whole pod range's own, to whichever gateway; the more specific route leads by a node of the \
+                      cluster or by the device that the whole pod range has (blocks and single addresses as some plugins announce \
+                      them); pods and nodes share one network; policy routing decides; or the probe gets through",
         what_to_do: "renumber the network that is not the cluster's, or take its route away; pod ranges cannot be changed afterwards",
         sources: &[
             "https://kubernetes.io/docs/concepts/cluster-administration/networking/#kubernetes-ip-address-ranges",
@@ -158,6 +158,10 @@ fn overlap(route: &Route, range: &IpNet, owner: &Node, network: &Network, view: 
         return None;
     }
     let kind = route.link_index.and_then(|index| network.link(index)).map_or("", |link| link.kind.as_str());
+    // The pod network's own route to this range, however wrong its gateway is.
+    if route.destination == *range && route.gateway.is_some() {
+        return None;
+    }
     if range.contains(&route.destination) {
         let covers = |other: &&Route| {
             other.table == 254
