@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{Bundle, code, json, netdiag, not_seen};
@@ -14,6 +15,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
+
+/// Requests that [`Fake::HangsUp`] hung up on.
+static HUNG_UP: AtomicU32 = AtomicU32::new(0);
 
 /// How this agent misbehaves.
 #[derive(Clone, Copy)]
@@ -27,6 +31,8 @@ enum Fake {
     OneTopic,
     /// A report without any reading.
     Silent,
+    /// As [`Fake::Silent`], and hangs up on the second request of each connection.
+    HangsUp,
     /// 503.
     Busy,
 }
@@ -110,7 +116,7 @@ fn fake_agent(tls: &Path, leaf: &str, fake: Fake) -> u16 {
 fn serve(stream: TcpStream, config: Arc<ServerConfig>, fake: Fake) {
     let connection = ServerConnection::new(config).expect("a connection");
     let mut reader = BufReader::new(StreamOwned::new(connection, stream));
-    loop {
+    for number in 0.. {
         let mut length = 0;
         let mut line = String::new();
         if reader.read_line(&mut line).unwrap_or(0) == 0 {
@@ -133,6 +139,10 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, fake: Fake) {
             let _ = reader.read(&mut [0]);
             return;
         }
+        if matches!(fake, Fake::HangsUp) && number > 0 {
+            HUNG_UP.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let (status, answer) = answer(&serde_json::from_slice(&body).expect("an ask"), fake);
         let text = answer.to_string();
         let head =
@@ -153,7 +163,7 @@ fn answer(ask: &Value, fake: Fake) -> (u16, Value) {
         Fake::Newer => (400, refusal(7, 9)),
         Fake::Older => (200, report(0, json!([]))),
         Fake::Busy => (503, refusal(1, 1)),
-        Fake::Silent => (200, report(1, json!([]))),
+        Fake::Silent | Fake::HangsUp => (200, report(1, json!([]))),
         Fake::OneTopic | Fake::Hangs => {
             let seen = json!({"state": "seen", "at": "2026-01-01T00:00:00Z", "value": {"topic": "pods", "value": []}});
             let needs = ask["needs"].as_array().cloned().unwrap_or_default();
@@ -223,6 +233,16 @@ fn an_agent_that_leaves_needs_out_or_confuses_topics_costs_those_needs() {
     check(&lab.gaps(port), &["its report leaves this need out", "same version"]);
     let port = fake_agent(lab.tls.path(), "node", Fake::OneTopic);
     check(&lab.gaps(port), &["the reading holds the value of another topic"]);
+}
+
+#[test]
+fn a_connection_that_ended_is_replaced() {
+    let lab = Lab::new();
+    let port = fake_agent(lab.tls.path(), "node", Fake::HangsUp);
+    let gaps = lab.gaps(port);
+    assert!(HUNG_UP.load(Ordering::Relaxed) > 0, "only one question was asked");
+    check(&gaps, &["its report leaves this need out"]);
+    assert!(!gaps.iter().any(|gap| gap.contains("cannot reach the agent of node n1")), "{gaps:#?}");
 }
 
 #[test]

@@ -25,6 +25,9 @@ use crate::probe;
 const IN_FLIGHT: usize = 64;
 /// What an agent gets to read what is there and to answer; its own limit for one reading is below.
 const PASSIVE: Duration = Duration::from_millis(1_500);
+/// A kept connection on which nothing is acknowledged for so long is given up, and the next question opens another one
+/// (tcp(7), TCP_USER_TIMEOUT): what a fault of the network left behind answers nobody any more.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
 /// Left to the agent's answer on its way, when we tell it how long we wait.
 const MARGIN: Duration = Duration::from_millis(200);
 /// Above the longest of a series: the last attempts' timeouts, and summing up.
@@ -182,6 +185,7 @@ fn client(directory: &Path) -> Result<reqwest::Client, SourceError> {
         .https_only(true)
         .no_proxy()
         .connect_timeout(PASSIVE)
+        .tcp_user_timeout(UNACKNOWLEDGED)
         .redirect(reqwest::redirect::Policy::none())
         .build()
         .map_err(|error| SourceError { message: format!("cannot make a client for the agents: {error}") })
@@ -203,8 +207,12 @@ async fn ask(
     let ask = Ask { wire: WIRE_MAX, needs: needs.to_vec(), budget_ms: u64::try_from(budget).unwrap_or(u64::MAX) };
     let failed = |error: reqwest::Error| Failure::of_request(&error, address, limit);
     let exchange = async {
-        let request = client.post(format!("https://{address}/v1/readings")).json(&ask);
-        let mut response = request.send().await.map_err(failed)?;
+        let send = || client.post(format!("https://{address}/v1/readings")).json(&ask).send();
+        let mut response = match send().await {
+            Err(error) if is_left_behind(&error) => send().await,
+            sent => sent,
+        }
+        .map_err(failed)?;
         let status = response.status();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
@@ -225,6 +233,11 @@ async fn ask(
         }
     };
     tokio::time::timeout(limit, exchange).await.unwrap_or(Err(Failure::TimedOut(address, limit)))
+}
+
+/// A kept connection that has ended is found out by the first request on it. Whatever is asked may be asked twice.
+fn is_left_behind(error: &reqwest::Error) -> bool {
+    error.is_request() && !error.is_connect() && !error.is_timeout()
 }
 
 /// How long a batch may take: probes and traces run side by side, so the longest one decides.
