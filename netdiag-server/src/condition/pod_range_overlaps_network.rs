@@ -22,9 +22,9 @@ pub const CONDITION: Condition = Condition {
         means: "a network on a node of the path covers addresses of another node's pods, so packets for those pods go there instead",
         how_we_know: "the best route to the pod is not the one that the rest of its node's pod range has, or it is the network of an \
                       interface that does not lead to that node; no node of the cluster is its gateway",
-        silent_when: "the route is the whole pod range's own, to whichever gateway; the more specific route leads by a node of the \
-                      cluster or by the device that the whole pod range has (blocks and single addresses as some plugins announce \
-                      them); pods and nodes share one network; policy routing decides; or the probe gets through",
+        silent_when: "the route is the whole pod range's own, to whichever gateway, or that of a single address; the more specific \
+                      route leads by a node of the cluster or by the device that the whole pod range has (blocks, as some plugins \
+                      announce them); pods and nodes share one network; policy routing decides; or the probe gets through",
         what_to_do: "renumber the network that is not the cluster's, or take its route away; pod ranges cannot be changed afterwards",
         sources: &[
             "https://kubernetes.io/docs/concepts/cluster-administration/networking/#kubernetes-ip-address-ranges",
@@ -34,7 +34,10 @@ pub const CONDITION: Condition = Condition {
     faults: &["svc-cidr-overlap"],
     reads: &[Read::Kind(KindName::Nodes), Read::Topic("network"), Read::Topic("drops"), Read::Topic("probe")],
     lookalikes: &["pod_network_route_missing", "host_firewall_drops_path", "policy_denies_path"],
-    explains: &[Explains { code: "neighbour_unresolved", relation: Relation::SamePath }],
+    explains: &[
+        Explains { code: "neighbour_unresolved", relation: Relation::SamePath },
+        Explains { code: "reverse_path_filter_drops", relation: Relation::SamePath },
+    ],
     judge,
 };
 
@@ -134,8 +137,8 @@ fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
     if met == Met::GotThrough {
         return Found::Fine(format!("the probe from node {} got through by {own}", leg.node));
     }
-    let lost_as_told = matches!(met, Met::Failed(Fate::Unreachable | Fate::Silence | Fate::Refused));
-    if is_steered(network) && !lost_as_told {
+    // By which table the packets go, only the rules of policy routing know.
+    if is_steered(network) {
         return Found::Dark;
     }
     let claim = format!(
@@ -158,8 +161,9 @@ fn overlap(route: &Route, range: &IpNet, owner: &Node, network: &Network, view: 
         return None;
     }
     let kind = route.link_index.and_then(|index| network.link(index)).map_or("", |link| link.kind.as_str());
-    // The pod network's own route to this range, however wrong its gateway is.
-    if route.destination == *range && route.gateway.is_some() {
+    // The pod network's own route to this range, however wrong its gateway is; and a route to one host is no network.
+    let is_own = route.destination == *range && route.gateway.is_some();
+    if is_own || route.destination.prefix_len() == route.destination.max_prefix_len() {
         return None;
     }
     if range.contains(&route.destination) {
