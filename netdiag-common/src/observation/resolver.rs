@@ -1,4 +1,4 @@
-//! `resolv.conf` as one pod or node sees it.
+//! `resolv.conf` and `hosts` as one pod or node sees them.
 
 use std::net::IpAddr;
 
@@ -13,4 +13,26 @@ pub struct Resolver {
     /// The other options as written.
     #[serde(default)]
     pub options: Vec<String>,
+    /// `/etc/hosts`, which programs ask before any server (nsswitch.conf(5), `hosts: files dns`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostsEntry>,
+    /// Why `hosts` is not all of the file; empty when it is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hosts_unseen: String,
+}
+
+/// A line of `/etc/hosts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostsEntry {
+    pub address: IpAddr,
+    /// The canonical name and the aliases, as written.
+    pub names: Vec<String>,
+}
+
+impl Resolver {
+    /// The addresses that `/etc/hosts` has for a name; case does not matter (hosts(5)).
+    pub fn in_hosts(&self, name: &str) -> Vec<IpAddr> {
+        let has = |entry: &&HostsEntry| entry.names.iter().any(|own| own.eq_ignore_ascii_case(name));
+        self.hosts.iter().filter(has).map(|entry| entry.address).collect()
+    }
 }

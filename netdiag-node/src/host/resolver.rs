@@ -1,15 +1,18 @@
-//! `resolv.conf` as a pod sees it, read through /proc/PID/root: no mount namespace is entered.
+//! `resolv.conf` and `hosts` as a pod sees them, read through /proc/PID/root: no mount namespace is entered.
 
 use std::net::IpAddr;
 use std::path::Path;
 
-use netdiag_common::observation::resolver::Resolver;
+use netdiag_common::observation::resolver::{HostsEntry, Resolver};
 
 use super::{ReadError, file};
 
 const RESOLV_CONF: &str = "etc/resolv.conf";
+const HOSTS: &str = "etc/hosts";
 /// Kubernetes allows 2048 characters of search list; a pod may write what it likes.
 const MAX_BYTES: u64 = 64 * 1024;
+/// Lines of hosts that are kept. The kubelet writes some ten and the pod's hostAliases.
+const MAX_HOSTS: usize = 500;
 /// resolv.conf(5): "The default for n is 1".
 const DEFAULT_NDOTS: u8 = 1;
 
@@ -19,7 +22,10 @@ pub(crate) fn read(proc: &Path, pids: &[u32]) -> Result<Option<Resolver>, ReadEr
     for pid in pids {
         let root = proc.join(format!("{pid}/root"));
         match file::text_below(&root, RESOLV_CONF, MAX_BYTES) {
-            Ok(Some(text)) => return Ok(Some(parse(&text))),
+            Ok(Some(text)) => {
+                let hosts = file::text_below(&root, HOSTS, MAX_BYTES);
+                return Ok(Some(with_hosts(parse(&text), hosts)));
+            }
             // The process ended, or its container has no such file: a pause image, for example.
             Ok(None) => {}
             Err(error) => last_error = Some(error),
@@ -33,7 +39,31 @@ pub(crate) fn read(proc: &Path, pids: &[u32]) -> Result<Option<Resolver>, ReadEr
 
 /// As the agent itself sees it: with `dnsPolicy: Default` in its pod, that is the node's.
 pub(crate) fn read_own() -> Result<Option<Resolver>, ReadError> {
-    Ok(file::text_if_there(Path::new("/etc/resolv.conf"), MAX_BYTES)?.map(|text| parse(&text)))
+    let Some(text) = file::text_if_there(Path::new("/etc/resolv.conf"), MAX_BYTES)? else { return Ok(None) };
+    Ok(Some(with_hosts(parse(&text), file::text_if_there(Path::new("/etc/hosts"), MAX_BYTES))))
+}
+
+fn with_hosts(mut resolver: Resolver, read: Result<Option<String>, ReadError>) -> Resolver {
+    match read {
+        Ok(text) => {
+            let mut entries = text.as_deref().into_iter().flat_map(str::lines).filter_map(host);
+            resolver.hosts = entries.by_ref().take(MAX_HOSTS).collect();
+            let left = entries.count();
+            if left > 0 {
+                resolver.hosts_unseen = format!("{left} lines of /etc/hosts beyond the first {MAX_HOSTS}");
+            }
+        }
+        Err(error) => resolver.hosts_unseen = format!("/etc/hosts: {error}"),
+    }
+    resolver
+}
+
+/// hosts(5): an address, a canonical name and aliases; what is no such line is passed over, as glibc does.
+fn host(line: &str) -> Option<HostsEntry> {
+    let mut words = line.split('#').next()?.split_whitespace();
+    let address = nameserver(words.next()?)?;
+    let names: Vec<String> = words.map(str::to_owned).collect();
+    (!names.is_empty()).then_some(HostsEntry { address, names })
 }
 
 /// resolv.conf(5): the last of several `search` or `domain` lines counts, options add up.
@@ -85,6 +115,28 @@ mod tests {
         assert_eq!(found.search, ["b.example", "c.example"]);
         assert_eq!(found.nameservers, ["fe80::1".parse::<IpAddr>().unwrap()]);
         assert_eq!((found.ndots, found.options), (1, vec!["timeout:1".to_owned(), "attempts:2".to_owned()]));
+    }
+
+    #[test]
+    fn hosts_are_names_of_addresses() {
+        let text = "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n10.0.0.9 db.example db # hostAliases\n::1 localhost\nx y\n10.0.0.8\n";
+        let found = with_hosts(Resolver::default(), Ok(Some(text.to_owned())));
+        assert_eq!((found.hosts.len(), found.hosts_unseen.as_str()), (3, ""));
+        assert_eq!(found.in_hosts("DB"), ["10.0.0.9".parse::<IpAddr>().unwrap()]);
+        assert_eq!(found.in_hosts("localhost").len(), 2);
+        assert!(found.in_hosts("example").is_empty());
+    }
+
+    #[test]
+    fn hosts_that_were_not_all_read_say_so() {
+        let long = "10.0.0.1 a\n".repeat(MAX_HOSTS + 7);
+        let found = with_hosts(Resolver::default(), Ok(Some(long)));
+        assert_eq!(found.hosts.len(), MAX_HOSTS);
+        assert!(found.hosts_unseen.starts_with("7 lines"), "{}", found.hosts_unseen);
+        assert!(with_hosts(Resolver::default(), Ok(None)).hosts_unseen.is_empty());
+        let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let failed = ReadError::File { path: "/proc/1/root/etc/hosts".into(), source };
+        assert!(with_hosts(Resolver::default(), Err(failed)).hosts_unseen.contains("/etc/hosts"));
     }
 
     #[test]

@@ -127,7 +127,12 @@ impl Job {
         let (mut resolver, mut unseen) = (None, Vec::new());
         if needs_names {
             match self.resolver(self.pod()?.as_ref()) {
-                Ok(Some(found)) => resolver = Some(Arc::new(found)),
+                Ok(Some(found)) => {
+                    if !found.hosts_unseen.is_empty() {
+                        unseen.push(format!("names of the place's own file: {}", found.hosts_unseen));
+                    }
+                    resolver = Some(Arc::new(found));
+                }
                 Ok(None) => unseen.push("there is no resolv.conf: name the server to ask".to_owned()),
                 Err(error) => unseen.push(format!("resolv.conf: {error}; name the server to ask")),
             }

@@ -284,6 +284,7 @@ fn lookup(host: &Host, servers: &[&str], options: &[&str], name: &str, timeout_m
         search: ["shop.svc.cluster.local", "svc.cluster.local"].map(ToOwned::to_owned).into(),
         ndots: 5,
         options: options.iter().map(|one| (*one).to_owned()).collect(),
+        ..Resolver::default()
     };
     let asking = DnsAsking::Lookup { together: true };
     let probe = DnsProbe { name: name.to_owned(), records: vec![DnsType::A, DnsType::Aaaa], asking, edns_bytes: None };

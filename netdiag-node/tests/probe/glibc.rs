@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use netdiag_common::observation::resolver::Resolver;
+use netdiag_common::observation::resolver::{HostsEntry, Resolver};
 use netdiag_common::observation::series::dns::{DnsAsking, DnsType};
 use netdiag_common::observation::series::{DnsProbe, Probe};
 
@@ -88,6 +88,22 @@ const CASES: &[Case] = &[
     Case { options: "ndots:1 attempts:1", servers: &["127.0.0.9"], name: "both.example" },
     Case { options: "ndots:1", servers: &["127.0.0.10", "127.0.0.1"], name: "both.example" },
     Case { options: "ndots:5", servers: &["127.0.0.10"], name: "both.example" },
+    Case { options: "ndots:5", servers: &["127.0.0.1"], name: "pinned.example" },
+    Case { options: "ndots:5", servers: &["127.0.0.1"], name: "PINNED" },
+    Case { options: "ndots:5", servers: &["127.0.0.1"], name: "pinned.example." },
+    Case { options: "ndots:5", servers: &["127.0.0.1"], name: "six.pinned.example" },
+    Case { options: "ndots:5", servers: &["127.0.0.1"], name: "web.pin" },
+    Case { options: "ndots:5", servers: &["127.0.0.1"], name: "two.pinned.example" },
+];
+
+/// What programs find without asking anybody.
+const HOSTS: &[(&str, &[&str])] = &[
+    ("10.3.0.4", &["pinned.example", "pinned"]),
+    ("10.3.0.5", &["pinned.example"]),
+    ("10.3.0.6", &["two.pinned.example"]),
+    ("fd03::7", &["two.pinned.example"]),
+    ("fd03::6", &["six.pinned.example"]),
+    ("10.3.0.7", &["web.pinned"]),
 ];
 
 /// Where nobody listens.
@@ -135,11 +151,13 @@ fn by_glibc(host: &Host, folder: &std::path::Path, case: &Case) -> String {
     }
     text += &format!("options {}\n", case.options);
     std::fs::write(folder.join("resolv.conf"), text).unwrap();
-    std::fs::write(folder.join("nsswitch.conf"), "hosts: dns\n").unwrap();
+    let hosts: Vec<_> = HOSTS.iter().map(|(address, names)| format!("{address} {}\n", names.join(" "))).collect();
+    std::fs::write(folder.join("hosts"), hosts.concat()).unwrap();
+    std::fs::write(folder.join("nsswitch.conf"), "hosts: files dns\n").unwrap();
     std::fs::write(folder.join("program.py"), PROGRAM).unwrap();
     let folder = folder.display();
     let script = format!(
-        "mount --bind {folder}/resolv.conf /etc/resolv.conf; mount --bind {folder}/nsswitch.conf /etc/nsswitch.conf; exec python3 {folder}/program.py {}",
+        "mount --bind {folder}/resolv.conf /etc/resolv.conf; mount --bind {folder}/nsswitch.conf /etc/nsswitch.conf; mount --bind {folder}/hosts /etc/hosts; exec python3 {folder}/program.py {}",
         case.name
     );
     host.namespace.sh(&format!("unshare --mount --propagation private sh -ec '{script}'")).trim().to_owned()
@@ -153,6 +171,14 @@ fn by_us(host: &Host, case: &Case) -> String {
         search: ["shop.svc.cluster.local", "svc.cluster.local"].map(ToOwned::to_owned).into(),
         ndots,
         options,
+        hosts: HOSTS
+            .iter()
+            .map(|(address, names)| HostsEntry {
+                address: address.parse().unwrap(),
+                names: names.iter().map(|name| (*name).to_owned()).collect(),
+            })
+            .collect(),
+        hosts_unseen: String::new(),
     };
     let asking = DnsAsking::Lookup { together: true };
     let records = vec![DnsType::A, DnsType::Aaaa];

@@ -67,6 +67,9 @@ pub struct DnsReport {
     pub queries: Vec<DnsQuery>,
     /// Addresses of the final answer.
     pub addresses: Vec<IpAddr>,
+    /// `/etc/hosts` has the name, so that no server was asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_hosts: bool,
     /// getaddrinfo(3)'s word where a program would see an error: `EAI_NONAME`, `EAI_AGAIN`, `EAI_NODATA`, `EAI_FAIL`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub getaddrinfo: Option<String>,

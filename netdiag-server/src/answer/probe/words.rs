@@ -153,6 +153,9 @@ fn dns(report: &DnsReport) -> Vec<Line> {
         let addresses: Vec<String> = report.addresses.iter().map(ToString::to_string).collect();
         lines.insert(0, ("addresses", addresses.join(", ")));
     }
+    if report.by_hosts {
+        lines.insert(0, ("from", "/etc/hosts: no server was asked".to_owned()));
+    }
     if let Some(timeouts) = report.timeouts.filter(|timeouts| timeouts.count > 0) {
         lines.insert(0, ("waited", format!("{} resolver timeouts of {} ms each", timeouts.count, timeouts.each_ms)));
     }

@@ -1,4 +1,4 @@
-//! The lookup that a program in the namespace would make: glibc's getaddrinfo, without /etc/hosts.
+//! The lookup that a program in the namespace would make: glibc's getaddrinfo with `hosts: files dns`.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -25,6 +25,8 @@ const EDNS_BYTES: u16 = 1_200;
 pub(super) struct Looked {
     pub(super) ledger: Ledger,
     pub(super) addresses: Vec<IpAddr>,
+    /// `/etc/hosts` has the name.
+    pub(super) by_hosts: bool,
     /// getaddrinfo(3)'s word; none where it would have succeeded, or would still be waiting.
     pub(super) code: Option<&'static str>,
     pub(super) timeouts: Option<DnsTimeouts>,
@@ -54,6 +56,13 @@ pub(super) async fn lookup(
     if let Ok(address) = name.parse::<IpAddr>() {
         return Looked { addresses: vec![address], ..Looked::default() };
     }
+    // What else is asked for is no matter of hosts.
+    if records.iter().all(is_address) {
+        let addresses = in_hosts(resolver, name, records);
+        if !addresses.is_empty() {
+            return Looked { addresses, by_hosts: true, ..Looked::default() };
+        }
+    }
     if let Err(why) = Question::new(name, DnsType::A, None) {
         return Looked { failure: Some(failed(FailureClass::Local, why)), ..Looked::default() };
     }
@@ -62,7 +71,6 @@ pub(super) async fn lookup(
     let edns = edns_bytes.or(options.edns.then_some(EDNS_BYTES));
     let each_ms = options.timeout_s.max(1).saturating_mul(1_000);
     let mut groups: Vec<Vec<DnsType>> = Vec::new();
-    let is_address = |record: &DnsType| matches!(record, DnsType::A | DnsType::Aaaa);
     let addresses: Vec<_> = [DnsType::A, DnsType::Aaaa].into_iter().filter(|one| records.contains(one)).collect();
     let addresses: Vec<_> = addresses.into_iter().filter(|one| *one != DnsType::Aaaa || !options.no_aaaa).collect();
     if !addresses.is_empty() {
@@ -93,6 +101,16 @@ pub(super) async fn lookup(
     looked.timeouts = (count > 0).then_some(DnsTimeouts { count, each_ms });
     looked.ledger = sender.ledger;
     looked
+}
+
+fn is_address(record: &DnsType) -> bool {
+    matches!(record, DnsType::A | DnsType::Aaaa)
+}
+
+/// Of the families that are asked for. A name of one family alone is found: the other is not looked for at any server.
+fn in_hosts(resolver: &Resolver, name: &str, records: &[DnsType]) -> Vec<IpAddr> {
+    let is_wanted = |address: &IpAddr| records.contains(if address.is_ipv4() { &DnsType::A } else { &DnsType::Aaaa });
+    resolver.in_hosts(name).into_iter().filter(is_wanted).collect()
 }
 
 /// `__res_context_search` (resolv/res_query.c): the names in turn, and which of several misses counts.

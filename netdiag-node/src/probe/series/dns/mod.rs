@@ -78,6 +78,7 @@ async fn by_resolver(
     let report = DnsReport {
         queries: looked.ledger.queries,
         addresses: looked.addresses,
+        by_hosts: looked.by_hosts,
         getaddrinfo: looked.code.map(ToOwned::to_owned),
         timeouts: looked.timeouts,
     };

@@ -118,6 +118,7 @@ mod tests {
             search: search.into(),
             ndots: 5,
             options: words.iter().map(|one| (*one).to_owned()).collect(),
+            ..Resolver::default()
         })
     }
 
