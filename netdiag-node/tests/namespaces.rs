@@ -84,6 +84,41 @@ fn each_namespace_shows_its_own_side() {
 }
 
 #[test]
+fn overlay_is_told_with_what_it_sends_where() {
+    let Some((lab, _elsewhere)) = start("overlay") else { return };
+    let inside = |tool: &str, words: &str| {
+        let status = Command::new(tool).args(["-n", &lab.node.name]).args(words.split(' ')).status();
+        status.is_ok_and(|status| status.success())
+    };
+    let vxlan = format!("link add flannel.1 type vxlan id 7 local {NODE_ADDRESS} dev toPod dstport 8472 nolearning");
+    if !inside("ip", &vxlan) {
+        return lab::skip("this kernel has no VXLAN");
+    }
+    assert!(inside("bridge", "fdb append 02:0e:00:00:00:02 dev flannel.1 dst 10.202.0.9 self permanent"));
+    assert!(inside(
+        "bridge",
+        "fdb append 02:0e:00:00:00:03 dev flannel.1 dst 10.202.0.8 port 4789 vni 9 self permanent"
+    ));
+    let Observation::Network(node) = lab.agent.seen(&Need::host(NODE, Topic::Network)) else { panic!() };
+    let device = node.links.iter().find(|link| link.name == "flannel.1").unwrap();
+    let lower = node.links.iter().find(|link| link.name == "toPod").unwrap();
+    let tunnel = device.tunnel.as_ref().unwrap();
+    assert_eq!((tunnel.id, tunnel.port, tunnel.learning), (Some(7), Some(8_472), Some(false)), "{tunnel:?}");
+    assert_eq!((tunnel.local, tunnel.remote), (Some(NODE_ADDRESS.parse().unwrap()), None));
+    assert_eq!((tunnel.lower_index, tunnel.external), (Some(lower.index), false));
+    let entries = node.forwarding.iter().filter(|entry| entry.link_index == device.index);
+    let told: Vec<_> = entries
+        .map(|entry| {
+            (entry.mac.as_str(), entry.destination.unwrap().to_string(), entry.port, entry.id, entry.is_static)
+        })
+        .collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told.contains(&("02:0e:00:00:00:02", "10.202.0.9".to_owned(), None, None, true)), "{told:?}");
+    assert!(told.contains(&("02:0e:00:00:00:03", "10.202.0.8".to_owned(), Some(4_789), Some(9), true)), "{told:?}");
+    assert!(lower.tunnel.is_none());
+}
+
+#[test]
 fn listener_is_found_with_process_and_container() {
     let Some((lab, _elsewhere)) = start("listen") else { return };
     let Observation::Listeners(found) = lab.agent.seen(&Need::pod(NODE, UID, Topic::Listeners)) else { panic!() };

@@ -1,4 +1,4 @@
-//! How one network namespace is wired: links, addresses, routes, policy rules, neighbours (rtnetlink).
+//! How one network namespace is wired: links, addresses, routes, policy rules, neighbours, forwarding databases (rtnetlink).
 
 use std::net::IpAddr;
 
@@ -12,6 +12,9 @@ pub struct Network {
     pub routes: Vec<Route>,
     pub policy_rules: Vec<PolicyRule>,
     pub neighbours: Vec<Neighbour>,
+    /// Of bridges and of VXLAN devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwarding: Vec<FdbEntry>,
     /// What was not listed because of the agent's limits; empty when complete.
     #[serde(default)]
     pub left_out: Vec<String>,
@@ -41,6 +44,60 @@ pub struct Link {
     /// Only of links that are ports of a bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge_port: Option<BridgePort>,
+    /// Only of tunnels whose parameters rtnetlink tells: VXLAN, Geneve, IPIP, SIT, GRE. WireGuard's peers are not among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<Tunnel>,
+}
+
+/// What both ends of a tunnel have to agree on, and whom it sends to (`IFLA_INFO_DATA`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// The network's number in each packet: VXLAN and Geneve VNI, GRE's key of what is sent. None where it has none, or each
+    /// packet brings its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+    /// Source of the outer packets; none: the route decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<IpAddr>,
+    /// The other end, or the group that unknown destinations are sent to; none: the forwarding database decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<IpAddr>,
+    /// UDP port that is listened on and, where the forwarding database has no other, sent to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// VXLAN: where a packet came from is where answers go to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning: Option<bool>,
+    /// Whoever hands packets over says where to (`external`, `collect_md`): a program or Open vSwitch.
+    #[serde(default)]
+    pub external: bool,
+    /// The device that outer packets leave by, where it is fixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lower_index: Option<u32>,
+}
+
+/// One line of `bridge fdb`: where frames to an Ethernet address go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdbEntry {
+    /// The bridge's port, or the VXLAN device.
+    pub link_index: u32,
+    /// All zeros: what no other entry has.
+    pub mac: String,
+    /// VXLAN: the node whose tunnel end the frame is sent to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<IpAddr>,
+    /// VXLAN: UDP port and VNI, where they are not the device's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+    /// The bridge, where the entry is a bridge's and not the device's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_index: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+    /// Written by hand or by a network plugin, not learned.
+    pub is_static: bool,
 }
 
 /// What decides which hooks a packet passes that a bridge hands from port to port (`net/bridge/br_netfilter_hooks.c`).

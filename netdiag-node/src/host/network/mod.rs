@@ -1,9 +1,11 @@
-//! Links, addresses, routes, policy rules and neighbours of one network namespace, by rtnetlink.
+//! Links, addresses, routes, policy rules, neighbours and forwarding databases of one network namespace, by rtnetlink.
 
 mod bridge;
+mod fdb;
 mod neighbour;
 mod route;
 mod rule;
+mod tunnel;
 
 use std::net::IpAddr;
 
@@ -20,6 +22,8 @@ use super::netlink::{IPV4, IPV6, Netlink, UNSPECIFIED, address, attribute, attri
 const MAX_ROUTES: usize = 8_192;
 /// Neighbours listed: the default `gc_thresh3` is 1024 per family.
 const MAX_NEIGHBOURS: usize = 4_096;
+/// Entries of forwarding databases listed: one per pod of a bridge, one or two per node of an overlay, some for multicast.
+const MAX_FDB: usize = 8_192;
 /// Links listed: a node runs a few hundred pods at most, each with one veth.
 const MAX_LINKS: usize = 4_096;
 
@@ -42,12 +46,14 @@ pub(crate) fn read() -> Result<Network, ReadError> {
         .collect();
     let policy_rules = netlink.dump(libc::RTM_GETRULE, &request, "list routing rules", rule::parse)?;
     let neighbours = netlink.dump(libc::RTM_GETNEIGH, &request, "list neighbours", neighbour::parse)?;
+    let forwarding = fdb::read(&mut netlink)?;
     Ok(Network {
         links: capped(links, MAX_LINKS, "links", &mut left_out),
         addresses,
         routes: capped(routes, MAX_ROUTES, "routes", &mut left_out),
         policy_rules,
         neighbours: capped(neighbours, MAX_NEIGHBOURS, "neighbours", &mut left_out),
+        forwarding: capped(forwarding, MAX_FDB, "entries of forwarding databases", &mut left_out),
         left_out,
     })
 }
@@ -98,6 +104,7 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
         master_index: None,
         bridge: None,
         bridge_port: None,
+        tunnel: None,
     };
     let mut promiscuity = 0;
     let mut lower = None;
@@ -113,6 +120,7 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
                 let name = attributes(value).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
                 link.kind = name.map(|(_, name)| string(name)).unwrap_or_default();
                 (link.bridge, link.bridge_port) = (bridge::bridge(value), bridge::port(value));
+                link.tunnel = tunnel::tunnel(&link.kind, value);
             }
             IFLA_LINK_NETNSID => peer_netns_id = int(value, 0),
             _ => {}

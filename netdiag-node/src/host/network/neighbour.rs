@@ -43,7 +43,7 @@ fn state_name(state: u16) -> Option<&'static str> {
     })
 }
 
-fn mac_text(bytes: &[u8]) -> String {
+pub(super) fn mac_text(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 3);
     for (position, byte) in bytes.iter().enumerate() {
         let colon = if position == 0 { "" } else { ":" };

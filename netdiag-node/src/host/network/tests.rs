@@ -95,6 +95,70 @@ fn neighbour_without_address_resolution_is_left_out() {
 }
 
 #[test]
+fn tunnels_tell_what_both_ends_agree_on() {
+    let link = |kind: &str, settings: &[(u16, &[u8])]| {
+        let data = attribute_bytes(settings);
+        let info = attribute_bytes(&[(libc::IFLA_INFO_KIND, kind.as_bytes()), (libc::IFLA_INFO_DATA, &data)]);
+        tunnel::tunnel(kind, &info)
+    };
+    // As the kernel lists `ip link add flannel.1 type vxlan id 1 local 10.99.0.11 dev eth0 dstport 8472 nolearning`.
+    let vxlan = link(
+        "vxlan",
+        &[
+            (1, &1u32.to_ne_bytes()),
+            (3, &2u32.to_ne_bytes()),
+            (4, &[10, 99, 0, 11]),
+            (7, &[0]),
+            (15, &8_472u16.to_be_bytes()),
+            (25, &[0]),
+        ],
+    );
+    let vxlan = vxlan.unwrap();
+    assert_eq!((vxlan.id, vxlan.port, vxlan.learning, vxlan.external), (Some(1), Some(8_472), Some(false), false));
+    assert_eq!((vxlan.local, vxlan.remote), (Some("10.99.0.11".parse().unwrap()), None));
+    assert_eq!(vxlan.lower_index, Some(2));
+
+    let ipip = link("ipip", &[(1, &0u32.to_ne_bytes()), (2, &[10, 0, 0, 1]), (3, &[0, 0, 0, 0])]).unwrap();
+    assert_eq!((ipip.local, ipip.remote, ipip.lower_index), (Some("10.0.0.1".parse().unwrap()), None, None));
+    let gre = link("gre", &[(5, &7u32.to_be_bytes()), (7, &[10, 0, 0, 2])]).unwrap();
+    assert_eq!((gre.id, gre.remote), (Some(7), Some("10.0.0.2".parse().unwrap())));
+    let geneve = link("geneve", &[(1, &0u32.to_ne_bytes()), (5, &6_081u16.to_be_bytes()), (6, &[])]).unwrap();
+    assert_eq!((geneve.id, geneve.port, geneve.external), (None, Some(6_081), true));
+    assert_eq!(link("veth", &[]), None);
+}
+
+#[test]
+fn forwarding_entry_names_the_tunnel_end() {
+    let message = |family: u8, list: &[(u16, &[u8])]| {
+        let mut bytes = vec![family, 0, 0, 0];
+        bytes.extend(3u32.to_ne_bytes());
+        bytes.extend(0x80u16.to_ne_bytes());
+        bytes.extend([2, 0]);
+        bytes.extend(attribute_bytes(list));
+        bytes
+    };
+    let mac: &[u8] = &[2, 0, 0, 0, 0, 0xb];
+    let to_node = fdb::parse(&message(7, &[(libc::NDA_LLADDR, mac), (libc::NDA_DST, &[10, 99, 0, 12])])).unwrap();
+    assert_eq!((to_node.mac.as_str(), to_node.is_static), ("02:00:00:00:00:0b", true));
+    assert_eq!((to_node.link_index, to_node.destination), (3, Some("10.99.0.12".parse().unwrap())));
+    let other_port = message(
+        7,
+        &[
+            (libc::NDA_LLADDR, mac),
+            (libc::NDA_DST, &[10, 99, 0, 12]),
+            (6, &4_789u16.to_be_bytes()),
+            (7, &5u32.to_ne_bytes()),
+        ],
+    );
+    let other_port = fdb::parse(&other_port).unwrap();
+    assert_eq!((other_port.port, other_port.id), (Some(4_789), Some(5)));
+    let of_bridge = fdb::parse(&message(7, &[(libc::NDA_LLADDR, mac), (9, &2u32.to_ne_bytes())])).unwrap();
+    assert_eq!(of_bridge.master_index, Some(2));
+    assert_eq!(fdb::parse(&message(7, &[(libc::NDA_LLADDR, mac)])), None, "what a device receives for itself");
+    assert_eq!(fdb::parse(&message(2, &[(libc::NDA_LLADDR, mac), (libc::NDA_DST, &[10, 99, 0, 12])])), None);
+}
+
+#[test]
 fn lists_over_the_limit_say_what_they_left_out() {
     let mut left_out = Vec::new();
     assert_eq!(capped(vec![1, 2, 3], 2, "routes", &mut left_out), [1, 2]);
@@ -106,6 +170,7 @@ fn truncated_messages_are_skipped() {
     let message = route_message(24, libc::RTN_UNICAST, 0, &[(libc::RTA_DST, &[10, 244, 2, 0])]);
     for length in 0..message.len() {
         let _ = (route::parse(&message[..length]), rule::parse(&message[..length]), parse_link(&message[..length]));
+        let _ = (fdb::parse(&message[..length]), tunnel::tunnel("vxlan", &message[..length]));
     }
 }
 
