@@ -161,8 +161,9 @@ fn overlap(route: &Route, range: &IpNet, owner: &Node, network: &Network, view: 
         return None;
     }
     let kind = route.link_index.and_then(|index| network.link(index)).map_or("", |link| link.kind.as_str());
-    // The pod network's own route to this range, however wrong its gateway is; and a route to one host is no network.
-    let is_own = route.destination == *range && route.gateway.is_some();
+    // The pod network's own route to this range, however wrong its gateway is; into a tunnel it needs none. And a route to one host
+    // is no network.
+    let is_own = route.destination == *range && (route.gateway.is_some() || TUNNELS.contains(&kind));
     if is_own || route.destination.prefix_len() == route.destination.max_prefix_len() {
         return None;
     }
