@@ -49,6 +49,8 @@ const FAULTS: &[&str] = &[
     "svc-manual-endpoints-stale",
     "svc-cidr-overlap",
     "cni-two-plugins",
+    "cni-vxlan-blocked",
+    "cni-vxlan-param-mismatch",
 ];
 
 /// Files of `src/condition` that hold what conditions share instead of a condition: they name no code.

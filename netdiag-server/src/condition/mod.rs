@@ -30,6 +30,9 @@ pub mod listener_bound_to_loopback;
 pub mod load_balancer_source_ranges_exclude_client;
 pub mod name_does_not_exist;
 pub mod neighbour_unresolved;
+mod overlay;
+pub mod overlay_ends_differ;
+pub mod overlay_port_blocked;
 pub mod plugin_rule_stops_path;
 pub mod pod_address_duplicated;
 pub mod pod_address_without_pod;
@@ -81,6 +84,8 @@ pub const ALL: &[&Condition] = &[
     &pod_address_duplicated::CONDITION,
     &pod_network_route_missing::CONDITION,
     &pod_range_overlaps_network::CONDITION,
+    &overlay_port_blocked::CONDITION,
+    &overlay_ends_differ::CONDITION,
     &neighbour_unresolved::CONDITION,
     &conntrack_table_full::CONDITION,
     &target_port_not_listening::CONDITION,

@@ -17,6 +17,7 @@ pub mod forwarding;
 pub mod hops;
 mod lived;
 mod name;
+pub mod overlay;
 pub mod policy;
 mod resolve;
 pub mod route;

@@ -1,0 +1,185 @@
+//! A packet filter stops the outer packets of the overlay between two nodes.
+
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+use netdiag_common::Netns;
+use netdiag_common::observation::Protocol;
+use netdiag_common::observation::rules::Hook;
+
+use super::between::pairs;
+use super::host_firewall_drops_path::{place, words};
+use super::overlay::{Tunnelled, crossings};
+use super::trace::{Met, Packets, dropped};
+use super::{Condition, Read, Severity, Verdict, Words};
+use crate::evidence::{Look, ObjectRef, View};
+use crate::finding::{Fate, Finding, Fix, Impact, Proof};
+use crate::path::Path;
+use crate::path::filter::{Packet, owner, stops};
+
+pub const CONDITION: Condition = Condition {
+    code: "overlay_port_blocked",
+    severity: Severity::Critical,
+    words: Words {
+        means: "pods of two nodes talk through a tunnel, and a firewall rule on one of the nodes stops the tunnel's UDP port: nodes \
+                reach each other, pods of different nodes do not",
+        how_we_know: "the route to the other node's pod leads into a tunnel device; the rules of both nodes are walked for the \
+                      packet that carries the pod's, from node address to node address; the probe, the rule's counter and dropped \
+                      packets agree",
+        silent_when: "no rule of the two nodes stops it, the probe gets through, or pods are routed without a tunnel; what a \
+                      security group or a router between the nodes stops cannot be seen on the nodes",
+        what_to_do: "accept the tunnel's UDP port between nodes before that rule",
+        sources: &[
+            "https://github.com/flannel-io/flannel/blob/master/Documentation/troubleshooting.md#firewalls",
+            "nft(8), chains and hooks",
+            "RFC 7348",
+        ],
+    },
+    faults: &["cni-vxlan-blocked"],
+    reads: &[Read::Topic("network"), Read::Topic("rules"), Read::Topic("drops"), Read::Topic("probe")],
+    lookalikes: &["overlay_ends_differ", "pod_network_route_missing", "host_firewall_drops_path", "policy_denies_path"],
+    explains: &[],
+    judge,
+};
+
+const REASONS: &[&str] = &["NETFILTER_DROP"];
+/// The hooks of the node that packs and of the node that unpacks.
+const SENDS: &[Hook] = &[Hook::Output, Hook::Postrouting];
+const TAKES: &[Hook] = &[Hook::Prerouting, Hook::Input];
+
+/// A rule that stops the outer packets of one direction.
+struct Blocked {
+    node: String,
+    claim: String,
+    place: String,
+    proofs: Vec<Proof>,
+    packets: Option<Packets>,
+    port: u16,
+}
+
+fn judge(path: &Path, view: &mut View) -> Verdict {
+    let crossings = crossings(path, view);
+    if crossings.is_empty() {
+        return Verdict::not_applicable("no endpoint of the path is a pod of another node");
+    }
+    let (mut found, mut broken, mut dark, mut tunnels): (Vec<Blocked>, usize, bool, bool) =
+        (Vec::new(), 0, false, false);
+    for crossing in &crossings {
+        let Some(directions) = crossing.tunnelled(view) else {
+            dark = true;
+            continue;
+        };
+        let mut is_cut = false;
+        for direction in &directions {
+            tunnels = true;
+            let (blocked, is_dark) = blocked(direction, crossing.met, view);
+            dark |= is_dark;
+            is_cut |= !blocked.is_empty();
+            for blocked in blocked {
+                if !found.iter().any(|known| known.node == blocked.node && known.place == blocked.place) {
+                    found.push(blocked);
+                }
+            }
+        }
+        broken += usize::from(is_cut);
+    }
+    let Some(first) = found.first() else {
+        return match (dark, tunnels) {
+            (true, _) => Verdict::unknown(view),
+            (false, true) => Verdict::clear("no rule of the two nodes stops the tunnel's packets, or they get through"),
+            (false, false) => Verdict::not_applicable("no tunnel whose parameters are known leads to the other node"),
+        };
+    };
+    let ways = pairs(path).len();
+    let impact = if broken == ways { Impact::Breaks } else { Impact::Degrades };
+    let mut claim: String = found.iter().map(|blocked| blocked.claim.as_str()).collect::<Vec<_>>().join("; ");
+    if impact == Impact::Degrades {
+        claim.push_str(&format!("; {broken} of {ways} ways of this path are cut"));
+    }
+    let fix = Fix {
+        text: format!(
+            "accept UDP port {} between the nodes on node {}, before {}",
+            first.port, first.node, first.place
+        ),
+        commands: Vec::new(),
+        verify: path.ask_again(),
+    };
+    let (mut subjects, mut proofs): (Vec<ObjectRef>, Vec<Proof>) = (Vec::new(), Vec::new());
+    for blocked in &found {
+        ObjectRef::of_node(&blocked.node).add_once(&mut subjects);
+        proofs.extend(blocked.proofs.iter().cloned());
+        proofs.extend(blocked.packets.and_then(|packets| dropped(view, &blocked.node, &packets, REASONS)));
+    }
+    Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts: &[Fate::Silence], fix })
+}
+
+/// The rules of both nodes that stop it, and whether something could not be seen or decided.
+fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<Blocked>, bool) {
+    let (mut found, mut dark) = (Vec::new(), false);
+    let Some(outer) = direction.outer else { return (found, dark) };
+    // Tunnels that are protocols of their own have no port to open, and rules for them are not walked.
+    let Some(port) = outer.port.filter(|_| met != Met::GotThrough) else { return (found, dark) };
+    let destination = SocketAddr::new(outer.destination, port);
+    for (node, looked, hooks) in [(direction.from, direction.near, SENDS), (direction.to, direction.far, TAKES)] {
+        let rules = match view.rules(node, &Netns::Host) {
+            Look::Seen(rules) => rules,
+            Look::Absent(_) => continue,
+            Look::Dark => {
+                dark = true;
+                continue;
+            }
+        };
+        let is_sender = node == direction.from;
+        let other = if is_sender { Some(outer.destination) } else { outer.source };
+        let device = other.and_then(|other| {
+            let index = looked.network.route_to(other)?.link_index?;
+            looked.network.link(index).map(|link| link.name.as_str())
+        });
+        let packet = Packet {
+            source: outer.source,
+            dialled: destination,
+            endpoint: destination,
+            protocol: Protocol::Udp,
+            input: device.filter(|_| !is_sender),
+            output: device.filter(|_| is_sender),
+        };
+        let all = stops(rules.value, hooks, &packet, true);
+        dark |= all.is_empty() && !rules.value.left_out.is_empty();
+        let sure = all.iter().find(|stop| stop.sure);
+        let Some(stop) = sure else {
+            dark |= !all.is_empty();
+            continue;
+        };
+        let (place, text) = (place(stop), words(stop));
+        let claim = format!(
+            "on node {node}, {place} stops the packets of {} from node {} to node {} (UDP port {port}): {text}",
+            direction.entrance.link.name, direction.from, direction.to
+        );
+        let mut proofs = vec![
+            Proof::programmed(
+                "tunnel",
+                direction.from,
+                direction.near.at,
+                format!(
+                    "{} carries packets for pods of node {} to {destination}/udp",
+                    direction.entrance.link.name, direction.to
+                ),
+            ),
+            Proof::programmed("packet filter", node, rules.at, format!("{place}: {text}")),
+        ];
+        proofs.extend(counted(stop.rule.and_then(|rule| rule.counter).map(|counter| counter.packets), node, rules.at));
+        // What the network plugin or kube-proxy drops is not for an administrator to accept; who wrote it is told.
+        let by = owner(stop.table, stop.chain, stop.rule);
+        let claim = if by.is_cluster() { format!("{claim} (written by {})", by.words()) } else { claim };
+        let packets = outer.source.map(|source| Packets { source, destination, protocol: Protocol::Udp });
+        found.push(Blocked { node: node.to_owned(), claim, place, proofs, packets, port });
+        // What is stopped on the first node never gets to the second.
+        break;
+    }
+    (found, dark)
+}
+
+fn counted(packets: Option<u64>, node: &str, at: Timestamp) -> Option<Proof> {
+    let packets = packets.filter(|packets| *packets > 0)?;
+    Some(Proof::observed("the rule's counter", node, at, format!("this rule has stopped {packets} packets")))
+}
