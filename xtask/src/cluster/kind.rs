@@ -17,7 +17,11 @@ pub(super) fn up(options: &Options) -> Result<()> {
     }
     match options.cni {
         Cni::Ptp => {}
-        Cni::Bridge => bail!("--kind and --cni bridge do not go together: kind's own network plugin routes pods"),
+        Cni::Bridge | Cni::Vxlan => {
+            bail!(
+                "--kind goes together with neither --cni bridge nor --cni vxlan: kind's own network plugin routes pods"
+            )
+        }
         Cni::Cilium => {
             bail!("--kind and --cni cilium do not go together: install Cilium into a kind cluster by its own chart")
         }

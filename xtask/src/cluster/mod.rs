@@ -14,6 +14,7 @@ pub(crate) mod kind;
 mod kube_proxy;
 mod node;
 mod options;
+mod overlay;
 mod pki;
 mod process;
 mod teardown;
@@ -41,8 +42,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const SERVICE_ACCOUNT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Programs of the machine that the cluster runs; `cargo xtask setup cluster` installs them.
-const TOOLS: [&str; 12] = [
+const TOOLS: [&str; 13] = [
     "ip",
+    "bridge",
     "nsenter",
     "unshare",
     "setsid",

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::address::{self, DNS_SERVICE};
-use super::{Cluster, Cni, cgroup, cilium, kube_proxy};
+use super::{Cluster, Cni, cgroup, cilium, kube_proxy, overlay};
 use crate::{command, template};
 
 /// containerd answers within a second; a busy machine needs more.
@@ -189,6 +189,8 @@ fn write_configuration(cluster: &Cluster, node: &str) -> Result<()> {
     let plugin = match cluster.options.cni {
         // Each pod is routed, so Services also work between two pods of one node, without `br_netfilter`.
         Cni::Ptp => json!({"type": "ptp", "ipMasq": false}),
+        // The same, with room for the overlay's headers.
+        Cni::Vxlan => json!({"type": "ptp", "ipMasq": false, "mtu": overlay::MTU}),
         // A pod that is its own endpoint is reached through the port it sent from, hence hairpin.
         Cni::Bridge => {
             json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true})

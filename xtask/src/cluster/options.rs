@@ -45,6 +45,8 @@ pub(crate) enum Cni {
     Ptp,
     /// One bridge per node by the `bridge` plugin, hairpin on; nothing enforces NetworkPolicy.
     Bridge,
+    /// Routed pods by the `ptp` plugin, and between nodes a VXLAN as flannel makes it; nothing enforces NetworkPolicy.
+    Vxlan,
     /// Cilium connects pods and enforces NetworkPolicy; kube-proxy stays.
     Cilium,
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::Cluster;
 use super::address::{self, CONTROL_PLANE_V6};
+use super::{Cluster, Cni, overlay};
 use crate::command;
 
 /// The name of the namespace that holds the bridge; its port to a host is called `port-HOST`.
@@ -34,9 +34,15 @@ pub(super) fn create(cluster: &Cluster) -> Result<()> {
         route_pods_of(cluster, index, "cp")?;
         let netns = cluster.netns_name(&format!("n{index}"));
         ip(&["-n", &netns, "route", "add", "default", "via", &subnet.machine()])?;
+        if cluster.options.cni == Cni::Vxlan {
+            continue;
+        }
         for other in (1..=cluster.options.nodes).filter(|&other| other != index) {
             route_pods_of(cluster, other, &format!("n{index}"))?;
         }
+    }
+    if cluster.options.cni == Cni::Vxlan {
+        overlay::create(cluster)?;
     }
     Ok(())
 }
@@ -87,7 +93,7 @@ fn route_pods_of(cluster: &Cluster, index: u8, host: &str) -> Result<()> {
     Ok(())
 }
 
-fn ip(arguments: &[&str]) -> Result<()> {
+pub(super) fn ip(arguments: &[&str]) -> Result<()> {
     command::output(command::tool("ip").args(arguments)).map(drop)
 }
 

@@ -111,7 +111,7 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
             continue;
         }
         let mut right = 0;
-        for cni in [Cni::Ptp, Cni::Bridge, Cni::Cilium] {
+        for cni in [Cni::Ptp, Cni::Bridge, Cni::Vxlan, Cni::Cilium] {
             let chosen: Vec<&Case> = cases.iter().copied().filter(|case| case.cni == cni).collect();
             let observes = observes && cni == Cni::Ptp;
             if !chosen.is_empty() || observes {
