@@ -60,6 +60,8 @@ struct Odd {
 enum Found {
     Odd(Box<Odd>),
     Fine(String),
+    /// Nothing that its address could be compared with.
+    Moot(String),
     Dark,
 }
 
@@ -72,17 +74,19 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         return Verdict::not_applicable("no pod with an address of its own is on the path");
     }
     let (Look::Seen(_), Look::Seen(_)) = (view.pods(), view.nodes()) else { return Verdict::unknown(view) };
-    let (mut odd, mut fine, mut dark): (Vec<Odd>, Option<String>, bool) = (Vec::new(), None, false);
+    let (mut odd, mut fine, mut moot, mut dark) = (Vec::new(), None, None, false);
     for pod in &pods {
         match look(pod, view) {
             Found::Odd(found) => odd.push(*found),
             Found::Fine(because) => fine = Some(because),
+            Found::Moot(because) => moot = Some(because),
             Found::Dark => dark = true,
         }
     }
     let Some(first) = odd.first() else {
-        return match fine {
-            Some(because) if !dark => Verdict::clear(because),
+        return match (fine, moot) {
+            (Some(because), _) if !dark => Verdict::clear(because),
+            (None, Some(because)) if !dark => Verdict::not_applicable(because),
             _ => Verdict::unknown(view),
         };
     };
@@ -136,10 +140,10 @@ fn own_pods(path: &Path) -> Vec<Arc<Pod>> {
 fn look(pod: &Arc<Pod>, view: &mut View) -> Found {
     let name = pod.spec.node_name.as_str();
     let Some(node) = view.cluster().nodes.get("", name) else {
-        return Found::Fine(format!("there is no Node {name}"));
+        return Found::Moot(format!("there is no Node {name}"));
     };
     if node.spec.pod_cidrs.is_empty() {
-        return Found::Fine(format!("node {name} has no pod range that its pods' addresses could be outside of"));
+        return Found::Moot(format!("node {name} has no pod range that its pods' addresses could be outside of"));
     }
     let in_range = |address: &IpAddr| node.spec.pod_cidrs.iter().any(|net| net.contains(address));
     let Some(address) = pod.addresses().find(|address| !in_range(address)) else {
