@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use super::bundle::refuse_full;
 use super::output::{self, Format, Progress};
 use super::request::{self, DiagnoseRequest, TransportProtocol};
-use super::source::{self, Route, SourceArgs};
+use super::source::{self, SourceArgs};
 use super::{Failure, exit_code};
-use crate::answer::{self, Answer};
+use crate::answer;
 use crate::ask::bundle::{Objects, record_inquiry};
-use crate::ask::{self, Inquiry};
+use crate::ask::{self, AnySource, Inquiry};
 use crate::kube;
 
 /// Names the cause why one connection fails
@@ -47,23 +47,17 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         timeout_ms: args.timeout,
     };
     let question = request.question().map_err(|error| Failure(error.to_string()))?;
-    let answer: Answer = {
+    let answer = {
         let _progress = Progress::start("asking the cluster");
-        match source::route(&args.source).await? {
-            Route::Server(way) => {
-                match way.server.post("/v1/diagnose", &request, request::patience(args.timeout)).await {
-                    Ok(answer) => answer,
-                    Err(error) => answer::build(&ask::ask(&way.without(error)?, &question).await?),
-                }
+        let here = async |source: AnySource| {
+            let inquiry = ask::ask(&source, &question).await?;
+            // Never instead of the server: it is asked for together with a bundle or --direct only.
+            if let Some(directory) = &args.record {
+                record(&inquiry, &args.source, directory).await?;
             }
-            Route::Here(source) => {
-                let inquiry = ask::ask(&source, &question).await?;
-                if let Some(directory) = &args.record {
-                    record(&inquiry, &args.source, directory).await?;
-                }
-                answer::build(&inquiry)
-            }
-        }
+            Ok(answer::build(&inquiry))
+        };
+        source::answer(&args.source, ("/v1/diagnose", &request), args.timeout, here).await?
     };
     output::answer(&answer, args.output)?;
     Ok(exit_code(&answer))

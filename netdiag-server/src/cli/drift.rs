@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::output::{self, Progress, ShortFormat};
 use super::request;
-use super::source::{self, Route, SourceArgs};
+use super::source::{self, SourceArgs};
 use super::{EXIT_CAUSE, EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure};
 use crate::answer::drift::{self, DriftAnswer, DriftStatus};
-use crate::ask::Source;
+use crate::ask::{AnySource, Source};
 use crate::drift::Scope;
 
 /// Compares every node's rules for Services, and its routes to other nodes' pods, with what the API intends
@@ -38,15 +38,10 @@ pub(super) struct DriftRequest {
 
 pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     let request = DriftRequest { node: args.node, timeout_ms: args.timeout };
-    let answer: DriftAnswer = {
+    let answer = {
         let _progress = Progress::start("comparing rules");
-        match source::route(&args.source).await? {
-            Route::Server(way) => match way.server.post("/v1/drift", &request, request::patience(args.timeout)).await {
-                Ok(answer) => answer,
-                Err(error) => drift_with(&way.without(error)?, &request).await?,
-            },
-            Route::Here(source) => drift_with(&source, &request).await?,
-        }
+        let here = async |source: AnySource| drift_with(&source, &request).await;
+        source::answer(&args.source, ("/v1/drift", &request), args.timeout, here).await?
     };
     match args.output {
         ShortFormat::Text => output::print(&answer.text(output::paint()))?,

@@ -2,11 +2,11 @@
 
 use super::output::{self, Progress, ShortFormat};
 use super::request::{self, ScanRequest};
-use super::source::{self, Route, SourceArgs};
+use super::source::{self, SourceArgs};
 use super::{EXIT_CAUSE, EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure};
 use crate::answer::StatusName;
 use crate::answer::scan::{Scan, build_scan};
-use crate::ask::{self, Scope, Source};
+use crate::ask::{self, AnySource, Scope, Source};
 
 /// Judges every port of every Service from every node, and names each fault once
 #[derive(Debug, clap::Args)]
@@ -28,15 +28,10 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     let request = ScanRequest { namespace: args.namespace, no_probe: args.no_probe, timeout_ms: args.timeout };
-    let scan: Scan = {
+    let scan = {
         let _progress = Progress::start("scanning the cluster");
-        match source::route(&args.source).await? {
-            Route::Server(way) => match way.server.post("/v1/scan", &request, request::patience(args.timeout)).await {
-                Ok(scan) => scan,
-                Err(error) => scan_with(&way.without(error)?, &request).await?,
-            },
-            Route::Here(source) => scan_with(&source, &request).await?,
-        }
+        let here = async |source: AnySource| scan_with(&source, &request).await;
+        source::answer(&args.source, ("/v1/scan", &request), args.timeout, here).await?
     };
     match args.output {
         ShortFormat::Text => output::print(&scan.text(output::paint()))?,

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use netdiag_common::wire::AGENT_PORT;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::Failure;
+use super::{Failure, request};
 use crate::ask::live::Intent;
 use crate::ask::{AnySource, BundleSource, LiveSource, Source};
 use crate::kube::forward::{ForwardError, Server};
@@ -57,6 +59,24 @@ pub(super) async fn route(args: &SourceArgs) -> Result<Route, Failure> {
         Ok(server) => Ok(Route::Server(Box::new(Forwarded { server, access }))),
         Err(why) => Ok(Route::Here(from_the_api_alone(access, &why))),
     }
+}
+
+/// The server's answer to `request`, a POST to `path` that was given `timeout_ms`; what `here` makes of the source that is left
+/// where there is no server to ask, or none may be asked.
+pub(super) async fn answer<A: DeserializeOwned>(
+    args: &SourceArgs,
+    (path, request): (&str, &impl Serialize),
+    timeout_ms: u64,
+    here: impl AsyncFnOnce(AnySource) -> Result<A, Failure>,
+) -> Result<A, Failure> {
+    let source = match route(args).await? {
+        Route::Server(way) => match way.server.post(path, request, request::patience(timeout_ms)).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => way.without(error)?,
+        },
+        Route::Here(source) => source,
+    };
+    here(source).await
 }
 
 /// A source of this process: for commands that never go through the server.

@@ -1,8 +1,7 @@
 //! `netdiag status`: agents reachable, missing rights, certificates' expiry, load, versions.
 
 use super::output::{self, Progress, ShortFormat};
-use super::request;
-use super::source::{self, Route, SourceArgs};
+use super::source::{self, SourceArgs};
 use super::{EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure};
 use crate::answer::status::Status;
 use crate::ask::{self, AnySource};
@@ -20,17 +19,10 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<u8, Failure> {
-    let status: Status = {
+    let status = {
         let _progress = Progress::start("asking the agents");
-        match source::route(&args.source).await? {
-            Route::Server(way) => {
-                match way.server.post("/v1/status", &serde_json::json!({}), request::patience(PATIENCE_MS)).await {
-                    Ok(status) => status,
-                    Err(error) => status_with(&way.without(error)?).await?,
-                }
-            }
-            Route::Here(source) => status_with(&source).await?,
-        }
+        let here = async |source: AnySource| status_with(&source).await;
+        source::answer(&args.source, ("/v1/status", &serde_json::json!({})), PATIENCE_MS, here).await?
     };
     match args.output {
         ShortFormat::Text => output::print(&status.text(output::paint()))?,

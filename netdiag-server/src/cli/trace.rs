@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::output::{self, Progress, ShortFormat};
 use super::request::{self, TransportProtocol};
-use super::source::{self, Route, SourceArgs};
+use super::source::{self, SourceArgs};
 use super::{EXIT_CAUSE, EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure};
 use crate::answer::trace::{self, TraceAnswer};
-use crate::ask::Source;
+use crate::ask::{AnySource, Source};
 use crate::question::{Origin, ParseError, Purpose, Question};
 
 /// Shows what every node on the way will do with a packet and its answer, rule by rule
@@ -88,15 +88,10 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         timeout_ms: args.timeout,
     };
     let question = request.question()?;
-    let answer: TraceAnswer = {
+    let answer = {
         let _progress = Progress::start("following the packet");
-        match source::route(&args.source).await? {
-            Route::Server(way) => match way.server.post("/v1/trace", &request, request::patience(args.timeout)).await {
-                Ok(answer) => answer,
-                Err(error) => trace_with(&way.without(error)?, &question).await?,
-            },
-            Route::Here(source) => trace_with(&source, &question).await?,
-        }
+        let here = async |source: AnySource| trace_with(&source, &question).await;
+        source::answer(&args.source, ("/v1/trace", &request), args.timeout, here).await?
     };
     match args.output {
         ShortFormat::Text => output::print(&answer.text(output::paint()))?,
