@@ -28,15 +28,10 @@ const MAX_GREETING_BYTES: u64 = 64 * 1024;
 
 pub(super) async fn attempt(context: &Context, probe: &TcpProbe, within: Duration) -> Ending {
     let to = probe.to;
-    if let Err(failure) = context.allow(to.ip()) {
-        return Ending::failed(None, Some(to), failure);
-    }
-    context.spend(1, SYN_BYTES).await;
-    let (socket, port) = match open(context, probe.source_port, to).await {
-        Ok(opened) => opened,
+    let Handshake { socket, port, shaken, elapsed } = match handshake(context, probe.source_port, to, within).await {
+        Ok(handshake) => handshake,
         Err(failure) => return Ending::failed(None, Some(to), failure),
     };
-    let (shaken, elapsed) = shake(&socket, to, within).await;
     // The port is gone once the connect has failed.
     let source = socket.local_addr().ok().and_then(|address| address.as_socket());
     let source = source.zip(port).map(|(source, port)| SocketAddr::new(source.ip(), port));
@@ -67,10 +62,7 @@ pub(super) async fn connect(
     to: SocketAddr,
     within: Duration,
 ) -> Result<(TcpStream, u64), ProbeFailure> {
-    context.allow(to.ip())?;
-    context.spend(1, SYN_BYTES).await;
-    let (socket, _) = open(context, None, to).await?;
-    let (shaken, elapsed) = shake(&socket, to, within).await;
+    let Handshake { socket, shaken, elapsed, .. } = handshake(context, None, to, within).await?;
     shaken?;
     // From here on errors are told by reading and writing.
     errqueue::disable(&socket, to.is_ipv6()).map_err(|error| local(ProbeStage::Socket, &error))?;
@@ -79,14 +71,31 @@ pub(super) async fn connect(
     Ok((stream, micros(elapsed)))
 }
 
-/// A socket that is bound, and to which port.
-async fn open(context: &Context, port: Option<u16>, to: SocketAddr) -> Result<(Socket, Option<u16>), ProbeFailure> {
-    let socket = context.socket(Domain::for_address(to), Type::STREAM, Protocol::TCP).await?;
-    let port = prepare(&socket, port, to).map_err(|error| local(ProbeStage::Socket, &error))?;
-    Ok((socket, port))
+/// A connection attempt, whatever it came to.
+struct Handshake {
+    socket: Socket,
+    /// None where the kernel chose one without telling.
+    port: Option<u16>,
+    shaken: Result<(), ProbeFailure>,
+    elapsed: Duration,
 }
 
-/// The handshake, and how long it took.
+/// An error: nothing was sent.
+async fn handshake(
+    context: &Context,
+    port: Option<u16>,
+    to: SocketAddr,
+    within: Duration,
+) -> Result<Handshake, ProbeFailure> {
+    context.allow(to.ip())?;
+    context.spend(1, SYN_BYTES).await;
+    let socket = context.socket(Domain::for_address(to), Type::STREAM, Protocol::TCP).await?;
+    let port = prepare(&socket, port, to).map_err(|error| local(ProbeStage::Socket, &error))?;
+    let (shaken, elapsed) = shake(&socket, to, within).await;
+    Ok(Handshake { socket, port, shaken, elapsed })
+}
+
+/// What the handshake came to, and how long it took.
 async fn shake(socket: &Socket, to: SocketAddr, within: Duration) -> (Result<(), ProbeFailure>, Duration) {
     let start = Instant::now();
     let shaken = match socket.connect(&to.into()) {
