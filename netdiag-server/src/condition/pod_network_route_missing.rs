@@ -1,20 +1,20 @@
 //! A node does not know the way to another node's pods.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 use netdiag_common::Netns;
 use netdiag_common::observation::network::Network;
 
-use super::between::{Leg, crosses, legs, pairs};
-use super::trace::{Met, Packets, dropped, probe_of};
+use super::between::{self, Astray, Found, Leg, Routing};
+use super::trace::Met;
 use super::{Condition, Read, Severity, Verdict, Words};
-use crate::evidence::object::{Node, Object};
-use crate::evidence::{KindName, Look, ObjectRef, View};
-use crate::finding::{Fate, Finding, Fix, Impact, Proof};
+use crate::evidence::object::Node;
+use crate::evidence::{KindName, Look, View};
+use crate::finding::{Fate, Proof};
+use crate::path::Path;
 use crate::path::route::{Way, inside, is_steered, way, words};
-use crate::path::{Backend, Client, Path};
 
 pub const CONDITION: Condition = Condition {
     code: "pod_network_route_missing",
@@ -41,78 +41,20 @@ pub const CONDITION: Condition = Condition {
 /// `net/ipv4/ip_input.c` and `net/ipv4/route.c`: no way, or a way that is an error.
 const REASONS: &[&str] = &["IP_INNOROUTES", "IP_OUTNOROUTES"];
 
-/// A leg without a way.
-struct Lost<'p> {
-    leg: Leg<'p>,
-    claim: String,
-    proofs: Vec<Proof>,
-    predicts: &'static [Fate],
-    command: Option<String>,
-}
-
-enum Found<'p> {
-    Lost(Box<Lost<'p>>),
-    Fine(String),
-    Dark,
-}
+const ROUTING: Routing = Routing {
+    look,
+    verb: "are cut",
+    reasons: REASONS,
+    fix: |node| {
+        format!(
+            "restore the route on node {node}: restart the network plugin's agent there, or check the cloud's route table where \
+             it makes these routes"
+        )
+    },
+};
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
-    let pairs = pairs(path);
-    if !pairs.iter().any(|pair| crosses(*pair)) {
-        return Verdict::not_applicable("no endpoint of the path is a pod of another node");
-    }
-    let Look::Seen(_) = view.nodes() else { return Verdict::unknown(view) };
-    let mut lost: Vec<Lost> = Vec::new();
-    let mut fine = None;
-    let (mut dark, mut broken) = (false, 0);
-    for (client, backend) in pairs.iter().filter(|pair| crosses(**pair)) {
-        let met = probe_of(path, view, client, backend);
-        let mut here = false;
-        for leg in legs(client, backend) {
-            match look(leg, met, view) {
-                Found::Lost(found) => {
-                    here = true;
-                    if !lost.iter().any(|l| l.leg.node == found.leg.node && l.leg.to_node == found.leg.to_node) {
-                        lost.push(*found);
-                    }
-                }
-                Found::Fine(because) => fine = Some(because),
-                Found::Dark => dark = true,
-            }
-        }
-        broken += usize::from(here);
-    }
-    let Some(first) = lost.first() else {
-        return match fine {
-            Some(because) if !dark => Verdict::clear(because),
-            _ => Verdict::unknown(view),
-        };
-    };
-    let impact = if broken == pairs.len() { Impact::Breaks } else { Impact::Degrades };
-    let mut claim = first.claim.clone();
-    if impact == Impact::Degrades {
-        claim.push_str(&format!("; {broken} of {} ways of this path are cut", pairs.len()));
-    }
-    let mut subjects: Vec<ObjectRef> = Vec::new();
-    for name in lost.iter().flat_map(|l| [l.leg.node, l.leg.to_node]) {
-        if let Some(node) = view.cluster().nodes.get("", name) {
-            node.reference().on_node(name).add_once(&mut subjects);
-        }
-    }
-    let mut proofs: Vec<Proof> = lost.iter().flat_map(|l| l.proofs.clone()).collect();
-    proofs.extend(
-        pairs.iter().filter(|pair| crosses(**pair)).find_map(|(client, backend)| stopped(path, view, client, backend)),
-    );
-    let fix = Fix {
-        text: format!(
-            "restore the route on node {}: restart the network plugin's agent there, or check the cloud's route table where \
-             it makes these routes",
-            first.leg.node
-        ),
-        commands: lost.iter().filter_map(|l| l.command.clone()).collect(),
-        verify: path.ask_again(),
-    };
-    Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts: first.predicts, fix })
+    between::judge(path, view, &ROUTING)
 }
 
 fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
@@ -171,7 +113,7 @@ fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
         Way::OnlyDefault(_) => &[],
         _ => &[Fate::Silence, Fate::Unreachable, Fate::NotPermitted],
     };
-    Found::Lost(Box::new(Lost { leg, claim, proofs, predicts, command }))
+    Found::Astray(Box::new(Astray { leg, claim, proofs, predicts, command }))
 }
 
 /// A route to some node's pods, which shows how this pod network is made.
@@ -216,10 +158,4 @@ fn pod_network(view: &View, node: &str, address: IpAddr) -> Option<IpNet> {
 
 fn address_like(node: &Node, like: IpAddr) -> Option<IpAddr> {
     node.internal_ips().find(|own| own.is_ipv4() == like.is_ipv4())
-}
-
-fn stopped(path: &Path, view: &mut View, client: &Client, backend: &Backend) -> Option<Proof> {
-    let source = client.addresses.iter().copied().find(|own| own.is_ipv4() == backend.address.is_ipv4())?;
-    let destination = SocketAddr::new(backend.address, backend.port);
-    dropped(view, &client.node, &Packets { source, destination, protocol: path.protocol }, REASONS)
 }

@@ -1,19 +1,19 @@
 //! A network on a node covers addresses of another node's pods: packets for them go there instead.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netdiag_common::Netns;
 use netdiag_common::observation::network::{Network, Route, RouteKind};
 
-use super::between::{Leg, crosses, legs, pairs};
-use super::trace::{Met, Packets, dropped, probe_of};
+use super::between::{self, Astray, Found, Leg, Routing};
+use super::trace::Met;
 use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::object::{Node, Object};
-use crate::evidence::{KindName, Look, ObjectRef, View};
-use crate::finding::{Fate, Finding, Fix, Impact, Proof};
+use crate::evidence::{KindName, Look, View};
+use crate::finding::{Fate, Proof};
+use crate::path::Path;
 use crate::path::route::{Way, is_steered, way, words};
-use crate::path::{Backend, Client, Path};
 
 pub const CONDITION: Condition = Condition {
     code: "pod_range_overlaps_network",
@@ -46,77 +46,20 @@ const REASONS: &[&str] = &["NEIGH_FAILED", "NEIGH_QUEUEFULL"];
 /// Kinds of devices that carry packets to other nodes, or whose far end no route shows.
 const TUNNELS: &[&str] = &["vxlan", "geneve", "ipip", "ip6tnl", "sit", "gre", "wireguard"];
 
-/// A leg that leads into another network.
-struct Clash<'p> {
-    leg: Leg<'p>,
-    claim: String,
-    proofs: Vec<Proof>,
-    command: Option<String>,
-}
-
-enum Found<'p> {
-    Clash(Box<Clash<'p>>),
-    Fine(String),
-    Dark,
-}
+const ROUTING: Routing = Routing {
+    look,
+    verb: "lead there",
+    reasons: REASONS,
+    fix: |node| {
+        format!(
+            "if the network on node {node} is not meant for pods, take its route away or renumber it; its owner is whoever \
+             configured that device"
+        )
+    },
+};
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
-    let pairs = pairs(path);
-    if !pairs.iter().any(|pair| crosses(*pair)) {
-        return Verdict::not_applicable("no endpoint of the path is a pod of another node");
-    }
-    let Look::Seen(_) = view.nodes() else { return Verdict::unknown(view) };
-    let (mut clashes, mut fine): (Vec<Clash>, Option<String>) = (Vec::new(), None);
-    let (mut dark, mut broken) = (false, 0);
-    for (client, backend) in pairs.iter().filter(|pair| crosses(**pair)) {
-        let met = probe_of(path, view, client, backend);
-        let mut here = false;
-        for leg in legs(client, backend) {
-            match look(leg, met, view) {
-                Found::Clash(clash) => {
-                    here = true;
-                    if !clashes.iter().any(|c| c.leg.node == clash.leg.node && c.leg.to_node == clash.leg.to_node) {
-                        clashes.push(*clash);
-                    }
-                }
-                Found::Fine(because) => fine = Some(because),
-                Found::Dark => dark = true,
-            }
-        }
-        broken += usize::from(here);
-    }
-    let Some(first) = clashes.first() else {
-        return match fine {
-            Some(because) if !dark => Verdict::clear(because),
-            _ => Verdict::unknown(view),
-        };
-    };
-    let impact = if broken == pairs.len() { Impact::Breaks } else { Impact::Degrades };
-    let mut claim = first.claim.clone();
-    if impact == Impact::Degrades {
-        claim.push_str(&format!("; {broken} of {} ways of this path lead there", pairs.len()));
-    }
-    let mut subjects: Vec<ObjectRef> = Vec::new();
-    for name in clashes.iter().flat_map(|clash| [clash.leg.node, clash.leg.to_node]) {
-        if let Some(node) = view.cluster().nodes.get("", name) {
-            node.reference().on_node(name).add_once(&mut subjects);
-        }
-    }
-    let mut proofs: Vec<Proof> = clashes.iter().flat_map(|clash| clash.proofs.clone()).collect();
-    proofs.extend(
-        pairs.iter().filter(|pair| crosses(**pair)).find_map(|(client, backend)| lost(path, view, client, backend)),
-    );
-    let fix = Fix {
-        text: format!(
-            "if the network on node {} is not meant for pods, take its route away or renumber it; its owner is whoever configured \
-             that device",
-            first.leg.node
-        ),
-        commands: clashes.iter().filter_map(|clash| clash.command.clone()).collect(),
-        verify: path.ask_again(),
-    };
-    let predicts = &[Fate::Silence, Fate::Unreachable, Fate::Refused];
-    Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts, fix })
+    between::judge(path, view, &ROUTING)
 }
 
 fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
@@ -151,7 +94,8 @@ fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
     ];
     // A connected network comes back with its address: that is for its owner to take away.
     let command = (route.protocol != "kernel").then(|| format!("ip route del {own}  # on node {}", leg.node));
-    Found::Clash(Box::new(Clash { leg, claim, proofs, command }))
+    let predicts = &[Fate::Silence, Fate::Unreachable, Fate::Refused];
+    Found::Astray(Box::new(Astray { leg, claim, proofs, predicts, command }))
 }
 
 /// The way that the pods of this range have otherwise, when `route` is not of the pod network's making.
@@ -188,10 +132,4 @@ fn overlap(route: &Route, range: &IpNet, owner: &Node, network: &Network, view: 
     let is_connected = route.gateway.is_none() && route.protocol == "kernel" && !TUNNELS.contains(&kind);
     let to_owner = owner.internal_ips().find_map(|address| network.route_to(address))?;
     (is_connected && to_owner.link_index != route.link_index).then(|| words(to_owner, network))
-}
-
-fn lost(path: &Path, view: &mut View, client: &Client, backend: &Backend) -> Option<Proof> {
-    let source = client.addresses.iter().copied().find(|own| own.is_ipv4() == backend.address.is_ipv4())?;
-    let destination = SocketAddr::new(backend.address, backend.port);
-    dropped(view, &client.node, &Packets { source, destination, protocol: path.protocol }, REASONS)
 }
