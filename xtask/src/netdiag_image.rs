@@ -91,7 +91,7 @@ pub(crate) fn compile_tests() -> Result<Tests> {
 }
 
 /// Patterns of the agent's test programs that ask something of the kernel.
-const ON_KERNELS: [&str; 3] = ["kernel_*", "namespaces", "rules"];
+const ON_KERNELS: [&str; 4] = ["kernel_*", "ipvs", "namespaces", "rules"];
 
 /// A cargo command whose programs need no shared library, and the machine's own target.
 fn static_cargo(task: &str) -> Result<(Command, String)> {

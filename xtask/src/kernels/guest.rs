@@ -17,9 +17,10 @@ use crate::{command, place};
 const INIT: &str = include_str!("init.sh");
 
 /// What tests call, beside busybox's own tools. A shell too: busybox's prefers its own `ip` to any other.
-const TOOLS: [&str; 10] = [
+const TOOLS: [&str; 11] = [
     "sh",
     "ip",
+    "bridge",
     "nft",
     "ss",
     "tc",
