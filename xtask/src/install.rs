@@ -65,8 +65,7 @@ enum Destination<'a> {
 
 fn install_into(destination: &Destination<'_>, build: Build) -> Result<Installed> {
     let started = Instant::now();
-    let programs = netdiag_image::compile(build)?;
-    let packed = netdiag_image::pack(&programs)?;
+    let (programs, packed) = netdiag_image::packed(build)?;
     println!("{:5.1} s  built {}", started.elapsed().as_secs_f64(), packed.reference);
     destination.load(&packed.archive)?;
     destination.apply(&manifest("namespace.yaml")?)?;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -14,6 +15,8 @@ use crate::{command, ebpf, place};
 pub(crate) enum Build {
     /// As users get them.
     Release,
+    /// As users get them, but for our own code, which is optimized less: for tests, where minutes of optimizing are lost.
+    Tests,
     /// Quicker to compile; bigger and slower.
     Debug,
 }
@@ -44,6 +47,15 @@ pub(crate) struct TestProgram {
     pub(crate) filter: &'static str,
 }
 
+/// Compiles and packs the programs. Clusters that are made side by side wait for each other here.
+pub(crate) fn packed(build: Build) -> Result<(Programs, Packed)> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let programs = compile(build)?;
+    let packed = pack(&programs)?;
+    Ok((programs, packed))
+}
+
 /// Compiles the programs without any shared library: they run in an image without files.
 pub(crate) fn compile(build: Build) -> Result<Programs> {
     let (mut cargo, host) = static_cargo("build")?;
@@ -51,6 +63,10 @@ pub(crate) fn compile(build: Build) -> Result<Programs> {
     let profile = match build {
         Build::Release => {
             cargo.arg("--release");
+            "release"
+        }
+        Build::Tests => {
+            cargo.arg("--release").args(own_code_less_optimized());
             "release"
         }
         Build::Debug => "debug",
@@ -64,8 +80,8 @@ pub(crate) fn compile(build: Build) -> Result<Programs> {
 pub(crate) fn compile_tests() -> Result<Tests> {
     let (mut cargo, _) = static_cargo("test")?;
     cargo.args(["--no-run", "--package", "netdiag-node", "--release", "--message-format", "json-render-diagnostics"]);
-    // The dependencies are those of the image, compiled once for both; of our own code a test is not worth minutes of optimizing.
-    cargo.args(["--config", "profile.release.package.netdiag-node.opt-level=1"]);
+    // As the image of tests, compiled once for both.
+    cargo.args(own_code_less_optimized());
     cargo.arg("--lib").args(ON_KERNELS.iter().flat_map(|name| ["--test", name]));
     let messages = command::output(&mut cargo)?;
     let mut tests = Tests { programs: Vec::new(), agent: PathBuf::new() };
@@ -88,6 +104,11 @@ pub(crate) fn compile_tests() -> Result<Tests> {
     }
     tests.programs.sort_by(|left, right| left.name.cmp(&right.name));
     Ok(tests)
+}
+
+fn own_code_less_optimized() -> impl Iterator<Item = String> {
+    let option = |package: &str| ["--config".to_owned(), format!("profile.release.package.{package}.opt-level=1")];
+    ["netdiag-common", "netdiag-node", "netdiag-server"].into_iter().flat_map(option)
 }
 
 /// Patterns of the agent's test programs that ask something of the kernel.
@@ -115,7 +136,7 @@ fn static_target() -> PathBuf {
 }
 
 /// Packs the programs. The tag is a hash of them, so that a cluster sees when they have changed.
-pub(crate) fn pack(programs: &Programs) -> Result<Packed> {
+fn pack(programs: &Programs) -> Result<Packed> {
     let files = [(programs.agent.clone(), "netdiag-node"), (programs.server.clone(), "netdiag")];
     let reference = format!("docker.io/netdiag/netdiag:{}", image::tag_of(&files)?);
     let folder = place::target().join("image");

@@ -65,6 +65,18 @@ pub(crate) struct Cluster {
     subnet: Subnet,
 }
 
+/// Builds what clusters with these plugins are made of, where it is not there yet: the folders of programs, and the images.
+pub(crate) fn ensure_parts(plugins: impl IntoIterator<Item = Cni>) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let mut programs = Vec::new();
+    for part in &parts::CLUSTER {
+        programs.push(parts::ensure(part)?);
+    }
+    if plugins.into_iter().any(|cni| cni == Cni::Cilium) {
+        programs.push(cilium::ensure()?);
+    }
+    Ok((programs, images::ensure()?))
+}
+
 /// What [`Cluster::attach`] must know of a cluster that another process started.
 #[derive(Serialize, Deserialize)]
 struct State {
@@ -84,14 +96,7 @@ impl Cluster {
                 options.name
             );
         }
-        let mut programs = Vec::new();
-        for part in &parts::CLUSTER {
-            programs.push(parts::ensure(part)?);
-        }
-        if options.cni == Cni::Cilium {
-            programs.push(cilium::ensure()?);
-        }
-        let images = images::ensure()?;
+        let (programs, images) = ensure_parts([options.cni])?;
 
         let started = Instant::now();
         let (cluster, lock) = Self::reserve(options, folder)?;

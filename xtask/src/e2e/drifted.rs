@@ -73,7 +73,7 @@ fn in_cluster(cluster: &Cluster, mode: ProxyMode) -> Result<Vec<String>> {
     super::deploy_world(cluster)?;
     cluster.apply(SERVICES)?;
     cluster.kubectl(&["-n", "shop", "patch", "service", "all", "--subresource=status", "--patch", BALANCER])?;
-    let installed = install::install(cluster, Build::Release)?;
+    let installed = install::install(cluster, Build::Tests)?;
     let mut wrong = Vec::new();
     if let Err(error) = cluster.wait_until("no drift", READY_WITHIN, || is_same(cluster, &installed)) {
         wrong.push(format!("a healthy cluster: {error:#}: {}", drift(cluster, &installed)?));

@@ -1,5 +1,6 @@
 //! `cargo xtask e2e`: real faults in a real cluster, felt by a real client, named by netdiag.
 //!
+//! Each mode of kube-proxy has its clusters, one after the other; the two modes run side by side.
 //! Each case: the world is well → inject → the client feels it → ask netdiag with all views and with each taken away → restore
 //! → the world is well again.
 
@@ -20,9 +21,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::cluster::{Cluster, Cni, Options, ProxyMode};
+use crate::cluster::{self, Cluster, Cni, Options, ProxyMode};
 use crate::install::{self, Installed};
-use crate::netdiag_image::Build;
+use crate::netdiag_image::{self, Build};
 use asker::Asker;
 use case::Case;
 use verdict::{View, Way};
@@ -99,34 +100,69 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
     let all = arguments.cases.is_empty();
     let is_meant = |name: &str| all || special.iter().any(|special| special == name);
     let cases = if all || !named.is_empty() { case::load(&named, arguments.extra)? } else { Vec::new() };
+    let shares: Vec<Share> = [ProxyMode::Nftables, ProxyMode::Iptables]
+        .into_iter()
+        .map(|mode| Share {
+            mode,
+            cases: cases.iter().filter(|case| arguments.chooses(mode, case.home())).collect(),
+            // What the kernels see does not depend on kube-proxy's mode.
+            observes: is_meant(observed::NAME) && arguments.chooses(mode, Some(ProxyMode::Nftables)),
+            subjects: SUBJECTS
+                .iter()
+                .filter(|subject| is_meant(subject.name) && arguments.chooses(mode, subject.home))
+                .collect(),
+        })
+        .filter(|share| share.asked() > 0)
+        .collect();
+    // Whatever has to be built is built once, before both need it.
+    let plugins = shares.iter().flat_map(|share| share.cases.iter().map(|case| case.cni));
+    cluster::ensure_parts(plugins)?;
+    netdiag_image::packed(Build::Tests)?;
+    // Most of a case is waiting, so that the modes share the processors well.
+    let results: Vec<Result<usize>> = std::thread::scope(|scope| {
+        let running: Vec<_> = shares.iter().map(|share| scope.spawn(move || in_mode(arguments, share))).collect();
+        running.into_iter().map(|mode| mode.join().expect("a mode's run does not panic")).collect()
+    });
     let mut total = Score { right: 0, wrong: 0 };
-    for mode in [ProxyMode::Nftables, ProxyMode::Iptables] {
-        let cases: Vec<&Case> = cases.iter().filter(|case| arguments.chooses(mode, case.home())).collect();
-        // What the kernels see does not depend on kube-proxy's mode.
-        let observes = is_meant(observed::NAME) && arguments.chooses(mode, Some(ProxyMode::Nftables));
-        let subjects: Vec<&Subject> =
-            SUBJECTS.iter().filter(|subject| is_meant(subject.name) && arguments.chooses(mode, subject.home)).collect();
-        let asked = cases.len() + usize::from(observes) + subjects.len();
-        if asked == 0 {
-            continue;
-        }
-        let mut right = 0;
-        for cni in [Cni::Ptp, Cni::Bridge, Cni::Vxlan, Cni::Cilium] {
-            let chosen: Vec<&Case> = cases.iter().copied().filter(|case| case.cni == cni).collect();
-            let observes = observes && cni == Cni::Ptp;
-            if !chosen.is_empty() || observes {
-                right += in_cluster(arguments, mode, cni, &chosen, observes)?;
-            }
-        }
-        for Subject { name, about, run, .. } in subjects {
-            let title = format!("{name}: {about}");
-            right += usize::from(is_right(&title, || run(&arguments.prefix, mode, arguments.keep)));
-        }
-        println!("{}: {right} of {asked} right", mode.name());
+    for (share, right) in shares.iter().zip(results) {
+        let right = right.with_context(|| format!("in mode {}", share.mode.name()))?;
+        println!("{}: {right} of {} right", share.mode.name(), share.asked());
         total.right += right;
-        total.wrong += asked - right;
+        total.wrong += share.asked() - right;
     }
     Ok(total)
+}
+
+/// What runs in one mode of kube-proxy.
+struct Share<'c> {
+    mode: ProxyMode,
+    cases: Vec<&'c Case>,
+    observes: bool,
+    subjects: Vec<&'static Subject>,
+}
+
+impl Share<'_> {
+    fn asked(&self) -> usize {
+        self.cases.len() + usize::from(self.observes) + self.subjects.len()
+    }
+}
+
+/// One cluster after the other; how many answers were right.
+fn in_mode(arguments: &Arguments, share: &Share<'_>) -> Result<usize> {
+    let mode = share.mode;
+    let mut right = 0;
+    for cni in [Cni::Ptp, Cni::Bridge, Cni::Vxlan, Cni::Cilium] {
+        let chosen: Vec<&Case> = share.cases.iter().copied().filter(|case| case.cni == cni).collect();
+        let observes = share.observes && cni == Cni::Ptp;
+        if !chosen.is_empty() || observes {
+            right += in_cluster(arguments, mode, cni, &chosen, observes)?;
+        }
+    }
+    for Subject { name, about, run, .. } in &share.subjects {
+        let title = format!("{name}: {about}");
+        right += usize::from(is_right(mode, &title, || run(&arguments.prefix, mode, arguments.keep)));
+    }
+    Ok(right)
 }
 
 /// The healthy world, for others who need something to ask about.
@@ -151,7 +187,7 @@ fn in_own_cluster<T>(options: &Options, keep: bool, work: impl FnOnce(&Cluster) 
 /// route to the pods of n2: it is a pod, and its questions come from a pod's address.
 fn install_on_n1(cluster: &Cluster) -> Result<Installed> {
     cluster.kubectl(&["cordon", "n2"])?;
-    let installed = install::install(cluster, Build::Release);
+    let installed = install::install(cluster, Build::Tests);
     cluster.kubectl(&["uncordon", "n2"])?;
     installed
 }
@@ -169,22 +205,22 @@ fn with_world(cluster: &Cluster, cases: &[&Case], observes: bool) -> Result<usiz
     let mut right = 0;
     for case in cases {
         let title = format!("{} [{}]: {}", case.name, case.fault.as_deref().unwrap_or("no fault"), case.about);
-        right += usize::from(is_right(&title, || one(cluster, &asker, case)));
+        right += usize::from(is_right(cluster.options.mode, &title, || one(cluster, &asker, case)));
     }
     if observes {
         // The last, since it ends with an agent that starts anew.
         let title = format!("{}: {}", observed::NAME, observed::ABOUT);
-        right += usize::from(is_right(&title, || observed::run(cluster, &asker)));
+        right += usize::from(is_right(cluster.options.mode, &title, || observed::run(cluster, &asker)));
     }
     Ok(right)
 }
 
 /// Runs one case and prints what became of it.
-fn is_right(title: &str, run: impl FnOnce() -> Result<Vec<String>>) -> bool {
+fn is_right(mode: ProxyMode, title: &str, run: impl FnOnce() -> Result<Vec<String>>) -> bool {
     let started = Instant::now();
     let wrong = run().unwrap_or_else(|error| vec![format!("{error:#}")]);
     let mark = if wrong.is_empty() { "right" } else { "WRONG" };
-    println!("{mark} {:5.1} s  {title}", started.elapsed().as_secs_f64());
+    println!("{mark} {:5.1} s  {} {title}", started.elapsed().as_secs_f64(), mode.name());
     for line in &wrong {
         println!("               {line}");
     }
@@ -208,8 +244,9 @@ fn under_fault(cluster: &Cluster, asker: &Asker, case: &Case) -> Result<Vec<Stri
         wrong.push(format!("answer: {}", full.json));
     }
     println!(
-        "        {:5.2} s  {} {} ({:.2})",
+        "        {:5.2} s  {} {} {} ({:.2})",
         full.seconds,
+        cluster.options.mode.name(),
         full.status,
         full.codes.first().map_or("no cause", String::as_str),
         full.confidence

@@ -22,8 +22,6 @@ pub(super) const SUBJECT: Subject = Subject {
 
 /// A fault must show within this: a kubelet's readiness probe and kube-proxy have had their time.
 const SHOWS_WITHIN: Duration = Duration::from_secs(60);
-/// Columns of the matrix.
-const COLUMNS: usize = 8;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -121,6 +119,9 @@ fn matches(wanted: &[String], marks: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Columns of the matrix.
+    const COLUMNS: usize = 8;
 
     #[test]
     fn each_pattern_has_all_columns_is_put_back_and_is_no_other() {

@@ -49,7 +49,7 @@ fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
 fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     super::deploy_world(cluster)?;
     cluster.kubectl(&["-n", "shop", "patch", "service", "web", "--patch", BOTH_FAMILIES])?;
-    let installed = install::install(cluster, Build::Release)?;
+    let installed = install::install(cluster, Build::Tests)?;
     let refused = trace(cluster, &installed, &QUESTIONS[0], true)?;
     let mut wrong = Vec::new();
     if !refused["not_seen"].to_string().contains("--allow-trace") {
