@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::observation::fate::FateRequest;
 use crate::observation::flow::FlowQuery;
+use crate::observation::mesh::MeshRequest;
 use crate::observation::probe::ProbeRequest;
 use crate::observation::series::SeriesRequest;
 use crate::observation::trace::TraceRequest;
@@ -99,6 +100,8 @@ pub enum Topic {
     Probe(ProbeRequest),
     /// Probes of one kind, on a schedule.
     Series(Box<SeriesRequest>),
+    /// Probes that go on in the background. Host only.
+    Mesh(MeshRequest),
     /// What would become of one packet, by the rules and routes of the namespace.
     Fate(FateRequest),
     /// What the kernel does with the packets of one tuple.
@@ -133,7 +136,7 @@ impl Need {
 
     pub fn tier(&self) -> Tier {
         match self.topic {
-            Topic::Probe(_) | Topic::Series(_) => Tier::Probe,
+            Topic::Probe(_) | Topic::Series(_) | Topic::Mesh(_) => Tier::Probe,
             Topic::Trace(_) => Tier::Trace,
             _ => Tier::Passive,
         }
@@ -194,6 +197,7 @@ impl Topic {
                 | Self::Udp
                 | Self::Dns
                 | Self::Libraries
+                | Self::Mesh(_)
         )
     }
 
@@ -225,6 +229,7 @@ impl Topic {
             Self::Counters => "counters",
             Self::Probe(_) => "probe",
             Self::Series(_) => "series",
+            Self::Mesh(_) => "mesh",
             Self::Fate(_) => "fate",
             Self::Trace(_) => "trace",
         }

@@ -7,6 +7,7 @@ use netdiag_common::{Gap, GapReason, Need, Netns, Topic};
 
 use crate::host::ReadError;
 use crate::kernel::LoadError;
+use crate::mesh::MeshError;
 use crate::probe::ProbeRefused;
 
 /// Why a need could not be met.
@@ -37,6 +38,19 @@ pub struct OtherFailure {
     pub reason: GapReason,
     pub why: String,
     pub remedy: String,
+}
+
+impl From<MeshError> for Failure {
+    fn from(error: MeshError) -> Self {
+        match error {
+            MeshError::Start(error) => Self::Read(error),
+            MeshError::Refused(refused) => Self::Other(OtherFailure {
+                reason: GapReason::NotAllowed,
+                why: format!("the agent does not carry out this mesh: {refused}"),
+                remedy: "assign within the limits".to_owned(),
+            }),
+        }
+    }
 }
 
 impl From<&LoadError> for Failure {
@@ -111,6 +125,7 @@ fn subject(topic: &Topic) -> String {
         }
         Topic::Series(request) => return format!("{} probes of {}", request.probe.name(), request.probe.target()),
         Topic::Fate(request) => return format!("fate of {}", request.words()),
+        Topic::Mesh(_) => "continuous probes",
         Topic::Trace(request) => return format!("trace of {}", request.tuple),
     };
     words.to_owned()

@@ -16,6 +16,7 @@ pub mod host;
 pub mod kernel;
 pub mod libraries;
 pub mod memory;
+pub mod mesh;
 pub mod metrics;
 mod neighbours;
 pub mod netns;

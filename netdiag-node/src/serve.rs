@@ -1,5 +1,6 @@
 //! Accepts connections, one HTTP connection each, behind a TLS handshake or not, until told to stop.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,6 +91,10 @@ impl Connection {
             None => serve_http(self.stream, &http, router, watcher).await,
             Some(acceptor) => match timeout(HANDSHAKE_WITHIN, acceptor.accept(self.stream)).await {
                 Ok(Ok(stream)) => serve_http(stream, &http, router, watcher).await,
+                // Other nodes' mesh connects and closes, again and again: that is no attempt to come in.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return tracing::debug!(?peer, "closed before a handshake");
+                }
                 Ok(Err(error)) => return tracing::info!(?peer, %error, "handshake refused"),
                 Err(_) => {
                     return tracing::info!(?peer, "handshake not finished in {} s", HANDSHAKE_WITHIN.as_secs());

@@ -14,6 +14,7 @@ pub mod kfree_skb;
 pub mod kube_proxy;
 pub mod library;
 pub mod listener;
+pub mod mesh;
 pub mod neighbour;
 pub mod network;
 pub mod pod;
@@ -59,6 +60,7 @@ pub enum Observation {
     Dns(dns::Dns),
     Probe(probe::ProbeResult),
     Series(series::SeriesResult),
+    Mesh(mesh::MeshReport),
     Fate(std::sync::Arc<fate::Fate>),
     Trace(trace::TraceRecord),
 }

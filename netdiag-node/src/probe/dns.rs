@@ -19,14 +19,14 @@ use crate::rcode::rcode_name;
 const ANSWER_BYTES: usize = 4_096;
 
 /// A query that can be sent.
-pub(super) struct Query {
+pub(crate) struct Query {
     id: u16,
     question: Question,
     bytes: Vec<u8>,
 }
 
 impl Query {
-    pub(super) fn new(name: &str, record: DnsRecord) -> Result<Self, ProbeRefused> {
+    pub(crate) fn new(name: &str, record: DnsRecord) -> Result<Self, ProbeRefused> {
         let refused = |why: String| ProbeRefused::Name { name: name.to_owned(), why };
         let mut absolute = Name::from_ascii(name).map_err(|error| refused(error.to_string()))?;
         absolute.set_fqdn(true);
@@ -48,6 +48,11 @@ pub(super) async fn run(netns: &NetnsHandle, server: SocketAddr, query: &Query, 
         Ok(socket) => socket,
         Err(error) => return without_socket(&error),
     };
+    ask(socket, server, query, within).await
+}
+
+/// With a UDP socket that does not block.
+pub(crate) async fn ask(socket: socket2::Socket, server: SocketAddr, query: &Query, within: Duration) -> Attempt {
     let start = Instant::now();
     let mut source = None;
     let outcome = match begin(&socket, server, &mut source).and_then(|()| UdpSocket::from_std(socket.into())) {

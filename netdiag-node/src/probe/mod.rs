@@ -3,9 +3,9 @@
 //! A socket belongs to the namespace of the thread that made it, wherever it is used later. So a short-lived thread enters
 //! the namespace and makes the socket, and the reactor does the rest.
 
-mod dns;
+pub(crate) mod dns;
 pub mod series;
-mod tcp;
+pub(crate) mod tcp;
 
 use std::io;
 use std::time::Duration;
@@ -84,7 +84,7 @@ fn failed(stage: Stage, error: &io::Error) -> Outcome {
 }
 
 /// An attempt that never got a socket.
-fn without_socket(error: &io::Error) -> Attempt {
+pub(crate) fn without_socket(error: &io::Error) -> Attempt {
     Attempt { elapsed_us: 0, source: None, outcome: failed(Stage::Socket, error) }
 }
 

@@ -49,7 +49,8 @@ fn bind(socket: &Socket, port: Option<u16>, to: SocketAddr) -> io::Result<()> {
     socket.bind(&SocketAddr::new(any, port).into())
 }
 
-async fn connect(socket: Socket, to: SocketAddr, within: Duration) -> Attempt {
+/// Of a socket that does not block, and is bound where it should be.
+pub(crate) async fn connect(socket: Socket, to: SocketAddr, within: Duration) -> Attempt {
     let start = Instant::now();
     let begun = socket.connect(&to.into());
     // Chosen by the kernel when it routed the first packet; gone once the connect has failed.

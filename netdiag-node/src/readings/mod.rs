@@ -27,6 +27,7 @@ use crate::host::{
 };
 use crate::kernel::{Kernel, Sizes, Uprobes};
 use crate::libraries::LibraryWatch;
+use crate::mesh::Mesh;
 use crate::netns::NetnsHandle;
 use crate::owners::Owners;
 use crate::probe::series::{AllowList, Engine};
@@ -56,6 +57,7 @@ pub struct Readings {
     probes: Arc<Semaphore>,
     engine: Engine,
     traces: Arc<Traces>,
+    mesh: Arc<Mesh>,
 }
 
 impl Readings {
@@ -85,6 +87,7 @@ impl Readings {
             watch,
             samples: Arc::new(Samples::new(host.clone(), attribution)),
             flows,
+            mesh: Arc::new(Mesh::new(host.netns.clone(), AllowList::default())),
             host,
             checks,
             shed: AtomicU64::new(0),
@@ -101,11 +104,12 @@ impl Readings {
         Self { traces: Arc::new(Traces::new(allowed)), ..self }
     }
 
-    /// Where series of probes may be sent to, and whether they may fill a link; only to the cluster networks, and not, unless
-    /// this is called.
+    /// Where series of probes and the mesh may send to, and whether series may fill a link; only to the cluster networks, and
+    /// not, unless this is called.
     #[must_use]
     pub fn allow_probes(self, allowed: AllowList, throughput: bool) -> Self {
-        Self { engine: Engine::new(allowed, throughput), ..self }
+        let mesh = Arc::new(Mesh::new(self.host.netns.clone(), allowed.clone()));
+        Self { engine: Engine::new(allowed, throughput), mesh, ..self }
     }
 
     pub fn node(&self) -> &str {
@@ -205,6 +209,7 @@ impl Readings {
             watch: Arc::clone(&self.watch),
             samples: Arc::clone(&self.samples),
             flows: Arc::clone(&self.flows),
+            mesh: Arc::clone(&self.mesh),
             need: need.clone(),
         }
     }
@@ -217,6 +222,7 @@ struct Job {
     watch: Arc<Watch>,
     samples: Arc<Samples>,
     flows: Arc<FlowWatch>,
+    mesh: Arc<Mesh>,
     need: Need,
 }
 
@@ -237,6 +243,9 @@ impl Job {
         }
         if self.need.topic == Topic::Libraries {
             return Ok(Some(Observation::Libraries(self.watch.libraries.observe(self.need.window)?)));
+        }
+        if let Topic::Mesh(request) = &self.need.topic {
+            return Ok(self.mesh.ask(request)?.map(Observation::Mesh));
         }
         let pod = self.pod()?;
         if self.need.topic == Topic::Resolver {
@@ -313,6 +322,7 @@ impl Job {
             | Topic::Libraries
             | Topic::Probe(_)
             | Topic::Series(_)
+            | Topic::Mesh(_)
             | Topic::Trace(_) => {
                 unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
             }

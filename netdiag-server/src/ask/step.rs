@@ -85,6 +85,7 @@ pub fn need_in_words(need: &Need, cluster: Option<&Cluster>) -> String {
             format!("dns query for {name} to {} from {place}", SocketAddr::new(*server, *port))
         }
         Topic::Series(request) => format!("series of {} probes from {place}", request.probe.name()),
+        Topic::Mesh(_) => format!("continuous probes from {place}"),
         Topic::Fate(request) => format!("fate of {} in {place}", request.words()),
         Topic::Trace(request) => format!("trace of {} in {place}", request.tuple),
     }
@@ -142,6 +143,7 @@ fn value_in_words(value: &Observation) -> String {
             format!("{} of {} got through ({words})", result.succeeded(), result.attempts.len())
         }
         Observation::Series(result) => format!("{} of {} got through", result.succeeded, result.made),
+        Observation::Mesh(report) => format!("{} rounds of probes", report.rounds.len()),
         Observation::Fate(fate) => format!("{} possible ways", fate.outcome.paths.len()),
         Observation::Trace(record) => format!("{} packets traced", record.packets.len()),
     }

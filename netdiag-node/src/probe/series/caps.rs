@@ -109,6 +109,21 @@ impl AllowList {
         let is_in = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&to));
         is_in(&self.added) || (is_in(&self.networks) && !self.never.contains(&to))
     }
+
+    /// Why nothing may be sent there, and the remedy; none when it may.
+    pub(crate) fn refusal(&self, to: IpAddr) -> Option<(String, String)> {
+        if self.allows(to) {
+            return None;
+        }
+        let why = if self.never.contains(&to.to_canonical()) {
+            format!("this agent may not probe {to}: clouds hand out credentials there")
+        } else {
+            format!(
+                "this agent may not probe {to}: it is in none of the cluster networks (private, link-local, loopback)"
+            )
+        };
+        Some((why, allow_with(to)))
+    }
 }
 
 impl Default for AllowList {
@@ -132,17 +147,8 @@ impl Caps {
 
     /// Whether this agent may send to an address at all.
     pub(super) fn allow(&self, to: IpAddr) -> Result<(), ProbeFailure> {
-        if self.allowed.allows(to) {
-            return Ok(());
-        }
-        let why = if self.allowed.never.contains(&to.to_canonical()) {
-            format!("this agent may not probe {to}: clouds hand out credentials there")
-        } else {
-            format!(
-                "this agent may not probe {to}: it is in none of the cluster networks (private, link-local, loopback)"
-            )
-        };
-        let why = format!("{why}; {}", allow_with(to));
+        let Some((why, remedy)) = self.allowed.refusal(to) else { return Ok(()) };
+        let why = format!("{why}; {remedy}");
         let class = FailureClass::Limit;
         Err(ProbeFailure { stage: ProbeStage::Socket, class, errno: None, said_by: None, icmp: None, why })
     }

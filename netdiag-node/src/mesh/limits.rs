@@ -1,0 +1,178 @@
+//! What an agent accepts, whatever the server asks.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use netdiag_common::observation::mesh::{
+    Assignment, INTERVAL_MS, MAX_ASKERS, MAX_ATTEMPTS_PER_S, MAX_LEASE_MS, MAX_NAME_BYTES, MAX_TARGETS, TargetProbe,
+};
+use netdiag_common::observation::probe::MAX_PROBE_TIMEOUT_MS;
+
+use crate::probe::ProbeRefused;
+use crate::probe::dns::Query;
+
+/// Why an assignment is not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("{0} targets in one assignment, {MAX_TARGETS} are the limit: split the mesh over more rounds")]
+    Targets(usize),
+    #[error("an attempt every {0} ms, {lowest} to {highest} are allowed", lowest = INTERVAL_MS.start(), highest = INTERVAL_MS.end())]
+    Interval(u32),
+    #[error("a timeout of {0} ms, 1 to {MAX_PROBE_TIMEOUT_MS} are allowed")]
+    Timeout(u32),
+    #[error("a lease of {0} ms, 1 to {MAX_LEASE_MS} are allowed: renew it in time")]
+    Lease(u32),
+    #[error("{wanted_per_1000s} attempts in 1000 s together with what runs already, {limit} are the limit: use a longer interval", limit = MAX_ATTEMPTS_PER_S * 1_000)]
+    Rate { wanted_per_1000s: u64 },
+    #[error(
+        "{MAX_ASKERS} others assign to this agent already, which is the limit: try again when one of them has ended"
+    )]
+    Askers,
+    #[error("a name of {0} bytes, 1 to {MAX_NAME_BYTES} are allowed")]
+    Name(usize),
+    #[error("two targets are named {0:?}")]
+    Twice(String),
+    #[error("target {name:?} is {destination}, which is no single host: {why}")]
+    Destination { name: String, destination: SocketAddr, why: &'static str },
+    #[error("target {name:?}: {source}")]
+    Probe { name: String, source: ProbeRefused },
+}
+
+/// One assignment by itself.
+pub(super) fn check(assignment: &Assignment) -> Result<(), Refused> {
+    name(&assignment.asker)?;
+    if assignment.targets.len() > MAX_TARGETS {
+        return Err(Refused::Targets(assignment.targets.len()));
+    }
+    if !INTERVAL_MS.contains(&assignment.interval_ms) {
+        return Err(Refused::Interval(assignment.interval_ms));
+    }
+    if !(1..=MAX_PROBE_TIMEOUT_MS).contains(&assignment.timeout_ms) {
+        return Err(Refused::Timeout(assignment.timeout_ms));
+    }
+    if !(1..=MAX_LEASE_MS).contains(&assignment.lease_ms) {
+        return Err(Refused::Lease(assignment.lease_ms));
+    }
+    let mut names = BTreeSet::new();
+    for target in &assignment.targets {
+        name(&target.name)?;
+        if !names.insert(&target.name) {
+            return Err(Refused::Twice(target.name.clone()));
+        }
+        let destination = target.probe.destination();
+        let refused = |why| Refused::Destination { name: target.name.clone(), destination, why };
+        if let Some(why) = not_a_host(destination.ip()) {
+            return Err(refused(why));
+        }
+        match &target.probe {
+            TargetProbe::Tcp { port: 0, .. } | TargetProbe::Dns { port: 0, .. } => return Err(refused("it is port 0")),
+            TargetProbe::Dns { name, record, .. } => {
+                let query = Query::new(name, *record).map(|_| ());
+                query.map_err(|source| Refused::Probe { name: target.name.clone(), source })?;
+            }
+            TargetProbe::Tcp { .. } | TargetProbe::Icmp { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+/// Together with what others have at work.
+pub(super) fn check_rate(assignment: &Assignment, others_per_1000s: u64) -> Result<(), Refused> {
+    let wanted_per_1000s = others_per_1000s + assignment.attempts_per_1000s();
+    if wanted_per_1000s > MAX_ATTEMPTS_PER_S * 1_000 {
+        return Err(Refused::Rate { wanted_per_1000s });
+    }
+    Ok(())
+}
+
+fn name(name: &str) -> Result<(), Refused> {
+    if (1..=MAX_NAME_BYTES).contains(&name.len()) { Ok(()) } else { Err(Refused::Name(name.len())) }
+}
+
+/// One packet to these would be answered by many, or by nobody that can be named.
+fn not_a_host(address: IpAddr) -> Option<&'static str> {
+    match address {
+        _ if address.is_unspecified() => Some("it is no address"),
+        _ if address.is_multicast() => Some("it is multicast"),
+        IpAddr::V4(address) if address.is_broadcast() => Some("it is broadcast"),
+        IpAddr::V6(address) if address.is_unicast_link_local() => Some("it needs an interface"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netdiag_common::observation::mesh::Target;
+    use netdiag_common::observation::probe::DnsRecord;
+
+    use super::*;
+
+    fn target(number: u8) -> Target {
+        let address = IpAddr::from([10, 0, 0, number]);
+        Target { name: format!("t{number}"), probe: TargetProbe::Tcp { address, port: 9443 } }
+    }
+
+    fn assignment(targets: Vec<Target>) -> Assignment {
+        Assignment {
+            asker: "server".to_owned(),
+            generation: 1,
+            interval_ms: 2_000,
+            timeout_ms: 1_000,
+            lease_ms: 60_000,
+            targets,
+        }
+    }
+
+    /// The refusal of an assignment of one target after `edit`.
+    fn refusal(edit: impl FnOnce(&mut Assignment)) -> String {
+        let mut asked = assignment(vec![target(1)]);
+        edit(&mut asked);
+        check(&asked).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_within_the_limits_is_accepted() {
+        let full = assignment((1..=64).map(target).collect());
+        check(&full).unwrap();
+        check_rate(&full, MAX_ATTEMPTS_PER_S * 1_000 - full.attempts_per_1000s()).unwrap();
+    }
+
+    #[test]
+    fn what_is_over_a_limit_is_refused_with_the_limit() {
+        let too_many = check(&assignment((1..=65).map(target).collect())).unwrap_err().to_string();
+        assert!(too_many.starts_with("65 targets in one assignment, 64 are the limit"), "{too_many}");
+        assert_eq!(refusal(|a| a.interval_ms = 99), "an attempt every 99 ms, 100 to 60000 are allowed");
+        assert_eq!(refusal(|a| a.timeout_ms = 5_001), "a timeout of 5001 ms, 1 to 5000 are allowed");
+        assert!(refusal(|a| a.lease_ms = 0).starts_with("a lease of 0 ms"));
+        assert!(refusal(|a| a.asker = String::new()).starts_with("a name of 0 bytes"));
+        assert!(refusal(|a| a.targets[0].name = "x".repeat(321)).starts_with("a name of 321 bytes"));
+        assert_eq!(refusal(|a| a.targets.push(target(1))), "two targets are named \"t1\"");
+        let fast = Assignment { interval_ms: 100, ..assignment((1..=11).map(target).collect()) };
+        check(&fast).unwrap();
+        let rate = check_rate(&fast, 0).unwrap_err().to_string();
+        assert!(rate.starts_with("110000 attempts in 1000 s") && rate.contains("100000 are the limit"), "{rate}");
+    }
+
+    #[test]
+    fn what_is_no_single_host_is_not_probed() {
+        for (address, why) in [
+            ("0.0.0.0", "no address"),
+            ("224.0.0.1", "multicast"),
+            ("255.255.255.255", "broadcast"),
+            ("fe80::1", "interface"),
+        ] {
+            let said = refusal(|a| a.targets[0].probe = TargetProbe::Icmp { address: address.parse().unwrap() });
+            assert!(said.contains(why), "{said}");
+        }
+        let said = refusal(|a| a.targets[0].probe = TargetProbe::Tcp { address: IpAddr::from([10, 0, 0, 1]), port: 0 });
+        assert!(said.contains("port 0"), "{said}");
+        let probe = TargetProbe::Dns {
+            server: IpAddr::from([10, 0, 0, 1]),
+            port: 53,
+            name: "a..b".to_owned(),
+            record: DnsRecord::A,
+        };
+        let said = refusal(|a| a.targets[0].probe = probe);
+        assert!(said.contains("not a DNS name"), "{said}");
+    }
+}

@@ -1,0 +1,175 @@
+//! One assignment at work: its lease, and what came of it so far.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use jiff::Timestamp;
+use netdiag_common::observation::mesh::{Assignment, FailureClass, RoundReport, Times, empty};
+use tokio_util::sync::CancellationToken;
+
+use super::tally::{self, Tally};
+use crate::clock;
+
+/// Attempts of one round that wait for their answers at one time; each costs a descriptor.
+const MAX_OPEN: usize = 256;
+
+pub(super) struct Round {
+    pub assignment: Assignment,
+    started: Timestamp,
+    /// Told when another assignment takes its place.
+    pub replaced: CancellationToken,
+    state: Mutex<State>,
+}
+
+struct State {
+    until: Instant,
+    ended: Option<Instant>,
+    delay: Histogram<u32>,
+    tallies: Vec<Tally>,
+    open: usize,
+}
+
+impl Round {
+    pub fn new(assignment: Assignment, until: Instant) -> Self {
+        let tallies = assignment.targets.iter().map(|target| Tally::new(target.probe.phase())).collect();
+        let state = State { until, ended: None, delay: empty(), tallies, open: 0 };
+        Self { assignment, started: clock::now(), replaced: CancellationToken::new(), state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this is the same work, however long it was leased for.
+    pub fn is_for(&self, assignment: &Assignment) -> bool {
+        let Assignment { asker, generation, interval_ms, timeout_ms, lease_ms: _, targets } = assignment;
+        let own = &self.assignment;
+        own.generation == *generation
+            && own.asker == *asker
+            && (own.interval_ms, own.timeout_ms) == (*interval_ms, *timeout_ms)
+            && own.targets == *targets
+    }
+
+    /// False when it has ended already.
+    pub fn renew(&self, until: Instant) -> bool {
+        let mut state = self.state();
+        if state.ended.is_none() {
+            state.until = until;
+        }
+        state.ended.is_none()
+    }
+
+    pub fn until(&self) -> Instant {
+        self.state().until
+    }
+
+    /// Ends it when its lease has. Decided under one lock with [`Self::renew`]: a lease is renewed or over, never both.
+    pub fn end_if_over(&self, now: Instant) -> bool {
+        let mut state = self.state();
+        if now >= state.until {
+            state.ended.get_or_insert(now);
+        }
+        state.ended.is_some()
+    }
+
+    pub fn end(&self) {
+        self.state().ended.get_or_insert_with(Instant::now);
+        self.replaced.cancel();
+    }
+
+    pub fn is_ended(&self) -> bool {
+        self.state().ended.is_some()
+    }
+
+    /// Whether nothing was scheduled and nothing open for this long.
+    pub fn is_over_since(&self, now: Instant, this_long: Duration) -> bool {
+        let state = self.state();
+        state.open == 0 && state.ended.is_some_and(|ended| now.saturating_duration_since(ended) >= this_long)
+    }
+
+    /// Counts an attempt that is not made.
+    pub fn missed(&self, target: usize) {
+        self.state().tallies[target].missed();
+    }
+
+    /// Counts an attempt that begins; false when there is no room for it, and then as missed.
+    pub fn begin(&self, target: usize, behind: Duration) -> bool {
+        let mut state = self.state();
+        if state.open >= MAX_OPEN {
+            state.tallies[target].missed();
+            return false;
+        }
+        state.open += 1;
+        tally::record(&mut state.delay, behind);
+        state.tallies[target].begun(behind);
+        true
+    }
+
+    pub fn finish(&self, target: usize, behind: Duration, took: Duration, end: Result<(), FailureClass>) {
+        let mut state = self.state();
+        state.open = state.open.saturating_sub(1);
+        state.tallies[target].ended(behind, took, end);
+    }
+
+    pub fn report(&self) -> RoundReport {
+        let state = self.state();
+        let named = self.assignment.targets.iter().zip(&state.tallies);
+        RoundReport {
+            generation: self.assignment.generation,
+            started: self.started,
+            ended: state.ended.is_some(),
+            delay: Times::of(&state.delay),
+            targets: named.filter_map(|(target, tally)| tally.report(&target.name)).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use netdiag_common::observation::mesh::{Target, TargetProbe};
+
+    use super::*;
+
+    fn round(until: Instant) -> Round {
+        let probe = TargetProbe::Icmp { address: IpAddr::V4(Ipv4Addr::LOCALHOST) };
+        let targets = vec![Target { name: "t".to_owned(), probe }];
+        let (interval_ms, timeout_ms, lease_ms) = (1_000, 500, 10_000);
+        let asker = "server".to_owned();
+        Round::new(Assignment { asker, generation: 1, interval_ms, timeout_ms, lease_ms, targets }, until)
+    }
+
+    #[test]
+    fn a_lease_is_renewed_before_its_end_and_not_after() {
+        let now = Instant::now();
+        let round = round(now + Duration::from_secs(1));
+        assert!(!round.end_if_over(now));
+        assert!(round.renew(now + Duration::from_secs(2)));
+        assert!(!round.end_if_over(now + Duration::from_secs(1)));
+        assert!(round.end_if_over(now + Duration::from_secs(2)));
+        assert!(!round.renew(now + Duration::from_secs(3)), "another round begins instead");
+        assert!(round.report().ended);
+    }
+
+    #[test]
+    fn attempts_beyond_the_room_are_counted_as_not_made() {
+        let round = round(Instant::now());
+        let made = (0..MAX_OPEN + 3).filter(|_| round.begin(0, Duration::ZERO)).count();
+        assert_eq!(made, MAX_OPEN);
+        let report = round.report();
+        assert!(report.targets[0].counts.is_balanced());
+        assert_eq!(report.targets[0].counts.untried, 3);
+        round.finish(0, Duration::ZERO, Duration::from_micros(90), Ok(()));
+        assert!(round.begin(0, Duration::ZERO));
+    }
+
+    #[test]
+    fn another_lease_is_the_same_work_and_another_target_is_not() {
+        let round = round(Instant::now());
+        assert!(round.is_for(&Assignment { lease_ms: 1, ..round.assignment.clone() }));
+        assert!(!round.is_for(&Assignment { targets: Vec::new(), ..round.assignment.clone() }));
+        assert!(!round.is_for(&Assignment { generation: 2, ..round.assignment.clone() }));
+    }
+}
