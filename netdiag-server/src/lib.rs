@@ -2,7 +2,8 @@
 //!
 //! Pure layers, each using only those before it: [`question`] → [`evidence`] → [`path`] → [`observed`] → [`condition`] →
 //! [`correlate`] → [`answer`]. I/O and `async` live in [`ask`], in [`trace`], which asks node after node, in [`drift`], which looks
-//! twice, in [`probe`], which sends, and in the sources and front ends built on them, and nowhere else.
+//! twice, in [`probe`], which sends, in [`mesh::rounds`], which goes on, and in the sources and front ends built on them, and nowhere
+//! else.
 
 pub mod answer;
 pub mod ask;
@@ -15,6 +16,7 @@ pub mod finding;
 pub mod harmless;
 pub mod kube;
 pub mod mcp;
+pub mod mesh;
 pub mod nodes;
 pub mod observed;
 pub mod path;

@@ -121,3 +121,26 @@ fn explain_knows_every_code_and_names_them_when_asked_for_another() {
     assert_eq!(code(&output), 2);
     assert!(stderr(&output).contains("service_selects_no_pods"), "{output:?}");
 }
+
+#[test]
+fn a_mesh_of_a_recorded_cluster_says_that_nothing_was_probed() {
+    let bundle = Bundle::new();
+    let path = bundle.path();
+    let mesh = |more: &[&str]| netdiag(&[&["probe", "mesh", "--bundle", path.to_str().expect("UTF-8")], more].concat());
+    let output = mesh(&["-o", "json"]);
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
+    let answer = json(&output);
+    assert_eq!((answer["schema"].as_str(), answer["status"].as_str()), (Some("netdiag.mesh/v1"), Some("unknown")));
+    assert!(not_seen(&answer).iter().any(|gap| gap.contains("the mesh from node n1")), "{answer}");
+    let svg = mesh(&["-o", "svg"]);
+    assert!(String::from_utf8_lossy(&svg.stdout).starts_with("<svg "), "{svg:?}");
+    for (arguments, says) in [
+        (&["--mesh-target", "web"][..], "use NAME=ADDRESS:PORT"),
+        (&["--loss-target", "200"], "0 to 100"),
+        (&["-o", "svg", "--watch"], "leave out --watch"),
+    ] {
+        let output = mesh(arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}");
+        assert!(stderr(&output).contains(says), "{arguments:?}: {}", stderr(&output));
+    }
+}

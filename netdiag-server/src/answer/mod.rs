@@ -20,6 +20,7 @@ pub mod compact;
 pub mod drift;
 pub mod explain;
 pub mod markdown;
+pub mod mesh;
 pub mod observe;
 pub mod probe;
 pub mod scan;

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::Answer;
 use super::drift::DriftAnswer;
+use super::mesh::MeshAnswer;
 use super::observe::Observe;
 use super::probe::ProbeAnswer;
 use super::scan::Scan;
@@ -13,10 +14,11 @@ use super::status::Status;
 use super::trace::TraceAnswer;
 
 /// File name under `schema/` and the schema itself.
-pub fn all() -> [(&'static str, Value); 7] {
+pub fn all() -> [(&'static str, Value); 8] {
     [
         ("answer.v1.json", of::<Answer>("netdiag.answer/v1")),
         ("drift.v1.json", of::<DriftAnswer>("netdiag.drift/v1")),
+        ("mesh.v1.json", of::<MeshAnswer>("netdiag.mesh/v1")),
         ("observe.v1.json", of::<Observe>("netdiag.observe/v1")),
         ("probe.v1.json", of::<ProbeAnswer>("netdiag.probe/v1")),
         ("scan.v1.json", of::<Scan>("netdiag.scan/v1")),

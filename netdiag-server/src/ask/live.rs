@@ -48,6 +48,11 @@ impl LiveSource {
         }
     }
 
+    /// Of the agents on their nodes' addresses.
+    pub fn agent_port(&self) -> u16 {
+        self.agent_port
+    }
+
     pub fn agents(&self) -> Option<&Agents> {
         self.agents.as_ref()
     }

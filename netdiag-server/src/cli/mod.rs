@@ -16,6 +16,7 @@ mod diagnose;
 mod drift;
 mod explain;
 mod mcp;
+mod mesh;
 mod observe;
 mod output;
 mod probe;

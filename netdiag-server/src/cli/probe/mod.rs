@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::output::{self, ShortFormat};
-use super::source;
-use super::{EXIT_CAUSE, EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure};
+use super::source::{self, SourceArgs};
+use super::{EXIT_CAUSE, EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure, mesh};
 use crate::answer::probe::{self as answer, ProbeAnswer, ProbeStatus};
 use crate::ask::Source;
 use crate::evidence::Cluster;
@@ -22,19 +22,24 @@ use args::KindArgs;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
-    kind: KindArgs,
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    #[command(flatten)]
+    Sent(KindArgs),
+    Mesh(mesh::Args),
 }
 
 pub(super) async fn run(args: Args) -> Result<u8, Failure> {
-    let asked = args.kind.asked()?;
+    let asked = match args.what {
+        What::Sent(kind) => kind.asked()?,
+        What::Mesh(args) => return mesh::run(args).await,
+    };
     let request = asked.request;
     let route = source::route(&asked.source).await?;
-    // Who starts a program with the agents' certificates, or over a recorded cluster, has no identity that could be asked about.
-    let rights = if asked.source.bundle.is_some() {
-        OwnRights::Unchecked
-    } else {
-        OwnRights::Own(Box::new(Own::new(kube::connect(&asked.source.access()).await?)))
-    };
+    let rights = OwnRights::of(&asked.source).await?;
     let answer = live::run(route, &request, &rights, asked.output).await?;
     match asked.output {
         ShortFormat::Text => output::print(&answer.text(output::paint()))?,
@@ -48,9 +53,19 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
 }
 
 /// Whose rights decide on the command line.
-pub(super) enum OwnRights {
+pub(in crate::cli) enum OwnRights {
     Own(Box<Own>),
     Unchecked,
+}
+
+impl OwnRights {
+    /// Who starts a program with the agents' certificates, or over a recorded cluster, has no identity that could be asked about.
+    pub async fn of(source: &SourceArgs) -> Result<Self, Failure> {
+        if source.bundle.is_some() {
+            return Ok(Self::Unchecked);
+        }
+        Ok(Self::Own(Box::new(Own::new(kube::connect(&source.access()).await?))))
+    }
 }
 
 impl Rights for OwnRights {

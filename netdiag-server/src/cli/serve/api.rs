@@ -1,4 +1,4 @@
-//! The server's HTTP API: `POST /v1/{diagnose,drift,observe,probe,scan,status,trace}`,
+//! The server's HTTP API: `POST /v1/{diagnose,drift,mesh,observe,probe,scan,status,trace}`,
 //! `GET /probe` for scrape configurations of blackbox_exporter, `/healthz`, `/readyz`. Errors are `{"error": …}`.
 
 use std::sync::Arc;
@@ -16,11 +16,13 @@ use crate::answer::{self, probe::ProbeAnswer};
 use crate::ask::{self, LiveSource, Source};
 use crate::cli::Failure;
 use crate::cli::drift::{DriftRequest, drift_with};
+use crate::cli::mesh::{MeshRequest, mesh_with};
 use crate::cli::probe::probe_with;
 use crate::cli::request::{DiagnoseRequest, ScanRequest};
 use crate::cli::scan::scan_with;
 use crate::cli::trace::{TraceRequest, trace_with};
 use crate::mcp::{Caller, CallerRights, Gate, guard};
+use crate::mesh::rounds::Rounds;
 use crate::observed::Wanted;
 use crate::probe::{ProbeRequest, RunError};
 use crate::question::Origin;
@@ -38,19 +40,23 @@ pub(super) struct Api {
     gate: Option<Arc<dyn Gate>>,
     questions: Arc<Semaphore>,
     probes: Arc<Semaphore>,
+    /// The one that this server keeps going.
+    mesh: Option<Arc<Rounds>>,
 }
 
 /// Without a gate everybody who reaches it may ask: for loopback.
-pub(super) fn router(source: Arc<LiveSource>, gate: Option<Arc<dyn Gate>>) -> Router {
+pub(super) fn router(source: Arc<LiveSource>, gate: Option<Arc<dyn Gate>>, kept: Option<Arc<Rounds>>) -> Router {
     let api = Api {
         source,
         gate: gate.clone(),
         questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
         probes: Arc::new(Semaphore::new(MAX_PROBES)),
+        mesh: kept,
     };
     let router = Router::new()
         .route("/v1/diagnose", post(diagnose))
         .route("/v1/drift", post(drift))
+        .route("/v1/mesh", post(mesh))
         .route("/v1/observe", post(observe))
         .route("/v1/probe", post(probe))
         .route("/probe", get(blackbox::probe))
@@ -182,6 +188,20 @@ async fn drift(State(api): State<Api>, asked: Asked<DriftRequest>) -> Result<Res
     let request = body(asked)?;
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     Ok(Json(drift_with(&api.source, &request).await?).into_response())
+}
+
+/// What this server's mesh has seen; without one, a short one is run, which is to probe.
+async fn mesh(
+    State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
+    asked: Asked<MeshRequest>,
+) -> Result<Response, Refused> {
+    let request = body(asked)?;
+    if api.mesh.is_none() && !request.only_kept {
+        api.allow_probes(caller, &Origin::EveryNode, "when the server keeps a mesh (`netdiag serve --mesh`)").await?;
+    }
+    let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
+    Ok(Json(mesh_with(&api.source, api.source.agent_port(), api.mesh.as_deref(), &request).await?).into_response())
 }
 
 async fn observe(State(api): State<Api>, asked: Asked<Wanted>) -> Result<Response, Refused> {

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::mesh::ServedMesh;
 use super::{EXIT_HEALTHY, Failure};
 use crate::ask::LiveSource;
 use crate::ask::live::Intent;
@@ -23,6 +24,7 @@ use crate::nodes::Agents;
 mod api;
 mod blackbox;
 mod gate;
+mod metrics;
 
 /// After SIGTERM, what is being answered may finish; below the 30 s that the kubelet gives a Pod.
 const LAST_WORDS: Duration = Duration::from_secs(20);
@@ -45,6 +47,8 @@ pub(super) struct Args {
     /// Port of the agents on their nodes' addresses
     #[arg(long, value_name = "PORT", default_value_t = AGENT_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     agent_port: u16,
+    #[command(flatten)]
+    mesh: ServedMesh,
     /// The kubeconfig; inside a cluster the Pod's service account
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
@@ -68,10 +72,14 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     let options = HttpOptions { allowed_hosts: args.allowed_host, shutdown: stop.clone() };
     let tools = mcp::router(mcp::State::new(source.clone(), gate.clone()), options);
     let health = api::health(source.clone());
-    let router = api::router(source, gate).merge(tools).merge(health.clone());
+    let mesh = args.mesh.start(&source)?;
+    let router = api::router(source, gate, mesh.clone()).merge(tools).merge(health.clone());
     let mut servers = vec![serve(args.listen, router, stop.clone()).await?];
     if let Some(address) = args.health {
         servers.push(serve(address, health, stop.clone()).await?);
+    }
+    if let (Some(address), Some(mesh)) = (args.mesh.metrics_listen, mesh) {
+        servers.push(serve(address, metrics::router(mesh), stop.clone()).await?);
     }
     until_told_to_stop().await?;
     stop.cancel();

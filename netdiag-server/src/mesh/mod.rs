@@ -1,0 +1,203 @@
+//! The continuous mesh: who probes whom, round after round, what came of it, and what of that breaks its target.
+//!
+//! [`assign`], [`plan`], [`ledger`], [`judge`] and [`metrics`] are pure; [`rounds`] asks the agents.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub mod assign;
+pub mod judge;
+pub mod ledger;
+pub mod metrics;
+mod odds;
+pub mod plan;
+pub mod recorded;
+pub mod rounds;
+
+/// How long a round lasts, in milliseconds. Then other neighbours are probed, and what came of it is collected.
+pub const ROUND_MS: u32 = 20_000;
+/// Between two attempts at one target, in milliseconds: ten in a round.
+pub const INTERVAL_MS: u32 = 2_000;
+/// Of one attempt, in milliseconds: also a SYN that was lost once (RFC 6298, 1 s) fails, since what is looked for is loss.
+pub const TIMEOUT_MS: u32 = 1_000;
+/// What an agent goes on for without hearing from the server, in milliseconds: two rounds that were not renewed.
+pub const LEASE_MS: u32 = 3 * ROUND_MS;
+/// Targets that users may name.
+pub const MAX_USER_TARGETS: usize = 16;
+/// Of a user's target's name, in bytes.
+const MAX_USER_NAME_BYTES: usize = 63;
+
+/// What a mesh probes besides nodes, and what it has to hold.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub targets: Vec<UserTarget>,
+    /// Where the peers' agents listen: their TCP target.
+    pub agent_port: u16,
+    pub slo: Slo,
+}
+
+/// The targets of service: breaking one is a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub struct Slo {
+    /// Share of attempts that may fail, 0 to 1.
+    pub loss: f64,
+    /// What 99 of 100 answers must keep, in microseconds.
+    pub p99_us: u64,
+}
+
+impl Default for Slo {
+    /// One in a thousand, and 100 ms: within one cluster both are generous.
+    fn default() -> Self {
+        Self { loss: 0.001, p99_us: 100_000 }
+    }
+}
+
+/// `NAME=ADDRESS:PORT`, probed by TCP from every node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserTarget {
+    pub name: String,
+    pub address: SocketAddr,
+}
+
+impl FromStr for UserTarget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let usage = || format!("use NAME=ADDRESS:PORT, IPv6 in brackets, instead of {text:?}");
+        let (name, address) = text.split_once('=').ok_or_else(usage)?;
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.len() > MAX_USER_NAME_BYTES || !name.chars().all(is_plain) {
+            return Err(format!(
+                "{name:?} cannot name a target: use up to {MAX_USER_NAME_BYTES} letters, digits, '-', '_' and '.'"
+            ));
+        }
+        let address: SocketAddr = address.parse().map_err(|_| usage())?;
+        if address.port() == 0 {
+            return Err(usage());
+        }
+        Ok(Self { name: name.to_owned(), address })
+    }
+}
+
+/// What is probed, and how: the name of a target on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Subject {
+    pub role: Role,
+    pub kind: Kind,
+}
+
+/// What a target is to the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Another node, by its name.
+    Peer(String),
+    /// One replica of the cluster's DNS.
+    Dns(SocketAddr),
+    /// The cluster IP of Service default/kubernetes.
+    Api,
+    /// What a user named.
+    User(String),
+}
+
+/// How a target is probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Kind {
+    Tcp,
+    Icmp,
+    Dns,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Icmp => "icmp",
+            Self::Dns => "dns",
+        }
+    }
+}
+
+impl Subject {
+    pub fn new(role: Role, kind: Kind) -> Self {
+        Self { role, kind }
+    }
+}
+
+/// `peer/n2/tcp`, `dns/10.244.0.3:53/dns`, `api/kubernetes/tcp`, `user/registry/tcp`: no part has a slash.
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.role {
+            Role::Peer(node) => write!(f, "peer/{node}")?,
+            Role::Dns(server) => write!(f, "dns/{server}")?,
+            Role::Api => write!(f, "api/kubernetes")?,
+            Role::User(name) => write!(f, "user/{name}")?,
+        }
+        write!(f, "/{}", self.kind.name())
+    }
+}
+
+impl FromStr for Subject {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unknown = || format!("{text:?} names no target of ours");
+        let mut parts = text.split('/');
+        let (Some(role), Some(name), Some(kind), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(unknown());
+        };
+        let kind = match kind {
+            "tcp" => Kind::Tcp,
+            "icmp" => Kind::Icmp,
+            "dns" => Kind::Dns,
+            _ => return Err(unknown()),
+        };
+        let role = match role {
+            "peer" if !name.is_empty() => Role::Peer(name.to_owned()),
+            "dns" => Role::Dns(name.parse().map_err(|_| unknown())?),
+            "api" => Role::Api,
+            "user" if !name.is_empty() => Role::User(name.to_owned()),
+            _ => return Err(unknown()),
+        };
+        Ok(Self { role, kind })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_read_as_they_were_written() {
+        for subject in [
+            Subject::new(Role::Peer("n2.example".to_owned()), Kind::Icmp),
+            Subject::new(Role::Dns("[fd00::a]:53".parse().unwrap()), Kind::Dns),
+            Subject::new(Role::Api, Kind::Tcp),
+            Subject::new(Role::User("registry".to_owned()), Kind::Tcp),
+        ] {
+            assert_eq!(subject.to_string().parse(), Ok(subject));
+        }
+        for wrong in ["", "peer", "peer//tcp", "peer/n1/http", "dns/x/dns", "peer/n1/tcp/more", "who/n1/tcp"] {
+            assert!(wrong.parse::<Subject>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn targets_of_users_have_plain_names_and_whole_addresses() {
+        let target: UserTarget = "registry=10.0.0.9:5000".parse().unwrap();
+        assert_eq!((target.name.as_str(), target.address.port()), ("registry", 5000));
+        assert!("v6=[fd00::1]:443".parse::<UserTarget>().is_ok());
+        for wrong in ["10.0.0.9:5000", "=10.0.0.9:1", "a b=10.0.0.9:1", "a/b=10.0.0.9:1", "a=10.0.0.9", "a=10.0.0.9:0"]
+        {
+            assert!(wrong.parse::<UserTarget>().is_err(), "{wrong}");
+        }
+        assert!(format!("{}=10.0.0.9:1", "x".repeat(64)).parse::<UserTarget>().is_err());
+    }
+}

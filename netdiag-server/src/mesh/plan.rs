@@ -1,0 +1,242 @@
+//! One round of a cluster's mesh: the targets of each node, from what the API says. Pure.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use netdiag_common::observation::Protocol;
+use netdiag_common::observation::mesh::{Target, TargetProbe};
+use netdiag_common::observation::probe::DnsRecord;
+use netdiag_common::{Gap, GapReason};
+
+use super::assign::Layout;
+use super::{Kind, Role, Settings, Subject};
+use crate::evidence::Cluster;
+
+/// Replicas of the cluster's DNS that one node asks in one round; the next ones in the next.
+pub const DNS_REPLICAS: usize = 4;
+/// Where a node says which zone it is in (well-known labels of Kubernetes).
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// What kubeadm and most installers use, when the Corefile does not say.
+const USUAL_DOMAIN: &str = "cluster.local";
+
+/// Who probes what in one round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// By node.
+    pub targets: BTreeMap<String, Vec<Target>>,
+    /// Zone of every node of the cluster; empty where none is said.
+    pub zones: BTreeMap<String, String>,
+    /// What cannot be probed, and why.
+    pub gaps: Vec<Gap>,
+}
+
+/// The round with this number.
+pub fn plan(cluster: &Cluster, settings: &Settings, round: u64) -> Plan {
+    let mut gaps: Vec<Gap> = cluster.nodes.gap().cloned().into_iter().collect();
+    let mut members: Vec<(&str, &str, IpAddr)> = Vec::new();
+    let mut zones = BTreeMap::new();
+    for node in cluster.nodes.iter() {
+        let name = node.metadata.name.as_str();
+        let zone = node.metadata.labels.get(ZONE_LABEL).map_or("", String::as_str);
+        zones.insert(name.to_owned(), zone.to_owned());
+        match node.internal_ips().next() {
+            Some(address) => members.push((name, zone, address)),
+            None => gaps.push(without_address(name)),
+        }
+    }
+    let named: Vec<(&str, &str)> = members.iter().map(|(name, zone, _)| (*name, *zone)).collect();
+    let layout = Layout::new(&named);
+    let servers = dns_replicas(cluster, &mut gaps);
+    let api = api(cluster, &mut gaps);
+    let name = format!("kubernetes.default.svc.{}", cluster_domain(cluster));
+    let targets_of = |(number, (node, _, _)): (usize, &(&str, &str, IpAddr))| {
+        let mut targets = Vec::new();
+        let mut add = |role: Role, kind: Kind, probe: TargetProbe| {
+            targets.push(Target { name: Subject::new(role, kind).to_string(), probe });
+        };
+        for peer in layout.peers(number, round) {
+            let (peer, _, address) = members[peer];
+            add(Role::Peer(peer.to_owned()), Kind::Tcp, TargetProbe::Tcp { address, port: settings.agent_port });
+            add(Role::Peer(peer.to_owned()), Kind::Icmp, TargetProbe::Icmp { address });
+        }
+        for server in turn(&servers, number, round) {
+            let (name, record) = (name.clone(), DnsRecord::A);
+            let probe = TargetProbe::Dns { server: server.ip(), port: server.port(), name, record };
+            add(Role::Dns(server), Kind::Dns, probe);
+        }
+        if let Some(api) = api {
+            add(Role::Api, Kind::Tcp, TargetProbe::Tcp { address: api.ip(), port: api.port() });
+        }
+        for target in &settings.targets {
+            let (address, port) = (target.address.ip(), target.address.port());
+            add(Role::User(target.name.clone()), Kind::Tcp, TargetProbe::Tcp { address, port });
+        }
+        ((*node).to_owned(), targets)
+    };
+    let targets = members.iter().enumerate().map(targets_of).collect();
+    Plan { targets, zones, gaps }
+}
+
+/// The replicas whose turn it is at this node.
+fn turn(servers: &[SocketAddr], node: usize, round: u64) -> impl Iterator<Item = SocketAddr> {
+    let count = servers.len();
+    let first = if count == 0 { 0 } else { usize::try_from(round % count as u64).unwrap_or(0) * DNS_REPLICAS + node };
+    (0..DNS_REPLICAS.min(count)).map(move |step| servers[(first + step) % count])
+}
+
+/// Ready endpoints of the DNS Service that take UDP.
+fn dns_replicas(cluster: &Cluster, gaps: &mut Vec<Gap>) -> Vec<SocketAddr> {
+    let unread = [cluster.services.gap(), cluster.endpoint_slices.gap()];
+    if unread.iter().any(Option::is_some) {
+        gaps.extend(unread.into_iter().flatten().cloned());
+        return Vec::new();
+    }
+    let Some(service) = cluster.dns_service() else {
+        gaps.push(nothing("replicas of the cluster's DNS", "the API has no Service kube-system/kube-dns"));
+        return Vec::new();
+    };
+    let mut servers = Vec::new();
+    for slice in cluster.slices_of(service) {
+        let ports = slice.ports.iter().filter(|port| port.protocol.0 == Protocol::Udp).filter_map(|port| port.port);
+        for port in ports {
+            let ready = slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready.unwrap_or(true));
+            let addresses = ready.flat_map(|endpoint| &endpoint.addresses).filter_map(|text| text.parse().ok());
+            servers.extend(addresses.map(|address: IpAddr| SocketAddr::new(address, port)));
+        }
+    }
+    servers.sort_unstable();
+    servers.dedup();
+    if servers.is_empty() {
+        let why = format!("no endpoint of Service kube-system/{} is ready", service.metadata.name);
+        gaps.push(nothing("replicas of the cluster's DNS", &why));
+    }
+    servers
+}
+
+fn api(cluster: &Cluster, gaps: &mut Vec<Gap>) -> Option<SocketAddr> {
+    // Said once, with the DNS Service.
+    if cluster.services.gap().is_some() {
+        return None;
+    }
+    let service = cluster.services.get("default", "kubernetes");
+    let found = service.and_then(|service| {
+        let port = service.spec.ports.iter().find(|port| port.protocol.0 == Protocol::Tcp)?;
+        Some(SocketAddr::new(*service.cluster_ips().first()?, port.port))
+    });
+    if found.is_none() {
+        gaps.push(nothing("Service default/kubernetes", "the API has none with a cluster IP"));
+    }
+    found
+}
+
+/// As the Corefile of `kube-system/coredns` names it: `kubernetes ZONE…` (CoreDNS, plugin kubernetes).
+fn cluster_domain(cluster: &Cluster) -> String {
+    let corefile = cluster.config_maps.get("kube-system", "coredns").and_then(|map| map.data.get("Corefile"));
+    let named = corefile.and_then(|text| {
+        let mut lines = text.lines().map(str::split_whitespace);
+        lines.find_map(|mut words| (words.next() == Some("kubernetes")).then(|| words.next()).flatten())
+    });
+    named.filter(|zone| *zone != "{").unwrap_or(USUAL_DOMAIN).trim_end_matches('.').to_owned()
+}
+
+fn without_address(node: &str) -> Gap {
+    Gap {
+        what: format!("the mesh from and to node {node}"),
+        node: Some(node.to_owned()),
+        reason: GapReason::Failed,
+        why: format!("Node {node} has no address of type InternalIP"),
+        remedy: "check the node's kubelet: kubectl get node -o wide".to_owned(),
+    }
+}
+
+fn nothing(what: &str, why: &str) -> Gap {
+    Gap {
+        what: format!("continuous probes of {what}"),
+        node: None,
+        reason: GapReason::Gone,
+        why: why.to_owned(),
+        remedy: "name the address as a target: --mesh-target NAME=ADDRESS:PORT".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::evidence::parse;
+    use crate::mesh::Slo;
+
+    fn cluster(objects: &[serde_json::Value]) -> Cluster {
+        let mut cluster = Cluster::default();
+        for object in objects {
+            parse::add(&mut cluster, object.clone()).unwrap();
+        }
+        cluster
+    }
+
+    fn node(name: &str, zone: &str, address: &str) -> serde_json::Value {
+        json!({"kind": "Node", "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
+    }
+
+    fn settings() -> Settings {
+        Settings { targets: vec!["registry=10.0.0.9:5000".parse().unwrap()], agent_port: 9443, slo: Slo::default() }
+    }
+
+    #[test]
+    fn every_node_gets_its_peers_dns_api_and_targets() {
+        let cluster = cluster(&[
+            node("n1", "a", "10.0.0.1"),
+            node("n2", "b", "fd00::2"),
+            json!({"kind": "Service", "metadata": {"namespace": "kube-system", "name": "kube-dns"},
+                "spec": {"clusterIP": "10.96.0.10", "ports": [{"port": 53, "protocol": "UDP"}]}}),
+            json!({"kind": "EndpointSlice", "metadata": {"namespace": "kube-system", "name": "kube-dns-x",
+                "labels": {"kubernetes.io/service-name": "kube-dns"}}, "addressType": "IPv4",
+                "endpoints": [{"addresses": ["10.244.0.3"]}, {"addresses": ["10.244.0.4"], "conditions": {"ready": false}}],
+                "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]}),
+            json!({"kind": "Service", "metadata": {"namespace": "default", "name": "kubernetes"},
+                "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 443, "protocol": "TCP"}]}}),
+            json!({"kind": "ConfigMap", "metadata": {"namespace": "kube-system", "name": "coredns"},
+                "data": {"Corefile": ".:53 {\n    kubernetes lab.example. in-addr.arpa {\n    }\n}\n"}}),
+        ]);
+        let plan = plan(&cluster, &settings(), 0);
+        assert_eq!(plan.gaps, []);
+        let names: Vec<&str> = plan.targets["n1"].iter().map(|target| target.name.as_str()).collect();
+        let wanted =
+            ["peer/n2/tcp", "peer/n2/icmp", "dns/10.244.0.3:53/dns", "api/kubernetes/tcp", "user/registry/tcp"];
+        assert_eq!(names, wanted);
+        assert_eq!(plan.targets["n1"][0].probe.destination().to_string(), "[fd00::2]:9443");
+        let TargetProbe::Dns { name, .. } = &plan.targets["n1"][2].probe else { panic!("{plan:?}") };
+        assert_eq!(name, "kubernetes.default.svc.lab.example");
+        assert_eq!(plan.zones["n2"], "b");
+    }
+
+    #[test]
+    fn what_is_not_there_is_said() {
+        let mut node = node("n1", "", "10.0.0.1");
+        node["status"] = json!({});
+        let plan = plan(&cluster(&[node]), &settings(), 0);
+        assert!(plan.targets.is_empty());
+        let said: Vec<&str> = plan.gaps.iter().map(|gap| gap.what.as_str()).collect();
+        let wanted = [
+            "the mesh from and to node n1",
+            "continuous probes of replicas of the cluster's DNS",
+            "continuous probes of Service default/kubernetes",
+        ];
+        assert_eq!(said, wanted);
+    }
+
+    #[test]
+    fn replicas_take_turns() {
+        let servers: Vec<SocketAddr> = (1..=9).map(|n| SocketAddr::from(([10, 0, 0, n], 53))).collect();
+        let mut seen = std::collections::BTreeSet::new();
+        for round in 0..9 {
+            let now: Vec<SocketAddr> = turn(&servers, 5, round).collect();
+            assert_eq!(now.len(), DNS_REPLICAS);
+            seen.extend(now);
+        }
+        assert_eq!(seen.len(), servers.len());
+        assert_eq!(turn(&[], 5, 1).count(), 0);
+    }
+}
