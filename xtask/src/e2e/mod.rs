@@ -8,6 +8,7 @@ mod asker;
 mod case;
 mod client;
 mod drifted;
+mod meshed;
 mod observed;
 mod patterned;
 mod probed;
@@ -40,7 +41,8 @@ struct Subject {
     run: fn(&str, ProxyMode, bool) -> Result<Vec<String>>,
 }
 
-const SUBJECTS: [Subject; 4] = [traced::SUBJECT, drifted::SUBJECT, probed::SUBJECT, patterned::SUBJECT];
+const SUBJECTS: [Subject; 5] =
+    [traced::SUBJECT, drifted::SUBJECT, probed::SUBJECT, patterned::SUBJECT, meshed::SUBJECT];
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -186,10 +188,17 @@ fn in_own_cluster<T>(options: &Options, keep: bool, work: impl FnOnce(&Cluster) 
 /// The server goes to n1, so that every run asks from the same place. From n2 it would lose n1's agent together with n1's
 /// route to the pods of n2: it is a pod, and its questions come from a pod's address.
 fn install_on_n1(cluster: &Cluster) -> Result<Installed> {
-    cluster.kubectl(&["cordon", "n2"])?;
-    let installed = install::install(cluster, Build::Tests);
-    cluster.kubectl(&["uncordon", "n2"])?;
-    installed
+    on_n1(cluster, || install::install(cluster, Build::Tests))
+}
+
+/// What is scheduled meanwhile goes to n1.
+fn on_n1<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let others: Vec<String> = cluster.node_names().filter(|node| node != "n1").collect();
+    let others: Vec<&str> = others.iter().map(String::as_str).collect();
+    cluster.kubectl(&[&["cordon"], &others[..]].concat())?;
+    let result = work();
+    cluster.kubectl(&[&["uncordon"], &others[..]].concat())?;
+    result
 }
 
 fn in_cluster(arguments: &Arguments, mode: ProxyMode, cni: Cni, cases: &[&Case], observes: bool) -> Result<usize> {
