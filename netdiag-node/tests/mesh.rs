@@ -153,7 +153,7 @@ fn an_assignment_that_is_not_renewed_ends_and_what_was_open_is_told() {
     let ended = until(&lab, "its end", |round| round.ended && round.targets.iter().all(|t| t.counts.open == 0));
     let scheduled = |round: &RoundReport| round.targets.iter().map(|t| t.counts.scheduled).sum::<u64>();
     assert!(scheduled(&ended) <= 2 * 7, "no more than fit into its lease: {ended:?}");
-    assert_eq!(look(&lab).rounds, [ended.clone()], "it stays as it was");
+    assert_eq!(look(&lab).rounds, std::slice::from_ref(&ended), "it stays as it was");
     let started = Instant::now();
     while has_thread(&lab, "mesh") {
         assert!(started.elapsed() < patient(Duration::from_secs(5)), "its thread goes on");

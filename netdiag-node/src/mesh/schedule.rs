@@ -52,7 +52,7 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    const INTERVAL: Duration = Duration::from_millis(2_000);
+    const INTERVAL: Duration = Duration::from_secs(2);
 
     #[test]
     fn attempts_are_spread_evenly_and_each_target_has_its_interval() {

@@ -128,10 +128,11 @@ fn floods_of_frames_end_soon() {
     }
 }
 
+const REFUSAL: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+
 #[test]
 fn server_of_http1_is_told_by_what_it_says() {
     let Some(host) = Host::new("server_of_http1_is_told_by_what_it_says") else { return };
-    const REFUSAL: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
     let polite = host.serve(LOCAL[0], |mut stream| {
         let _ = stream.write_all(REFUSAL);
         let _ = stream.shutdown(std::net::Shutdown::Write);

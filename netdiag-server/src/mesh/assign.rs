@@ -147,7 +147,9 @@ mod tests {
                 prop_assert_eq!(distinct.len(), peers.len(), "a peer is named twice");
                 prop_assert!(!distinct.contains(&node), "a node probes itself");
                 prop_assert!(peers.len() < FULL_MESH_NODES);
-                peers.into_iter().for_each(|peer| probed[peer] += 1);
+                for peer in peers {
+                    probed[peer] += 1;
+                }
             }
             prop_assert!(probed.into_iter().all(|times| times < FULL_MESH_NODES));
         }

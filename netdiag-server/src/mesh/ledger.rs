@@ -148,8 +148,11 @@ impl Ledger {
         if report.rounds.len() > KEPT_ROUNDS {
             return Err(format!("it reports {} rounds, {KEPT_ROUNDS} are kept", report.rounds.len()));
         }
-        let told = report.rounds.iter().map(|round| self.record_round(node, round, now));
-        told.fold(Ok(()), |whole, part| whole.and(part))
+        let mut told = Ok(());
+        for round in &report.rounds {
+            told = told.and(self.record_round(node, round, now));
+        }
+        told
     }
 
     fn record_round(&mut self, node: &str, round: &RoundReport, now: Timestamp) -> Result<(), String> {

@@ -237,7 +237,9 @@ mod tests {
     fn ledger() -> Ledger {
         let mut times = empty::<u32>();
         // One below the shortest bound, one in the bucket up to 2^-10 s = 977 µs, one above the longest.
-        [40, 900, 9_000_000].into_iter().for_each(|us| times.record(us).unwrap());
+        for us in [40, 900, 9_000_000] {
+            times.record(us).unwrap();
+        }
         let failed = BTreeMap::from([(FailureClass::NoAnswer, 2)]);
         let counts = Counts { scheduled: 6, answered: 3, failed, untried: 1, open: 0, late: 1 };
         let phases = BTreeMap::from([(Phase::Connect, Sent::of(&times))]);

@@ -90,7 +90,9 @@ mod tests {
 
     fn histogram(times_us: &[u64]) -> Histogram<u64> {
         let mut histogram = empty();
-        times_us.iter().for_each(|us| histogram.record(*us).unwrap());
+        for us in times_us {
+            histogram.record(*us).unwrap();
+        }
         histogram
     }
 

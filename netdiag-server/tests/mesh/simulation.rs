@@ -66,7 +66,9 @@ impl Simulated {
             if !is_whole {
                 continue;
             }
-            probed.into_iter().for_each(|count| widen(&mut probed_span, count));
+            for count in probed {
+                widen(&mut probed_span, count);
+            }
             let missed = (0..zones * zones).any(|pair| pair / zones != pair % zones && !between[pair]);
             zones_per_round = zones_per_round.max(u64::from(missed) * cycle);
         }

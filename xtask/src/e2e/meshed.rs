@@ -99,13 +99,13 @@ fn links(answer: &Value) -> &[Value] {
     answer["links"].as_array().map_or(&[], Vec::as_slice)
 }
 
-fn is_peer(link: &&Value) -> bool {
+fn is_peer(link: &Value) -> bool {
     link["target"] == "peer"
 }
 
 /// What is wrong with the answer about a healthy mesh.
 fn not_well(answer: &Value) -> Option<String> {
-    let peers = links(answer).iter().filter(is_peer).count();
+    let peers = links(answer).iter().filter(|link| is_peer(link)).count();
     if peers != PEER_LINKS {
         return Some(format!("{peers} links between nodes, and not {PEER_LINKS}"));
     }

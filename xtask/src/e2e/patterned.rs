@@ -21,7 +21,7 @@ pub(super) const SUBJECT: Subject = Subject {
 };
 
 /// A fault must show within this: a kubelet's readiness probe and kube-proxy have had their time.
-const SHOWS_WITHIN: Duration = Duration::from_secs(60);
+const SHOWS_WITHIN: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]

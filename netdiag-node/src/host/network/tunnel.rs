@@ -54,7 +54,7 @@ pub(super) fn tunnel(kind: &str, link_info: &[u8]) -> Option<Tunnel> {
         match field {
             Field::Id => tunnel.id = int(value, 0),
             Field::Key => {
-                tunnel.id = value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes)).filter(|key| *key != 0)
+                tunnel.id = value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes)).filter(|key| *key != 0);
             }
             Field::Local => tunnel.local = specified(value).or(tunnel.local),
             Field::Remote => tunnel.remote = specified(value).or(tunnel.remote),

@@ -28,7 +28,7 @@ pub(super) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     #[command(flatten)]
-    Sent(KindArgs),
+    Sent(Box<KindArgs>),
     Mesh(mesh::Args),
 }
 

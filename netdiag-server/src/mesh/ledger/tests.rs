@@ -10,7 +10,9 @@ fn at(second: i64) -> Timestamp {
 
 fn times(values: &[u64]) -> Times {
     let mut histogram = empty::<u32>();
-    values.iter().for_each(|value| histogram.record(*value).unwrap());
+    for value in values {
+        histogram.record(*value).unwrap();
+    }
     Times::of(&histogram)
 }
 
@@ -80,7 +82,9 @@ fn merging_is_exact() {
     for round in 0..5_i64 {
         for node in ["n1", "n3"] {
             let values: Vec<u64> = (1..=40).map(|n| n * n * (round.unsigned_abs() + 1) * 13 + 50).collect();
-            values.iter().for_each(|value| all.record(*value).unwrap());
+            for value in &values {
+                all.record(*value).unwrap();
+            }
             record(&mut ledger, node, &report(round * 20, vec![target("peer/n2/tcp", &values, 0, 0)])).unwrap();
         }
     }

@@ -57,7 +57,7 @@ pub(super) async fn lookup(
         return Looked { addresses: vec![address], ..Looked::default() };
     }
     // What else is asked for is no matter of hosts.
-    if records.iter().all(is_address) {
+    if records.iter().copied().all(is_address) {
         let addresses = in_hosts(resolver, name, records);
         if !addresses.is_empty() {
             return Looked { addresses, by_hosts: true, ..Looked::default() };
@@ -76,7 +76,7 @@ pub(super) async fn lookup(
     if !addresses.is_empty() {
         groups.push(addresses);
     }
-    groups.extend(records.iter().filter(|record| !is_address(record)).map(|record| vec![*record]));
+    groups.extend(records.iter().filter(|record| !is_address(**record)).map(|record| vec![*record]));
 
     let names = candidates(name, &options);
     let mut sender = Sender::new(context, options, until);
@@ -87,7 +87,7 @@ pub(super) async fn lookup(
             Ok(answers) => {
                 let found = answers.iter().flatten().flat_map(|answer| answer.told.addresses.iter().copied());
                 looked.addresses.extend(found);
-                if group.iter().all(is_address) && looked.addresses.is_empty() {
+                if group.iter().copied().all(is_address) && looked.addresses.is_empty() {
                     // Only an alias came.
                     miss = miss.or(Some(Miss::NoData));
                 }
@@ -103,7 +103,7 @@ pub(super) async fn lookup(
     looked
 }
 
-fn is_address(record: &DnsType) -> bool {
+fn is_address(record: DnsType) -> bool {
     matches!(record, DnsType::A | DnsType::Aaaa)
 }
 
