@@ -34,6 +34,12 @@ pub(crate) struct Arguments {
     kernels: Vec<String>,
 }
 
+impl Arguments {
+    pub(crate) fn only(kernels: &[&str]) -> Self {
+        Self { write: false, kernels: kernels.iter().map(|name| (*name).to_owned()).collect() }
+    }
+}
+
 /// Guests at one time: QEMU uses a thread for each of a guest's CPUs, and tests of what the kernel does in time need theirs.
 const AT_ONCE: usize = 2;
 
