@@ -7,6 +7,7 @@ use crate::observation::flow::FlowQuery;
 use crate::observation::mesh::MeshRequest;
 use crate::observation::probe::ProbeRequest;
 use crate::observation::series::SeriesRequest;
+use crate::observation::tag::TagRequest;
 use crate::observation::trace::TraceRequest;
 
 /// One thing to read on one node.
@@ -106,6 +107,10 @@ pub enum Topic {
     Fate(FateRequest),
     /// What the kernel does with the packets of one tuple.
     Trace(TraceRequest),
+    /// The way of one connection's packets, in every namespace of the node, while they are followed. Host only.
+    Tagged(TagRequest),
+    /// The tags that are armed, by what they follow: who sends waits until its own is among them. Host only.
+    Tags,
 }
 
 /// How much asking costs the world. A question climbs only while two hypotheses are alive.
@@ -114,7 +119,7 @@ pub enum Topic {
 pub enum Tier {
     /// Reads what is there.
     Passive,
-    /// Sends packets.
+    /// Sends packets, or follows those of a probe.
     Probe,
     /// Adds rules to the namespace's packet filter, which mark a few packets for the kernel to report about.
     Trace,
@@ -136,7 +141,7 @@ impl Need {
 
     pub fn tier(&self) -> Tier {
         match self.topic {
-            Topic::Probe(_) | Topic::Series(_) | Topic::Mesh(_) => Tier::Probe,
+            Topic::Probe(_) | Topic::Series(_) | Topic::Mesh(_) | Topic::Tagged(_) => Tier::Probe,
             Topic::Trace(_) => Tier::Trace,
             _ => Tier::Passive,
         }
@@ -198,6 +203,8 @@ impl Topic {
                 | Self::Dns
                 | Self::Libraries
                 | Self::Mesh(_)
+                | Self::Tagged(_)
+                | Self::Tags
         )
     }
 
@@ -232,6 +239,8 @@ impl Topic {
             Self::Mesh(_) => "mesh",
             Self::Fate(_) => "fate",
             Self::Trace(_) => "trace",
+            Self::Tagged(_) => "tagged",
+            Self::Tags => "tags",
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use aya_ebpf::Global;
 use netdiag_common::record::kfree_skb::{FLAG_TRACKED, FLAG_TRANSLATED, Translated};
+use netdiag_common::record::tag::TupleKey;
 
 use crate::read::{Load, Probed};
 
@@ -19,6 +20,16 @@ static O_CT_STATUS: Global<u32> = Global::new(0);
 static O_CT_BEFORE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static O_CT_AFTER: Global<u32> = Global::new(0);
+/// Of the original direction's tuple: the source like the destination, and the protocol's number.
+#[unsafe(no_mangle)]
+static O_CT_SOURCE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static O_CT_PROTOCOL: Global<u32> = Global::new(0);
+
+/// `IP_CT_IS_REPLY` of the same file: states from it on are those of answers.
+const IS_REPLY: u64 = 3;
+/// `IP_CT_UNTRACKED`.
+const UNTRACKED: u64 = 7;
 
 /// `IPS_DST_NAT` of include/uapi/linux/netfilter/nf_conntrack_common.h.
 const DST_NAT: u64 = 1 << 5;
@@ -42,6 +53,34 @@ pub unsafe fn entry<L: Load>(skb: *const u8) -> (*const u8, u8) {
     }
     let status = unsafe { Probed::load::<u64>(entry, O_CT_STATUS.load()) };
     (entry, if status & DST_NAT == 0 { FLAG_TRACKED } else { FLAG_TRACKED | FLAG_TRANSLATED })
+}
+
+/// The tuple that the packet's connection had when it began, and whether the packet is an answer of it.
+///
+/// # Safety
+/// `skb` must be a `struct sk_buff`.
+#[inline(always)]
+pub unsafe fn original<L: Load>(skb: *const u8, version: u8) -> Option<(TupleKey, bool)> {
+    if HAS_CONNTRACK.load() == 0 {
+        return None;
+    }
+    let word = unsafe { L::load::<u64>(skb, O_SKB_NFCT.load()) };
+    let (entry, state) = ((word & !7) as *const u8, word & 7);
+    if entry.is_null() || state == UNTRACKED {
+        return None;
+    }
+    unsafe {
+        let key = TupleKey {
+            source: Probed::load::<[u64; 2]>(entry, O_CT_SOURCE.load()),
+            destination: Probed::load::<[u64; 2]>(entry, O_CT_BEFORE.load()),
+            source_port: u16::from_be(Probed::load::<u16>(entry, O_CT_SOURCE.load() + ADDRESS_BYTES)),
+            destination_port: u16::from_be(Probed::load::<u16>(entry, O_CT_BEFORE.load() + ADDRESS_BYTES)),
+            protocol: Probed::load::<u8>(entry, O_CT_PROTOCOL.load()),
+            version,
+            pad: 0,
+        };
+        Some((key, state >= IS_REPLY))
+    }
 }
 
 /// What DNAT made of the connection's destination.

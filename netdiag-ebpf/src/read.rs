@@ -30,6 +30,8 @@ pub static O_SKB_TAIL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static O_SKB_HEAD: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
+pub static O_SKB_DATA: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
 pub static O_DEV_NET: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static O_DEV_IFINDEX: Global<u32> = Global::new(0);
@@ -165,13 +167,36 @@ pub unsafe fn packet<L: Load>(skb: *const u8) -> Parsed {
     if !is_ip(protocol) {
         return if protocol == 0 { Parsed::Foreign } else { Parsed::Frame(protocol) };
     }
-    let (head, network, tail) = unsafe {
-        (
+    unsafe {
+        at::<L>(
+            skb,
+            protocol,
             L::load::<u64>(skb, O_SKB_HEAD.load()),
             u32::from(L::load::<u16>(skb, O_SKB_NETWORK.load())),
-            L::load::<u32>(skb, O_SKB_TAIL.load()),
         )
-    };
+    }
+}
+
+/// The same of a packet that a device hands over: its data begins with the IP header, which nobody has looked for yet.
+///
+/// # Safety
+/// `skb` must be a `struct sk_buff`.
+#[inline(always)]
+pub unsafe fn arriving<L: Load>(skb: *const u8) -> Parsed {
+    let protocol = u16::from_be(unsafe { L::load::<u16>(skb, O_SKB_PROTOCOL.load()) });
+    if !is_ip(protocol) {
+        return if protocol == 0 { Parsed::Foreign } else { Parsed::Frame(protocol) };
+    }
+    unsafe {
+        let head = L::load::<u64>(skb, O_SKB_HEAD.load());
+        at::<L>(skb, protocol, head, L::load::<u64>(skb, O_SKB_DATA.load()).wrapping_sub(head) as u32)
+    }
+}
+
+/// The packet whose IP header lies `network` bytes behind `head`.
+#[inline(always)]
+unsafe fn at<L: Load>(skb: *const u8, protocol: u16, head: u64, network: u32) -> Parsed {
+    let tail = unsafe { L::load::<u32>(skb, O_SKB_TAIL.load()) };
     // 20 is the least either version needs; an unset network header is 0xffff or 0.
     if head == 0 || network == 0 || tail < network || tail - network < 20 {
         return Parsed::Frame(protocol);

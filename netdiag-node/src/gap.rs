@@ -127,6 +127,8 @@ fn subject(topic: &Topic) -> String {
         Topic::Fate(request) => return format!("fate of {}", request.words()),
         Topic::Mesh(_) => "continuous probes",
         Topic::Trace(request) => return format!("trace of {}", request.tuple),
+        Topic::Tagged(request) => return format!("the way of {}", request.tuple),
+        Topic::Tags => "armed tags",
     };
     words.to_owned()
 }

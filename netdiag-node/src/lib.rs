@@ -31,6 +31,7 @@ pub mod samples;
 mod serve;
 pub mod shed;
 mod subject;
+mod tag;
 pub mod tls;
 mod trace;
 pub mod watch;

@@ -27,6 +27,7 @@ pub mod series;
 pub mod service_rules;
 pub mod socket;
 pub mod sysctl;
+pub mod tag;
 pub mod tcp;
 pub mod trace;
 pub mod udp;
@@ -63,6 +64,8 @@ pub enum Observation {
     Mesh(mesh::MeshReport),
     Fate(std::sync::Arc<fate::Fate>),
     Trace(trace::TraceRecord),
+    Tagged(tag::Tagged),
+    Tags(Vec<tag::TagTuple>),
 }
 
 /// Whose network namespace something happened in.

@@ -9,5 +9,6 @@ pub mod library;
 pub mod neighbour;
 pub mod reject;
 pub mod table;
+pub mod tag;
 pub mod tcp;
 pub mod udp;

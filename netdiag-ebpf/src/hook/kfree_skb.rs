@@ -33,7 +33,7 @@ use crate::table::{Added, CPUS, TICK_NS, mix, put, set};
 
 /// 1 when the tracepoint's third argument is the reason.
 #[unsafe(no_mangle)]
-static HAS_REASON: Global<u32> = Global::new(0);
+pub static HAS_REASON: Global<u32> = Global::new(0);
 /// The classic tracepoint's event: offsets of its fields, and whether it has a reason.
 #[unsafe(no_mangle)]
 static O_EVENT_SKB: Global<u32> = Global::new(8);

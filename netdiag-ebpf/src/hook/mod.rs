@@ -7,6 +7,7 @@ pub mod inet_sock_set_state;
 pub mod kfree_skb;
 pub mod library;
 pub mod neighbour;
+pub mod tag;
 pub mod tcp_reset;
 pub mod tcp_retransmit;
 pub mod udp_fail_queue_rcv_skb;

@@ -118,7 +118,7 @@ pub(super) fn conntrack(btf: &Btf<'_>, plan: &mut Plan) {
 
 /// `nf_conn.tuplehash` holds the tuple of the original direction and that of the reply: DNAT changes where the first goes to
 /// the second's source.
-fn conntrack_members(btf: &Btf<'_>) -> Result<[(&'static str, u32); 4], LoadError> {
+fn conntrack_members(btf: &Btf<'_>) -> Result<[(&'static str, u32); 6], LoadError> {
     let nfct = offset(btf, "sk_buff", "_nfct", 8)?;
     let status = offset(btf, "nf_conn", "status", 8)?;
     let tuples =
@@ -132,12 +132,15 @@ fn conntrack_members(btf: &Btf<'_>) -> Result<[(&'static str, u32); 4], LoadErro
             return Err(LoadError::Member { structure: "nf_conntrack_tuple", member });
         }
     }
+    let protocol = offset(btf, "nf_conntrack_tuple", "dst.protonum", 1)?;
     let reply = tuples.offset + tuples.size / 2;
     Ok([
         ("O_SKB_NFCT", nfct),
         ("O_CT_STATUS", status),
         ("O_CT_BEFORE", tuples.offset + tuple + destination),
         ("O_CT_AFTER", reply + tuple + source),
+        ("O_CT_SOURCE", tuples.offset + tuple + source),
+        ("O_CT_PROTOCOL", tuples.offset + tuple + protocol),
     ])
 }
 

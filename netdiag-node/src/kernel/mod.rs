@@ -37,6 +37,7 @@ mod program_info;
 pub mod reject;
 pub mod symbols;
 mod table;
+pub mod tag;
 pub mod tcp;
 pub mod udp;
 
@@ -46,6 +47,7 @@ pub use kfree_skb::{Detail, KernelDrops, TableSize};
 pub use library::{KernelLibraries, Uprobes};
 pub use neighbour::{KernelNeighbours, NodeFailures};
 pub use reject::KernelRejects;
+pub use tag::KernelTags;
 pub use tcp::{KernelTcp, TcpSize};
 pub use udp::KernelUdp;
 
@@ -63,6 +65,8 @@ pub struct Kernel {
     pub neighbours: Result<KernelNeighbours, LoadError>,
     /// None unless somebody asked for uprobes.
     pub libraries: Result<Option<KernelLibraries>, LoadError>,
+    /// Whether tags can be armed, as far as this kernel's types tell: nothing of them is loaded until somebody asks.
+    pub tags: Result<(), LoadError>,
 }
 
 /// What the agent may use unless it is told otherwise.
@@ -102,12 +106,13 @@ impl Kernel {
             rejects: Err(error.clone()),
             udp: Err(error.clone()),
             neighbours: Err(error.clone()),
-            libraries: Err(error),
+            libraries: Err(error.clone()),
+            tags: Err(error),
         })
     }
 
     fn try_load(sizes: Sizes, kubelet_root: &str) -> Result<Self, LoadError> {
-        let (plan, (drops, dns, tcp, rejects, udp, neighbours, libraries)) = plan_with_types(|btf, plan| {
+        let (plan, (drops, dns, tcp, rejects, udp, neighbours, libraries, tags)) = plan_with_types(|btf, plan| {
             (
                 KernelDrops::plan(btf, sizes.drops, plan),
                 KernelDns::plan(btf, sizes.dns, plan),
@@ -116,6 +121,7 @@ impl Kernel {
                 KernelUdp::plan(btf, sizes.udp, plan),
                 KernelNeighbours::plan(btf, sizes.neighbours, plan),
                 KernelLibraries::plan(btf, sizes.libraries, plan),
+                KernelTags::look(btf),
             )
         })?;
         let netns_id = if plan.has("NETNS_IS_COOKIE", 1_u32) { NetnsId::Cookie } else { NetnsId::Inode };
@@ -127,7 +133,8 @@ impl Kernel {
         let udp = udp.and_then(|planned| KernelUdp::attach(&object, planned));
         let neighbours = neighbours.and_then(|planned| KernelNeighbours::attach(&object, planned));
         let libraries = libraries.and_then(|planned| KernelLibraries::attach(&object, planned));
-        Ok(Self { netns_id, programs: object.running().names(), drops, dns, tcp, rejects, udp, neighbours, libraries })
+        let programs = object.running().names();
+        Ok(Self { netns_id, programs, drops, dns, tcp, rejects, udp, neighbours, libraries, tags })
     }
 
     /// The preflight's lines about the programs.
@@ -142,6 +149,12 @@ impl Kernel {
         let lost = "how often and since when a neighbour does not answer";
         checks.extend(subject_checks(&self.neighbours, KernelNeighbours::checks, "neighbours", lost));
         checks
+    }
+
+    /// The preflight's line about tags, whose programs do not run unless somebody follows a packet.
+    pub fn tag_check(&self) -> Check {
+        let lost = "the way of a probe's packets through this node";
+        check("tag", lost, self.tags.as_ref().map(|()| "loaded when asked for"))
     }
 }
 

@@ -68,6 +68,25 @@ impl Attached {
     }
 }
 
+/// A program that can be attached and detached at will.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    way: Way,
+    program: OwnedFd,
+}
+
+impl Loaded {
+    /// As [`Attached::recursion_misses`].
+    pub(super) fn recursion_misses(&self) -> u64 {
+        program_info(self.program.as_fd()).map_or(0, |info| info.recursion_misses)
+    }
+}
+
+/// A loaded program runs until this is dropped.
+pub(super) struct Link {
+    _held: Box<dyn Send>,
+}
+
 /// The object while hooks are being attached.
 pub(super) struct Object {
     running: Running,
@@ -112,20 +131,31 @@ impl Object {
 
     /// Attaches a hook by the first of `ways` that the kernel accepts.
     pub(super) fn attach(&self, hook: &str, ways: &[Way]) -> Result<Attached, LoadError> {
-        let mut refused = Vec::new();
-        for way in ways {
-            match self.attach_by(*way) {
-                Ok((program, tier)) => return Ok(Attached { tier, program }),
-                Err(error) => refused.push((way.tier(), error)),
-            }
-        }
-        let step = format!("attach to {hook}");
-        // The last way asks least: when it lacks the right, so do all.
-        if refused.last().is_some_and(|(_, error)| errno(error) == Some(libc::EPERM)) {
-            return Err(LoadError::NotPermitted { step });
-        }
-        let why: Vec<String> = refused.iter().map(|(tier, error)| format!("{tier}: {}", shortened(error))).collect();
-        Err(LoadError::Failed { step, why: why.join("; ") })
+        first_of(ways, &format!("attach to {hook}"), |way| {
+            let (program, tier) = self.attach_by(way)?;
+            Ok(Attached { tier, program })
+        })
+    }
+
+    /// Loads a tracepoint's program by the first of `ways` that the kernel accepts. [`Running::start`] attaches it.
+    pub(super) fn load(&self, hook: &str, ways: &[Way]) -> Result<Loaded, LoadError> {
+        first_of(ways, &format!("load the program for {hook}"), |way| {
+            let mut programs = self.running.lock();
+            let program = match way {
+                Way::TpBtf { program, tracepoint } => {
+                    let program: &mut BtfTracePoint = find(&mut programs, program)?.try_into()?;
+                    program.load(tracepoint, &self.types)?;
+                    owned(program.fd()?.as_fd())
+                }
+                Way::RawTracepoint { program, .. } => {
+                    let program: &mut RawTracePoint = find(&mut programs, program)?.try_into()?;
+                    program.load()?;
+                    owned(program.fd()?.as_fd())
+                }
+                Way::Tracepoint { .. } | Way::CgroupSkb { .. } => Err(ProgramError::UnexpectedProgramType),
+            }?;
+            Ok(Loaded { way, program })
+        })
     }
 
     fn attach_by(&self, way: Way) -> Result<(OwnedFd, &'static str), ProgramError> {
@@ -226,6 +256,25 @@ impl Running {
         program.take_link(id)
     }
 
+    /// Attaches a loaded program until the link is dropped.
+    pub(super) fn start(&self, loaded: &Loaded) -> Result<Link, ProgramError> {
+        let mut programs = self.lock();
+        let held: Box<dyn Send> = match loaded.way {
+            Way::TpBtf { program, .. } => {
+                let program: &mut BtfTracePoint = find(&mut programs, program)?.try_into()?;
+                let id = program.attach()?;
+                Box::new(program.take_link(id)?)
+            }
+            Way::RawTracepoint { program, tracepoint } => {
+                let program: &mut RawTracePoint = find(&mut programs, program)?.try_into()?;
+                let id = program.attach(tracepoint)?;
+                Box::new(program.take_link(id)?)
+            }
+            Way::Tracepoint { .. } | Way::CgroupSkb { .. } => return Err(ProgramError::UnexpectedProgramType),
+        };
+        Ok(Link { _held: held })
+    }
+
     /// Names of the programs that run, by the kernel's ids. The kernel itself keeps 15 characters of a name.
     pub(super) fn names(&self) -> BTreeMap<u32, String> {
         let programs = self.lock();
@@ -240,6 +289,23 @@ impl Running {
             log.flush();
         }
     }
+}
+
+/// What the first of `ways` makes that the kernel accepts.
+fn first_of<T>(ways: &[Way], step: &str, attempt: impl Fn(Way) -> Result<T, ProgramError>) -> Result<T, LoadError> {
+    let mut refused = Vec::new();
+    for way in ways {
+        match attempt(*way) {
+            Ok(made) => return Ok(made),
+            Err(error) => refused.push((way.tier(), error)),
+        }
+    }
+    // The last way asks least: when it lacks the right, so do all.
+    if refused.last().is_some_and(|(_, error)| errno(error) == Some(libc::EPERM)) {
+        return Err(LoadError::NotPermitted { step: step.to_owned() });
+    }
+    let why: Vec<String> = refused.iter().map(|(tier, error)| format!("{tier}: {}", shortened(error))).collect();
+    Err(LoadError::Failed { step: step.to_owned(), why: why.join("; ") })
 }
 
 fn find<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program, ProgramError> {

@@ -1,4 +1,4 @@
-//! Needs that do more than look: single probes, series of them, armed traces.
+//! Needs that do more than look: single probes, series of them, armed traces, tags that follow packets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,8 +7,10 @@ use netdiag_common::observation::Observation;
 use netdiag_common::observation::probe::ProbeRequest;
 use netdiag_common::observation::series::dns::DnsAsking;
 use netdiag_common::observation::series::{Probe, SeriesRequest};
+use netdiag_common::observation::tag::TagRequest;
 use netdiag_common::observation::trace::TraceRequest;
 use netdiag_common::{Need, Netns};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +24,7 @@ use crate::reader::on_thread;
 /// How long before its deadline a series ends: connections say goodbye, and the result has to be put together and sent. Of
 /// shorter deadlines it is a third.
 const SERIES_MARGIN: Duration = Duration::from_secs(1);
-/// How long before its deadline a trace ends: its packets have to be put together and sent.
+/// How long before its deadline a trace or a tag ends: its packets have to be put together and sent.
 const TRACE_MARGIN: Duration = Duration::from_millis(500);
 /// Names end up in a log.
 const MAX_LOGGED: usize = 128;
@@ -68,7 +70,6 @@ impl Readings {
         Ok(Some(Observation::Series(result)))
     }
 
-    /// Ends early enough to tell what was seen before `deadline`, and with its request when nobody waits any more.
     pub(super) async fn trace(
         &self,
         need: &Need,
@@ -77,23 +78,32 @@ impl Readings {
         budget: Duration,
     ) -> Result<Option<Observation>, Failure> {
         let place = self.traces.admit(request)?;
-        let over = CancellationToken::new();
-        let _ends_with_this = over.clone().drop_guard();
         let job = self.job(need);
         let (traces, request) = (Arc::clone(&self.traces), request.clone());
-        let until = deadline.into_std().checked_sub(TRACE_MARGIN).unwrap_or_else(std::time::Instant::now);
-        let answer = on_thread(place, move || {
+        let record = attend(place, deadline, budget, move |until, is_over| {
             let pod = job.pod()?;
             let netns = job.enter(pod.as_ref())?;
             let mut beyond = job.beyond();
             let owner = &mut |number| beyond.owner(number);
-            traces.run(&netns, &request, until, &|| over.is_cancelled(), owner)
-        })?;
-        match timeout_at(deadline, answer).await {
-            Err(_) => Err(late(budget)),
-            Ok(Err(_)) => Err(Failure::Panicked),
-            Ok(Ok(record)) => Ok(Some(Observation::Trace(record?))),
-        }
+            traces.run(&netns, &request, until, is_over, owner)
+        });
+        Ok(Some(Observation::Trace(record.await?)))
+    }
+
+    /// Follows the packets of one connection.
+    pub(super) async fn tagged(
+        &self,
+        request: &TagRequest,
+        deadline: Instant,
+        budget: Duration,
+    ) -> Result<Option<Observation>, Failure> {
+        let place = self.tags.admit(request)?;
+        let (tags, host, attribution) = (Arc::clone(&self.tags), self.host.clone(), Arc::clone(&self.attribution));
+        let request = request.clone();
+        let tagged = attend(place, deadline, budget, move |until, is_over| {
+            tags.run(&host, &attribution, &request, until, is_over)
+        });
+        Ok(Some(Observation::Tagged(tagged.await?)))
     }
 
     /// Whether the namespace that was asked about is no pod's any more.
@@ -138,6 +148,25 @@ impl Job {
             }
         }
         Ok(Place { netns: self.open()?, node: self.host.netns.clone(), resolver, unseen })
+    }
+}
+
+/// Runs what waits for packets on a thread of its own: until it is early enough before `deadline` to tell what was seen, or until
+/// nobody waits for the answer any more.
+async fn attend<T: Send + 'static>(
+    place: OwnedSemaphorePermit,
+    deadline: Instant,
+    budget: Duration,
+    work: impl FnOnce(std::time::Instant, &dyn Fn() -> bool) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let over = CancellationToken::new();
+    let _ends_with_this = over.clone().drop_guard();
+    let until = deadline.into_std().checked_sub(TRACE_MARGIN).unwrap_or_else(std::time::Instant::now);
+    let answer = on_thread(place, move || work(until, &|| over.is_cancelled()))?;
+    match timeout_at(deadline, answer).await {
+        Err(_) => Err(late(budget)),
+        Ok(Err(_)) => Err(Failure::Panicked),
+        Ok(Ok(found)) => found,
     }
 }
 

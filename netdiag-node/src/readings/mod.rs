@@ -34,6 +34,7 @@ use crate::probe::series::{AllowList, Engine};
 use crate::reader::on_thread;
 use crate::samples::Samples;
 use crate::shed::{Budget, Shedding};
+use crate::tag::Tags;
 use crate::trace::Traces;
 use crate::watch::Watch;
 use crate::{clock, neighbours, preflight};
@@ -58,6 +59,7 @@ pub struct Readings {
     engine: Engine,
     traces: Arc<Traces>,
     mesh: Arc<Mesh>,
+    tags: Arc<Tags>,
 }
 
 impl Readings {
@@ -77,8 +79,10 @@ impl Readings {
         for program in &programs {
             tracing::info!(name = program.name, ok = program.ok, detail = program.detail, "kernel program");
         }
+        programs.push(kernel.tag_check());
         programs.push(flows.check.clone());
         let checks = preflight::Fixed::read(&host, programs);
+        let tags = Arc::new(Tags::new(Arc::clone(&owners)));
         let shedding = Arc::new(Shedding::new(budget, host.proc.clone()));
         let watch = Arc::new(Watch::new(owners, kernel, libraries, shedding));
         Self {
@@ -95,6 +99,7 @@ impl Readings {
             probes: Arc::new(Semaphore::new(MAX_PROBES)),
             engine: Engine::new(AllowList::default(), false),
             traces: Arc::new(Traces::new(false)),
+            tags,
         }
     }
 
@@ -150,6 +155,8 @@ impl Readings {
                 }
                 Topic::Series(request) => self.series(need, request, deadline, budget).await,
                 Topic::Trace(request) => self.trace(need, request, deadline, budget).await,
+                Topic::Tagged(request) => self.tagged(request, deadline, budget).await,
+                Topic::Tags => Ok(Some(Observation::Tags(self.tags.armed()))),
                 _ => self.passive(need, deadline, budget, certificate_expires).await,
             },
         };
@@ -323,7 +330,9 @@ impl Job {
             | Topic::Probe(_)
             | Topic::Series(_)
             | Topic::Mesh(_)
-            | Topic::Trace(_) => {
+            | Topic::Trace(_)
+            | Topic::Tagged(_)
+            | Topic::Tags => {
                 unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
             }
         };

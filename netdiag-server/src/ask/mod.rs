@@ -302,7 +302,7 @@ fn out_of_time(need: &Need) -> Gap {
 /// A need that a recorded source does not hold.
 pub fn not_recorded(need: &Need) -> Gap {
     let how = match need.topic {
-        Topic::Probe(_) | Topic::Series(_) | Topic::Mesh(_) | Topic::Trace(_) => {
+        Topic::Probe(_) | Topic::Series(_) | Topic::Mesh(_) | Topic::Trace(_) | Topic::Tagged(_) | Topic::Tags => {
             "probe while the cluster is there; a bundle cannot send packets"
         }
         _ => "record the bundle again while the agent of that node answers",

@@ -88,6 +88,8 @@ pub fn need_in_words(need: &Need, cluster: Option<&Cluster>) -> String {
         Topic::Mesh(_) => format!("continuous probes from {place}"),
         Topic::Fate(request) => format!("fate of {} in {place}", request.words()),
         Topic::Trace(request) => format!("trace of {} in {place}", request.tuple),
+        Topic::Tagged(request) => format!("the way of {} on {place}", request.tuple),
+        Topic::Tags => format!("armed tags on {place}"),
     }
 }
 
@@ -146,5 +148,7 @@ fn value_in_words(value: &Observation) -> String {
         Observation::Mesh(report) => format!("{} rounds of probes", report.rounds.len()),
         Observation::Fate(fate) => format!("{} possible ways", fate.outcome.paths.len()),
         Observation::Trace(record) => format!("{} packets traced", record.packets.len()),
+        Observation::Tagged(tagged) => format!("seen at {} points", tagged.accounts.kept),
+        Observation::Tags(tags) => format!("{} tags", tags.len()),
     }
 }

@@ -240,6 +240,9 @@ fn is_left_behind(error: &reqwest::Error) -> bool {
     error.is_request() && !error.is_connect() && !error.is_timeout()
 }
 
+/// What an agent may take to load its programs for a tag: a second, and more on a busy node.
+const LOADING: Duration = Duration::from_secs(5);
+
 /// How long a batch may take: probes and traces run side by side, so the longest one decides.
 fn patience(needs: &[Need]) -> Duration {
     let probes = needs.iter().filter_map(|need| match &need.topic {
@@ -252,6 +255,8 @@ fn patience(needs: &[Need]) -> Duration {
             Some(Duration::from_millis(longest) + SERIES)
         }
         Topic::Trace(request) => Some(Duration::from_secs(u64::from(request.seconds))),
+        // The first one waits until the programs are loaded.
+        Topic::Tagged(request) => Some(Duration::from_secs(u64::from(request.seconds)) + LOADING),
         _ => None,
     });
     PASSIVE + probes.max().unwrap_or_default()

@@ -59,7 +59,7 @@ fn note(seen: &mut HashMap<GroupKey, Seen>, limit: usize, key: GroupKey, hook: H
 }
 
 /// The hook of a stack whose innermost function is one of netfilter's: the first caller that runs a hook.
-pub(super) fn of_stack<'a>(stack: impl Iterator<Item = &'a str>) -> Option<Hook> {
+pub(in crate::kernel) fn of_stack<'a>(stack: impl Iterator<Item = &'a str>) -> Option<Hook> {
     let mut functions = stack.peekable();
     functions.next_if(|function| is_netfilter(function))?;
     functions.find_map(caller)

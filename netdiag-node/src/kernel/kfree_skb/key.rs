@@ -193,7 +193,7 @@ pub(super) fn translation(exemplar: &Exemplar) -> Option<Translation> {
     })
 }
 
-pub(super) fn address(version: u8, bytes: [u8; 16]) -> IpAddr {
+pub(in crate::kernel) fn address(version: u8, bytes: [u8; 16]) -> IpAddr {
     match version {
         4 => Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into(),
         _ => Ipv6Addr::from(bytes).into(),

@@ -7,8 +7,8 @@ mod answer;
 mod counted;
 mod exemplar;
 mod export;
-mod hook;
-mod key;
+pub(super) mod hook;
+pub(super) mod key;
 mod names;
 mod tables;
 
