@@ -19,6 +19,7 @@ mod sample;
 pub mod compact;
 pub mod drift;
 pub mod explain;
+pub mod followed;
 pub mod markdown;
 pub mod mesh;
 pub mod observe;

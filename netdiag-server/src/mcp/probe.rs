@@ -43,6 +43,8 @@ struct Input {
     #[serde(default)]
     source_port: u16,
     #[serde(default)]
+    follow: bool,
+    #[serde(default)]
     detail: String,
 }
 
@@ -64,6 +66,7 @@ pub fn tool() -> Tool {
             "server_name": {"type": "string", "default": "", "description": "http and tls: SNI, and the name that the certificate must have"},
             "server": {"type": "string", "default": "", "description": "dns: ADDRESS[:PORT], service/NAMESPACE/NAME, or each for every server of the cluster's DNS; without it, as a program of the pod asks"},
             "source_port": {"type": "integer", "minimum": 0, "maximum": 65535, "default": 0, "description": "tcp and udp: every attempt from this port; finds stale entries of connection tracking"},
+            "follow": {"type": "boolean", "default": false, "description": "tcp, udp, raw, and dns to a server: the nodes' kernels follow each attempt, up to 5, until one fails, and tell its way: translations, nodes, and where and by what it was dropped. Takes 8 s each"},
             "detail": {"type": "string", "enum": ["summary", "full"], "default": "summary", "description": "full adds single attempts and histograms"}
         }
     });
@@ -72,7 +75,7 @@ pub fn tool() -> Tool {
         "Send probes as a pod would",
         "Sends TCP, HTTP, DNS, TLS, UDP or ICMP probes from a pod's own network namespace and tells what came of them: by class, \
          errno, stage, time and who said so; per endpoint with exact chances. Use it after diagnose to see the symptom itself, \
-         kind ladder to find the first rung that fails, kind matrix to compare neighbours. It sends packets and needs the right to.",
+         kind ladder to find the first rung that fails, kind matrix to compare neighbours. With follow, what became of the packet on every node. It sends packets and needs the right to.",
         input,
         schema::of::<ProbeAnswer>(answer::PROBE_SCHEMA),
     )
@@ -106,6 +109,7 @@ fn request(input: &Input) -> ProbeRequest {
     request.family = input.family;
     request.count = Some(input.count).filter(|count| *count > 0);
     request.timeout_ms = Some(input.timeout_ms).filter(|timeout| *timeout > 0);
+    request.follow = input.follow;
     request.options = Options {
         path: text(&input.path),
         https: input.https,

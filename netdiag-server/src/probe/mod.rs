@@ -1,9 +1,11 @@
 //! Active probes: what is sent from which namespace to which address, and what came of it, counted exactly.
 //!
-//! [`plan`] is pure; [`run`] asks the agents, which send: see `observation::series` for their words and limits.
+//! [`plan`] is pure; [`run`] asks the agents, which send: see `observation::series` for their words and limits. What is to be
+//! followed is sent attempt by attempt, by [`crate::followed`].
 
 pub mod conclude;
 pub mod endpoints;
+mod follow;
 pub mod ladder;
 pub mod matrix;
 pub(crate) mod plan;
@@ -14,6 +16,7 @@ pub mod stats;
 pub mod tally;
 mod words;
 
+pub use follow::MAX_FOLLOWED;
 pub use plan::{Aim, Goal, MAX_REQUEST_MS, Plan, PlanError, Shot, namespace_of, plan, words_of};
 pub use rights::{NoRight, Rights};
 pub use run::{Probed, RunError, Sender, Series, run};

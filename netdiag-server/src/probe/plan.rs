@@ -10,6 +10,7 @@ use netdiag_common::observation::series::{
 };
 use netdiag_common::{Need, Netns, Tier, Topic, Window};
 
+use super::follow::{self, MAX_FOLLOWED, MAX_FOLLOWED_MS};
 use super::shots;
 use super::words::{Kind, ProbeRequest};
 use crate::evidence::Cluster;
@@ -69,6 +70,8 @@ pub enum PlanError {
     Limit { what: &'static str, given: u64, least: u64, most: u64 },
     #[error("{what} {given:?} is not understood: use {wanted}")]
     Word { what: &'static str, given: String, wanted: &'static str },
+    #[error("{kind} cannot be followed: tcp, udp and raw packets with ports can, and dns that asks one server by UDP")]
+    NotFollowed { kind: Kind },
     #[error("this would take up to {seconds} s, and one request may take {} s: lower the count, the interval or the timeout", MAX_REQUEST_MS / 1_000)]
     TooLong { seconds: u64 },
 }
@@ -145,6 +148,9 @@ pub fn plan(request: &ProbeRequest, cluster: &Cluster) -> Result<Plan, PlanError
         plan.path = Some(resolve(from, target.clone(), request, cluster)?);
     }
     plan.aim = aim(&plan, goal, cluster)?;
+    if request.follow && !follow::is_possible(&plan.aim, request) {
+        return Err(PlanError::NotFollowed { kind: request.kind });
+    }
     Ok(plan)
 }
 
@@ -274,6 +280,11 @@ fn within_limits(request: &ProbeRequest) -> Result<(), PlanError> {
     limit("the count of attempts", request.count().into(), MAX_SERIES_ATTEMPTS.into())?;
     limit("the timeout in milliseconds", request.timeout_ms().into(), MAX_ATTEMPT_TIMEOUT_MS.into())?;
     limit("the number of attempts at one time", request.parallel.into(), MAX_SERIES_PARALLEL.into())?;
+    if request.follow {
+        limit("the count of attempts that are followed", request.count().into(), MAX_FOLLOWED.into())?;
+        limit("the timeout of an attempt that is followed", request.timeout_ms().into(), MAX_FOLLOWED_MS.into())?;
+        limit("the number of attempts that are followed at one time", request.parallel.into(), 1)?;
+    }
     // What an attempt takes nobody knows before; intervals are kept.
     let milliseconds = request.interval_us.saturating_mul(request.count().into()) / 1_000;
     if milliseconds > MAX_REQUEST_MS {

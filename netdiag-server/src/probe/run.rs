@@ -20,6 +20,7 @@ use super::words::Kind;
 use crate::ask::Source;
 use crate::ask::step::need_in_words;
 use crate::evidence::Cluster;
+use crate::followed::Followed;
 use crate::path::Client;
 
 /// What a lookup waits for, as resolvers do by themselves.
@@ -47,6 +48,8 @@ pub struct Probed {
 pub struct Series {
     pub to: String,
     pub tally: Tally,
+    /// The way of the last attempt, where it was to be followed.
+    pub followed: Option<Followed>,
 }
 
 /// Why nothing was sent.
@@ -105,6 +108,12 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
         }
     };
     let plan = &probed.plan;
+    if plan.request.follow {
+        let (series, gaps) = sender.follow(plan, &shots).await;
+        probed.series.extend(series);
+        probed.gaps.extend(gaps);
+        return Ok(probed);
+    }
     let schedule = plan::schedule(&plan.request, 1);
     let wish = |shot| Wish { client: plan.client.clone(), shot, schedule };
     let wishes: Vec<Wish> = shots.into_iter().map(wish).collect();
@@ -208,12 +217,12 @@ impl<S: Source, R: Rights> Sender<'_, S, R> {
                 let why = if open.is_dead { open.tally.untried_because.clone() } else { over() };
                 open.tally.join(Tally::none(open.left, &why), 0);
             }
-            Series { to: wish.shot.to.clone(), tally: open.tally }
+            Series { to: wish.shot.to.clone(), tally: open.tally, followed: None }
         });
         (series.collect(), gaps)
     }
 
-    fn request(&self, plan: &Plan, wish: &Wish, count: u32) -> SeriesRequest {
+    pub(super) fn request(&self, plan: &Plan, wish: &Wish, count: u32) -> SeriesRequest {
         SeriesRequest {
             probe: wish.shot.probe.clone(),
             count,
@@ -225,7 +234,13 @@ impl<S: Source, R: Rights> Sender<'_, S, R> {
         }
     }
 
-    fn read(&self, need: &Need, reading: Option<&Reading<Observation>>, count: u32) -> Result<Tally, Box<Gap>> {
+    /// What one agent told of `count` attempts.
+    pub(super) fn read(
+        &self,
+        need: &Need,
+        reading: Option<&Reading<Observation>>,
+        count: u32,
+    ) -> Result<Tally, Box<Gap>> {
         let what = || need_in_words(need, Some(&self.cluster));
         let strange = |why: &str| {
             Box::new(Gap {
@@ -255,7 +270,7 @@ impl<S: Source, R: Rights> Sender<'_, S, R> {
     }
 }
 
-fn over() -> String {
+pub(super) fn over() -> String {
     format!("the {} s of one request were over", MAX_REQUEST_MS / 1_000)
 }
 

@@ -37,6 +37,9 @@ pub struct ProbeRequest {
     /// SO_MARK.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<u32>,
+    /// One attempt after the other, each followed by the kernels of the nodes on its way, until one fails.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follow: bool,
     #[serde(default)]
     pub options: Options,
 }
@@ -199,6 +202,9 @@ pub enum Segment {
     Echo,
 }
 
+/// A neighbour that does not answer is told after 3.1 s; longer than that a tag need not stay.
+const FOLLOWED_TIMEOUT_MS: u32 = 3_500;
+
 fn one() -> u16 {
     1
 }
@@ -222,18 +228,20 @@ impl ProbeRequest {
             parallel: 1,
             uid: None,
             mark: None,
+            follow: false,
             options: Options::default(),
         }
     }
 
     pub fn count(&self) -> u32 {
-        self.count.unwrap_or_else(|| self.kind.usual_count())
+        self.count.unwrap_or_else(|| if self.follow { 1 } else { self.kind.usual_count() })
     }
 
     pub fn timeout_ms(&self) -> u32 {
         let of_duration = |duration: u32| duration.saturating_add(5_000);
         self.timeout_ms.unwrap_or_else(|| match (self.kind, self.options.duration_ms) {
             (Kind::Throughput, Some(duration)) => of_duration(duration),
+            _ if self.follow => FOLLOWED_TIMEOUT_MS,
             _ => self.kind.usual_timeout_ms(),
         })
     }

@@ -289,7 +289,7 @@ fn transport(
 }
 
 impl Place {
-    pub(super) fn need(&self, topic: Topic) -> Need {
+    pub(crate) fn need(&self, topic: Topic) -> Need {
         match &self.netns {
             Netns::Host => Need::host(&self.node, topic),
             Netns::Pod(uid) => Need::pod(&self.node, uid, topic),

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::followed::{self, FollowedEntry};
 use super::{NotSeen, not_seen};
 use crate::probe::ladder::Ladder;
 use crate::probe::matrix::Matrix;
@@ -67,6 +68,9 @@ pub struct SeriesEntry {
     pub tally: Tally,
     /// What one attempt learnt, in words: a failed one, else the last.
     pub details: Vec<Detail>,
+    /// The way of the last attempt, when it was to be followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed: Option<FollowedEntry>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -107,6 +111,7 @@ fn entry(series: &Series, probed: &Probed) -> SeriesEntry {
         endpoints: String::new(),
         tally: series.tally.clone(),
         details: words::details(&series.tally, &probed.cluster),
+        followed: series.followed.as_ref().map(|way| followed::entry(way, &probed.cluster)),
     };
     entry.judge();
     entry
@@ -120,6 +125,9 @@ impl SeriesEntry {
             () => ProbeStatus::Unknown,
         };
         self.verdict = words::verdict(&self.tally);
+        if let (ProbeStatus::Failed, Some(followed)) = (self.status, &self.followed) {
+            self.verdict.push_str(&format!("; {}", followed.way));
+        }
         self.endpoints = endpoints::sentence(&self.tally.endpoints).unwrap_or_default();
     }
 }
@@ -133,6 +141,7 @@ impl ProbeAnswer {
                 Some(known) => {
                     known.tally.join(series.tally, later_us);
                     known.details = series.details;
+                    known.followed = series.followed.or(known.followed.take());
                     known.judge();
                 }
                 None => self.series.push(series),
@@ -198,4 +207,4 @@ impl ProbeAnswer {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

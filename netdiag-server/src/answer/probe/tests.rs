@@ -1,13 +1,16 @@
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use netdiag_common::observation::Observation;
+use netdiag_common::forwarding::conntrack::Direction;
+use netdiag_common::observation::rules::Hook;
 use netdiag_common::observation::series::{
     FailureClass, IcmpError, Probe, ProbeFailure, ProbeReport, ProbeStage, SeriesAttempt, SeriesRequest, SeriesResult,
     TcpReport,
 };
-use netdiag_common::{Need, Netns, Reading, Topic};
+use netdiag_common::observation::tag::{TagAccounts, TagEvent, TagPoint, TagTuple, Tagged};
+use netdiag_common::observation::{Observation, Owner};
+use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
 use serde_json::{Value, json};
 
 use super::*;
@@ -22,12 +25,14 @@ struct Agents {
     cluster: Arc<Cluster>,
     /// Targets that fail, and as what; by source (a pod's UID or a node) and target, either of them `*`.
     broken: BTreeMap<(&'static str, &'static str), FailureClass>,
+    /// Tags that were asked for.
+    armed: Mutex<Vec<TagTuple>>,
 }
 
 const NOW: &str = "2026-01-01T12:00:00Z";
 const VIP: &str = "10.96.0.80:80";
 
-fn world() -> Arc<Cluster> {
+pub(crate) fn world() -> Arc<Cluster> {
     let node = |name: &str, address: &str| {
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
             "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
@@ -120,6 +125,59 @@ impl Agents {
     }
 }
 
+impl Agents {
+    /// Node n1 drops what its client sends; node n2 cannot follow packets.
+    fn tagged(&self, node: &str, topic: &Topic) -> Reading<Observation> {
+        let at = NOW.parse().expect("a time");
+        let value = match topic {
+            Topic::Tags => Observation::Tags(self.armed.lock().expect("nobody panicked").clone()),
+            Topic::Tagged(request) if node == "n1" => {
+                self.armed.lock().expect("nobody panicked").push(request.tuple);
+                let stop = TagPoint::Dropped {
+                    reason: "NETFILTER_DROP".to_owned(),
+                    function: "nft_do_chain".to_owned(),
+                    hook: Some(Hook::Prerouting),
+                };
+                let client = Owner::Pod { uid: "client".to_owned() };
+                let way = [(client, TagPoint::Sent), (Owner::Host, TagPoint::Received), (Owner::Host, stop)];
+                let event = |(netns, point)| TagEvent {
+                    at_ns: 0,
+                    netns,
+                    ifindex: 2,
+                    interface: Some("eth0".to_owned()),
+                    point,
+                    direction: Direction::Original,
+                    source: request.tuple.source.expect("a source"),
+                    destination: request.tuple.destination,
+                    source_port: request.tuple.source_port.expect("a port"),
+                    destination_port: 80,
+                    protocol_number: 6,
+                    ttl: 64,
+                    tcp_flags: 2,
+                    length: 60,
+                    sequence: 9,
+                };
+                let events: Vec<TagEvent> = way.into_iter().map(event).collect();
+                let accounts = TagAccounts { seen: 3, kept: 3, ..TagAccounts::default() };
+                Observation::Tagged(Tagged { armed: at, disarmed: at, events, accounts, unseen: Vec::new() })
+            }
+            Topic::Tagged(_) => {
+                let gap = Gap {
+                    what: "the way of a packet".to_owned(),
+                    node: Some(node.to_owned()),
+                    reason: GapReason::Kernel,
+                    why: "this kernel has no tracepoint".to_owned(),
+                    remedy: "use a newer one".to_owned(),
+                };
+                return Reading::Unavailable { gap };
+            }
+            Topic::Fate(_) => return Reading::Absent { at },
+            other => panic!("{other:?} is not asked for"),
+        };
+        Reading::Seen { value, at }
+    }
+}
+
 impl Source for Agents {
     async fn cluster(&self) -> Result<Arc<Cluster>, SourceError> {
         Ok(self.cluster.clone())
@@ -127,7 +185,10 @@ impl Source for Agents {
 
     async fn gather(&self, needs: Vec<Need>, _: Instant) -> Vec<(Need, Reading<Observation>)> {
         let answer = |need: Need| {
-            let Topic::Series(request) = &need.topic else { panic!("only series are asked for") };
+            let request = match &need.topic {
+                Topic::Series(request) => request,
+                other => return (need.clone(), self.tagged(&need.node, other)),
+            };
             let place = match &need.netns {
                 Netns::Host => need.node.clone(),
                 Netns::Pod(uid) => uid.clone(),
@@ -148,10 +209,14 @@ impl Source for Agents {
 }
 
 async fn asked(kind: Kind, count: u32, broken: &[((&'static str, &'static str), FailureClass)]) -> ProbeAnswer {
-    let agents = Agents { cluster: world(), broken: broken.iter().copied().collect() };
     let request =
         ProbeRequest { count: Some(count), ..ProbeRequest::new(kind, "pod/shop/client", "service/shop/web:80") };
-    let plan = probe::plan(&request, &agents.cluster).expect("a plan");
+    asked_for(&request, broken).await
+}
+
+async fn asked_for(request: &ProbeRequest, broken: &[((&'static str, &'static str), FailureClass)]) -> ProbeAnswer {
+    let agents = Agents { cluster: world(), broken: broken.iter().copied().collect(), armed: Mutex::default() };
+    let plan = probe::plan(request, &agents.cluster).expect("a plan");
     let sender = Sender { source: &agents, cluster: agents.cluster.clone(), rights: &Unchecked, asked_by: None };
     build(&probe::run(&sender, plan).await.expect("results"), agents.now())
 }
@@ -206,4 +271,39 @@ async fn an_answer_follows_its_schema_and_comes_back_as_it_was() {
     let schema = crate::answer::schema::of::<ProbeAnswer>(PROBE_SCHEMA);
     jsonschema::validate(&schema, &value).expect("as the schema says");
     assert_eq!(serde_json::from_value::<ProbeAnswer>(value).expect("an answer"), answer);
+}
+
+#[tokio::test]
+async fn what_was_followed_to_its_drop_is_told_with_what_could_not_be_seen() {
+    let mut request = ProbeRequest::new(Kind::Tcp, "pod/shop/client", "service/shop/web:80");
+    (request.follow, request.count) = (true, Some(3));
+    let answer = asked_for(&request, &[(("*", "10.244.1.4:8080"), FailureClass::Silence)]).await;
+    assert_eq!(
+        (answer.status, answer.series[0].tally.made),
+        (ProbeStatus::Failed, 1),
+        "it ends with the first that fails"
+    );
+    let followed = answer.series[0].followed.clone().expect("a way");
+    assert_eq!(followed.way, "sent from n1 → dropped on n1 by NETFILTER_DROP at nft_do_chain in prerouting");
+    assert!(answer.verdict.ends_with(&followed.way), "{}", answer.verdict);
+    let dropped = followed.dropped.clone().expect("a drop");
+    assert_eq!((dropped.node.as_str(), dropped.place.as_str()), ("n1", "node"));
+    assert_eq!(answer.not_seen.len(), 1, "{:?}", answer.not_seen);
+    assert_eq!((answer.not_seen[0].node.as_str(), answer.not_seen[0].remedy.as_str()), ("n2", "use a newer one"));
+    let text = answer.text(Paint::Plain);
+    assert!(text.contains("pod shop/client eth0: sent"), "{text}");
+    let value: Value = serde_json::to_value(&answer).expect("JSON");
+    jsonschema::validate(&crate::answer::schema::of::<ProbeAnswer>(PROBE_SCHEMA), &value).expect("as the schema says");
+}
+
+#[test]
+fn what_has_no_ports_cannot_be_followed() {
+    let world = world();
+    let mut request = ProbeRequest::new(Kind::Icmp, "pod/shop/client", "pod/shop/web-2");
+    request.follow = true;
+    let refused = probe::plan(&request, &world).expect_err("an echo has no port");
+    assert!(refused.to_string().starts_with("icmp cannot be followed: tcp, udp"), "{refused}");
+    (request.kind, request.to, request.count) = (Kind::Tcp, "pod/shop/web-2:8080".to_owned(), Some(6));
+    let refused = probe::plan(&request, &world).expect_err("too many");
+    assert!(refused.to_string().contains("followed is 6: use 1 to 5"), "{refused}");
 }

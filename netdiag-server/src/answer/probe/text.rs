@@ -94,6 +94,13 @@ impl SeriesEntry {
         for detail in &self.details {
             page.line(&detail.label, &detail.text);
         }
+        if let Some(followed) = &self.followed {
+            page.line("way", &followed.way);
+            for step in &followed.steps {
+                let interface = if step.interface.is_empty() { String::new() } else { format!(" {}", step.interface) };
+                page.column("", &step.node, &format!("{}{interface}: {}", step.place, step.what));
+            }
+        }
         if tally.untried > 0 && !tally.untried_because.is_empty() {
             page.line("not tried", &tally.untried_because);
         }

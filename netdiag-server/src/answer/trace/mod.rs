@@ -14,6 +14,8 @@ use crate::trace::{Agreement, Compared, Counted, Direction, Follow, Leg, Place, 
 mod text;
 mod words;
 
+pub(super) use words::stopped;
+
 pub const TRACE_SCHEMA: &str = "netdiag.trace/v1";
 
 /// What `netdiag trace` says.

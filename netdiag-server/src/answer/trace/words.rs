@@ -286,7 +286,8 @@ pub(super) fn end(way: &Way) -> String {
     }
 }
 
-fn stopped(leg: &Leg) -> String {
+/// How a leg ends that goes no further.
+pub(in crate::answer) fn stopped(leg: &Leg) -> String {
     match &leg.path().end {
         End::Delivered => "delivered".to_owned(),
         End::Sent { interface, .. } => format!("sent by {}", self::interface(leg, *interface)),

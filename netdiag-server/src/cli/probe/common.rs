@@ -44,6 +44,9 @@ pub(super) struct Common {
     /// Mark of the packets (SO_MARK)
     #[arg(long, value_name = "MARK")]
     mark: Option<u32>,
+    /// Let the nodes' kernels follow each attempt, one after the other, until one fails: where it was dropped, and by what
+    #[arg(long)]
+    follow: bool,
     #[arg(short, long, value_enum, default_value = "text")]
     output: ShortFormat,
     #[command(flatten)]
@@ -58,7 +61,7 @@ impl Common {
         request.interval_us = self.interval.unwrap_or(0);
         // A timeout beyond all limits is refused with them.
         request.timeout_ms = self.timeout.map(|timeout| u32::try_from(timeout).unwrap_or(u32::MAX));
-        request.options = options;
+        (request.options, request.follow) = (options, self.follow);
         request.parallel = self.parallel.unwrap_or_else(|| request.usual_parallel());
         (request.uid, request.mark) = (self.uid, self.mark);
         Asked { request, output: self.output, source: self.source }

@@ -75,7 +75,9 @@ pub(super) async fn run(
 
 /// Whether parts of it are worth showing, or needed.
 fn is_long(request: &ProbeRequest) -> bool {
-    !matches!(request.kind, Kind::Ladder | Kind::Matrix) && request.count() > first_part(request, true)
+    !request.follow
+        && !matches!(request.kind, Kind::Ladder | Kind::Matrix)
+        && request.count() > first_part(request, true)
 }
 
 /// Of a length that is known by the interval; else so many that one request has time for them when none is answered.

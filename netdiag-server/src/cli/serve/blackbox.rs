@@ -338,6 +338,7 @@ mod tests {
             endpoints: String::new(),
             tally,
             details: Vec::new(),
+            followed: None,
         };
         let page = metrics(&ProbeAnswer {
             schema: String::new(),

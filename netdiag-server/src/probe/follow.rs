@@ -1,0 +1,265 @@
+//! Attempts that kernels follow: one after the other, each from a port that is known before it is sent, until one fails.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use netdiag_common::observation::Protocol;
+use netdiag_common::observation::series::dns::{DnsAsking, DnsTransport};
+use netdiag_common::observation::series::transport::RawSegment;
+use netdiag_common::observation::series::{MAX_SERIES_MS, Probe};
+use netdiag_common::observation::tag::{MAX_TAG_ALTERNATIVES, TagTuple};
+use netdiag_common::{Gap, GapReason, Netns};
+
+use super::plan::{self, Aim, MAX_REQUEST_MS, Plan, Shot};
+use super::rights::Rights;
+use super::run::{Sender, Series, Wish, over};
+use super::tally::Tally;
+use super::words::{Kind, ProbeRequest};
+use crate::ask::Source;
+use crate::evidence::Cluster;
+use crate::evidence::object::ServicePort;
+use crate::followed::{self, Asked, End, Followed};
+use crate::path::{self, Backend, Client};
+use crate::trace::Place;
+
+/// Most attempts of one request that are followed: each keeps a tag armed on every node of its way for some eight seconds.
+pub const MAX_FOLLOWED: u32 = 5;
+/// Longest timeout of one of them, milliseconds: a tag ends after 30 s.
+pub(super) const MAX_FOLLOWED_MS: u64 = 20_000;
+/// Where an attempt's port is chosen: above the ports that Linux gives by itself (ip_local_port_range, 32768 to 60999).
+const FIRST_PORT: u16 = 61_000;
+const PORTS: u16 = 4_000;
+
+/// Whether all that is aimed at has a tuple before it is sent.
+pub(super) fn is_possible(aim: &Aim, request: &ProbeRequest) -> bool {
+    match aim {
+        Aim::Shots(shots) => shots.iter().all(|shot| ends(&shot.probe).is_some()),
+        Aim::Lookup { .. } => matches!(request.kind, Kind::Tcp | Kind::Udp | Kind::Raw),
+        Aim::Service => false,
+    }
+}
+
+/// The protocol of a probe's first packet, and where it goes; none where that is not known before it is sent, or has no port.
+fn ends(probe: &Probe) -> Option<(Protocol, SocketAddr)> {
+    match probe {
+        Probe::Tcp(probe) => Some((Protocol::Tcp, probe.to)),
+        Probe::Udp(probe) => Some((Protocol::Udp, probe.to)),
+        Probe::Raw(probe) => match probe.segment {
+            RawSegment::Tcp { .. } => Some((Protocol::Tcp, probe.to)),
+            RawSegment::Udp => Some((Protocol::Udp, probe.to)),
+            RawSegment::Echo => None,
+        },
+        Probe::Dns(probe) => match probe.asking {
+            DnsAsking::Server { server, transport: DnsTransport::Udp } => Some((Protocol::Udp, server)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The same probe from a port that is known; none for DNS, whose messages have an identifier instead.
+fn from_port(probe: &mut Probe, number: u16) -> Option<u16> {
+    let port = match probe {
+        Probe::Tcp(probe) => &mut probe.source_port,
+        Probe::Udp(probe) => &mut probe.source_port,
+        Probe::Raw(probe) => &mut probe.source_port,
+        _ => return None,
+    };
+    Some(*port.get_or_insert(number))
+}
+
+impl<S: Source, R: Rights> Sender<'_, S, R> {
+    /// Sends to each target until an attempt fails; tells the way of the last one.
+    pub(super) async fn follow(&self, plan: &Plan, shots: &[Shot]) -> (Vec<Series>, Vec<Gap>) {
+        let started = Instant::now();
+        let mut gaps: Vec<Gap> = Vec::new();
+        let mut all = Vec::new();
+        for shot in shots {
+            let mut series = Series { to: shot.to.clone(), tally: Tally::default(), followed: None };
+            for attempt in 0..plan.request.count() {
+                let left = plan.request.count() - attempt;
+                if started.elapsed() > Duration::from_millis(MAX_REQUEST_MS - MAX_SERIES_MS) {
+                    series.tally.join(Tally::none(left, &over()), 0);
+                    break;
+                }
+                let later_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+                let (tally, followed) = self.follow_one(plan, shot).await;
+                let is_last = tally.failed > 0 || tally.made == 0;
+                series.tally.join(tally, later_us);
+                for gap in &followed.gaps {
+                    if !gaps.contains(gap) {
+                        gaps.push(gap.clone());
+                    }
+                }
+                series.followed = Some(followed);
+                if is_last {
+                    break;
+                }
+            }
+            all.push(series);
+        }
+        (all, gaps)
+    }
+
+    async fn follow_one(&self, plan: &Plan, shot: &Shot) -> (Tally, Followed) {
+        let mut shot = shot.clone();
+        // The clock chooses: a connection of the same ports may have been there a moment before.
+        let chosen = u16::try_from(self.source.now().as_microsecond().rem_euclid(PORTS.into())).unwrap_or_default();
+        let port = from_port(&mut shot.probe, FIRST_PORT + chosen);
+        let Some((protocol, to)) = ends(&shot.probe) else {
+            let why = "it has no ports by which it could be followed";
+            let followed = Followed { steps: Vec::new(), end: End::NotSeen, gaps: Vec::new() };
+            return (Tally::none(1, why), followed);
+        };
+        let schedule = plan::Schedule { count: 1, ..plan::schedule(&plan.request, 1) };
+        let wish = Wish { client: plan.client.clone(), shot, schedule };
+        let request = self.request(plan, &wish, 1);
+        let need = plan::need(&plan.client, request.clone());
+        let asked = asked(&self.cluster, &plan.client, (protocol, to), port);
+        let (reading, mut followed) = followed::follow(self.source, &asked, &request).await;
+        let tally = match self.read(&need, reading.as_ref(), 1) {
+            Ok(tally) => tally,
+            Err(gap) => {
+                let none = Tally::none(1, &gap.why);
+                followed.gaps.push(*gap);
+                none
+            }
+        };
+        if tally.succeeded > 0 && !followed.steps.is_empty() {
+            // Answers to a query from a port that nobody knew before have no tag.
+            followed.end = End::Answered;
+        }
+        if followed.end == End::Lost && !is_known(&self.cluster, to.ip()) {
+            followed.gaps.push(beyond(&followed, to));
+        }
+        (tally, followed)
+    }
+}
+
+/// What to arm where: the packet as it is sent, as it may be translated, and on every node that it may come to.
+fn asked(cluster: &Cluster, client: &Client, (protocol, to): (Protocol, SocketAddr), port: Option<u16>) -> Asked {
+    let own = client.addresses.iter().copied().find(|address| address.is_ipv4() == to.is_ipv4());
+    let source = own.and_then(|own| Some((own, port?)));
+    let tuple = |source: Option<(IpAddr, u16)>, to: SocketAddr| TagTuple {
+        protocol,
+        source: source.map(|(address, _)| address),
+        source_port: source.map(|(_, port)| port),
+        destination: to.ip(),
+        destination_port: Some(to.port()),
+    };
+    let backends = backends(cluster, protocol, to);
+    let mut tuples = vec![tuple(source, to)];
+    // A node may send from another of its addresses, and what leaves for somebody else's is translated on the way.
+    if client.netns == Netns::Host || backends.is_empty() {
+        tuples.push(tuple(None, to));
+    }
+    let mut nodes = vec![client.node.clone()];
+    let owner = cluster.pod_by_address(to.ip()).map(|pod| pod.spec.node_name.clone());
+    nodes.extend(owner.or_else(|| cluster.node_by_address(to.ip()).map(|node| node.metadata.name.clone())));
+    for backend in &backends {
+        let endpoint = SocketAddr::new(backend.address, backend.port);
+        tuples.extend([tuple(source, endpoint), tuple(None, endpoint)]);
+        if tuples.len() <= 1 + MAX_TAG_ALTERNATIVES && !backend.node.is_empty() {
+            nodes.push(backend.node.clone());
+        }
+    }
+    let client = Place { node: client.node.clone(), netns: client.netns.clone() };
+    let mut tuples = once(tuples).into_iter();
+    let tuple = tuples.next().expect("the packet as it is sent");
+    Asked { client, tuple, alternatives: tuples.collect(), nodes: once(nodes) }
+}
+
+/// Each only where it comes first.
+fn once<T: PartialEq>(all: Vec<T>) -> Vec<T> {
+    let mut kept: Vec<T> = Vec::new();
+    for one in all {
+        if !kept.contains(&one) {
+            kept.push(one);
+        }
+    }
+    kept
+}
+
+/// Where a packet to this address may be translated to, those first that get new connections.
+fn backends(cluster: &Cluster, protocol: Protocol, to: SocketAddr) -> Vec<Backend> {
+    let asked = Some((protocol, to.port()));
+    let service = cluster.service_by_address(to.ip()).or_else(|| cluster.service_by_external_address(to.ip(), asked));
+    let found = match service {
+        Some(service) => {
+            let is_it = |port: &&ServicePort| port.protocol.0 == protocol && port.port == to.port();
+            service.spec.ports.iter().find(is_it).map(|port| path::backends(cluster, service, port))
+        }
+        None if cluster.node_by_address(to.ip()).is_some() => cluster
+            .service_by_node_port(protocol, to.port())
+            .map(|(service, port)| path::backends(cluster, service, port)),
+        None => None,
+    };
+    let mut backends = found.unwrap_or_default();
+    backends.retain(|backend| backend.address.is_ipv4() == to.is_ipv4());
+    backends.sort_by_key(|backend| !backend.ready);
+    backends
+}
+
+fn is_known(cluster: &Cluster, address: IpAddr) -> bool {
+    cluster.pod_by_address(address).is_some()
+        || cluster.node_by_address(address).is_some()
+        || cluster.service_by_address(address).is_some()
+}
+
+fn beyond(followed: &Followed, to: SocketAddr) -> Gap {
+    let last = followed.steps.last().map(|step| step.node.clone());
+    Gap {
+        what: "the packet's way beyond the cluster".to_owned(),
+        why: format!("{} belongs to no pod, node or Service, so no agent is there", to.ip()),
+        node: last,
+        reason: GapReason::NoAgent,
+        remedy: "netdiag probe path to the same address shows the hops on the way".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answer::probe::tests::world;
+    use crate::question::Origin;
+
+    fn asked_to(to: &str) -> Asked {
+        let world = world();
+        let from = Origin::Pod { namespace: "shop".to_owned(), name: "client".to_owned() };
+        let client = plan::client(&from, &world).expect("a client");
+        asked(&world, &client, (Protocol::Tcp, to.parse().expect("an address")), Some(61_000))
+    }
+
+    #[test]
+    fn a_service_is_followed_to_each_endpoint_and_behind_a_masquerade() {
+        let asked = asked_to("10.96.0.80:80");
+        assert_eq!(asked.tuple.to_string(), "tcp 10.244.1.2 port 61000 → 10.96.0.80 port 80");
+        let others: Vec<String> = asked.alternatives.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            others,
+            [
+                "tcp 10.244.1.2 port 61000 → 10.244.1.4 port 8080",
+                "tcp anywhere → 10.244.1.4 port 8080",
+                "tcp 10.244.1.2 port 61000 → 10.244.2.5 port 8080",
+                "tcp anywhere → 10.244.2.5 port 8080",
+            ]
+        );
+        assert_eq!(asked.nodes, ["n1", "n2"]);
+    }
+
+    #[test]
+    fn a_node_port_leads_over_the_node_that_is_asked() {
+        let asked = asked_to("172.30.0.12:30080");
+        assert_eq!((asked.alternatives.len(), asked.nodes), (4, vec!["n1".to_owned(), "n2".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_nobodys_is_followed_as_far_as_there_are_agents() {
+        let asked = asked_to("203.0.113.7:443");
+        let others: Vec<String> = asked.alternatives.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            (others, asked.nodes),
+            (vec!["tcp anywhere → 203.0.113.7 port 443".to_owned()], vec!["n1".to_owned()])
+        );
+    }
+}
