@@ -5,9 +5,12 @@
 //! → the world is well again.
 
 mod asker;
+#[path = "../../../netdiag-node/tests/signatures/attach.rs"]
+mod attach;
 mod case;
 mod client;
 mod drifted;
+mod followed;
 mod meshed;
 mod observed;
 mod patterned;
@@ -43,8 +46,8 @@ struct Subject {
     run: fn(&str, ProxyMode, bool) -> Result<Vec<String>>,
 }
 
-const SUBJECTS: [Subject; 5] =
-    [traced::SUBJECT, drifted::SUBJECT, probed::SUBJECT, patterned::SUBJECT, meshed::SUBJECT];
+const SUBJECTS: [Subject; 6] =
+    [traced::SUBJECT, drifted::SUBJECT, probed::SUBJECT, followed::SUBJECT, patterned::SUBJECT, meshed::SUBJECT];
 
 #[derive(Args)]
 pub(crate) struct Arguments {

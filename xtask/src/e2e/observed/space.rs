@@ -19,7 +19,7 @@ use crate::command;
 pub(super) const ONE_RETRY: Duration = Duration::from_millis(1_500);
 
 /// A network namespace.
-pub(super) struct Space {
+pub(in crate::e2e) struct Space {
     handle: OwnedFd,
     /// A pod's, in the cgroup v2 tree: agents hear DNS only from sockets that were made in it.
     group: Option<PathBuf>,
@@ -29,12 +29,12 @@ pub(super) struct Space {
 const TREES: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 
 impl Space {
-    pub(super) fn of_pod(cluster: &Cluster, namespace: &str, pod: &str) -> Result<Self> {
+    pub(in crate::e2e) fn of_pod(cluster: &Cluster, namespace: &str, pod: &str) -> Result<Self> {
         let pid = cluster.pod_pid(namespace, pod)?;
         Ok(Self { group: Some(group_of(&pid)?), ..Self::open(Path::new(&format!("/proc/{pid}/ns/net")))? })
     }
 
-    pub(super) fn of_node(cluster: &Cluster, node: &str) -> Result<Self> {
+    pub(in crate::e2e) fn of_node(cluster: &Cluster, node: &str) -> Result<Self> {
         Self::open(&cluster.netns_of(node))
     }
 
@@ -44,7 +44,7 @@ impl Space {
     }
 
     /// Does the work on a thread that is in this namespace; sockets stay in it.
-    pub(super) fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    pub(in crate::e2e) fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 setns(self.handle.as_fd(), CloneFlags::CLONE_NEWNET).context("cannot enter a network namespace")?;
@@ -64,7 +64,7 @@ impl Space {
         done
     }
 
-    pub(super) fn sh(&self, script: &str) -> Result<String> {
+    pub(in crate::e2e) fn sh(&self, script: &str) -> Result<String> {
         self.run(|| command::output(command::tool("sh").args(["-ec", script])))
     }
 

@@ -1,0 +1,202 @@
+//! The case `followed`: ten drops, one after the other, and a probe that is followed must name the node and the place of each; one
+//! row each in `drops.yaml`. Before and after, one that arrives.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::attach::drop_all;
+use super::case::Step;
+use super::observed::Space;
+use super::{Subject, client, probed, world};
+use crate::cluster::{Cluster, Options, ProxyMode};
+use crate::install::Installed;
+
+pub(super) const SUBJECT: Subject = Subject {
+    name: "followed",
+    about: "ten drops, each named by a probe that the kernels follow: node, namespace, reason, function",
+    // Kernels drop packets alike in either mode.
+    home: Some(ProxyMode::Nftables),
+    run,
+};
+
+/// A fault must show within this: kube-proxy has had its time, and each look takes eight seconds.
+const SHOWS_WITHIN: Duration = Duration::from_secs(40);
+const CLIENT: &str = "pod/shop/client";
+
+const KEEP_NEIGHBOURS: &str = "ip -4 neigh show dev eth0 | grep lladdr | while read -r address _ mac _; do
+    ip neigh replace $address lladdr $mac dev eth0 nud permanent
+done";
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Drop {
+    drop: String,
+    inject: Vec<Step>,
+    /// What no command of the node can do.
+    #[serde(default)]
+    program: Option<Program>,
+    restore: Vec<Step>,
+    /// `netdiag probe`'s words without source and target.
+    probe: Vec<String>,
+    to: String,
+    expect: Expect,
+}
+
+/// A program that drops all that comes in from a pod.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Program {
+    node: String,
+    /// `NAMESPACE/NAME`, on that node.
+    pod: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expect {
+    node: String,
+    place: String,
+    /// Any of them.
+    reasons: Vec<String>,
+    /// With one of them the function's name begins.
+    functions: Vec<String>,
+    /// Empty where netfilter did not drop it.
+    #[serde(default)]
+    hook: String,
+    /// Words of the rule or route.
+    #[serde(default)]
+    by: String,
+    /// Words of the way.
+    #[serde(default)]
+    way: String,
+}
+
+fn load() -> Result<Vec<Drop>> {
+    serde_saphyr::from_str(include_str!("drops.yaml")).context("in drops.yaml")
+}
+
+/// Runs in a cluster of its own.
+fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
+    let options = Options { name: format!("{prefix}f{}", &mode.name()[..3]), mode, ..Options::default() };
+    super::in_own_cluster(&options, keep, |cluster| {
+        world::deploy(cluster)?;
+        let installed = super::install_on_n1(cluster)?;
+        in_cluster(cluster, &installed)
+    })
+}
+
+fn in_cluster(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
+    client::is_well(cluster)?;
+    let mut wrong: Vec<String> = arrives(cluster, installed)?.into_iter().collect();
+    for drop in load()? {
+        client::is_well(cluster).with_context(|| format!("before {:?}", drop.drop))?;
+        let injected = drop.inject.iter().try_for_each(|step| world::take(cluster, step));
+        let program = drop.program.as_ref().map(|program| attach(cluster, program)).transpose();
+        let told = injected.and(program).context("injecting");
+        // The program is there as long as its descriptor.
+        let told = told.and_then(|_program| shows(cluster, installed, &drop));
+        let restored: Vec<anyhow::Error> =
+            drop.restore.iter().filter_map(|step| world::take(cluster, step).err()).collect();
+        if let Some(error) = restored.into_iter().next() {
+            return Err(error.context(format!("restoring {:?}", drop.drop)));
+        }
+        let found = told.unwrap_or_else(|error| Some(format!("{error:#}")));
+        println!("        {}  {}", if found.is_none() { "right" } else { "WRONG" }, drop.drop);
+        wrong.extend(found.map(|why| format!("{}: {why}", drop.drop)));
+    }
+    client::is_well(cluster).context("after the last drop")?;
+    wrong.extend(arrives(cluster, installed)?);
+    Ok(wrong)
+}
+
+fn attach(cluster: &Cluster, program: &Program) -> Result<OwnedFd> {
+    let (namespace, name) = program.pod.split_once('/').context("a pod is NAMESPACE/NAME")?;
+    let address = client::pod_address(cluster, namespace, name)?;
+    let route = cluster.node_exec(&program.node, &["ip", "-o", "route", "get", &address])?;
+    let mut words = route.split_whitespace().skip_while(|word| *word != "dev");
+    let device = words.nth(1).with_context(|| format!("no device leads to {address}: {route}"))?;
+    // The program drops ARP as well: what the pod has found is to stay.
+    Space::of_pod(cluster, namespace, name)?.sh(KEEP_NEIGHBOURS)?;
+    Space::of_node(cluster, &program.node)?.run(|| {
+        let index = nix::net::if_::if_nametoindex(device).with_context(|| format!("no device {device}"))?;
+        drop_all("tcx-ingress", index).with_context(|| format!("cannot attach a program to {device}"))
+    })
+}
+
+fn followed(cluster: &Cluster, installed: &Installed, words: &[&str], to: &str) -> Result<Value> {
+    probed::probe(cluster, installed, &[words, &["--family", "ipv4", "--follow"]].concat(), CLIENT, to)
+}
+
+/// What arrives is followed to the listener, over each translation.
+fn arrives(cluster: &Cluster, installed: &Installed) -> Result<Option<String>> {
+    let answer = followed(cluster, installed, &["tcp"], "service/shop/web:80")?;
+    let way = &answer["series"][0]["followed"];
+    let text = way["way"].as_str().unwrap_or_default();
+    let is_right = answer["status"] == "well"
+        && way["end"] == "answered"
+        && way["dropped"].is_null()
+        && ["sent from n1", "DNAT to 10.244.", "delivered on n"].iter().all(|words| text.contains(words));
+    Ok((!is_right).then(|| format!("a connection that is well: {answer}")))
+}
+
+/// Asks until the drop shows as it must; else says what was told last.
+fn shows(cluster: &Cluster, installed: &Installed, drop: &Drop) -> Result<Option<String>> {
+    let words: Vec<&str> = drop.probe.iter().map(String::as_str).collect();
+    let started = Instant::now();
+    loop {
+        let answer = followed(cluster, installed, &words, &drop.to)?;
+        if is_told(&answer, &drop.expect) {
+            return Ok(None);
+        }
+        if started.elapsed() > SHOWS_WITHIN {
+            return Ok(Some(format!("instead of {:?}: {}: {answer}", drop.expect, answer["verdict"])));
+        }
+    }
+}
+
+fn is_told(answer: &Value, expect: &Expect) -> bool {
+    let followed = &answer["series"][0]["followed"];
+    let dropped = &followed["dropped"];
+    let word = |key: &str| dropped[key].as_str().unwrap_or_default();
+    let way = followed["way"].as_str().unwrap_or_default();
+    answer["status"] == "failed"
+        && (word("node"), word("place"), word("hook")) == (&*expect.node, &*expect.place, &*expect.hook)
+        && expect.reasons.iter().any(|reason| reason == word("reason"))
+        && expect.functions.iter().any(|function| word("function").starts_with(function.as_str()))
+        && word("by").contains(&expect.by)
+        && way.starts_with("sent from n1")
+        && way.contains(&expect.way)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_drops_are_there_and_put_back() {
+        let all = load().unwrap();
+        assert_eq!(all.len(), 10);
+        for drop in &all {
+            assert!(drop.inject.is_empty() || !drop.restore.is_empty(), "{}", drop.drop);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_compared_in_every_word() {
+        let expect: Expect =
+            serde_saphyr::from_str("{node: n2, place: node, reasons: [A, B], functions: [f], hook: forward, by: site}")
+                .unwrap();
+        let answer = |node: &str, reason: &str, by: &str| {
+            serde_json::json!({"status": "failed", "series": [{"followed": {"way": "sent from n1 → dropped", "dropped":
+                {"node": node, "place": "node", "reason": reason, "function": "f.isra.0", "hook": "forward", "by": by}}}]})
+        };
+        assert!(is_told(&answer("n2", "B", "rule of inet site"), &expect));
+        for other in [answer("n1", "B", "site"), answer("n2", "C", "site"), answer("n2", "A", "")] {
+            assert!(!is_told(&other, &expect), "{other}");
+        }
+    }
+}
