@@ -15,8 +15,6 @@ pub const CLIENT: &str = "10.79.1.1";
 pub const SERVER: &str = "10.79.2.2";
 pub const CLIENT6: &str = "fd79:1::1";
 pub const SERVER6: &str = "fd79:2::2";
-/// Locally administered.
-const ROUTER_MAC: &str = "02:00:00:00:79:fe";
 
 /// One for all tests of this file, one after the other: loading them takes a second.
 static KERNEL: Mutex<Option<KernelTags>> = Mutex::new(None);
@@ -58,9 +56,17 @@ impl Lab {
             space.sh(&format!("ip addr add fd79:{n}::{n}/64 dev eth0 nodad"));
             space.sh(&format!("ip route add default via fd79:{n}::254"));
         }
-        // Known from the start: a program that drops everything drops ARP, and ARP asks in the name of the packet's source.
-        router.sh(&format!("ip link set toClient address {ROUTER_MAC}"));
-        client.sh(&format!("ip neigh add 10.79.1.254 lladdr {ROUTER_MAC} dev eth0 nud permanent"));
+        // Neighbours are known from the start: a program that drops everything drops ARP, ARP asks in the name of the packet's
+        // source, and neighbour discovery waits until the link's own address is proven to be nobody else's.
+        for (device, space, n) in [("toClient", &client, 1), ("toServer", &server, 2)] {
+            let (here, there) = (format!("02:00:00:79:0{n}:fe"), format!("02:00:00:79:0{n}:0{n}"));
+            router.sh(&format!("ip link set {device} address {here}"));
+            space.sh(&format!("ip link set eth0 address {there}"));
+            for network in [format!("10.79.{n}."), format!("fd79:{n}::")] {
+                router.sh(&format!("ip neigh replace {network}{n} lladdr {there} dev {device} nud permanent"));
+                space.sh(&format!("ip neigh replace {network}254 lladdr {here} dev eth0 nud permanent"));
+            }
+        }
         Some(Self { client, router, server, kernel })
     }
 
