@@ -47,6 +47,10 @@ pub fn join(client: &Place, tuple: &TagTuple, readings: &BTreeMap<String, Tagged
     let mut steps = steps(tuple, &there);
     let lost_answer = answers.iter().rev().find(|seen| is_drop(seen.event) && !is_at(client, seen));
     let end = end(client, &there, &answers, lost_answer.is_some(), readings);
+    if matches!(end, End::Answered | End::Delivered | End::AnswerDropped) {
+        // A packet that was sent again is dropped where the first one has arrived already.
+        steps.retain(|step| !matches!(step.what, What::Dropped(_)));
+    }
     if let (End::AnswerDropped, Some(seen)) = (end, lost_answer) {
         steps.push(step(*seen));
     }

@@ -193,6 +193,19 @@ fn a_packet_that_is_sent_again_passes_each_place_once() {
 }
 
 #[test]
+fn a_copy_of_what_has_arrived_is_no_drop() {
+    let here = (CLIENT, ENDPOINT);
+    let second = vec![
+        syn("web", 2, TagPoint::Received, here, 62),
+        syn("web", 2, dropped("NOT_SPECIFIED", "tcp_v4_rcv", None), here, 62),
+        TagEvent { ttl: 0, ifindex: 0, ..syn("web", 0, TagPoint::Delivered, here, 0) },
+    ];
+    let followed = joined(vec![("n1", told(1, leaves(here))), ("n2", told(1, second))]);
+    assert_eq!((words(&followed).last().unwrap().as_str(), followed.end), ("n2 delivered", End::Delivered));
+    assert!(!words(&followed).contains(&"n2 dropped".to_owned()));
+}
+
+#[test]
 fn events_that_are_missing_are_a_gap() {
     let mut tagged = told(1, leaves((CLIENT, ENDPOINT)));
     tagged.accounts = TagAccounts { seen: 300, beyond_limit: 297, ..tagged.accounts };
