@@ -1,5 +1,6 @@
 //! Text in two columns: a label, and prose wrapped at the width that terminals and mails agree on.
 
+use super::NotSeen;
 use super::escape::plain;
 
 /// Columns of a page at most.
@@ -100,6 +101,18 @@ impl Page {
     pub fn row(&mut self, line: &str) {
         self.out.push_str(&plain(line));
         self.out.push('\n');
+    }
+
+    /// What an answer that is a table could not see, below it.
+    pub fn not_seen(&mut self, gaps: &[NotSeen]) {
+        for (index, gap) in gaps.iter().enumerate() {
+            if index == 0 {
+                self.row("");
+            }
+            let node = if gap.node.is_empty() { String::new() } else { format!(" on {}", gap.node) };
+            let words = format!("{}{node}: {}; {}", gap.what, gap.why, gap.remedy);
+            self.line(if index == 0 { "not seen" } else { "" }, &words);
+        }
     }
 
     /// A command: never wrapped, because it is copied.

@@ -13,14 +13,7 @@ impl DriftAnswer {
         for node in &self.nodes {
             node.lines(&mut page);
         }
-        for (index, gap) in self.not_seen.iter().enumerate() {
-            if index == 0 {
-                page.row("");
-            }
-            let node = if gap.node.is_empty() { String::new() } else { format!(" on {}", gap.node) };
-            let words = format!("{}{node}: {}; {}", gap.what, gap.why, gap.remedy);
-            page.line(if index == 0 { "not seen" } else { "" }, &words);
-        }
+        page.not_seen(&self.not_seen);
         page.finish()
     }
 

@@ -62,10 +62,21 @@ pub(super) fn symbol(link: &MeshLink) -> char {
 }
 
 /// Name of the zone of nodes that say none.
-pub(super) const NO_ZONE: &str = "(no zone)";
+const NO_ZONE: &str = "(no zone)";
 /// What the symbols mean, in one line.
 pub(super) const LEGEND: &str =
     "· keeps its target   ~ too slow   ! loses too many   # loses a tenth or more   X loses all   ? not known";
+
+/// In at most `most` columns. The end stays: it is what tells nodes of one pool apart.
+pub(super) fn short_name(name: &str, most: usize) -> String {
+    let name = if name.is_empty() { NO_ZONE } else { name };
+    let length = name.chars().count();
+    if length <= most {
+        return name.to_owned();
+    }
+    let tail: String = name.chars().skip(length - (most - 1)).collect();
+    format!("…{tail}")
+}
 
 /// `0.21`, `12`, `1.5s`: at most four columns.
 pub(super) fn short_time(us: u64) -> String {

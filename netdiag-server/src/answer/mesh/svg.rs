@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::MeshAnswer;
-use super::map::{LEGEND, Map, NO_ZONE, lost, short_share, short_time, symbol};
+use super::map::{LEGEND, Map, lost, short_name, short_share, short_time, symbol};
 use crate::answer::escape::plain;
 use crate::mesh::Kind;
 use crate::mesh::judge::State;
@@ -43,9 +43,9 @@ impl MeshAnswer {
         text(&mut out, 10, 44, "fill=\"#555555\"", &below);
         for (number, (name, _)) in map.axis.iter().enumerate() {
             let (x, y) = (left + number * cell + cell / 2 + 4, top + number * row + row / 2 + 4);
-            text(&mut out, left - 6, y, "text-anchor=\"end\"", &short(name));
+            text(&mut out, left - 6, y, "text-anchor=\"end\"", &short_name(name, MAX_NAME));
             let turned = format!("transform=\"rotate(-60 {x} {})\"", top - 6);
-            text(&mut out, x, top - 6, &turned, &short(name));
+            text(&mut out, x, top - 6, &turned, &short_name(name, MAX_NAME));
         }
         for (at_row, (from, _)) in map.axis.iter().enumerate() {
             for (at_column, (to, _)) in map.axis.iter().enumerate() {
@@ -107,14 +107,4 @@ fn escape(words: &str) -> String {
         }
     }
     out
-}
-
-fn short(name: &str) -> String {
-    let name = if name.is_empty() { NO_ZONE } else { name };
-    let length = name.chars().count();
-    if length <= MAX_NAME {
-        return name.to_owned();
-    }
-    let tail: String = name.chars().skip(length - (MAX_NAME - 1)).collect();
-    format!("…{tail}")
 }

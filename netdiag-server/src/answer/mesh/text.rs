@@ -1,6 +1,6 @@
 //! The mesh on a terminal: findings first, then the heat map, then the targets that are no nodes.
 
-use super::map::{LEGEND, Map, NO_ZONE, lost, short_share, short_time, symbol};
+use super::map::{LEGEND, Map, lost, short_name, short_share, short_time, symbol};
 use super::{MeshAnswer, MeshLink, MeshStatus, TargetName};
 use crate::answer::escape::plain;
 use crate::answer::page::{Page, Paint, Tone};
@@ -40,14 +40,7 @@ impl MeshAnswer {
         self.map(&mut out, paint, kind);
         let mut page = Page::new(paint);
         self.targets(&mut page);
-        for (index, gap) in self.not_seen.iter().enumerate() {
-            if index == 0 {
-                page.row("");
-            }
-            let node = if gap.node.is_empty() { String::new() } else { format!(" on {}", gap.node) };
-            let words = format!("{}{node}: {}; {}", gap.what, gap.why, gap.remedy);
-            page.line(if index == 0 { "not seen" } else { "" }, &words);
-        }
+        page.not_seen(&self.not_seen);
         out.push_str(&page.finish());
         out
     }
@@ -86,7 +79,7 @@ impl MeshAnswer {
                 zone = of_zone;
                 out.push_str(&format!("zone {}\n", plain(zone)));
             }
-            out.push_str(&format!("{:>3} {:<NAME$}", number + 1, short_name(from)));
+            out.push_str(&format!("{:>3} {:<NAME$}", number + 1, short_name(&plain(from), NAME - 1)));
             for (to, _) in &map.axis {
                 let cell = match map.cell(from, to) {
                     Some(link) => painted(&cell(link), link.state, paint),
@@ -118,7 +111,11 @@ impl MeshAnswer {
             };
             let share = lost(link).map_or_else(|| "not known".to_owned(), |loss| format!("{} lost", short_share(loss)));
             let p99 = link.p99_us.map_or_else(|| "no answer".to_owned(), |us| format!("p99 {}", milliseconds(us)));
-            page.row(&format!("  {} {:<NAME$} {name}: {share}, {p99}", symbol(link), short_name(&link.from)));
+            page.row(&format!(
+                "  {} {:<NAME$} {name}: {share}, {p99}",
+                symbol(link),
+                short_name(&plain(&link.from), NAME - 1)
+            ));
         }
         if links.len() > MAX_TARGETS {
             page.row(&format!("  and {} more (-o json)", links.len() - MAX_TARGETS));
@@ -144,15 +141,4 @@ fn painted(cell: &str, state: State, paint: Paint) -> String {
         Paint::Plain => format!("{pad}{cell}"),
         Paint::Ansi => format!("{pad}\u{1b}[{code}m{cell}\u{1b}[0m"),
     }
-}
-
-/// The end stays: it is what tells nodes of one pool apart.
-fn short_name(name: &str) -> String {
-    let name = if name.is_empty() { NO_ZONE.to_owned() } else { plain(name) };
-    let length = name.chars().count();
-    if length < NAME {
-        return name;
-    }
-    let tail: String = name.chars().skip(length - (NAME - 2)).collect();
-    format!("…{tail}")
 }
