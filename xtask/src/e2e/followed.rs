@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::attach::drop_all;
 use super::case::Step;
+use super::fault::Fault;
 use super::observed::Space;
 use super::{Subject, client, probed, world};
 use crate::cluster::{Cluster, Options, ProxyMode};
@@ -26,7 +27,6 @@ pub(super) const SUBJECT: Subject = Subject {
 
 /// A fault must show within this: kube-proxy has had its time, and each look takes eight seconds.
 const SHOWS_WITHIN: Duration = Duration::from_secs(40);
-const CLIENT: &str = "pod/shop/client";
 
 const KEEP_NEIGHBOURS: &str = "ip -4 neigh show dev eth0 | grep lladdr | while read -r address _ mac _; do
     ip neigh replace $address lladdr $mac dev eth0 nud permanent
@@ -84,7 +84,7 @@ fn load() -> Result<Vec<Drop>> {
 fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
     let options = Options { name: format!("{prefix}f{}", &mode.name()[..3]), mode, ..Options::default() };
     super::in_own_cluster(&options, keep, |cluster| {
-        world::deploy(cluster)?;
+        super::deploy_world(cluster)?;
         let installed = super::install_on_n1(cluster)?;
         in_cluster(cluster, &installed)
     })
@@ -94,20 +94,13 @@ fn in_cluster(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
     client::is_well(cluster)?;
     let mut wrong: Vec<String> = arrives(cluster, installed)?.into_iter().collect();
     for drop in load()? {
-        client::is_well(cluster).with_context(|| format!("before {:?}", drop.drop))?;
-        let injected = drop.inject.iter().try_for_each(|step| world::take(cluster, step));
-        let program = drop.program.as_ref().map(|program| attach(cluster, program)).transpose();
-        let told = injected.and(program).context("injecting");
-        // The program is there as long as its descriptor.
-        let told = told.and_then(|_program| shows(cluster, installed, &drop));
-        let restored: Vec<anyhow::Error> =
-            drop.restore.iter().filter_map(|step| world::take(cluster, step).err()).collect();
-        if let Some(error) = restored.into_iter().next() {
-            return Err(error.context(format!("restoring {:?}", drop.drop)));
-        }
-        let found = told.unwrap_or_else(|error| Some(format!("{error:#}")));
-        println!("        {}  {}", if found.is_none() { "right" } else { "WRONG" }, drop.drop);
-        wrong.extend(found.map(|why| format!("{}: {why}", drop.drop)));
+        let fault = Fault { name: &drop.drop, inject: &drop.inject, restore: &drop.restore };
+        let look = || {
+            // The program is there as long as its descriptor.
+            let _program = drop.program.as_ref().map(|program| attach(cluster, program)).transpose()?;
+            shows(cluster, installed, &drop)
+        };
+        wrong.extend(fault.under(cluster, look)?);
     }
     client::is_well(cluster).context("after the last drop")?;
     wrong.extend(arrives(cluster, installed)?);
@@ -129,7 +122,7 @@ fn attach(cluster: &Cluster, program: &Program) -> Result<OwnedFd> {
 }
 
 fn followed(cluster: &Cluster, installed: &Installed, words: &[&str], to: &str) -> Result<Value> {
-    probed::probe(cluster, installed, &[words, &["--family", "ipv4", "--follow"]].concat(), CLIENT, to)
+    probed::probe(cluster, installed, &[words, &["--family", "ipv4", "--follow"]].concat(), world::CLIENT, to)
 }
 
 /// What arrives is followed to the listener, over each translation.

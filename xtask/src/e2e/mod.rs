@@ -10,6 +10,7 @@ mod attach;
 mod case;
 mod client;
 mod drifted;
+mod fault;
 mod followed;
 mod meshed;
 mod observed;
@@ -245,8 +246,8 @@ fn is_right(mode: ProxyMode, title: &str, run: impl FnOnce() -> Result<Vec<Strin
 /// One case; what is wrong with the answers.
 fn one(cluster: &Cluster, asker: &Asker, case: &Case) -> Result<Vec<String>> {
     client::is_well(cluster).context("before the fault")?;
-    let outcome = world::inject(cluster, case).context("injecting").and_then(|()| under_fault(cluster, asker, case));
-    world::restore(cluster, case).context("restoring")?;
+    let outcome = world::inject(cluster, &case.inject).and_then(|()| under_fault(cluster, asker, case));
+    world::restore(cluster, &case.restore)?;
     client::is_well(cluster).context("after the restore")?;
     outcome
 }

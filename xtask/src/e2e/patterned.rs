@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::case::Step;
-use super::{Subject, client, probed, world};
+use super::fault::{Fault, usual_client};
+use super::{Subject, client, probed};
 use crate::cluster::{Cluster, Cni, Options, ProxyMode};
 use crate::install::Installed;
 
@@ -40,10 +41,6 @@ struct Pattern {
     signature: Vec<String>,
 }
 
-fn usual_client() -> String {
-    "pod/shop/client".to_owned()
-}
-
 fn usual_service() -> String {
     "service/shop/web:80".to_owned()
 }
@@ -64,17 +61,8 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     let installed = super::install_on_n1(cluster)?;
     let mut wrong = Vec::new();
     for pattern in load()? {
-        client::is_well(cluster).with_context(|| format!("before {:?}", pattern.fault))?;
-        let injected = pattern.inject.iter().try_for_each(|step| world::take(cluster, step));
-        let told = injected.context("injecting").and_then(|()| shows(cluster, &installed, &pattern));
-        let restored: Vec<anyhow::Error> =
-            pattern.restore.iter().filter_map(|step| world::take(cluster, step).err()).collect();
-        if let Some(error) = restored.into_iter().next() {
-            return Err(error.context(format!("restoring {:?}", pattern.fault)));
-        }
-        let found = told.unwrap_or_else(|error| Some(format!("{error:#}")));
-        println!("        {}  {}", if found.is_none() { "right" } else { "WRONG" }, pattern.fault);
-        wrong.extend(found.map(|why| format!("{}: {why}", pattern.fault)));
+        let fault = Fault { name: &pattern.fault, inject: &pattern.inject, restore: &pattern.restore };
+        wrong.extend(fault.under(cluster, || shows(cluster, &installed, &pattern))?);
     }
     client::is_well(cluster).context("after the last fault")?;
     Ok(wrong)

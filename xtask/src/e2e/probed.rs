@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::world::CLIENT;
 use super::{Subject, symptoms};
 use crate::cluster::{Cluster, Options, ProxyMode};
 use crate::install::{self, Installed};
@@ -21,7 +22,6 @@ pub(super) const SUBJECT: Subject = Subject {
 
 /// kube-proxy programs an address that is new within a second or two.
 const READY_WITHIN: Duration = Duration::from_secs(30);
-const CLIENT: &str = "pod/shop/client";
 
 /// A Service of both families with a node port.
 const BOTH_FAMILIES: &str = r#"{"spec": {"type": "NodePort", "ipFamilyPolicy": "PreferDualStack"}}"#;

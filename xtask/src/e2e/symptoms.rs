@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::case::Step;
-use super::{client, probed, world};
+use super::fault::{Fault, usual_client};
+use super::{client, probed};
 use crate::cluster::Cluster;
 use crate::install::Installed;
 
@@ -50,10 +51,6 @@ struct Expect {
     says: Vec<String>,
 }
 
-fn usual_client() -> String {
-    "pod/shop/client".to_owned()
-}
-
 fn load() -> Result<Vec<Symptom>> {
     serde_saphyr::from_str(include_str!("symptoms.yaml")).context("in symptoms.yaml")
 }
@@ -62,17 +59,8 @@ fn load() -> Result<Vec<Symptom>> {
 pub(super) fn run(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     for symptom in load()? {
-        client::is_well(cluster).with_context(|| format!("before {:?}", symptom.sees))?;
-        let injected = symptom.inject.iter().try_for_each(|step| world::take(cluster, step));
-        let told = injected.context("injecting").and_then(|()| shows(cluster, installed, &symptom));
-        let restored: Vec<anyhow::Error> =
-            symptom.restore.iter().filter_map(|step| world::take(cluster, step).err()).collect();
-        if let Some(error) = restored.into_iter().next() {
-            return Err(error.context(format!("restoring {:?}", symptom.sees)));
-        }
-        let found = told.unwrap_or_else(|error| Some(format!("{error:#}")));
-        println!("        {}  {}", if found.is_none() { "right" } else { "WRONG" }, symptom.sees);
-        wrong.extend(found.map(|why| format!("{}: {why}", symptom.sees)));
+        let fault = Fault { name: &symptom.sees, inject: &symptom.inject, restore: &symptom.restore };
+        wrong.extend(fault.under(cluster, || shows(cluster, installed, &symptom))?);
     }
     client::is_well(cluster).context("after the last symptom")?;
     Ok(wrong)

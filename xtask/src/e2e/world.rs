@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::case::{Case, Step};
+use super::case::Step;
 use super::client;
 use crate::cluster::Cluster;
 use crate::template;
@@ -14,6 +14,9 @@ const PODS: [(&str, &str, &str, &str); 4] = [
     ("shop", "web-3", "web", "n2"),
     ("pay", "ledger-1", "ledger", "n2"),
 ];
+
+/// The pod of the world whose view is asked for, on `n1`.
+pub(super) const CLIENT: &str = "pod/shop/client";
 
 /// Deploys the world and waits until all of it is ready.
 pub(super) fn deploy(cluster: &Cluster) -> Result<()> {
@@ -32,19 +35,19 @@ pub(super) fn deploy(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Makes the case's change.
-pub(super) fn inject(cluster: &Cluster, case: &Case) -> Result<()> {
-    case.inject.iter().try_for_each(|step| take(cluster, step))
+/// Makes a fault.
+pub(super) fn inject(cluster: &Cluster, steps: &[Step]) -> Result<()> {
+    steps.iter().try_for_each(|step| take(cluster, step)).context("injecting")
 }
 
-/// Takes the change back. Goes on after a failing step, so that the next case starts as well as it can.
-pub(super) fn restore(cluster: &Cluster, case: &Case) -> Result<()> {
-    let failed: Vec<anyhow::Error> = case.restore.iter().filter_map(|step| take(cluster, step).err()).collect();
-    failed.into_iter().next().map_or(Ok(()), Err)
+/// Takes a fault back. Goes on after a failing step, so that the next one starts as well as it can.
+pub(super) fn restore(cluster: &Cluster, steps: &[Step]) -> Result<()> {
+    let taken: Vec<_> = steps.iter().map(|step| take(cluster, step)).collect();
+    taken.into_iter().collect::<Result<()>>().context("restoring")
 }
 
 /// Makes one change.
-pub(super) fn take(cluster: &Cluster, step: &Step) -> Result<()> {
+fn take(cluster: &Cluster, step: &Step) -> Result<()> {
     let mode = cluster.options.mode;
     match step {
         Step::Kubectl { kubectl } => {

@@ -25,7 +25,7 @@ use kit::Kit;
 use line::LINES;
 use matrix::Matrix;
 
-#[derive(clap::Args, Default)]
+#[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Write what was found into the documentation; all kernels must run
     #[arg(long, conflicts_with = "kernels")]
