@@ -42,12 +42,15 @@ pub(crate) const CLUSTER: [Part; 6] = [
     Part::new("pause"),
 ];
 
-/// The policy engine, for clusters that want one.
+/// Pod network and policy engine of eBPF programs, for clusters that want it.
 pub(crate) const CILIUM: Part = Part {
     rename: Some(("daemon", "cilium-agent")),
     linker_flags: "-X github.com/cilium/cilium/pkg/version.ciliumVersion=1.20.1",
     ..Part::new("cilium")
 };
+
+/// A policy engine of iptables rules and ipsets, for clusters that want it.
+pub(crate) const KUBE_ROUTER: Part = Part::new("kube-router");
 
 /// Builds what the cache lacks and returns the part's folder of programs.
 pub(crate) fn ensure(part: &Part) -> Result<PathBuf> {
@@ -170,7 +173,7 @@ mod tests {
 
     #[test]
     fn every_part_pins_its_modules() {
-        for part in CLUSTER.iter().chain([&CILIUM]) {
+        for part in CLUSTER.iter().chain([&CILIUM, &KUBE_ROUTER]) {
             let source = place::workspace().join("xtask/parts").join(part.name);
             assert_eq!(key(part, &source).unwrap().len(), 12, "{}", part.name);
         }

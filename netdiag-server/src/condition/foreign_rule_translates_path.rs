@@ -94,7 +94,7 @@ fn led(leg: &Leg) -> Option<Led> {
             return None;
         }
         let of_hook = |decision: &&Decision| matches!(decision, Decision::Rule { hook: own, .. } if own == hook);
-        let rules = decisions[..index].iter().rev().filter(of_hook).filter_map(|decision| rule(leg, decision));
+        let rules = decisions[..index].iter().rev().filter(of_hook).filter_map(|decision| rule(&leg.fate, decision));
         let rule = rules.into_iter().find(translates)?;
         Some(Led { from: from.destination, to: to.destination, rule })
     })?;

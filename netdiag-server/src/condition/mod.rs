@@ -42,7 +42,7 @@ pub mod pod_range_overlaps_network;
 pub mod policy_denies_path;
 mod proof;
 pub mod reverse_path_filter_drops;
-mod rule;
+pub(crate) mod rule;
 pub mod service_has_no_ready_endpoints;
 pub mod service_port_not_defined;
 pub mod service_selects_no_pods;

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use netdiag_common::forwarding::expression::Verdict as Action;
 use netdiag_common::forwarding::path::{Decision, End, Path, Place};
 use netdiag_common::forwarding::state::{ChainKey, Family};
-use netdiag_common::observation::fate::FateRule;
+use netdiag_common::observation::fate::{Fate, FateRule};
 
 use crate::finding::Proof;
 use crate::path::filter::{Owner, owner_by_names};
@@ -22,9 +22,9 @@ pub struct Rule {
 }
 
 /// The rule of this decision, in words; none for other decisions.
-pub fn rule(leg: &Leg, decision: &Decision) -> Option<Rule> {
+pub fn rule(fate: &Fate, decision: &Decision) -> Option<Rule> {
     let Decision::Rule { chain, handle, verdict, comment, .. } = decision else { return None };
-    let read = leg.fate.rules.iter().find(|rule| rule.chain == *chain && rule.handle == *handle);
+    let read = fate.rules.iter().find(|rule| rule.chain == *chain && rule.handle == *handle);
     let target = match verdict {
         Action::Jump(target) | Action::Goto(target) => Some(target.as_ref()),
         _ => None,
@@ -42,11 +42,16 @@ pub fn rule(leg: &Leg, decision: &Decision) -> Option<Rule> {
 
 /// The rule that drops or rejects the packet of this leg.
 pub fn stopping(leg: &Leg) -> Option<Rule> {
-    let Path { decisions, end, .. } = leg.path();
+    stop(&leg.fate, leg.path())
+}
+
+/// The rule that drops or rejects the packet on one of its paths.
+pub fn stop(fate: &Fate, path: &Path) -> Option<Rule> {
+    let Path { decisions, end, .. } = path;
     let (End::Dropped { by } | End::Rejected { by, .. }) = end else { return None };
     let Place { chain: Some(chain), handle: Some(handle), .. } = by else { return None };
     let is_it = |decision: &&Decision| matches!(decision, Decision::Rule { chain: own, handle: number, .. } if own == chain && number == handle);
-    rule(leg, decisions.iter().rev().find(is_it)?)
+    rule(fate, decisions.iter().rev().find(is_it)?)
 }
 
 impl Rule {

@@ -92,5 +92,5 @@ fn untracked(leg: &Leg) -> Option<Rule> {
         return None;
     }
     let says_so = |rule: &Rule| rule.text.to_lowercase().contains("notrack");
-    way.decisions.iter().filter_map(|decision| rule(leg, decision)).find(says_so)
+    way.decisions.iter().filter_map(|decision| rule(&leg.fate, decision)).find(says_so)
 }

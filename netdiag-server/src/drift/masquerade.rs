@@ -8,7 +8,7 @@ use netdiag_common::observation::Observation;
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 use netdiag_common::{Need, Reading, Topic};
 
-use super::pods::{Inside, Pods, host};
+use super::pods::{self, Pods, host};
 use super::{Difference, Kind, NodeDrift, Readings};
 use crate::evidence::Cluster;
 use crate::evidence::object::{Object, Pod};
@@ -17,8 +17,9 @@ use crate::path::route::is_steered;
 /// Nobody's (TEST-NET-1, RFC 5737).
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PORT: u16 = 443;
-const SOURCE_PORT: u16 = 50_000;
-const SYN: u8 = 0x02;
+/// Of packets that are asked about.
+pub(super) const SOURCE_PORT: u16 = 50_000;
+pub(super) const SYN: u8 = 0x02;
 
 /// What to ask the nodes besides, once their links are known.
 pub(super) fn needs(pods: &Pods<'_>, nodes: &[String], readings: &Readings) -> Vec<Need> {
@@ -27,10 +28,8 @@ pub(super) fn needs(pods: &Pods<'_>, nodes: &[String], readings: &Readings) -> V
 
 fn need(pods: &Pods<'_>, node: &str, readings: &Readings) -> Option<Need> {
     let pod = pods.one(node)?;
-    let inside = readings.get(&Need::pod(node, pod.metadata.uid.as_str(), Topic::Network))?;
-    let Reading::Seen { value: Observation::Network(network), .. } = inside else { return None };
     let address = pod.addresses().find(IpAddr::is_ipv4)?;
-    let end = Inside { pod, network }.link(address, host(readings, node)?)?;
+    let end = pods::end(pod, address, readings, host(readings, node)?)?;
     let request = FateRequest {
         // A packet of a bridge's port comes in by the bridge.
         origin: FateOrigin::Received(FateInterfaceKey::Index(end.master_index.unwrap_or(end.index))),

@@ -1,5 +1,6 @@
 //! Intended against programmed, for whole nodes: every port of every Service with what kube-proxy wrote for it, what is left of
-//! Services that are gone, the routes to the other nodes' pods, the links of pods, and flows that outlive their rules.
+//! Services that are gone, the routes to the other nodes' pods, the links of pods, flows that outlive their rules, and what
+//! became of NetworkPolicies.
 
 mod bridges;
 mod flows;
@@ -8,6 +9,7 @@ mod masquerade;
 mod mtu;
 mod node;
 mod pods;
+mod policies;
 mod routes;
 mod services;
 
@@ -51,6 +53,8 @@ pub struct NodeDrift {
     pub compared: usize,
     /// Those of Services that changed less than 10 s before the rules were read.
     pub settling: usize,
+    /// Packets that NetworkPolicies decide about, of which is known what becomes of them.
+    pub policed: usize,
     pub differences: Vec<Difference>,
     pub gaps: Vec<Gap>,
 }
@@ -97,6 +101,8 @@ pub enum Kind {
     Flow,
     /// Packets leave with a pod's address that should leave with the node's.
     Masquerade,
+    /// What NetworkPolicies deny gets through, or what they allow is stopped.
+    Policy,
 }
 
 /// What the nodes say, by what was asked.
@@ -128,9 +134,14 @@ async fn look<S: Source>(source: &S, scope: &Scope, budget: Duration) -> Result<
     let needs = needs.chain(asked.iter().flat_map(|node| pods.needs(node))).collect();
     let deadline = Instant::now() + budget;
     let mut readings: Readings = source.gather(needs, deadline).await.into_iter().collect();
+    let mut packets: Vec<Need> =
+        asked.iter().flat_map(|node| policies::needs(&cluster, &pods, node, &readings)).collect();
     // One node alone has no other to be compared with.
     if asked.len() > 1 {
-        readings.extend(source.gather(masquerade::needs(&pods, &asked, &readings), deadline).await);
+        packets.extend(masquerade::needs(&pods, &asked, &readings));
+    }
+    if !packets.is_empty() {
+        readings.extend(source.gather(packets, deadline).await);
     }
     Ok(compare(Arc::clone(&cluster), &asked, &readings, source.now()))
 }
@@ -206,3 +217,5 @@ fn gap(node: &str, what: &str, why: String, remedy: &str) -> Gap {
 mod tests;
 #[cfg(test)]
 mod tests_of_pods;
+#[cfg(test)]
+mod tests_of_policies;

@@ -7,7 +7,7 @@ use netdiag_common::{Gap, Need, Reading, Topic};
 
 use super::intended::{Slices, intended};
 use super::pods::{Pods, host};
-use super::{Difference, Kind, NodeDrift, Readings, bridges, flows, gap, masquerade, mtu, routes, services};
+use super::{Difference, Kind, NodeDrift, Readings, bridges, flows, gap, masquerade, mtu, policies, routes, services};
 use crate::evidence::Cluster;
 
 pub(super) fn compare(
@@ -39,6 +39,7 @@ pub(super) fn compare(
         bridges::compare(pods, host, &inside, readings, &mut drift);
     }
     masquerade::compare(cluster, pods, readings, &mut drift);
+    policies::compare(cluster, pods, readings, &mut drift);
     drift
 }
 

@@ -44,7 +44,7 @@ impl<'c> Pods<'c> {
     }
 
     /// Those that are looked into.
-    fn chosen(&self, node: &str) -> &[&'c Pod] {
+    pub fn chosen(&self, node: &str) -> &[&'c Pod] {
         let all = self.by_node.get(node).map_or(&[][..], Vec::as_slice);
         &all[..all.len().min(MAX_PODS)]
     }
@@ -90,7 +90,7 @@ impl<'c> Pods<'c> {
 }
 
 /// In the pod network, for good.
-fn has_links(pod: &Pod) -> bool {
+pub(super) fn has_links(pod: &Pod) -> bool {
     !pod.spec.host_network && pod.status.phase == "Running" && pod.metadata.deleted_at.is_none()
 }
 
@@ -106,6 +106,14 @@ impl Inside<'_> {
         // Indices are of one namespace each: both ends must name each other.
         host.link(own.peer_index?).filter(|end| end.peer_index == Some(own.index))
     }
+}
+
+/// The node's end of the link that has this address in the pod.
+pub(super) fn end<'h>(pod: &Pod, address: IpAddr, readings: &Readings, host: &'h Network) -> Option<&'h Link> {
+    let Some(Reading::Seen { value: Observation::Network(network), .. }) = readings.get(&need(pod)) else {
+        return None;
+    };
+    Inside { pod, network }.link(address, host)
 }
 
 /// `shop/web-1, shop/web-2 and 4 more`

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::evidence::parse;
 
-const READ_AT: &str = "2026-01-01T12:00:00Z";
+pub(super) const READ_AT: &str = "2026-01-01T12:00:00Z";
 
-fn seen(topic: &str, value: &Value) -> Reading<Observation> {
+pub(super) fn seen(topic: &str, value: &Value) -> Reading<Observation> {
     let value = serde_json::from_value(json!({"topic": topic, "value": value})).expect("an observation");
     Reading::Seen { value, at: READ_AT.parse().expect("a time") }
 }

@@ -22,6 +22,9 @@ pub(super) fn up(options: &Options) -> Result<()> {
                 "--kind goes together with neither --cni bridge nor --cni vxlan: kind's own network plugin routes pods"
             )
         }
+        Cni::KubeRouter => {
+            bail!("--kind and --cni kube-router do not go together: kind's own network plugin enforces NetworkPolicy")
+        }
         Cni::Cilium => {
             bail!("--kind and --cni cilium do not go together: install Cilium into a kind cluster by its own chart")
         }

@@ -12,6 +12,7 @@ mod control_plane;
 mod images;
 pub(crate) mod kind;
 mod kube_proxy;
+mod kube_router;
 mod node;
 mod options;
 mod overlay;
@@ -71,8 +72,12 @@ pub(crate) fn ensure_parts(plugins: impl IntoIterator<Item = Cni>) -> Result<(Ve
     for part in &parts::CLUSTER {
         programs.push(parts::ensure(part)?);
     }
-    if plugins.into_iter().any(|cni| cni == Cni::Cilium) {
+    let plugins: Vec<Cni> = plugins.into_iter().collect();
+    if plugins.contains(&Cni::Cilium) {
         programs.push(cilium::ensure()?);
+    }
+    if plugins.contains(&Cni::KubeRouter) {
+        programs.push(kube_router::ensure()?);
     }
     Ok((programs, images::ensure()?))
 }

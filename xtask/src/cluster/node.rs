@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::address::{self, DNS_SERVICE};
-use super::{Cluster, Cni, cgroup, cilium, kube_proxy, overlay};
+use super::{Cluster, Cni, cgroup, cilium, kube_proxy, kube_router, overlay};
 use crate::{command, template};
 
 /// containerd answers within a second; a busy machine needs more.
@@ -111,6 +111,10 @@ pub(super) fn wait_ready(cluster: &Cluster) -> Result<()> {
         cluster.wait(&format!("{node}-kubelet"), &format!("Ready node {node}"), READY_LIMIT, || {
             cluster.kubectl(&["get", "node", &node, "-o", status]).is_ok_and(|status| status == "True")
         })?;
+        if cluster.options.cni == Cni::KubeRouter {
+            kube_router::start(cluster, &node)?;
+            kube_router::wait_ready(cluster, &node)?;
+        }
     }
     Ok(())
 }
@@ -188,7 +192,7 @@ fn write_configuration(cluster: &Cluster, node: &str) -> Result<()> {
     cluster.write(&format!("{node}/resolv.conf"), &format!("nameserver {}\n", cluster.subnet.machine()))?;
     let plugin = match cluster.options.cni {
         // Each pod is routed, so Services also work between two pods of one node, without `br_netfilter`.
-        Cni::Ptp => json!({"type": "ptp", "ipMasq": false}),
+        Cni::Ptp | Cni::KubeRouter => json!({"type": "ptp", "ipMasq": false}),
         // The same, with room for the overlay's headers.
         Cni::Vxlan => json!({"type": "ptp", "ipMasq": false, "mtu": overlay::MTU}),
         // A pod that is its own endpoint is reached through the port it sent from, hence hairpin.

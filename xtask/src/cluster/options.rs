@@ -47,6 +47,8 @@ pub(crate) enum Cni {
     Bridge,
     /// Routed pods by the `ptp` plugin, and between nodes a VXLAN as flannel makes it; nothing enforces NetworkPolicy.
     Vxlan,
+    /// Routed pods by the `ptp` plugin; kube-router enforces NetworkPolicy with iptables and ipsets, for IPv4 alone.
+    KubeRouter,
     /// Cilium connects pods and enforces NetworkPolicy; kube-proxy stays.
     Cilium,
 }

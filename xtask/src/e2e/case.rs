@@ -151,7 +151,6 @@ pub(super) struct Symptom {
     /// The pod of namespace `shop` that connects.
     #[serde(default = "client")]
     pub(super) from: String,
-    /// `ADDRESS:PORT`, `NAME:PORT` or `pod:NAMESPACE/NAME:PORT`.
     /// `ADDRESS:PORT`, `NAME:PORT`, `node:NAME:PORT` or `pod:NAMESPACE/NAME:PORT`.
     pub(super) connect: String,
     /// How failing connects may end; empty when none may fail.

@@ -15,6 +15,7 @@ mod followed;
 mod meshed;
 mod observed;
 mod patterned;
+mod policed;
 mod probed;
 mod symptoms;
 mod traced;
@@ -47,8 +48,15 @@ struct Subject {
     run: fn(&str, ProxyMode, bool) -> Result<Vec<String>>,
 }
 
-const SUBJECTS: [Subject; 6] =
-    [traced::SUBJECT, drifted::SUBJECT, probed::SUBJECT, followed::SUBJECT, patterned::SUBJECT, meshed::SUBJECT];
+const SUBJECTS: [Subject; 7] = [
+    traced::SUBJECT,
+    drifted::SUBJECT,
+    probed::SUBJECT,
+    followed::SUBJECT,
+    patterned::SUBJECT,
+    policed::SUBJECT,
+    meshed::SUBJECT,
+];
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -160,7 +168,7 @@ impl Share<'_> {
 fn in_mode(arguments: &Arguments, share: &Share<'_>) -> Result<usize> {
     let mode = share.mode;
     let mut right = 0;
-    for cni in [Cni::Ptp, Cni::Bridge, Cni::Vxlan, Cni::Cilium] {
+    for cni in [Cni::Ptp, Cni::Bridge, Cni::Vxlan, Cni::KubeRouter, Cni::Cilium] {
         let chosen: Vec<&Case> = share.cases.iter().copied().filter(|case| case.cni == cni).collect();
         let observes = share.observes && cni == Cni::Ptp;
         if !chosen.is_empty() || observes {

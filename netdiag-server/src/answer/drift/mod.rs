@@ -51,6 +51,8 @@ pub struct NodeEntry {
     pub compared: usize,
     /// Those not compared because they changed less than 10 s before.
     pub settling: usize,
+    /// Packets of pods that NetworkPolicies decide about, and that were followed through the node's rules.
+    pub policed: usize,
     /// The first 200.
     pub differences: Vec<DifferenceEntry>,
     /// Differences of this node that are not listed.
@@ -60,7 +62,7 @@ pub struct NodeEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DifferenceEntry {
     /// `not_hooked`, `no_rules`, `two_proxiers`, `missing`, `endpoints`, `other_service`, `affinity`, `sources`, `leftover`, `route`,
-    /// `mtu`, `hairpin`, `bridge_hooks`, `flow` or `masquerade`.
+    /// `mtu`, `hairpin`, `bridge_hooks`, `flow`, `masquerade` or `policy`.
     pub kind: String,
     /// `shop/web:http`; empty for what is about the whole node.
     pub service: String,
@@ -97,6 +99,7 @@ fn node(node: &NodeDrift) -> NodeEntry {
         proxier: node.proxier.map(proxier).unwrap_or_default().to_owned(),
         compared: node.compared,
         settling: node.settling,
+        policed: node.policed,
         differences: node.differences.iter().take(MAX_DIFFERENCES).map(entry).collect(),
         left_out: node.differences.len().saturating_sub(MAX_DIFFERENCES),
     }
@@ -130,6 +133,7 @@ fn kind(kind: Kind) -> &'static str {
         Kind::BridgeHooks => "bridge_hooks",
         Kind::Flow => "flow",
         Kind::Masquerade => "masquerade",
+        Kind::Policy => "policy",
     }
 }
 

@@ -35,6 +35,9 @@ impl NodeEntry {
         if self.settling > 0 {
             words.push_str(&format!(", {} changed a moment ago", self.settling));
         }
+        if self.policed > 0 {
+            words.push_str(&format!(", {} packets under NetworkPolicies followed", self.policed));
+        }
         page.heading(&self.node);
         match self.status {
             DriftStatus::Same => page.toned("node", &format!("same: {words}"), Tone::Good),

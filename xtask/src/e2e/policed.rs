@@ -1,0 +1,150 @@
+//! The case `policed`: kube-router has written for NetworkPolicies what they say; an address that is missing from one of its ipsets,
+//! and an administrator's rule before its own, are named with the node and the rule, and are no more once they are gone.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::Value;
+
+use super::Subject;
+use super::case::{Script, Step};
+use super::fault::Fault;
+use crate::cluster::{Cluster, Cni, Options, ProxyMode};
+use crate::install::{self, Installed};
+use crate::netdiag_image::Build;
+
+pub(super) const SUBJECT: Subject = Subject {
+    name: "policed",
+    about: "kube-router's rules do what NetworkPolicies say; one ipset or rule that does not is named",
+    // kube-router writes the same beside either mode.
+    home: Some(ProxyMode::Nftables),
+    extra: false,
+    run,
+};
+
+/// kube-router writes within seconds, and drift looks twice, ten seconds apart.
+const SETTLES_WITHIN: Duration = Duration::from_mins(1);
+/// Where the faults are.
+const NODE: &str = "n2";
+
+/// Two of n2's pods let the clients in, and one nobody.
+const POLICIES: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress]
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: client}}}]
+    ports: [{port: 8080}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed, namespace: pay}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+";
+
+/// One fault on the node, and what it must be in the answer.
+struct Row {
+    name: &'static str,
+    inject: &'static str,
+    restore: &'static str,
+    /// How each difference's words begin.
+    expected: &'static str,
+    found: &'static str,
+    rule: &'static str,
+}
+
+/// `$client` is the address of the client on n1.
+const ROWS: [Row; 2] = [
+    Row {
+        name: "a client's address is missing from kube-router's ipset",
+        inject:
+            "ipset save | grep \"^add KUBE-SRC-[^ ]* $client \" > /tmp/netdiag-policed; test -s /tmp/netdiag-policed
+            sed 's/^add/del/; s/ timeout .*//' /tmp/netdiag-policed | ipset restore",
+        restore: "ipset restore < /tmp/netdiag-policed",
+        expected: "Pod shop/client to Pod shop/web-",
+        found: "it is stopped",
+        rule: "(written by kube-router)",
+    },
+    Row {
+        name: "an administrator's rule lets in before kube-router's",
+        inject: "iptables -I FORWARD 1 -i eth0 -j ACCEPT",
+        restore: "iptables -D FORWARD -i eth0 -j ACCEPT",
+        expected: "Pod ",
+        found: "nothing stops it",
+        rule: "hook forward",
+    },
+];
+
+/// Runs in a cluster of its own.
+fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
+    let name = format!("{prefix}k{}", &mode.name()[..3]);
+    let options = Options { name, mode, cni: Cni::KubeRouter, ..Options::default() };
+    super::in_own_cluster(&options, keep, in_cluster)
+}
+
+fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
+    super::deploy_world(cluster)?;
+    let installed = install::install(cluster, Build::Tests)?;
+    cluster.apply(POLICIES)?;
+    if let Err(error) = cluster.wait_until("rules as policies say", SETTLES_WITHIN, || is_same(cluster, &installed)) {
+        return Ok(vec![format!("a healthy cluster: {error:#}: {}", drift(cluster, &installed)?)]);
+    }
+    let mut wrong = Vec::new();
+    for row in &ROWS {
+        wrong.extend(under(cluster, &installed, row)?);
+        if let Err(error) = cluster.wait_until("no drift again", SETTLES_WITHIN, || is_same(cluster, &installed)) {
+            wrong.push(format!("after {:?}: {error:#}: {}", row.name, drift(cluster, &installed)?));
+        }
+    }
+    Ok(wrong)
+}
+
+/// Makes the fault and asks until it is told.
+fn under(cluster: &Cluster, installed: &Installed, row: &Row) -> Result<Option<String>> {
+    let step = |script: &str| [Step::Node { node: NODE.to_owned(), run: Script::Same(script.to_owned()) }];
+    let (inject, restore) = (step(row.inject), step(row.restore));
+    Fault { name: row.name, inject: &inject, restore: &restore }.under(cluster, || {
+        let answer = drift(cluster, installed)?;
+        Ok(missed(&answer, row).map(|line| format!("{line}: {answer}")))
+    })
+}
+
+/// Nothing differs, and packets of both nodes were followed.
+fn is_same(cluster: &Cluster, installed: &Installed) -> bool {
+    let is_policed = |node: &Value| node["policed"].as_u64() > Some(0);
+    drift(cluster, installed).is_ok_and(|answer| answer["status"] == "same" && nodes(&answer).iter().all(is_policed))
+}
+
+/// What is wrong with the answer about this fault.
+fn missed(answer: &Value, row: &Row) -> Option<String> {
+    let (here, others): (Vec<&Value>, Vec<&Value>) = nodes(answer).iter().partition(|node| node["node"] == NODE);
+    if let Some(node) = others.iter().find(|node| node["status"] != "same") {
+        return Some(format!("node {} is {}", node["node"], node["status"]));
+    }
+    let differences: Vec<&Value> =
+        here.iter().flat_map(|node| node["differences"].as_array().into_iter().flatten()).collect();
+    let word = |difference: &Value, key: &str| difference[key].as_str().unwrap_or_default().to_owned();
+    let is_it = |difference: &&&Value| {
+        difference["kind"] == "policy"
+            && word(difference, "expected").starts_with(row.expected)
+            && word(difference, "found") == row.found
+            && word(difference, "rule").contains(row.rule)
+    };
+    let other = differences.iter().find(|difference| !is_it(difference));
+    match other {
+        None if differences.is_empty() => Some(format!("nothing differs on {NODE}")),
+        None => None,
+        Some(other) => Some(format!("a difference is {other}")),
+    }
+}
+
+fn nodes(answer: &Value) -> &[Value] {
+    answer["nodes"].as_array().map_or(&[][..], Vec::as_slice)
+}
+
+fn drift(cluster: &Cluster, installed: &Installed) -> Result<Value> {
+    install::ask(&installed.server, cluster, &["drift"])
+}
