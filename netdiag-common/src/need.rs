@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::observation::fate::FateRequest;
 use crate::observation::flow::FlowQuery;
 use crate::observation::mesh::MeshRequest;
+use crate::observation::policy_map::PolicyQuery;
 use crate::observation::probe::ProbeRequest;
 use crate::observation::series::SeriesRequest;
 use crate::observation::tag::TagRequest;
@@ -105,6 +106,8 @@ pub enum Topic {
     Mesh(MeshRequest),
     /// What would become of one packet, by the rules and routes of the namespace.
     Fate(FateRequest),
+    /// What the maps of a policy engine's eBPF programs say about one packet. Host only.
+    PolicyMap(PolicyQuery),
     /// What the kernel does with the packets of one tuple.
     Trace(TraceRequest),
     /// The way of one connection's packets, in every namespace of the node, while they are followed. Host only.
@@ -204,6 +207,7 @@ impl Topic {
                 | Self::Libraries
                 | Self::Mesh(_)
                 | Self::Tagged(_)
+                | Self::PolicyMap(_)
                 | Self::Tags
         )
     }
@@ -238,6 +242,7 @@ impl Topic {
             Self::Series(_) => "series",
             Self::Mesh(_) => "mesh",
             Self::Fate(_) => "fate",
+            Self::PolicyMap(_) => "policy_map",
             Self::Trace(_) => "trace",
             Self::Tagged(_) => "tagged",
             Self::Tags => "tags",

@@ -125,6 +125,7 @@ fn subject(topic: &Topic) -> String {
         }
         Topic::Series(request) => return format!("{} probes of {}", request.probe.name(), request.probe.target()),
         Topic::Fate(request) => return format!("fate of {}", request.words()),
+        Topic::PolicyMap(query) => return format!("what policy maps say about {}", query.words()),
         Topic::Mesh(_) => "continuous probes",
         Topic::Trace(request) => return format!("trace of {}", request.tuple),
         Topic::Tagged(request) => return format!("the way of {}", request.tuple),

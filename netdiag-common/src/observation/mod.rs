@@ -18,6 +18,7 @@ pub mod mesh;
 pub mod neighbour;
 pub mod network;
 pub mod pod;
+pub mod policy_map;
 pub mod preflight;
 pub mod probe;
 pub mod reject;
@@ -63,6 +64,7 @@ pub enum Observation {
     Series(series::SeriesResult),
     Mesh(mesh::MeshReport),
     Fate(std::sync::Arc<fate::Fate>),
+    PolicyMap(policy_map::PolicyVerdict),
     Trace(trace::TraceRecord),
     Tagged(tag::Tagged),
     Tags(Vec<tag::TagTuple>),

@@ -6,6 +6,7 @@
 mod bpf;
 mod budget;
 pub mod cgroup;
+pub mod cilium;
 pub(crate) mod cni;
 pub(crate) mod conntrack;
 pub(crate) mod counter;

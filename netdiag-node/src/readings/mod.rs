@@ -22,7 +22,7 @@ use crate::gap::{Failure, gap};
 use crate::host::device::Scope;
 use crate::host::socket::Limits;
 use crate::host::{
-    Host, ReadError, cni, conntrack, forwarding, kube_proxy, listener, network, process, resolver, rules,
+    Host, ReadError, cilium, cni, conntrack, forwarding, kube_proxy, listener, network, process, resolver, rules,
     service_rules, sysctl,
 };
 use crate::kernel::{Kernel, Sizes, Uprobes};
@@ -254,6 +254,9 @@ impl Job {
         if let Topic::Mesh(request) = &self.need.topic {
             return Ok(self.mesh.ask(request)?.map(Observation::Mesh));
         }
+        if let Topic::PolicyMap(query) = &self.need.topic {
+            return Ok(cilium::read(proc, query)?.map(Observation::PolicyMap));
+        }
         let pod = self.pod()?;
         if self.need.topic == Topic::Resolver {
             return Ok(self.resolver(pod.as_ref())?.map(Observation::Resolver));
@@ -330,6 +333,7 @@ impl Job {
             | Topic::Probe(_)
             | Topic::Series(_)
             | Topic::Mesh(_)
+            | Topic::PolicyMap(_)
             | Topic::Trace(_)
             | Topic::Tagged(_)
             | Topic::Tags => {

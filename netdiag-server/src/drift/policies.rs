@@ -1,6 +1,6 @@
-//! Whether a node's rules do with packets of pods what NetworkPolicies say: for pods that policies isolate, the node is asked for
-//! the fate of a packet that they allow, and of one that they deny. Whoever wrote the rules: what counts is what becomes of the
-//! packet. Pure.
+//! Whether a node does with packets of pods what NetworkPolicies say: for pods that policies isolate, the node is asked for the
+//! fate of a packet that they allow, and of one that they deny. Whoever wrote the rules: what counts is what becomes of the packet.
+//! Where Cilium's programs decide, its policy maps are asked. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use netdiag_common::forwarding::path::{End, Path};
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 use netdiag_common::observation::network::Network;
+use netdiag_common::observation::policy_map::{PolicyEntry, PolicyQuery, PolicyVerdict};
 use netdiag_common::observation::{Observation, Protocol};
 use netdiag_common::{Gap, Need, Reading, Topic};
 
@@ -26,6 +27,8 @@ const MAX_PODS: usize = 8;
 const MAX_PEERS: usize = 512;
 /// Ports that are thought of for one pair.
 const MAX_PORTS: usize = 8;
+/// Cilium's own end on every node; it decides before any rule does.
+const CILIUM_LINK: &str = "cilium_host";
 /// Where nobody names a port.
 const USUAL_PORT: (Protocol, u16) = (Protocol::Tcp, 80);
 
@@ -39,8 +42,8 @@ struct Try<'c> {
 
 /// What became of it.
 enum Found {
-    Passes,
     /// Where, in words.
+    Passes(String),
     Stopped(String),
     Unknown(String),
 }
@@ -60,14 +63,15 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
     for one in tries(cluster, pods, &node, readings) {
         let found = match readings.get(&one.need) {
             Some(Reading::Seen { value: Observation::Fate(fate), .. }) => became(fate),
+            Some(Reading::Seen { value: Observation::PolicyMap(verdict), .. }) => told(verdict),
             Some(Reading::Unavailable { gap }) => Found::Unknown(gap.why.clone()),
             _ => Found::Unknown("the node did not tell it".to_owned()),
         };
         drift.policed += usize::from(!matches!(found, Found::Unknown(_)));
         let (expected, found, rule) = match (found, one.is_denied) {
-            (Found::Passes, true) => ("is stopped", "nothing stops it".to_owned(), "hook forward".to_owned()),
+            (Found::Passes(rule), true) => ("is stopped", "nothing stops it".to_owned(), rule),
             (Found::Stopped(rule), false) => ("gets through", "it is stopped".to_owned(), rule),
-            (Found::Passes, false) | (Found::Stopped(_), true) => continue,
+            (Found::Passes(_), false) | (Found::Stopped(_), true) => continue,
             (Found::Unknown(why), _) => {
                 *unknown.entry(why).or_default() += 1;
                 continue;
@@ -139,7 +143,7 @@ fn tries<'c>(cluster: &'c Cluster, pods: &Pods<'c>, node: &str, readings: &Readi
                     }
                     _ => continue,
                 };
-                let Some(need) = need(node, readings, network, &flow) else { continue };
+                let Some(need) = need(node, readings, network, (&flow, direction)) else { continue };
                 let (slot, because, is_denied) = place;
                 *slot = Some(Try { flow, is_denied, because, need });
                 if allowed.is_some() && denied.is_some() {
@@ -200,9 +204,15 @@ fn ports_of(policy: &NetworkPolicy, direction: Direction) -> impl Iterator<Item 
     })
 }
 
-/// The flow's first packet, as it comes to the node. None where it is not known by which interface, or where it would not be routed.
-fn need(node: &str, readings: &Readings, network: &Network, flow: &Flow<'_>) -> Option<Need> {
+/// What to ask about the flow's first packet: of rules, as it comes to the node; of Cilium, as its programs see it. None where it is not known by which interface, or where it would not be routed.
+fn need(node: &str, readings: &Readings, network: &Network, (flow, direction): (&Flow<'_>, Direction)) -> Option<Need> {
     let (from, to) = (&flow.from, &flow.to);
+    if network.links.iter().any(|link| link.name == CILIUM_LINK) {
+        let ingress = direction == Direction::Ingress;
+        let (pod, peer) = if ingress { (to.address, from.address) } else { (from.address, to.address) };
+        let query = PolicyQuery { pod, peer, ingress, protocol: flow.protocol, port: flow.port };
+        return Some(Need::host(node, Topic::PolicyMap(query)));
+    }
     let interface = if from.node == node {
         let end = pods::end(from.pod?, from.address, readings, network)?;
         // From port to port of one bridge rules count only where sysctls say so.
@@ -238,7 +248,7 @@ fn became(fate: &Fate) -> Found {
     let Some(mut found) = ends.next() else { return Found::Unknown("the agent told no way of it".to_owned()) };
     for other in ends {
         found = match (found, other) {
-            (Found::Passes, Found::Passes) => Found::Passes,
+            (Found::Passes(place), Found::Passes(_)) => Found::Passes(place),
             (Found::Stopped(rule), Found::Stopped(_)) => Found::Stopped(rule),
             (Found::Unknown(why), _) | (_, Found::Unknown(why)) => Found::Unknown(why),
             _ => Found::Unknown("rules decide by what is not known of the packet".to_owned()),
@@ -252,7 +262,7 @@ fn end(fate: &Fate, path: &Path) -> Found {
         return Found::Unknown(gap.clone());
     }
     match &path.end {
-        End::Sent { .. } | End::Delivered => Found::Passes,
+        End::Sent { .. } | End::Delivered => Found::Passes("hook forward".to_owned()),
         End::Dropped { .. } | End::Rejected { .. } => Found::Stopped(match rule::stop(fate, path) {
             Some(rule) => format!("{}: {} (written by {})", rule.place(), rule.text, rule.writer()),
             None => "the policy of a base chain".to_owned(),
@@ -263,6 +273,19 @@ fn end(fate: &Fate, path: &Path) -> Found {
         End::NoRoute { .. } | End::Discarded(_) | End::HopsExhausted | End::TooBig { .. } => {
             Found::Unknown("it is not forwarded, whatever rules say".to_owned())
         }
+    }
+}
+
+/// What Cilium's maps have for it.
+fn told(verdict: &PolicyVerdict) -> Found {
+    let PolicyVerdict { engine, endpoint, identity, map, entry } = verdict;
+    let place =
+        format!("map {map} of {engine} (endpoint {endpoint}, identity {identity} of the other end): {}", entry.word());
+    match entry {
+        PolicyEntry::Allows => Found::Passes(place),
+        PolicyEntry::Denies | PolicyEntry::Missing => Found::Stopped(place),
+        PolicyEntry::Redirects { port } => Found::Unknown(format!("{engine} sends it to a proxy at port {port}")),
+        PolicyEntry::WantsAuthentication => Found::Unknown(format!("{engine} wants both ends authenticated")),
     }
 }
 

@@ -183,3 +183,25 @@ fn policies_that_cannot_be_read_are_a_gap() {
     assert_eq!(drift.gaps.len(), 1);
     assert!(policies::needs(&cluster, &Pods::of(&cluster), "n1", &readings()).is_empty());
 }
+
+#[test]
+fn where_cilium_decides_its_maps_are_asked() {
+    let (cluster, mut readings) = (cluster(), readings());
+    let host = json!({
+        "links": [{"index": 4, "name": "cilium_host", "kind": "veth", "mtu": 1500, "up": true, "carrier": true}],
+        "addresses": [], "routes": [], "policy_rules": [], "neighbours": [],
+    });
+    readings.insert(Need::host("n1", Topic::Network), seen("network", &host));
+    let asked = policies::needs(&cluster, &Pods::of(&cluster), "n1", &readings);
+    for (need, entry) in asked.iter().zip(["missing", "allows"]) {
+        let Topic::PolicyMap(query) = &need.topic else { panic!("{need:?}") };
+        assert!(query.ingress);
+        let verdict = json!({"engine": "Cilium", "endpoint": 287, "identity": 4711, "map": "cilium_policy_v3_00287", "entry": entry});
+        readings.insert(need.clone(), seen("policy_map", &verdict));
+    }
+    let mut drift = NodeDrift { node: "n1".to_owned(), ..NodeDrift::default() };
+    policies::compare(&cluster, &Pods::of(&cluster), &readings, &mut drift);
+    let found: Vec<&str> = drift.differences.iter().map(|difference| difference.found.as_str()).collect();
+    assert_eq!((found, drift.policed), (vec!["it is stopped", "nothing stops it"], 2));
+    assert!(drift.differences[0].rule.starts_with("map cilium_policy_v3_00287 of Cilium"), "{:?}", drift.differences);
+}

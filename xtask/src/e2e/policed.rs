@@ -1,5 +1,6 @@
-//! The case `policed`: kube-router has written for NetworkPolicies what they say; an address that is missing from one of its ipsets,
-//! and an administrator's rule before its own, are named with the node and the rule, and are no more once they are gone.
+//! The case `policed`: what policy engines have programmed is what NetworkPolicies say. In nftables mode kube-router enforces them:
+//! an address that is missing from one of its ipsets, and an administrator's rule before its own, are named. In iptables mode Cilium
+//! does: its agent on one node stops, and what its maps there still allow is named. Each is no more once it is put back.
 
 use std::time::Duration;
 
@@ -15,14 +16,13 @@ use crate::netdiag_image::Build;
 
 pub(super) const SUBJECT: Subject = Subject {
     name: "policed",
-    about: "kube-router's rules do what NetworkPolicies say; one ipset or rule that does not is named",
-    // kube-router writes the same beside either mode.
-    home: Some(ProxyMode::Nftables),
+    about: "policy engines have programmed what NetworkPolicies say; what they have not is named",
+    home: None,
     extra: false,
     run,
 };
 
-/// kube-router writes within seconds, and drift looks twice, ten seconds apart.
+/// Engines write within seconds, and drift looks twice, ten seconds apart.
 const SETTLES_WITHIN: Duration = Duration::from_mins(1);
 /// Where the faults are.
 const NODE: &str = "n2";
@@ -45,47 +45,78 @@ metadata: {name: closed, namespace: pay}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 ";
 
+/// The clients are let in no more.
+const CLOSED: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress], ingress: []}
+";
+
 /// One fault on the node, and what it must be in the answer.
 struct Row {
     name: &'static str,
-    inject: &'static str,
-    restore: &'static str,
+    inject: Vec<Step>,
+    restore: Vec<Step>,
     /// How each difference's words begin.
     expected: &'static str,
     found: &'static str,
-    rule: &'static str,
+    /// Words of where it is.
+    place: &'static str,
 }
 
-/// `$client` is the address of the client on n1.
-const ROWS: [Row; 2] = [
-    Row {
-        name: "a client's address is missing from kube-router's ipset",
-        inject:
-            "ipset save | grep \"^add KUBE-SRC-[^ ]* $client \" > /tmp/netdiag-policed; test -s /tmp/netdiag-policed
-            sed 's/^add/del/; s/ timeout .*//' /tmp/netdiag-policed | ipset restore",
-        restore: "ipset restore < /tmp/netdiag-policed",
-        expected: "Pod shop/client to Pod shop/web-",
-        found: "it is stopped",
-        rule: "(written by kube-router)",
-    },
-    Row {
-        name: "an administrator's rule lets in before kube-router's",
-        inject: "iptables -I FORWARD 1 -i eth0 -j ACCEPT",
-        restore: "iptables -D FORWARD -i eth0 -j ACCEPT",
-        expected: "Pod ",
+fn of_kube_router() -> Vec<Row> {
+    vec![
+        Row {
+            name: "a client's address is missing from kube-router's ipset",
+            inject: vec![on_node(
+                "ipset save | grep \"^add KUBE-SRC-[^ ]* $client \" > /tmp/netdiag-policed
+                 test -s /tmp/netdiag-policed
+                 sed 's/^add/del/; s/ timeout .*//' /tmp/netdiag-policed | ipset restore",
+            )],
+            restore: vec![on_node("ipset restore < /tmp/netdiag-policed")],
+            expected: "Pod shop/client to Pod shop/web-",
+            found: "it is stopped",
+            place: "(written by kube-router)",
+        },
+        Row {
+            name: "an administrator's rule lets in before kube-router's",
+            inject: vec![on_node("iptables -I FORWARD 1 -i eth0 -j ACCEPT")],
+            restore: vec![on_node("iptables -D FORWARD -i eth0 -j ACCEPT")],
+            expected: "Pod ",
+            found: "nothing stops it",
+            place: "hook forward",
+        },
+    ]
+}
+
+fn of_cilium() -> Vec<Row> {
+    vec![Row {
+        name: "Cilium's agent hangs, and a policy is newer than its maps",
+        inject: vec![on_node("pkill -STOP cilium-agent"), Step::Apply { apply: CLOSED.to_owned() }],
+        restore: vec![on_node("pkill -CONT cilium-agent"), Step::Apply { apply: POLICIES.to_owned() }],
+        expected: "Pod shop/client",
         found: "nothing stops it",
-        rule: "hook forward",
-    },
-];
+        place: "of Cilium",
+    }]
+}
+
+fn on_node(script: &str) -> Step {
+    Step::Node { node: NODE.to_owned(), run: Script::Same(script.to_owned()) }
+}
 
 /// Runs in a cluster of its own.
 fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
     let name = format!("{prefix}k{}", &mode.name()[..3]);
-    let options = Options { name, mode, cni: Cni::KubeRouter, ..Options::default() };
-    super::in_own_cluster(&options, keep, in_cluster)
+    let (cni, rows) = match mode {
+        ProxyMode::Nftables => (Cni::KubeRouter, of_kube_router()),
+        ProxyMode::Iptables => (Cni::Cilium, of_cilium()),
+    };
+    let options = Options { name, mode, cni, ..Options::default() };
+    super::in_own_cluster(&options, keep, |cluster| in_cluster(cluster, &rows))
 }
 
-fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
+fn in_cluster(cluster: &Cluster, rows: &[Row]) -> Result<Vec<String>> {
     super::deploy_world(cluster)?;
     let installed = install::install(cluster, Build::Tests)?;
     cluster.apply(POLICIES)?;
@@ -93,7 +124,7 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
         return Ok(vec![format!("a healthy cluster: {error:#}: {}", drift(cluster, &installed)?)]);
     }
     let mut wrong = Vec::new();
-    for row in &ROWS {
+    for row in rows {
         wrong.extend(under(cluster, &installed, row)?);
         if let Err(error) = cluster.wait_until("no drift again", SETTLES_WITHIN, || is_same(cluster, &installed)) {
             wrong.push(format!("after {:?}: {error:#}: {}", row.name, drift(cluster, &installed)?));
@@ -104,9 +135,7 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
 
 /// Makes the fault and asks until it is told.
 fn under(cluster: &Cluster, installed: &Installed, row: &Row) -> Result<Option<String>> {
-    let step = |script: &str| [Step::Node { node: NODE.to_owned(), run: Script::Same(script.to_owned()) }];
-    let (inject, restore) = (step(row.inject), step(row.restore));
-    Fault { name: row.name, inject: &inject, restore: &restore }.under(cluster, || {
+    Fault { name: row.name, inject: &row.inject, restore: &row.restore }.under(cluster, || {
         let answer = drift(cluster, installed)?;
         Ok(missed(&answer, row).map(|line| format!("{line}: {answer}")))
     })
@@ -131,7 +160,7 @@ fn missed(answer: &Value, row: &Row) -> Option<String> {
         difference["kind"] == "policy"
             && word(difference, "expected").starts_with(row.expected)
             && word(difference, "found") == row.found
-            && word(difference, "rule").contains(row.rule)
+            && word(difference, "rule").contains(row.place)
     };
     let other = differences.iter().find(|difference| !is_it(difference));
     match other {
