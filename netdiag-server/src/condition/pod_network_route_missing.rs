@@ -31,7 +31,7 @@ pub const CONDITION: Condition = Condition {
             "ip-route(8), net/ipv4/route.c: ip_route_input_slow",
         ],
     },
-    faults: &["cni-podcidr-route-missing"],
+    faults: &["cni-podcidr-route-missing", "cni-blackhole-route"],
     reads: &[Read::Kind(KindName::Nodes), Read::Topic("network"), Read::Topic("drops"), Read::Topic("probe")],
     lookalikes: &["policy_denies_path", "host_firewall_drops_path", "kube_proxy_rules_stale"],
     explains: &[],

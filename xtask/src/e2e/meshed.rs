@@ -18,7 +18,7 @@ pub(super) const SUBJECT: Subject = Subject {
     about: "nodes that probe each other: a healthy mesh, one broken link in the heat map, and healed",
     // Only the Service that is a target passes kube-proxy's rules.
     home: Some(ProxyMode::Nftables),
-    extra: true,
+    extra: false,
     run,
 };
 
@@ -50,9 +50,11 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     super::deploy_world(cluster)?;
     let installed = super::install_on_n1(cluster)?;
     let mut wrong = Vec::new();
-    // Without a mesh that is kept, one short round is made for the question.
-    let once = mesh(cluster, &installed)?;
-    wrong.extend(not_well(&once).map(|why| format!("one round by itself: {why}: {once}")));
+    // Without a mesh that is kept, one short round is made for the question. On a busy machine the first connection to an agent may
+    // take longer than the server waits.
+    if let Err(error) = until(cluster, &installed, "one round by itself", |answer| not_well(answer).is_none()) {
+        wrong.push(format!("one round by itself: {error:#}: {}", mesh(cluster, &installed)?));
+    }
     super::on_n1(cluster, || keep_a_mesh(cluster))?;
     if let Err(error) = until(cluster, &installed, "mesh that is well", is_kept_and_well) {
         wrong.push(format!("a healthy mesh: {error:#}: {}", mesh(cluster, &installed)?));
