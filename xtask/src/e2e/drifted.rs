@@ -15,7 +15,6 @@ pub(super) const SUBJECT: Subject = Subject {
     name: "drifted",
     about: "a healthy cluster has no drift; one rule less on one node is named",
     home: None,
-    extra: false,
     run,
 };
 

@@ -21,7 +21,6 @@ pub(super) const SUBJECT: Subject = Subject {
     about: "ten drops, each named by a probe that the kernels follow: node, namespace, reason, function",
     // Kernels drop packets alike in either mode.
     home: Some(ProxyMode::Nftables),
-    extra: false,
     run,
 };
 

@@ -18,7 +18,6 @@ pub(super) const SUBJECT: Subject = Subject {
     about: "nodes that probe each other: a healthy mesh, one broken link in the heat map, and healed",
     // Only the Service that is a target passes kube-proxy's rules.
     home: Some(ProxyMode::Nftables),
-    extra: false,
     run,
 };
 

@@ -42,8 +42,6 @@ struct Subject {
     about: &'static str,
     /// The one mode of kube-proxy in which it runs unless told otherwise; both without.
     home: Option<ProxyMode>,
-    /// Run when named or with `--extra`.
-    extra: bool,
     /// Given the cluster's prefix, kube-proxy's mode and whether the cluster is to be kept; what is wrong.
     run: fn(&str, ProxyMode, bool) -> Result<Vec<String>>,
 }
@@ -125,7 +123,6 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
             observes: is_meant(observed::NAME) && arguments.chooses(mode, Some(ProxyMode::Nftables)),
             subjects: SUBJECTS
                 .iter()
-                .filter(|subject| !all || !subject.extra || arguments.extra)
                 .filter(|subject| is_meant(subject.name) && arguments.chooses(mode, subject.home))
                 .collect(),
         })

@@ -18,7 +18,6 @@ pub(super) const SUBJECT: Subject = Subject {
     about: "the matrix of probes shows each fault's own pattern",
     // The catalogue's signatures are those of this mode.
     home: Some(ProxyMode::Iptables),
-    extra: false,
     run,
 };
 

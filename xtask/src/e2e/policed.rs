@@ -18,7 +18,6 @@ pub(super) const SUBJECT: Subject = Subject {
     name: "policed",
     about: "policy engines have programmed what NetworkPolicies say; what they have not is named",
     home: None,
-    extra: false,
     run,
 };
 

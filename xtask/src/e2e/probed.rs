@@ -16,7 +16,6 @@ pub(super) const SUBJECT: Subject = Subject {
     about: "every kind of probe from a pod, IPv4 and IPv6; clients' symptoms by class, errno, stage and time",
     // The engine does not depend on kube-proxy's mode.
     home: Some(ProxyMode::Nftables),
-    extra: false,
     run,
 };
 

@@ -15,7 +15,6 @@ pub(super) const SUBJECT: Subject = Subject {
     name: "traced",
     about: "what is predicted of a packet's way is what the kernels trace, across two nodes, IPv4 and IPv6",
     home: None,
-    extra: false,
     run,
 };
 
