@@ -51,6 +51,7 @@ const FAULTS: &[&str] = &[
     "cni-two-plugins",
     "cni-vxlan-blocked",
     "cni-vxlan-param-mismatch",
+    "cni-mtu-blackhole",
 ];
 
 /// Files of `src/condition` that hold what conditions share instead of a condition: they name no code.
@@ -152,6 +153,7 @@ fn declared_reads_are_topics_and_kinds_without_repetition() {
         "sockets",
         "counters",
         "probe",
+        "series",
         "fate",
     ];
     for condition in condition::ALL {

@@ -33,6 +33,7 @@ pub mod neighbour_unresolved;
 mod overlay;
 pub mod overlay_ends_differ;
 pub mod overlay_port_blocked;
+pub mod path_mtu_black_hole;
 pub mod plugin_rule_stops_path;
 pub mod pod_address_duplicated;
 pub mod pod_address_without_pod;
@@ -86,6 +87,7 @@ pub const ALL: &[&Condition] = &[
     &pod_range_overlaps_network::CONDITION,
     &overlay_port_blocked::CONDITION,
     &overlay_ends_differ::CONDITION,
+    &path_mtu_black_hole::CONDITION,
     &neighbour_unresolved::CONDITION,
     &conntrack_table_full::CONDITION,
     &target_port_not_listening::CONDITION,

@@ -18,6 +18,7 @@ use netdiag_common::observation::probe::{ProbeRequest, ProbeResult};
 use netdiag_common::observation::reject::Rejects;
 use netdiag_common::observation::resolver::Resolver;
 use netdiag_common::observation::rules::Ruleset;
+use netdiag_common::observation::series::{SeriesRequest, SeriesResult};
 use netdiag_common::observation::service_rules::ServiceRules;
 use netdiag_common::observation::socket::Sockets;
 use netdiag_common::observation::sysctl::Sysctls;
@@ -237,6 +238,20 @@ impl<'e> View<'e> {
         };
         self.look(need, |observation| match observation {
             Observation::Probe(value) => Some(value),
+            _ => None,
+        })
+    }
+
+    /// A series of probes that the condition wants, as [`Self::probe`].
+    pub fn series(&mut self, node: &str, netns: &Netns, request: SeriesRequest) -> Look<'e, SeriesResult> {
+        let need = Need {
+            node: node.to_owned(),
+            netns: netns.clone(),
+            topic: Topic::Series(Box::new(request)),
+            window: Window::default(),
+        };
+        self.look(need, |observation| match observation {
+            Observation::Series(value) => Some(value),
             _ => None,
         })
     }

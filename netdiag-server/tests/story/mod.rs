@@ -6,6 +6,7 @@
 //! `yaml forbidden` (list of API kinds), `yaml expect`.
 
 mod fate;
+mod series;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -117,6 +118,15 @@ struct ToldProbe {
     /// `connected`, `timeout`, `unseen` (no agent answers), an errno name, or a list with one per attempt.
     #[serde(default)]
     result: Option<Results>,
+    /// Echoes to here, up to the largest that gets through: `fits`, `hole` (larger ones vanish), `too_big` (somebody says so),
+    /// `timeout` (none is answered). Untold: all fit.
+    #[serde(default)]
+    mtu: Option<IpAddr>,
+    #[serde(default)]
+    bytes: Option<u32>,
+    /// What TCP from there to `mtu` may send in one segment, bytes; untold: what a device of 1500 bytes gives.
+    #[serde(default)]
+    segment: Option<u32>,
     #[serde(default)]
     dns: Option<SocketAddr>,
     /// The name asked for, `*` for any.
@@ -352,6 +362,7 @@ fn answer(
 ) -> (Need, Reading<Observation>) {
     let reading = match &need.topic {
         Topic::Probe(request) => probe(&need, request, probes).map(|value| Reading::Seen { value, at }),
+        Topic::Series(request) => series::answer(&need, request, probes).map(|value| Reading::Seen { value, at }),
         Topic::Fate(request) => {
             let story = fate::Story { cluster, readings, told: fates };
             story.fate(&need, request).map(|found| Reading::Seen { value: fate::observation(found), at })
@@ -362,12 +373,15 @@ fn answer(
     (need, reading)
 }
 
-fn probe(need: &Need, request: &ProbeRequest, told: &[ToldProbe]) -> Option<Observation> {
-    let origin = match &need.netns {
+fn origin(need: &Need) -> &str {
+    match &need.netns {
         Netns::Host => need.node.as_str(),
         Netns::Pod(uid) => uid.as_str(),
-    };
-    let mut from_here = told.iter().filter(|line| line.from == "any" || line.from == origin);
+    }
+}
+
+fn probe(need: &Need, request: &ProbeRequest, told: &[ToldProbe]) -> Option<Observation> {
+    let mut from_here = told.iter().filter(|line| line.from == "any" || line.from == origin(need));
     let unseen = |line: &ToldProbe| matches!(&line.result, Some(Results::One(result)) if result == "unseen");
     let attempts = match request {
         ProbeRequest::TcpConnect { address, port, attempts, .. } => {

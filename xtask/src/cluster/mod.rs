@@ -232,6 +232,12 @@ impl Cluster {
         command::output(self.node_command(node)?.args(words))
     }
 
+    /// Runs a shell script in the namespace of the wire between the hosts.
+    pub(crate) fn wire_exec(&self, script: &str) -> Result<String> {
+        let netns = self.netns_name(underlay::SWITCH);
+        command::output(command::tool("ip").args(["netns", "exec", &netns, "sh", "-ec", script]))
+    }
+
     /// The node's InternalIP.
     pub(crate) fn node_address(&self, node: &str) -> String {
         self.subnet.node(node::index_of(node))

@@ -52,6 +52,7 @@ const FILES: &[(&str, &str)] = &[
     ("pod_range_overlaps_network", include_str!("cases/pod_range_overlaps_network.yaml")),
     ("pod_network_route_missing", include_str!("cases/pod_network_route_missing.yaml")),
     ("neighbour_unresolved", include_str!("cases/neighbour_unresolved.yaml")),
+    ("path_mtu_black_hole", include_str!("cases/path_mtu_black_hole.yaml")),
     ("conntrack_table_full", include_str!("cases/conntrack_table_full.yaml")),
     ("one_of_three_endpoints", include_str!("cases/one_of_three_endpoints.yaml")),
     ("one_node_of_two", include_str!("cases/one_node_of_two.yaml")),
@@ -123,6 +124,10 @@ pub(super) enum Step {
         node: String,
         run: Script,
     },
+    /// Shell in the namespace of the wire between the nodes, where ports are called `port-n1`.
+    Wire {
+        wire: Script,
+    },
     /// Shell in the pod's container, without the API.
     Pod {
         pod: String,
@@ -153,6 +158,9 @@ pub(super) struct Symptom {
     pub(super) from: String,
     /// `ADDRESS:PORT`, `NAME:PORT`, `node:NAME:PORT` or `pod:NAMESPACE/NAME:PORT`.
     pub(super) connect: String,
+    /// Not the connect counts, which must go well, but an HTTP request of so many bytes behind it.
+    #[serde(default)]
+    pub(super) bytes: Option<u16>,
     /// How failing connects may end; empty when none may fail.
     pub(super) ends: Vec<End>,
     /// Only some connects fail.

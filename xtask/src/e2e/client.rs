@@ -1,8 +1,10 @@
 //! The judge of every case: what a client in its own pod feels, by Kubernetes' test program, without netdiag.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 
 use super::case::{Case, End, Symptom};
 use crate::cluster::Cluster;
@@ -85,7 +87,13 @@ fn sample(cluster: &Cluster, case: &Case) -> Result<Vec<End>> {
     };
     let mut ends = Vec::new();
     for _ in 0..tries {
-        ends.push(connect(cluster, &case.symptom.from, &target)?);
+        let connected = connect(cluster, &case.symptom.from, &target)?;
+        ends.push(match (case.symptom.bytes, connected) {
+            (None, end) => end,
+            (Some(bytes), End::Connected) => request(cluster, &case.symptom.from, &target, bytes)?,
+            // Not what the case is about.
+            (Some(_), _) => End::Other,
+        });
         // Both have been seen: more connects, each of which may take its whole patience, say nothing new.
         if case.symptom.some && ends.contains(&End::Connected) && ends.iter().any(|end| *end != End::Connected) {
             break;
@@ -122,4 +130,20 @@ fn connect(cluster: &Cluster, client: &str, target: &str) -> Result<End> {
         Some("OTHER:" | "OTHER") => Ok(End::Other),
         _ => bail!("agnhost connect {target} in pod shop/{client} said something unknown: {said:?}"),
     }
+}
+
+/// An HTTP request to the world's servers, which send its words back.
+fn request(cluster: &Cluster, client: &str, target: &str, bytes: u16) -> Result<End> {
+    let url = format!("http://{target}/echo?msg={}", "x".repeat(bytes.into()));
+    let mut command = cluster.pod_command("shop", client)?;
+    let output = command
+        .args(["/bin/busybox", "timeout", "2", "wget", "-q", "-O", "/dev/null", &url])
+        .output()
+        .with_context(|| format!("cannot start wget in pod shop/{client}"))?;
+    Ok(match output.status.code() {
+        Some(0) => End::Connected,
+        // It was still waiting: nsenter ends as the program did, by the signal.
+        None if output.status.signal() == Some(Signal::SIGTERM as i32) => End::Timeout,
+        _ => End::Other,
+    })
 }

@@ -65,6 +65,9 @@ fn take(cluster: &Cluster, step: &Step) -> Result<()> {
             };
             cluster.node_exec(node, &["env", &format!("client={client}"), "sh", "-ec", script])?;
         }
+        Step::Wire { wire } => {
+            cluster.wire_exec(wire.for_mode(mode)?)?;
+        }
         Step::Pod { pod, run } => {
             let (namespace, name) = pod.split_once('/').context("a pod is NAMESPACE/NAME")?;
             cluster.pod_exec(namespace, name, &["sh", "-c", run.for_mode(mode)?])?;
