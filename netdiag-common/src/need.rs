@@ -76,6 +76,8 @@ pub enum Topic {
     ServiceRules,
     /// kube-proxy's own health and last sync. Host only.
     KubeProxy,
+    /// What the kubelet writes into its pods' resolv.conf. Host only.
+    Kubelet,
     /// The container runtime's network configurations. Host only.
     Cni,
     /// Packets dropped by the kernel, by namespace, reason and place. Host only: the reading covers the node and its pods.
@@ -198,6 +200,7 @@ impl Topic {
                 | Self::Pods
                 | Self::ServiceRules
                 | Self::KubeProxy
+                | Self::Kubelet
                 | Self::Cni
                 | Self::Drops
                 | Self::Rejects
@@ -227,6 +230,7 @@ impl Topic {
             Self::Rules => "rules",
             Self::ServiceRules => "service_rules",
             Self::KubeProxy => "kube_proxy",
+            Self::Kubelet => "kubelet",
             Self::Cni => "cni",
             Self::Drops => "drops",
             Self::Dns => "dns",

@@ -106,6 +106,7 @@ fn subject(topic: &Topic) -> String {
         Topic::Rules => "packet filter rules",
         Topic::ServiceRules => "service rules",
         Topic::KubeProxy => "kube-proxy's own health",
+        Topic::Kubelet => "the kubelet's DNS settings",
         Topic::Cni => "the container runtime's network configurations",
         Topic::Drops => "dropped packets",
         Topic::Dns => "DNS queries and answers",

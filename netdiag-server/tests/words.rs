@@ -8,7 +8,8 @@ use netdiag_server::condition::{self, Read};
 use netdiag_server::evidence::KindName;
 
 /// The fault ids that conditions may claim to cover: of the catalogue and of the laboratory's signatures, those that are judged
-/// so far, and what the catalogue lacks: `svc-external-traffic-policy-local`, a sibling, and `cni-two-plugins`.
+/// so far, and what the catalogue lacks: `svc-external-traffic-policy-local`, a sibling, `dns-kubelet-wrong-server`,
+/// and `cni-two-plugins`.
 const FAULTS: &[&str] = &[
     "svc-selector-mismatch",
     "svc-pods-not-ready",
@@ -52,6 +53,8 @@ const FAULTS: &[&str] = &[
     "cni-vxlan-blocked",
     "cni-vxlan-param-mismatch",
     "cni-mtu-blackhole",
+    "dns-wrong-dnspolicy",
+    "dns-kubelet-wrong-server",
 ];
 
 /// Files of `src/condition` that hold what conditions share instead of a condition: they name no code.
@@ -144,6 +147,7 @@ fn declared_reads_are_topics_and_kinds_without_repetition() {
         "rules",
         "service_rules",
         "kube_proxy",
+        "kubelet",
         "cni",
         "drops",
         "rejects",

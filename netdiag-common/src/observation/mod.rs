@@ -12,6 +12,7 @@ pub mod flow;
 pub mod histogram;
 pub mod kfree_skb;
 pub mod kube_proxy;
+pub mod kubelet;
 pub mod library;
 pub mod listener;
 pub mod mesh;
@@ -49,6 +50,7 @@ pub enum Observation {
     Rules(rules::Ruleset),
     ServiceRules(service_rules::ServiceRules),
     KubeProxy(kube_proxy::KubeProxy),
+    Kubelet(kubelet::Kubelet),
     Cni(cni::Cni),
     Drops(kfree_skb::Drops),
     Rejects(reject::Rejects),

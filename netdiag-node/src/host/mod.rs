@@ -18,6 +18,7 @@ mod iptables;
 pub(crate) mod ipvs;
 pub(crate) mod kernel;
 pub(crate) mod kube_proxy;
+pub(crate) mod kubelet;
 pub mod library;
 pub(crate) mod listener;
 pub(crate) mod neighbour;

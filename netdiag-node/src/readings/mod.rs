@@ -22,8 +22,8 @@ use crate::gap::{Failure, gap};
 use crate::host::device::Scope;
 use crate::host::socket::Limits;
 use crate::host::{
-    Host, ReadError, cilium, cni, conntrack, forwarding, kube_proxy, listener, network, process, resolver, rules,
-    service_rules, sysctl,
+    Host, ReadError, cilium, cni, conntrack, forwarding, kube_proxy, kubelet, listener, network, process, resolver,
+    rules, service_rules, sysctl,
 };
 use crate::kernel::{Kernel, Sizes, Uprobes};
 use crate::libraries::LibraryWatch;
@@ -284,6 +284,7 @@ impl Job {
                 process::sees_whole_node(proc)?;
                 kube_proxy::read(proc, netns.inode)?.map(Observation::KubeProxy)
             }
+            Topic::Kubelet => kubelet::read(proc, netns.inode)?.map(Observation::Kubelet),
             Topic::Cni => cni::read(proc, netns.inode)?.map(Observation::Cni),
             Topic::Rules => {
                 let found = rules::read()?;

@@ -2,12 +2,13 @@
 
 use netdiag_common::observation::Protocol;
 
+use super::dns::{is_by_cluster, leads_to, listed};
 use super::unready::{self, Endpoints};
 use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words, proof};
 use crate::evidence::object::{Object, Service};
 use crate::evidence::{KindName, Look, View};
 use crate::finding::{Fate, Finding, Fix, Impact};
-use crate::path::{Client, Path};
+use crate::path::Path;
 use crate::question::Origin;
 
 pub const CONDITION: Condition = Condition {
@@ -125,25 +126,12 @@ fn uses(path: &Path, dns: &Service, view: &mut View) -> Uses {
     match view.resolver(&client.node, &client.netns) {
         Look::Seen(resolver) => {
             let servers = &resolver.value.nameservers;
-            let cluster_ips = dns.cluster_ips();
-            // Caches on the node listen at a link-local address and ask the cluster's DNS.
-            let leads = |server: &std::net::IpAddr| {
-                cluster_ips.contains(server) || matches!(server, std::net::IpAddr::V4(v4) if v4.is_link_local())
-            };
-            if servers.iter().any(leads) {
+            if servers.iter().any(|server| leads_to(dns, *server)) {
                 return Uses::Yes;
             }
-            Uses::No(servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+            Uses::No(listed(servers))
         }
-        Look::Absent(_) | Look::Dark if by_policy(client) => Uses::Yes,
+        Look::Absent(_) | Look::Dark if client.pod.as_ref().is_some_and(|pod| is_by_cluster(pod)) => Uses::Yes,
         Look::Absent(_) | Look::Dark => Uses::NotSeen,
     }
-}
-
-/// `ClusterFirst` is the default, and falls back to the node's resolver for hostNetwork pods.
-fn by_policy(client: &Client) -> bool {
-    client.pod.as_ref().is_some_and(|pod| match pod.spec.dns_policy.as_str() {
-        "" | "ClusterFirst" => !pod.spec.host_network,
-        other => other == "ClusterFirstWithHostNet",
-    })
 }

@@ -14,6 +14,8 @@ pub mod bridge_nf_call_iptables_off;
 pub mod cluster_dns_has_no_endpoints;
 pub mod conntrack_entry_stale;
 pub mod conntrack_table_full;
+mod dns;
+pub mod dns_policy_excludes_cluster_dns;
 pub mod egress_policy_blocks_dns;
 mod enforced;
 pub mod external_traffic_policy_has_no_local_endpoint;
@@ -25,6 +27,7 @@ pub mod ip_forwarding_off;
 pub mod iptables_legacy_and_nft_mixed;
 pub mod kube_proxy_rules_stale;
 pub mod kube_proxy_sync_fails;
+pub mod kubelet_names_wrong_dns;
 pub mod listen_queue_overflows;
 pub mod listener_bound_to_loopback;
 pub mod load_balancer_source_ranges_exclude_client;
@@ -58,6 +61,8 @@ mod way;
 /// Every condition, in the order of the path a packet takes.
 pub const ALL: &[&Condition] = &[
     &name_does_not_exist::CONDITION,
+    &dns_policy_excludes_cluster_dns::CONDITION,
+    &kubelet_names_wrong_dns::CONDITION,
     &egress_policy_blocks_dns::CONDITION,
     &cluster_dns_has_no_endpoints::CONDITION,
     &service_port_not_defined::CONDITION,

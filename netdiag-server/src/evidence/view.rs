@@ -10,6 +10,7 @@ use netdiag_common::observation::dns::Dns;
 use netdiag_common::observation::flow::{FlowQuery, Flows, FoundFlows};
 use netdiag_common::observation::kfree_skb::Drops;
 use netdiag_common::observation::kube_proxy::KubeProxy;
+use netdiag_common::observation::kubelet::Kubelet;
 use netdiag_common::observation::listener::Listener;
 use netdiag_common::observation::neighbour::Neighbours;
 use netdiag_common::observation::network::Network;
@@ -218,6 +219,7 @@ impl<'e> View<'e> {
         rules: Rules -> Ruleset,
         service_rules: ServiceRules -> ServiceRules,
         kube_proxy: KubeProxy -> KubeProxy,
+        kubelet: Kubelet -> Kubelet,
         cni: Cni -> Cni,
         drops: Drops -> Drops,
         rejects: Rejects -> Rejects,

@@ -13,6 +13,7 @@ mod images;
 pub(crate) mod kind;
 mod kube_proxy;
 mod kube_router;
+mod kubelet;
 mod node;
 mod options;
 mod overlay;

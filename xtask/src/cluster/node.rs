@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::address::{self, DNS_SERVICE};
-use super::{Cluster, Cni, cgroup, cilium, kube_proxy, kube_router, overlay};
+use super::address;
+use super::{Cluster, Cni, cgroup, cilium, kube_proxy, kube_router, kubelet, overlay};
 use crate::{command, template};
 
 /// containerd answers within a second; a busy machine needs more.
@@ -82,22 +82,7 @@ pub(super) fn join(cluster: &Cluster, node: &str) -> Result<()> {
     if cluster.options.cni == Cni::Cilium {
         cilium::start(cluster, node)?;
     }
-    let mut addresses = cluster.node_address(node);
-    if cluster.options.dual_stack {
-        addresses = format!("{addresses},{}", address::node_v6(index));
-    }
-    cluster.spawn(
-        &format!("{node}-kubelet"),
-        &cluster.node_command(node)?,
-        "kubelet",
-        &[
-            format!("--config={}", node_folder(cluster, node).join("kubelet.yaml").display()),
-            format!("--kubeconfig={}", cluster.folder.join(format!("{node}.conf")).display()),
-            format!("--hostname-override={node}"),
-            format!("--node-ip={addresses}"),
-            "--v=2".to_owned(),
-        ],
-    )?;
+    kubelet::start(cluster, node)?;
     kube_proxy::start(cluster, node)
 }
 
@@ -176,18 +161,6 @@ fn write_configuration(cluster: &Cluster, node: &str) -> Result<()> {
         ],
     )?;
     cluster.write(&format!("{node}/containerd.toml"), &containerd)?;
-    let kubelet = template::fill(
-        include_str!("kubelet.yaml"),
-        &[
-            ("pki", &cluster.folder.join("pki").display().to_string()),
-            ("node", node),
-            ("folder", &folder.display().to_string()),
-            ("cgroup", &cluster.cgroup_root(node)),
-            ("address", &cluster.node_address(node)),
-            ("dns", DNS_SERVICE),
-        ],
-    )?;
-    cluster.write(&format!("{node}/kubelet.yaml"), &kubelet)?;
     // Nobody answers DNS there: names outside of the cluster fail at once instead of leaving the machine.
     cluster.write(&format!("{node}/resolv.conf"), &format!("nameserver {}\n", cluster.subnet.machine()))?;
     let plugin = match cluster.options.cni {

@@ -37,6 +37,8 @@ const FILES: &[(&str, &str)] = &[
     ("notrack_by_iptables", include_str!("cases/notrack_by_iptables.yaml")),
     ("foreign_rule_translates_path", include_str!("cases/foreign_rule_translates_path.yaml")),
     ("name_does_not_exist", include_str!("cases/name_does_not_exist.yaml")),
+    ("dns_policy_excludes_cluster_dns", include_str!("cases/dns_policy_excludes_cluster_dns.yaml")),
+    ("kubelet_names_wrong_dns", include_str!("cases/kubelet_names_wrong_dns.yaml")),
     ("host_firewall_drops_path", include_str!("cases/host_firewall_drops_path.yaml")),
     ("firewall_before_translation", include_str!("cases/firewall_before_translation.yaml")),
     ("plugin_rule_stops_path", include_str!("cases/plugin_rule_stops_path.yaml")),
@@ -138,6 +140,12 @@ pub(super) enum Step {
     },
     RestartKubeProxy {
         restart_kube_proxy: String,
+    },
+    /// With another DNS server for the pods that it starts from now on; without, with the cluster's.
+    RestartKubelet {
+        restart_kubelet: String,
+        #[serde(default)]
+        cluster_dns: Option<String>,
     },
 }
 

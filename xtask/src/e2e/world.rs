@@ -74,6 +74,9 @@ fn take(cluster: &Cluster, step: &Step) -> Result<()> {
         }
         Step::StopKubeProxy { stop_kube_proxy } => cluster.stop_kube_proxy(stop_kube_proxy)?,
         Step::RestartKubeProxy { restart_kube_proxy } => cluster.restart_kube_proxy(restart_kube_proxy)?,
+        Step::RestartKubelet { restart_kubelet, cluster_dns } => {
+            cluster.restart_kubelet(restart_kubelet, cluster_dns.as_deref())?;
+        }
     }
     Ok(())
 }

@@ -141,6 +141,7 @@ fn passive_needs(cluster: &Cluster, node: &str) -> Vec<Need> {
         Topic::Pods,
         Topic::ServiceRules,
         Topic::KubeProxy,
+        Topic::Kubelet,
         Topic::Cni,
         Topic::Drops,
         Topic::Dns,
