@@ -20,7 +20,16 @@ pub enum ProbeRequest {
         source_port: Option<u16>,
     },
     /// One DNS query over UDP to `server`, without search list.
-    Dns { server: IpAddr, port: u16, name: String, record: DnsRecord, timeout_ms: u32 },
+    Dns {
+        server: IpAddr,
+        /// The interface of a link-local server, by name or index: `eth0` of `fe80::1%eth0`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        zone: Option<String>,
+        port: u16,
+        name: String,
+        record: DnsRecord,
+        timeout_ms: u32,
+    },
 }
 
 /// Longest timeout of one attempt that an agent accepts, in milliseconds.

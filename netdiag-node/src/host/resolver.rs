@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use netdiag_common::observation::resolver::{HostsEntry, Resolver};
+use netdiag_common::observation::resolver::{HostsEntry, Resolver, Zone};
 
 use super::{ReadError, file};
 
@@ -61,7 +61,7 @@ fn with_hosts(mut resolver: Resolver, read: Result<Option<String>, ReadError>) -
 /// hosts(5): an address, a canonical name and aliases; what is no such line is passed over, as glibc does.
 fn host(line: &str) -> Option<HostsEntry> {
     let mut words = line.split('#').next()?.split_whitespace();
-    let address = nameserver(words.next()?)?;
+    let (address, _) = address(words.next()?)?;
     let names: Vec<String> = words.map(str::to_owned).collect();
     (!names.is_empty()).then_some(HostsEntry { address, names })
 }
@@ -73,7 +73,12 @@ fn parse(text: &str) -> Resolver {
         let line = line.split(['#', ';']).next().unwrap_or_default();
         let mut words = line.split_whitespace();
         match words.next() {
-            Some("nameserver") => found.nameservers.extend(words.next().and_then(nameserver)),
+            Some("nameserver") => {
+                let Some((server, zone)) = words.next().and_then(address) else { continue };
+                let zone = zone.map(|name| Zone { nameserver: found.nameservers.len(), name: name.to_owned() });
+                found.zones.extend(zone);
+                found.nameservers.push(server);
+            }
             Some("search" | "domain") => found.search = words.map(str::to_owned).collect(),
             Some("options") => {
                 for option in words {
@@ -89,9 +94,13 @@ fn parse(text: &str) -> Resolver {
     found
 }
 
-/// A link-local server carries its interface: `fe80::1%eth0`.
-fn nameserver(word: &str) -> Option<IpAddr> {
-    word.split('%').next()?.parse().ok()
+/// An address, and the interface that stands behind it where one does: `fe80::1%eth0`.
+fn address(word: &str) -> Option<(IpAddr, Option<&str>)> {
+    match word.split_once('%') {
+        // IPv4 has no zones: glibc passes over such a line.
+        Some((address, zone)) => Some((IpAddr::V6(address.parse().ok()?), Some(zone).filter(|zone| !zone.is_empty()))),
+        None => Some((word.parse().ok()?, None)),
+    }
 }
 
 #[cfg(test)]
@@ -110,10 +119,11 @@ mod tests {
 
     #[test]
     fn defaults_comments_and_later_lines() {
-        let text = "; written by hand\ndomain a.example\nsearch b.example c.example # the last counts\nnameserver fe80::1%eth0\nnameserver x\noptions timeout:1 attempts:2\n";
+        let text = "; written by hand\ndomain a.example\nsearch b.example c.example # the last counts\nnameserver x\nnameserver 10.0.0.1%eth0\nnameserver fd00::1\nnameserver fe80::1%eth0\nnameserver fe80::2%\noptions timeout:1 attempts:2\n";
         let found = parse(text);
         assert_eq!(found.search, ["b.example", "c.example"]);
-        assert_eq!(found.nameservers, ["fe80::1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(found.nameservers, ["fd00::1", "fe80::1", "fe80::2"].map(|one| one.parse::<IpAddr>().unwrap()));
+        assert_eq!([0, 1, 2, 3].map(|place| found.zone(place)), [None, Some("eth0"), None, None]);
         assert_eq!((found.ndots, found.options), (1, vec!["timeout:1".to_owned(), "attempts:2".to_owned()]));
     }
 

@@ -43,12 +43,31 @@ impl Query {
     }
 }
 
-pub(super) async fn run(netns: &NetnsHandle, server: SocketAddr, query: &Query, within: Duration) -> Attempt {
-    let socket = match socket_in(netns, Domain::for_address(server), Type::DGRAM, Protocol::UDP).await {
-        Ok(socket) => socket,
-        Err(error) => return without_socket(&error),
-    };
-    ask(socket, server, query, within).await
+/// `zone`: the interface of a link-local server, by name or index.
+pub(super) async fn run(
+    netns: &NetnsHandle,
+    server: SocketAddr,
+    zone: Option<&str>,
+    query: &Query,
+    within: Duration,
+) -> Attempt {
+    let made = socket_in(netns, Domain::for_address(server), Type::DGRAM, Protocol::UDP).await;
+    match made.and_then(|socket| Ok((behind(&socket, server, zone)?, socket))) {
+        Ok((server, socket)) => ask(socket, server, query, within).await,
+        Err(error) => without_socket(&error),
+    }
+}
+
+/// The server's address, behind the interface that it is asked by. A name stands for an interface of the socket's own namespace.
+fn behind(socket: &socket2::Socket, server: SocketAddr, zone: Option<&str>) -> io::Result<SocketAddr> {
+    let (SocketAddr::V6(mut server), Some(zone)) = (server, zone) else { return Ok(server) };
+    match zone.parse() {
+        Ok(index) => server.set_scope_id(index),
+        // As glibc: names count for link-local addresses only.
+        Err(_) if server.ip().is_unicast_link_local() => socket.bind_device(Some(zone.as_bytes()))?,
+        Err(_) => {}
+    }
+    Ok(server.into())
 }
 
 /// With a UDP socket that does not block.

@@ -38,10 +38,10 @@ pub async fn run(netns: &NetnsHandle, request: &ProbeRequest) -> Result<ProbeRes
             let timeout = checked(*timeout_ms, *attempts, *port)?;
             Ok(tcp::run(netns, *source_port, (*address, *port).into(), timeout, *attempts).await)
         }
-        ProbeRequest::Dns { server, port, name, record, timeout_ms } => {
+        ProbeRequest::Dns { server, zone, port, name, record, timeout_ms } => {
             let timeout = checked(*timeout_ms, 1, *port)?;
             let query = dns::Query::new(name, *record)?;
-            let attempt = dns::run(netns, (*server, *port).into(), &query, timeout).await;
+            let attempt = dns::run(netns, (*server, *port).into(), zone.as_deref(), &query, timeout).await;
             Ok(ProbeResult { attempts: vec![attempt] })
         }
     }

@@ -20,7 +20,8 @@ fn tcp(port: u16, attempts: u8) -> ProbeRequest {
 }
 
 fn dns(port: u16, name: &str) -> ProbeRequest {
-    ProbeRequest::Dns { server: LOOPBACK, port, name: name.to_owned(), record: DnsRecord::A, timeout_ms: 500 }
+    let (name, record) = (name.to_owned(), DnsRecord::A);
+    ProbeRequest::Dns { server: LOOPBACK, zone: None, port, name, record, timeout_ms: 500 }
 }
 
 /// A server that answers one query with `edit` applied to a plain answer.
@@ -122,6 +123,32 @@ async fn closed_udp_port_is_refused() {
     let result = run(&own_netns(), &dns(port, "a.example")).await.unwrap();
     let expected = Outcome::Failed { stage: Stage::Answer, errno: "ECONNREFUSED".to_owned() };
     assert_eq!(result.attempts[0].outcome, expected);
+}
+
+#[tokio::test]
+async fn link_local_server_is_asked_by_its_interface() {
+    for (zone, errno) in [(None, "EINVAL"), (Some("nowhere"), "ENODEV")] {
+        let request = ProbeRequest::Dns {
+            server: "fe80::53".parse().unwrap(),
+            zone: zone.map(str::to_owned),
+            port: 53,
+            name: "a.example".to_owned(),
+            record: DnsRecord::A,
+            timeout_ms: 500,
+        };
+        let result = run(&own_netns(), &request).await.unwrap();
+        let Outcome::Failed { errno: told, .. } = &result.attempts[0].outcome else { panic!("{result:?}") };
+        assert_eq!(told, errno, "{zone:?}");
+    }
+    // With an interface it is sent: lo leads nowhere else, and who has the address is asked in vain or not at all.
+    let mut request = dns(53, "a.example");
+    if let ProbeRequest::Dns { server, zone, .. } = &mut request {
+        (*server, *zone) = ("fe80::53".parse().unwrap(), Some("lo".to_owned()));
+    }
+    let result = run(&own_netns(), &request).await.unwrap();
+    let is_refused =
+        matches!(&result.attempts[0].outcome, Outcome::Failed { errno, .. } if errno == "EINVAL" || errno == "ENODEV");
+    assert!(!is_refused, "{result:?}");
 }
 
 #[tokio::test]

@@ -2,11 +2,11 @@
 //! the program is told the same.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use netdiag_common::observation::resolver::{HostsEntry, Resolver};
+use netdiag_common::observation::resolver::{HostsEntry, Resolver, Zone};
 use netdiag_common::observation::series::dns::{DnsAsking, DnsType};
 use netdiag_common::observation::series::{DnsProbe, Probe};
 
@@ -47,6 +47,7 @@ fn respond(server: &str, query: &[u8]) -> Option<Vec<u8>> {
             _ if has(&["four.example", "none.example", "none.example.svc.cluster.local"]) => negative(query, 0),
             _ => negative(query, 3),
         }),
+        ZONED => Some(good(query)),
         "127.0.0.2" => Some(negative(query, 2)),
         "127.0.0.3" => Some(negative(query, 5)),
         "127.0.0.4" => None,
@@ -88,6 +89,9 @@ const CASES: &[Case] = &[
     Case { options: "ndots:1 attempts:1", servers: &["127.0.0.9"], name: "both.example" },
     Case { options: "ndots:1", servers: &["127.0.0.10", "127.0.0.1"], name: "both.example" },
     Case { options: "ndots:5", servers: &["127.0.0.10"], name: "both.example" },
+    Case { options: "ndots:1", servers: &[ZONED], name: "both.example" },
+    Case { options: "ndots:1", servers: &["fe80::53", "127.0.0.1"], name: "both.example" },
+    Case { options: "ndots:1", servers: &["fe80::53%nowhere", "127.0.0.1"], name: "both.example" },
     Case { options: "ndots:5", servers: &["127.0.0.1"], name: "pinned.example" },
     Case { options: "ndots:5", servers: &["127.0.0.1"], name: "PINNED" },
     Case { options: "ndots:5", servers: &["127.0.0.1"], name: "pinned.example." },
@@ -106,8 +110,10 @@ const HOSTS: &[(&str, &[&str])] = &[
     ("10.3.0.7", &["web.pinned"]),
 ];
 
-/// Where nobody listens.
-const NOBODY: &str = "127.0.0.10";
+/// Where nobody listens, or where no interface leads.
+const NOBODY: [&str; 3] = ["127.0.0.10", "fe80::53", "fe80::53%nowhere"];
+/// A link-local server, by its interface.
+const ZONED: &str = "fe80::53%dns0";
 
 #[test]
 fn questions_and_result_are_those_of_glibc() {
@@ -117,11 +123,14 @@ fn questions_and_result_are_those_of_glibc() {
     if !version.is_ok_and(|output| output.status.success()) || Command::new("python3").arg("-V").output().is_err() {
         return skipped(test, "needs glibc and python3");
     }
+    host.namespace.sh("ip link add dns0 type veth peer name dns1
+        ip link set dns0 up; ip link set dns1 up
+        ip addr add fe80::53/64 dev dns0 nodad");
     let asked = Asked::default();
-    let servers: BTreeSet<_> = CASES.iter().flat_map(|case| case.servers).filter(|one| **one != NOBODY).collect();
+    let servers: BTreeSet<_> = CASES.iter().flat_map(|case| case.servers).filter(|one| !NOBODY.contains(one)).collect();
     for server in servers {
         let noted = Arc::clone(&asked);
-        host.datagrams(SocketAddr::new(server.parse().unwrap(), 53), move |socket, query, from| {
+        host.datagrams(listens(&host, server), move |socket, query, from| {
             noted.lock().unwrap().push(((*server).to_owned(), name_of(query), record_type(query)));
             if let Some(bytes) = respond(server, query) {
                 let _ = socket.send_to(&bytes, from);
@@ -141,6 +150,17 @@ fn questions_and_result_are_those_of_glibc() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Port 53 of a server as it is written in resolv.conf.
+fn listens(host: &Host, server: &str) -> SocketAddr {
+    match server.split_once('%') {
+        Some((address, zone)) => {
+            let scope = host.namespace.run(|| nix::net::if_::if_nametoindex(zone).unwrap());
+            SocketAddrV6::new(address.parse().unwrap(), 53, 0, scope).into()
+        }
+        None => SocketAddr::new(server.parse().unwrap(), 53),
+    }
 }
 
 /// A real program in the namespace, with files of its own where glibc looks.
@@ -166,8 +186,15 @@ fn by_glibc(host: &Host, folder: &std::path::Path, case: &Case) -> String {
 fn by_us(host: &Host, case: &Case) -> String {
     let mut options: Vec<String> = case.options.split(' ').map(ToOwned::to_owned).collect();
     let ndots = options.remove(0).strip_prefix("ndots:").unwrap().parse().unwrap();
+    let (mut nameservers, mut zones) = (Vec::<IpAddr>::new(), Vec::new());
+    for (nameserver, server) in case.servers.iter().enumerate() {
+        let (address, zone) = server.split_once('%').map_or((*server, None), |(address, zone)| (address, Some(zone)));
+        nameservers.push(address.parse().unwrap());
+        zones.extend(zone.map(|name| Zone { nameserver, name: name.to_owned() }));
+    }
     let resolver = Resolver {
-        nameservers: case.servers.iter().map(|one| one.parse().unwrap()).collect(),
+        nameservers,
+        zones,
         search: ["shop.svc.cluster.local", "svc.cluster.local"].map(ToOwned::to_owned).into(),
         ndots,
         options,

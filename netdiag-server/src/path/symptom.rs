@@ -109,7 +109,8 @@ impl Path {
 
 /// One query for an A record, by the name as it stands.
 pub fn dns_probe(server: IpAddr, port: u16, name: &str) -> ProbeRequest {
-    ProbeRequest::Dns { server, port, name: name.to_owned(), record: DnsRecord::A, timeout_ms: DNS_TIMEOUT_MS }
+    let (name, record) = (name.to_owned(), DnsRecord::A);
+    ProbeRequest::Dns { server, zone: None, port, name, record, timeout_ms: DNS_TIMEOUT_MS }
 }
 
 /// The lookups that the asked name costs the client, at each of its name servers. Nothing for paths without a name, without
@@ -124,10 +125,11 @@ pub fn lookups(path: &Path, view: &mut View) -> Vec<ProbeSeen> {
     let only_v6 = !path.addresses.is_empty() && path.addresses.iter().all(IpAddr::is_ipv6);
     let record = if only_v6 { DnsRecord::Aaaa } else { DnsRecord::A };
     let mut probes = Vec::new();
-    for server in resolver.value.nameservers.iter().copied().take(MAX_NAME_SERVERS) {
+    for (place, server) in resolver.value.nameservers.iter().copied().take(MAX_NAME_SERVERS).enumerate() {
         for candidate in name.lookups().into_iter().take(MAX_CANDIDATES) {
             let name = name.candidates[candidate].clone();
-            let request = ProbeRequest::Dns { server, port: 53, name, record, timeout_ms: DNS_TIMEOUT_MS };
+            let zone = resolver.value.zone(place).map(str::to_owned);
+            let request = ProbeRequest::Dns { server, zone, port: 53, name, record, timeout_ms: DNS_TIMEOUT_MS };
             if let Look::Seen(seen) = view.probe(&client.node, &client.netns, request) {
                 let to = ProbeTo::Lookup { server, candidate };
                 probes.push(ProbeSeen { client: 0, to, at: seen.at, result: seen.value.clone() });

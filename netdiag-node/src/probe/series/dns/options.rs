@@ -1,6 +1,6 @@
 //! The options of resolv.conf that glibc's resolver acts on (resolv.conf(5); `res_setoptions`, resolv/res_init.c).
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use netdiag_common::observation::resolver::Resolver;
@@ -35,9 +35,10 @@ pub(super) struct Options {
 }
 
 impl Options {
+    /// Interfaces of link-local servers are looked up in the calling thread's namespace.
     pub(super) fn new(resolver: &Resolver) -> Self {
-        let mut servers: Vec<_> =
-            resolver.nameservers.iter().take(MAXNS).map(|one| SocketAddr::new(*one, DNS_PORT)).collect();
+        let nameservers = resolver.nameservers.iter().take(MAXNS).enumerate();
+        let mut servers: Vec<_> = nameservers.map(|(place, address)| server(*address, resolver.zone(place))).collect();
         if servers.is_empty() {
             // What an empty file means: a resolver on this host.
             servers.push(SocketAddr::new(IpAddr::from(Ipv4Addr::LOCALHOST), DNS_PORT));
@@ -71,6 +72,25 @@ impl Options {
         let seconds = if server > 0 { shared / count } else { shared };
         Duration::from_secs(seconds.max(1).into())
     }
+}
+
+/// Where a zone leads to no interface, the server is asked without one, as glibc does: the kernel refuses that.
+fn server(address: IpAddr, zone: Option<&str>) -> SocketAddr {
+    match address {
+        IpAddr::V4(_) => SocketAddr::new(address, DNS_PORT),
+        IpAddr::V6(address) => {
+            let scope = zone.and_then(|zone| scope_id(address, zone)).unwrap_or(0);
+            SocketAddrV6::new(address, DNS_PORT, 0, scope).into()
+        }
+    }
+}
+
+/// glibc's `__inet6_scopeid_pton` (inet/inet6_scopeid_pton.c): names count for link-local addresses only, numbers for all.
+fn scope_id(address: Ipv6Addr, zone: &str) -> Option<u32> {
+    let by_name = || nix::net::if_::if_nametoindex(zone).ok();
+    let is_number = zone.bytes().all(|byte| byte.is_ascii_digit());
+    let by_number = || if is_number { zone.parse().ok() } else { None };
+    if address.is_unicast_link_local() { by_name().or_else(by_number) } else { by_number() }
 }
 
 fn leading_number(text: &str) -> u32 {
@@ -148,5 +168,18 @@ mod tests {
         assert_eq!(options(&["attempts:9"]).attempts, 5);
         assert_eq!(options(&["timeout:2x"]).timeout_s, 2);
         assert!(options(&["single-request-reopen"]).single_request);
+    }
+
+    #[test]
+    fn zones_are_interfaces_of_link_local_servers() {
+        let scope = |address: &str, zone: Option<&str>| match server(address.parse().unwrap(), zone) {
+            SocketAddr::V6(server) => server.scope_id(),
+            SocketAddr::V4(server) => panic!("{server}"),
+        };
+        assert_eq!(scope("fe80::1", Some("lo")), 1, "lo is the first interface of every namespace");
+        assert_eq!(scope("fe80::1", Some("7")), 7);
+        assert_eq!(scope("fd00::1", Some("lo")), 0, "only link-local addresses have interfaces");
+        assert_eq!(scope("fd00::1", Some("7")), 7);
+        assert_eq!([Some("no such"), Some("+7"), Some("99999999999"), None].map(|zone| scope("fe80::1", zone)), [0; 4]);
     }
 }
