@@ -177,3 +177,32 @@ END");
         assert!(result.attempts.iter().all(|attempt| attempt.endpoint.is_none() && attempt.succeeded()), "{result:?}");
     }
 }
+
+#[test]
+fn thread_that_was_in_one_namespace_serves_another() {
+    let Some(host) = Host::new("thread_that_was_in_one_namespace_serves_another") else { return };
+    let engine = Engine::new(AllowList::default(), false);
+    let other = Namespace::new();
+    let listener = host.namespace.run(|| TcpListener::bind("127.0.0.1:0").unwrap());
+    let to = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let asked = SeriesRequest { count: 4, ..request(tcp(&to, TcpClose::Reset)) };
+    let within = patient(Duration::from_secs(20));
+    // Each series finds the thread of the one before it; an owner is nobody else's.
+    for round in 0..4 {
+        let identity = Identity { uid: (round == 2).then_some(1_337), mark: None };
+        let asked = SeriesRequest { identity, ..asked.clone() };
+        for (namespace, succeeded) in [(&host.namespace, 4), (&other, 0)] {
+            let result = ask_of(&engine, namespace, namespace, &asked, within).unwrap();
+            assert_eq!((result.made, result.succeeded), (4, succeeded), "{result:?}");
+        }
+    }
+    let inside = other.run(|| std::fs::read_link("/proc/thread-self/ns/net").unwrap());
+    crate::support::eventually("threads to go home", || threads_in(&inside).is_empty().then_some(()));
+}
+
+/// Threads of this process in a network namespace.
+fn threads_in(namespace: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|thread| thread.path());
+    threads.filter(|thread| std::fs::read_link(thread.join("ns/net")).is_ok_and(|own| own == namespace)).collect()
+}

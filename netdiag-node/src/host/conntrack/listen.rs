@@ -72,11 +72,19 @@ impl Listener {
     }
 
     pub fn join(&self) -> Result<(), ReadError> {
-        self.member(libc::NETLINK_ADD_MEMBERSHIP).map_err(|errno| call("listen to announcements of flows", errno))
+        self.member(libc::NETLINK_ADD_MEMBERSHIP, &[GROUP_NEW, GROUP_DESTROY])
+            .map_err(|errno| call("listen to announcements of flows", errno))
+    }
+
+    /// Beginnings alone.
+    pub fn join_new(&self) -> Result<(), ReadError> {
+        self.member(libc::NETLINK_ADD_MEMBERSHIP, &[GROUP_NEW])
+            .map_err(|errno| call("listen to announcements of new flows", errno))
     }
 
     pub fn leave(&self) -> Result<(), ReadError> {
-        self.member(libc::NETLINK_DROP_MEMBERSHIP).map_err(|errno| call("stop listening to flows", errno))
+        self.member(libc::NETLINK_DROP_MEMBERSHIP, &[GROUP_NEW, GROUP_DESTROY])
+            .map_err(|errno| call("stop listening to flows", errno))
     }
 
     /// Only announcements of IPv4 or IPv6 flows from `source` and to `destination`, whatever the group sends: the kernel leaves
@@ -91,12 +99,18 @@ impl Listener {
         socket.attach_filter(&program).map_err(|source| ReadError::Call { step: step.to_owned(), source })
     }
 
-    fn member(&self, option: libc::c_int) -> Result<(), Errno> {
-        for group in [GROUP_NEW, GROUP_DESTROY] {
+    fn member(&self, option: libc::c_int, groups: &[libc::c_int]) -> Result<(), Errno> {
+        for group in groups {
             let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("4 fits");
             // SAFETY: the kernel reads `length` bytes from `group`, which lives until the call returns.
             let result = unsafe {
-                libc::setsockopt(self.socket.as_raw_fd(), libc::SOL_NETLINK, option, (&raw const group).cast(), length)
+                libc::setsockopt(
+                    self.socket.as_raw_fd(),
+                    libc::SOL_NETLINK,
+                    option,
+                    std::ptr::from_ref(group).cast(),
+                    length,
+                )
             };
             Errno::result(result)?;
         }

@@ -1,6 +1,6 @@
 //! Series of probes: attempts of one kind on a schedule, sent from inside one network namespace, counted exactly.
 //!
-//! A series runs on a thread of its own (two where many attempts go at the same time), which enters the namespace, takes the
+//! A series has a thread (two where many attempts go at the same time), which enters the namespace, takes the
 //! owner that was asked for, and drives all its sockets itself: an attempt costs no hop to another thread.
 
 mod caps;
@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use caps::Caps;
 pub use caps::{AllowList, AllowListError, MAX_CONCURRENT, MAX_SERIES, PACKETS_PER_S};
 use context::{Context, Ending};
+use enter::Threads;
 use schedule::Series;
 use tally::Tally;
 
@@ -51,6 +52,7 @@ const FAREWELL_WITHIN: Duration = Duration::from_millis(600);
 /// Makes the series of one agent, within what the agent may do as a whole.
 pub struct Engine {
     caps: Arc<Caps>,
+    threads: Threads,
 }
 
 /// Where a series is sent from.
@@ -68,7 +70,7 @@ pub struct Place {
 impl Engine {
     /// `throughput`: whether probes that fill a link are made at all.
     pub fn new(allowed: AllowList, throughput: bool) -> Self {
-        Self { caps: Arc::new(Caps::new(allowed, throughput)) }
+        Self { caps: Arc::new(Caps::new(allowed, throughput)), threads: Threads::default() }
     }
 
     /// Makes the attempts until all are made or `until` comes, whichever is first. What the network did to them is the result;
@@ -89,7 +91,7 @@ impl Engine {
 
         let over = CancellationToken::new();
         let _ends_with_this = over.clone().drop_guard();
-        let finder = endpoint::Finder::start(&place, &request.probe);
+        let mut finder = endpoint::Finder::new(&place, &request.probe);
         let threads = if request.parallel >= PARALLEL_OF_TWO_THREADS { 2 } else { 1 };
         let lanes = request.parallel.min(u16::try_from(request.count).unwrap_or(u16::MAX)).div_ceil(threads);
         let series = Arc::new(Series::new(request.clone(), Arc::clone(&self.caps), asked, until, finder.asker()));
@@ -97,7 +99,12 @@ impl Engine {
         for _ in 0..threads {
             let (series, caps, over) = (Arc::clone(&series), Arc::clone(&self.caps), over.clone());
             let (identity, resolver, turn) = (request.identity, place.resolver.clone(), Arc::clone(&turn));
-            let work = async move || {
+            let opener = finder.opener();
+            let open = move || opener.map(endpoint::Opener::open);
+            let work = async move |opened: Option<endpoint::Opened>| {
+                if let Some(opened) = opened {
+                    opened.listen();
+                }
                 let context = Context::new(identity, resolver, caps, asked);
                 let tally = tokio::select! {
                     tally = schedule::run(&context, &series, lanes) => tally,
@@ -107,8 +114,9 @@ impl Engine {
                 drop(turn);
                 tally
             };
-            workers.push(enter::start(place.netns.clone(), request.identity, work)?);
+            workers.push(self.threads.start(place.netns.clone(), request.identity, open, work)?);
         }
+        finder.start();
         let mut tally = Tally::default();
         for worker in workers {
             tally.merge(worker.await.map_err(|_| Failure::Panicked)??);

@@ -39,6 +39,8 @@ pub(super) struct Series {
     begun: OnceLock<Instant>,
     next: AtomicU32,
     asker: Option<Asker>,
+    /// Attempts whose endpoints are to be looked for, and that have not ended.
+    unasked: AtomicU32,
 }
 
 /// One thread's part in it.
@@ -73,8 +75,20 @@ impl Series {
         let within = Duration::from_millis(request.timeout_ms.into());
         let half = asked + until.saturating_duration_since(asked) / 2;
         let last_begin = until.checked_sub(within).map_or(half, |last| last.max(half));
-        let (begun, next) = (OnceLock::new(), AtomicU32::new(0));
-        Self { request, caps, within, until, last_begin, begun, next, asker }
+        let (begun, next, unasked) = (OnceLock::new(), AtomicU32::new(0), AtomicU32::new(request.count.min(ENDPOINTS)));
+        Self { request, caps, within, until, last_begin, begun, next, asker, unasked }
+    }
+
+    /// Where an attempt ended whose endpoint is to be looked for. After the last of them nothing is asked any more: each
+    /// announcement of a new flow costs the kernel as much as a packet.
+    fn ended(&self, number: u32, ending: &Ending) {
+        let Some(asker) = self.asker.as_ref().filter(|_| number < ENDPOINTS) else { return };
+        if let (Some(source), Some(to)) = (ending.source, ending.to) {
+            asker.ask(number, source, to);
+        }
+        if self.unasked.fetch_sub(1, Ordering::AcqRel) == 1 {
+            asker.enough();
+        }
     }
 
     fn time_is_over(&self) -> String {
@@ -149,11 +163,7 @@ impl<'a> Worker<'a> {
         let attempt = super::attempt(self.context, &self.series.request.probe, within);
         let ending = timeout(within + GRACE, attempt).await.unwrap_or_else(|_| unended(within));
         let elapsed = begun.elapsed();
-        if let (Some(asker), Some(source), Some(to)) = (&self.series.asker, ending.source, ending.to)
-            && turn.number < ENDPOINTS
-        {
-            asker.ask(turn.number, source, to);
-        }
+        self.series.ended(turn.number, &ending);
         let attempt = SeriesAttempt {
             number: turn.number,
             at_us: micros(begun.saturating_duration_since(self.begun)),
