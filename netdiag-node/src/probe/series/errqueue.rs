@@ -54,24 +54,32 @@ impl QueuedError {
     }
 }
 
-/// Errors are queued from now on, with the TTL that they came with.
-pub(super) fn enable(socket: &impl AsFd, is_v6: bool) -> io::Result<()> {
+/// Errors are queued from now on, with the TTL that they came with, as that of whatever else comes.
+pub(super) fn enable_with_ttl(socket: &impl AsFd, is_v6: bool) -> io::Result<()> {
+    enable(socket, is_v6)?;
     if is_v6 {
-        setsockopt(socket, sockopt::Ipv6RecvErr, &true)?;
         setsockopt(socket, sockopt::Ipv6RecvHopLimit, &true)?;
     } else {
-        setsockopt(socket, sockopt::Ipv4RecvErr, &true)?;
         setsockopt(socket, sockopt::Ipv4RecvTtl, &true)?;
     }
     Ok(())
 }
 
+/// Errors are queued from now on.
+pub(super) fn enable(socket: &impl AsFd, is_v6: bool) -> io::Result<()> {
+    set(socket, is_v6, true)
+}
+
 /// No more of them: errors are the system calls' alone again.
 pub(super) fn disable(socket: &impl AsFd, is_v6: bool) -> io::Result<()> {
+    set(socket, is_v6, false)
+}
+
+fn set(socket: &impl AsFd, is_v6: bool, is_on: bool) -> io::Result<()> {
     if is_v6 {
-        setsockopt(socket, sockopt::Ipv6RecvErr, &false)?;
+        setsockopt(socket, sockopt::Ipv6RecvErr, &is_on)?;
     } else {
-        setsockopt(socket, sockopt::Ipv4RecvErr, &false)?;
+        setsockopt(socket, sockopt::Ipv4RecvErr, &is_on)?;
     }
     Ok(())
 }

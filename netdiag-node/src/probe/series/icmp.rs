@@ -90,7 +90,7 @@ impl<'a> Echo<'a> {
     fn prepare(probe: &'a IcmpProbe, socket: Socket, is_raw: bool) -> Result<Self, ProbeFailure> {
         let set_up = || {
             let is_v6 = probe.to.is_ipv6();
-            errqueue::enable(&socket, is_v6)?;
+            errqueue::enable_with_ttl(&socket, is_v6)?;
             match (probe.ttl, is_v6) {
                 (Some(ttl), false) => socket.set_ttl_v4(ttl.into())?,
                 (Some(ttl), true) => socket.set_unicast_hops_v6(ttl.into())?,

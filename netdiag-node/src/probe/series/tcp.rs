@@ -17,7 +17,7 @@ use super::context::{Context, Ending, local, of_errno, of_queued, silence};
 use super::errqueue::{self, Origin};
 use super::ready::watch;
 use super::schedule::micros;
-use super::tcp_info::tcp_info;
+use super::tcp_info::{TcpInfo, tcp_info};
 
 /// A SYN with the usual options, and the headers below.
 const SYN_BYTES: u64 = 74;
@@ -28,14 +28,14 @@ const MAX_GREETING_BYTES: u64 = 64 * 1024;
 
 pub(super) async fn attempt(context: &Context, probe: &TcpProbe, within: Duration) -> Ending {
     let to = probe.to;
-    let Handshake { socket, port, shaken, elapsed } = match handshake(context, probe.source_port, to, within).await {
-        Ok(handshake) => handshake,
-        Err(failure) => return Ending::failed(None, Some(to), failure),
-    };
+    let Handshake { socket, port, shaken, elapsed, info } =
+        match handshake(context, probe.source_port, to, within).await {
+            Ok(handshake) => handshake,
+            Err(failure) => return Ending::failed(None, Some(to), failure),
+        };
     // The port is gone once the connect has failed.
     let source = socket.local_addr().ok().and_then(|address| address.as_socket());
     let source = source.zip(port).map(|(source, port)| SocketAddr::new(source.ip(), port));
-    let info = tcp_info(&socket).ok();
     let mut report = TcpReport {
         handshake_us: micros(elapsed),
         syns: info.map(|info| info.retransmits.saturating_add(1)),
@@ -78,6 +78,8 @@ struct Handshake {
     port: Option<u16>,
     shaken: Result<(), ProbeFailure>,
     elapsed: Duration,
+    /// What the kernel knew at its end.
+    info: Option<TcpInfo>,
 }
 
 /// An error: nothing was sent.
@@ -91,29 +93,33 @@ async fn handshake(
     context.spend(1, SYN_BYTES).await;
     let socket = context.socket(Domain::for_address(to), Type::STREAM, Protocol::TCP).await?;
     let port = prepare(&socket, port, to).map_err(|error| local(ProbeStage::Socket, &error))?;
-    let (shaken, elapsed) = shake(&socket, to, within).await;
-    Ok(Handshake { socket, port, shaken, elapsed })
-}
-
-/// What the handshake came to, and how long it took.
-async fn shake(socket: &Socket, to: SocketAddr, within: Duration) -> (Result<(), ProbeFailure>, Duration) {
     let start = Instant::now();
-    let shaken = match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => {
-            Err(said(of_errno(ProbeStage::Connect, &error), to))
-        }
-        _ => shaken(socket, to, within).await,
-    };
+    let (shaken, info) = shake(&socket, to, within).await;
     let elapsed = start.elapsed();
-    let told = shaken.map_err(|mut failure| {
+    let info = info.or_else(|| tcp_info(&socket).ok());
+    let shaken = shaken.map_err(|mut failure| {
         if failure.class == FailureClass::Silence {
-            let syns = tcp_info(socket).map_or(1, |info| info.retransmits.saturating_add(1));
+            let syns = info.map_or(1, |info| info.retransmits.saturating_add(1));
             let plural = if syns == 1 { "" } else { "s" };
             failure.why = format!("no answer to {syns} SYN{plural} in {} ms", elapsed.as_millis());
         }
         failure
     });
-    (told, elapsed)
+    Ok(Handshake { socket, port, shaken, elapsed, info })
+}
+
+/// What the handshake came to, and what the kernel knows where that told it.
+async fn shake(socket: &Socket, to: SocketAddr, within: Duration) -> (Result<(), ProbeFailure>, Option<TcpInfo>) {
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => {
+            (Err(said(of_errno(ProbeStage::Connect, &error), to)), None)
+        }
+        // On a path inside one machine it has ended before `connect` returned: then nothing waits.
+        _ => match tcp_info(socket).ok().filter(|info| info.is_connected()) {
+            Some(info) => (Ok(()), Some(info)),
+            None => (shaken(socket, to, within).await, None),
+        },
+    }
 }
 
 /// Binds the socket, and says to which port.
@@ -137,7 +143,7 @@ fn prepare(socket: &Socket, port: Option<u16>, to: SocketAddr) -> io::Result<Opt
     }
 }
 
-/// Waits for the end of the handshake. On a path inside one machine it has ended before `connect` returned: then nothing waits.
+/// Waits for the end of the handshake.
 async fn shaken(socket: &Socket, to: SocketAddr, within: Duration) -> Result<(), ProbeFailure> {
     if let Some(ended) = ended(socket, to) {
         return ended;
@@ -168,8 +174,8 @@ fn ended(socket: &Socket, to: SocketAddr) -> Option<Result<(), ProbeFailure>> {
             }
         }
     }
-    if let Some(error) =
-        socket.take_error().ok().flatten().filter(|_| seen.intersects(PollFlags::POLLERR | PollFlags::POLLHUP))
+    if seen.intersects(PollFlags::POLLERR | PollFlags::POLLHUP)
+        && let Some(error) = socket.take_error().ok().flatten()
     {
         return Some(Err(said(of_errno(ProbeStage::Connect, &error), to)));
     }

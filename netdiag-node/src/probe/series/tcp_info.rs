@@ -8,7 +8,11 @@ use socket2::Socket;
 
 /// Newer kernels only add fields at the end.
 const BYTES: usize = 160;
+/// include/net/tcp_states.h
+const TCP_ESTABLISHED: u8 = 1;
+const TCP_CLOSE_WAIT: u8 = 8;
 // Offsets of fields.
+const STATE: usize = 0;
 const SEND_MSS: usize = 16;
 const RTT: usize = 68;
 const RETRANSMITS: usize = 100;
@@ -16,6 +20,8 @@ const BYTES_ACKED: usize = 120;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TcpInfo {
+    /// `tcpi_state`.
+    state: u8,
     /// Bytes of payload in one segment of ours (`tcpi_snd_mss`).
     pub(super) send_mss: u32,
     /// Smoothed (`tcpi_rtt`), microseconds.
@@ -24,6 +30,13 @@ pub(super) struct TcpInfo {
     pub(super) retransmits: u32,
     /// `tcpi_bytes_acked` (Linux 4.1), the SYN not included.
     pub(super) bytes_acked: Option<u64>,
+}
+
+impl TcpInfo {
+    /// The handshake has ended well; the far side may have sent its FIN already.
+    pub(super) fn is_connected(self) -> bool {
+        matches!(self.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT)
+    }
 }
 
 pub(super) fn tcp_info(socket: &Socket) -> io::Result<TcpInfo> {
@@ -43,6 +56,7 @@ fn parse(told: &[u8]) -> Option<TcpInfo> {
     let int = |at: usize| Some(u32::from_ne_bytes(told.get(at..at + 4)?.try_into().ok()?));
     let long = |at: usize| Some(u64::from_ne_bytes(told.get(at..at + 8)?.try_into().ok()?));
     Some(TcpInfo {
+        state: *told.get(STATE)?,
         send_mss: int(SEND_MSS)?,
         rtt_us: int(RTT)?,
         retransmits: int(RETRANSMITS)?,

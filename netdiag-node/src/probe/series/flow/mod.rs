@@ -160,7 +160,7 @@ impl Flow {
     /// it takes it, as loopback does: then the packet was sent.
     pub(super) fn device_mtu(&mut self, number: u16) -> io::Result<Option<u32>> {
         let is_v6 = !self.to.is_ipv4();
-        errqueue::enable(self.sender(), is_v6)?;
+        errqueue::enable_with_ttl(self.sender(), is_v6)?;
         let sent = self.send(number, u16::MAX, None);
         let mut found = None;
         while let Some(error) = errqueue::next(self.sender())? {

@@ -79,7 +79,7 @@ fn any(to: SocketAddr) -> IpAddr {
 }
 
 fn prepare(socket: &Socket, to: SocketAddr, ttl: u8) -> io::Result<()> {
-    errqueue::enable(socket, to.is_ipv6())?;
+    errqueue::enable_with_ttl(socket, to.is_ipv6())?;
     // A connection that is made after all ends with RST: no port is left in TIME_WAIT.
     socket.set_linger(Some(Duration::ZERO))?;
     if to.is_ipv4() {

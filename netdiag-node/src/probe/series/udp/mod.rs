@@ -72,7 +72,7 @@ pub(super) async fn attempt(context: &Context, probe: &UdpProbe, within: Duratio
 
 fn prepare(socket: Socket, probe: &UdpProbe) -> io::Result<(UdpSocket, u16)> {
     let is_v6 = probe.to.is_ipv6();
-    errqueue::enable(&socket, is_v6)?;
+    errqueue::enable_with_ttl(&socket, is_v6)?;
     if is_v6 {
         socket.set_only_v6(true)?;
     }
