@@ -36,7 +36,15 @@ pub(crate) fn pod(proc: &Path, pid: u32) -> Option<PodCgroup> {
 
 /// A process's group in the cgroup v2 tree, from the root of the calling thread's cgroup namespace: `/kubepods/podUID/ID`.
 pub(crate) fn unified_group(proc: &Path, pid: u32) -> Option<String> {
-    let text = file::text(&proc.join(format!("{pid}/cgroup")), CGROUP_TEXT_BYTES).ok()?;
+    unified(&file::text(&proc.join(format!("{pid}/cgroup")), CGROUP_TEXT_BYTES).ok()?)
+}
+
+/// The same of the calling process.
+pub(crate) fn own_unified_group(proc: &Path) -> Option<String> {
+    unified(&file::text(&proc.join("self/cgroup"), CGROUP_TEXT_BYTES).ok()?)
+}
+
+fn unified(text: &str) -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 

@@ -15,8 +15,9 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Job, Readings, find, late};
+use crate::attribution::enter_cgroup_root;
 use crate::gap::Failure;
-use crate::host::ReadError;
+use crate::host::{ReadError, forwarding};
 use crate::probe;
 use crate::probe::series::Place;
 use crate::reader::on_thread;
@@ -48,7 +49,8 @@ impl Readings {
         budget: Duration,
     ) -> Result<Option<Observation>, Failure> {
         let needs_names = needs_names(&request.probe);
-        let place = timeout_at(deadline, self.with_job(need, move |job| job.place(needs_names)));
+        let has_ports = has_ports(&request.probe);
+        let place = timeout_at(deadline, self.with_job(need, move |job| job.place(needs_names, has_ports)));
         let place = place.await.map_err(|_| late(budget))??;
         let (kind, count, netns) = (request.probe.name(), request.count, place.netns.inode);
         let asked_by = logged(request.asked_by.as_deref().unwrap_or_default());
@@ -133,10 +135,23 @@ impl Job {
         }
     }
 
-    fn place(&self, needs_names: bool) -> Result<Place, Failure> {
+    /// For series. This thread does nothing else.
+    fn place(&self, needs_names: bool, has_ports: bool) -> Result<Place, Failure> {
         let (mut resolver, mut unseen) = (None, Vec::new());
+        let pod = self.pod()?;
+        if let Some(pod) = &pod {
+            // Groups of processes are looked for by their paths.
+            enter_cgroup_root(&self.host.proc);
+            let is_own = &|id| self.watch.program(id).is_some();
+            match forwarding::bypassed(&self.host.proc, &pod.pids, has_ports, is_own) {
+                Ok(found) => unseen.extend(found),
+                Err(error) => unseen.push(format!(
+                    "BPF programs of the pod's control groups, which its own packets pass: {error}; netdiag status lists                      what the agent lacks"
+                )),
+            }
+        }
         if needs_names {
-            match self.resolver(self.pod()?.as_ref()) {
+            match self.resolver(pod.as_ref()) {
                 Ok(Some(found)) => {
                     if !found.hosts_unseen.is_empty() {
                         unseen.push(format!("names of the place's own file: {}", found.hosts_unseen));
@@ -176,6 +191,16 @@ fn needs_names(probe: &Probe) -> bool {
         Probe::Dns(probe) => matches!(probe.asking, DnsAsking::Lookup { .. }),
         Probe::Http(probe) => probe.to.is_none(),
         _ => false,
+    }
+}
+
+/// Whether it sends TCP or UDP.
+fn has_ports(probe: &Probe) -> bool {
+    match probe {
+        Probe::Icmp(_) | Probe::Raw(_) => false,
+        Probe::PathMtu(probe) => probe.to.port() != 0,
+        Probe::Path(probe) => probe.to.port() != 0,
+        Probe::Tcp(_) | Probe::Dns(_) | Probe::Http(_) | Probe::Tls(_) | Probe::Udp(_) | Probe::Throughput(_) => true,
     }
 }
 

@@ -7,6 +7,7 @@ use std::process::{Child, Command};
 
 use netdiag_common::forwarding::path::End;
 use netdiag_common::observation::fate::{Fate, FateOrigin};
+use netdiag_node::host::forwarding;
 
 use crate::attach::{
     CONNECT4, GROUP_EGRESS, Hook, Link, SOCKET_LOOKUP, TC, TCX_EGRESS, TCX_INGRESS, XDP, attach, load, pin,
@@ -97,7 +98,7 @@ fn tc_filters_are_named_with_what_they_do() {
 #[test]
 fn programs_of_the_senders_group_are_named() {
     let Some(way) = Way::start("group") else { return };
-    let Some(group) = Group::make(&way) else { return };
+    let Some(group) = Group::make(&way, "sender") else { return };
     let above = std::fs::File::open(group.path.parent().unwrap()).unwrap();
     let own = std::fs::File::open(&group.path).unwrap();
     let Some(connect) = attached(CONNECT4, "cil_sock4_connect", above.as_raw_fd().cast_unsigned()) else { return };
@@ -115,6 +116,28 @@ fn programs_of_the_senders_group_are_named() {
     assert_eq!(unseen(&way.client.run(|| fate(&sent).unwrap())), [""; 0]);
     drop((connect, egress));
     assert_eq!(unseen(&way.client.run(|| fate_in_pod(&sent).unwrap())), [""; 0]);
+}
+
+#[test]
+fn programs_that_probes_do_not_pass_are_named() {
+    let Some(way) = Way::start("bypassed") else { return };
+    let Some(group) = Group::make(&way, "bypassed") else { return };
+    let place = std::fs::File::open(&group.path).unwrap();
+    let Some(connect) = attached(CONNECT4, "cil_sock4_connect", place.as_raw_fd().cast_unsigned()) else { return };
+    let Some(egress) = attached(GROUP_EGRESS, "theirs", place.as_raw_fd().cast_unsigned()) else { return };
+    let bypassed = |pid: u32, ports| forwarding::bypassed(Path::new("/proc"), &[pid], ports, &|_| false).unwrap();
+    let pod = group.process.id();
+    let found = bypassed(pod, true);
+    assert_eq!(found.len(), 2, "{found:?}");
+    let tells = |name: &str, place: &str, remedy: &str| {
+        found.iter().any(|one| one.contains(name) && one.contains(place) && one.contains(remedy))
+    };
+    assert!(tells("cil_sock4_conne", "at connect4 of control group /", "cilium-dbg"), "{found:?}");
+    assert!(tells("theirs", "at egress of control group /", "bpftool"), "{found:?}");
+    assert_eq!(bypassed(pod, false).len(), 1, "an echo is no connection");
+    assert_eq!(bypassed(std::process::id(), true), [""; 0], "what this process passes, its probes pass");
+    drop((connect, egress));
+    assert_eq!(bypassed(pod, true), [""; 0]);
 }
 
 #[test]
@@ -158,13 +181,13 @@ struct Group {
 }
 
 impl Group {
-    fn make(way: &Way) -> Option<Self> {
+    fn make(way: &Way, role: &str) -> Option<Self> {
         let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
         let Some(root) = mounts.iter().find(|path| Path::new(path).join("cgroup.controllers").exists()) else {
             lab::skip("no cgroup v2 tree");
             return None;
         };
-        let path = Path::new(root).join(format!("ndtest-{}-beyond/inner", std::process::id()));
+        let path = Path::new(root).join(format!("ndtest-{}-{role}/inner", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         let process = way.client.run(|| Command::new("sleep").arg("600").spawn().unwrap());
         std::fs::write(path.join("cgroup.procs"), process.id().to_string()).unwrap();

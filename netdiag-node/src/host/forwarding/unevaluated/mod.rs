@@ -54,6 +54,24 @@ struct Found {
     remedy: String,
 }
 
+/// Programs that packets of these processes pass, and what this process sends in their place does not: each in words, with a
+/// remedy. `ports`: of packets of TCP and UDP. An error means that no control group could be looked at.
+///
+/// A socket belongs to the control group of the process that makes it (`cgroup_sk_alloc`, kernel/cgroup/cgroup.c), whatever its network
+/// namespace is. To be called where paths of control groups are whole.
+pub fn bypassed(
+    proc: &Path,
+    pids: &[u32],
+    ports: bool,
+    is_own: &dyn Fn(u32) -> bool,
+) -> Result<Vec<String>, ReadError> {
+    let found = programs::beside_our_own(proc, pids, ports, is_own)?;
+    let words = |Found { what, remedy, .. }| {
+        format!("{what}: the pod's own packets pass it, what this agent sends for the pod does not; {remedy}")
+    };
+    Ok(found.into_iter().map(words).collect())
+}
+
 /// A place where something may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {

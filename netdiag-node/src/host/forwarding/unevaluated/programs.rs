@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use netdiag_common::forwarding::packet::{Protocol, TCP, UDP};
 use nix::sys::socket::SockProtocol;
@@ -102,9 +102,10 @@ fn at_device(
 
 /// None for the agent's own programs.
 fn program(id: u32, given: &str, place: &str, around: &Surroundings<'_>) -> Option<Found> {
-    if (around.is_own)(id) {
-        return None;
-    }
+    if (around.is_own)(id) { None } else { Some(named(id, given, place)) }
+}
+
+fn named(id: u32, given: &str, place: &str) -> Found {
     // A program that is gone by now, or may not be looked at, is told by its id.
     let loaded = bpf::name(id).unwrap_or_default();
     let name = if loaded.is_empty() { given } else { &loaded };
@@ -116,14 +117,14 @@ fn program(id: u32, given: &str, place: &str, around: &Surroundings<'_>) -> Opti
             "`bpftool prog show id {id}` on that node tells who loaded it; trace the packet to see what it does"
         ),
     };
-    Some(Found {
+    Found {
         what: format!(
             "BPF program {}(id {id}{of}) at {place}",
             if name.is_empty() { String::new() } else { format!("{name} ") }
         ),
         why: "BPF programs are not evaluated: it may drop, change or redirect the packet".to_owned(),
         remedy,
-    })
+    }
 }
 
 /// Who gives such names to programs, and whom to ask what they do. The kernel keeps 15 bytes of a name.
@@ -193,6 +194,47 @@ pub(super) fn at_groups(
     Ok(())
 }
 
+/// What runs at the groups of these processes, and not at the group of this one. `ports`: for TCP and UDP, too.
+pub(super) fn beside_our_own(
+    proc: &Path,
+    pids: &[u32],
+    ports: bool,
+    is_own: &dyn Fn(u32) -> bool,
+) -> Result<Vec<Found>, ReadError> {
+    let mut places: Vec<(Attach, &'static str)> =
+        vec![(Attach::CgroupEgress, "egress"), (Attach::CgroupIngress, "ingress")];
+    if ports {
+        places.extend([(Attach::Connect4, "connect4"), (Attach::Connect6, "connect6")]);
+        places.extend([(Attach::SendMessage4, "sendmsg4"), (Attach::SendMessage6, "sendmsg6")]);
+    }
+    let attached = |group: &File| -> Result<BTreeSet<(u32, &'static str)>, ReadError> {
+        let mut all = BTreeSet::new();
+        for (attach, place) in &places {
+            all.extend(bpf::attached(Target::File(group.as_fd()), *attach)?.into_iter().map(|id| (id, *place)));
+        }
+        Ok(all)
+    };
+    let root = cgroup::root()?;
+    let ours = process::own_unified_group(proc).unwrap_or_default();
+    let mut known = attached(&file::open(&below(root, &ours))?)?;
+    let paths: BTreeSet<String> = pids.iter().filter_map(|pid| process::unified_group(proc, *pid)).collect();
+    let mut found = Vec::new();
+    for path in paths.iter().take(MAX_GROUPS) {
+        // One that is gone has no processes any more.
+        let Ok(group) = file::open(&below(root, path)) else { continue };
+        for (id, place) in attached(&group)? {
+            if known.insert((id, place)) && !is_own(id) {
+                found.push(named(id, "", &format!("{place} of control group {path}")));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn below(root: &Path, group: &str) -> PathBuf {
+    root.join(group.trim_start_matches('/'))
+}
+
 /// Programs that choose the socket for what is delivered (`BPF_PROG_TYPE_SK_LOOKUP`).
 pub(super) fn at_socket_lookup(around: &Surroundings<'_>, found: &mut Vec<Found>) -> Result<(), ReadError> {
     let namespace = file::open(Path::new("/proc/thread-self/ns/net"))?;
@@ -218,7 +260,7 @@ fn groups(around: &Surroundings<'_>) -> Result<Vec<(File, String)>, ReadError> {
     let mut groups = Vec::new();
     for path in paths {
         // One that is gone has no processes any more.
-        if let Ok(group) = file::open(&root.join(path.trim_start_matches('/'))) {
+        if let Ok(group) = file::open(&below(root, &path)) {
             groups.push((group, path));
         }
     }
