@@ -1,4 +1,4 @@
-//! The cluster's programs, built from Go modules whose versions `xtask/parts/NAME/go.{mod,sum}` pin.
+//! The cluster's programs, and one that benchmarks compare with, built from Go modules whose versions `xtask/parts/NAME/go.{mod,sum}` pin.
 //!
 //! The `tool` lines of a part's go.mod say what is built; a part without them is a program of our own. A built part lies in
 //! the cache under a hash of everything that decides its content, so it is built once for all checkouts.
@@ -51,6 +51,9 @@ pub(crate) const CILIUM: Part = Part {
 
 /// A policy engine of iptables rules and ipsets, for clusters that want it.
 pub(crate) const KUBE_ROUTER: Part = Part::new("kube-router");
+
+/// What probes are compared with.
+pub(crate) const BLACKBOX: Part = Part::new("blackbox");
 
 /// Builds what the cache lacks and returns the part's folder of programs.
 pub(crate) fn ensure(part: &Part) -> Result<PathBuf> {
@@ -146,7 +149,7 @@ pub(crate) fn go() -> Result<PathBuf> {
         Some(go) => Ok(go),
         None if usual.is_file() => Ok(usual),
         None => {
-            bail!("the cluster's programs are built with Go, which is not installed: see https://go.dev/doc/install")
+            bail!("programs of others are built with Go, which is not installed: see https://go.dev/doc/install")
         }
     }
 }
@@ -173,7 +176,7 @@ mod tests {
 
     #[test]
     fn every_part_pins_its_modules() {
-        for part in CLUSTER.iter().chain([&CILIUM, &KUBE_ROUTER]) {
+        for part in CLUSTER.iter().chain([&CILIUM, &KUBE_ROUTER, &BLACKBOX]) {
             let source = place::workspace().join("xtask/parts").join(part.name);
             assert_eq!(key(part, &source).unwrap().len(), 12, "{}", part.name);
         }

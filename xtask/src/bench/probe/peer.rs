@@ -1,5 +1,7 @@
-//! How many probes a second blackbox_exporter makes, beside ours: asked over its HTTP interface, as Prometheus asks it.
+//! How many probes a second blackbox_exporter makes, and what they cost, beside ours: asked over its HTTP interface, as Prometheus
+//! asks it.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -7,9 +9,9 @@ use anyhow::{Context, Result, bail};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
-use super::{Lab, NODE_ADDRESS};
-use crate::bench::table::Row;
-use crate::command;
+use super::{Lab, NODE_ADDRESS, Speed};
+use crate::bench::table::{Row, Target};
+use crate::parts;
 
 const PROGRAM: &str = "blackbox_exporter";
 const ADDRESS: &str = "127.0.0.1:9115";
@@ -28,15 +30,14 @@ impl Drop for Exporter {
 }
 
 /// Without the program there is nothing beside ours, and that is said.
-pub(super) fn rates(lab: &Lab<'_>, missing: &mut Vec<String>) -> Vec<Row> {
-    if command::find(PROGRAM).is_none() {
-        missing.push(format!(
-            "{PROGRAM}: not installed (go install github.com/prometheus/blackbox_exporter@latest puts it into Go's bin folder)"
-        ));
-        return Vec::new();
-    }
-    match measure(lab) {
-        Ok(rows) => rows,
+pub(super) fn rates(lab: &Lab<'_>, ours: Speed, missing: &mut Vec<String>) -> Vec<Row> {
+    match parts::ensure(&parts::BLACKBOX).and_then(|folder| measure(lab, &folder.join(PROGRAM))) {
+        Ok(theirs) => vec![
+            Row::beside(format!("{PROGRAM}: TCP probes each second"), theirs.per_s),
+            Row::new("    ours ÷ these", ours.per_s / theirs.per_s, Target::AtLeast(1.0)),
+            Row::beside("    its CPU for 1 000 of them, ms", theirs.cpu_ms),
+            Row::new("    ours ÷ these", ours.cpu_ms / theirs.cpu_ms, Target::AtMost(1.0)),
+        ],
         Err(error) => {
             missing.push(format!("{PROGRAM}: not measured: {error:#}"));
             Vec::new()
@@ -44,12 +45,12 @@ pub(super) fn rates(lab: &Lab<'_>, missing: &mut Vec<String>) -> Vec<Row> {
     }
 }
 
-fn measure(lab: &Lab<'_>) -> Result<Vec<Row>> {
+fn measure(lab: &Lab<'_>, program: &Path) -> Result<Speed> {
     let folder = tempfile::tempdir().context("cannot create a folder")?;
     let config = folder.path().join("blackbox.yml");
     std::fs::write(&config, MODULES).with_context(|| format!("cannot write {}", config.display()))?;
     let child = lab.pod.space.run(|| {
-        let mut program = Command::new(command::find(PROGRAM).context("it was there")?);
+        let mut program = Command::new(program);
         program.arg(format!("--config.file={}", config.display())).arg(format!("--web.listen-address={ADDRESS}"));
         program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         program.spawn().with_context(|| format!("cannot start {PROGRAM}"))
@@ -76,8 +77,5 @@ fn measure(lab: &Lab<'_>) -> Result<Vec<Row>> {
         lab.pod.space.sh(&format!("curl --silent --parallel --parallel-max 8 '{url}' | grep -c '^probe_success 1'"))?;
     let (elapsed, used) = (started.elapsed().as_secs_f64(), cpu()?.saturating_sub(before).as_secs_f64());
     let succeeded: f64 = text.trim().parse().with_context(|| format!("grep counted no lines: {text:?}"))?;
-    Ok(vec![
-        Row::beside(format!("{PROGRAM}: TCP probes each second"), succeeded / elapsed),
-        Row::beside("    its CPU for 1 000 of them, ms", used / succeeded * 1e6),
-    ])
+    Ok(Speed { per_s: succeeded / elapsed, cpu_ms: used / succeeded * 1e6 })
 }

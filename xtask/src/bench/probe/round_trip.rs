@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{Lab, NODE_ADDRESS, request, tcp};
@@ -20,13 +20,14 @@ struct Times {
     p99: f64,
 }
 
-/// A kind of probe, the phase of it that is compared, and the tool beside it.
+/// A kind of probe and the tool beside it.
 struct Pair {
-    what: &'static str,
     tool: &'static str,
-    phase: &'static str,
     probe: Value,
-    times: fn(&Lab<'_>, u32) -> Result<Vec<f64>>,
+    /// What is compared: in words, and where the engine tells it of an attempt.
+    phases: &'static [(&'static str, &'static str)],
+    /// The tool's times of each phase, microseconds.
+    times: fn(&Lab<'_>, u32) -> Result<Vec<Vec<f64>>>,
 }
 
 pub(super) fn measure(lab: &Lab<'_>, probes: u32, missing: &mut Vec<String>) -> Result<Vec<Row>> {
@@ -35,49 +36,67 @@ pub(super) fn measure(lab: &Lab<'_>, probes: u32, missing: &mut Vec<String>) -> 
         json!({ "kind": "http", "url": url, "version": "any", "method": "GET", "redirects": 0, "body_bytes": 1024 });
     let pairs = [
         Pair {
-            what: "ICMP echo",
             tool: "ping",
-            phase: "rtt",
             probe: json!({ "kind": "icmp", "to": NODE_ADDRESS, "bytes": 56 }),
+            phases: &[("ICMP echo", "/report/rtt_us")],
             times: ping,
         },
         Pair {
-            what: "TCP connect",
             tool: "hping3",
-            phase: "connect",
             probe: tcp(lab.servers.tcp[0], "reset"),
+            phases: &[("TCP connect", "/report/handshake_us")],
             times: hping3,
         },
-        Pair { what: "HTTP, to the first byte", tool: "curl", phase: "total", probe: http, times: curl },
+        Pair {
+            tool: "curl",
+            probe: http,
+            phases: &[
+                ("HTTP: connect", "/report/exchanges/0/phases/connect_us"),
+                ("HTTP: request to first byte", "/report/exchanges/0/phases/first_byte_us"),
+                ("HTTP: everything", "/report/exchanges/0/phases/total_us"),
+            ],
+            times: curl,
+        },
     ];
     let mut rows = Vec::new();
-    for pair in pairs {
-        let result = lab.one(request(&pair.probe, probes, INTERVAL, 1))?;
-        let engine = of_phase(&result, pair.phase)?;
-        if command::find(pair.tool).is_none() {
-            missing.push(format!("{} beside {}: {0} is not installed", pair.tool, pair.what));
-            rows.push(Row::beside(format!("{}: p50, µs", pair.what), engine.p50));
-            rows.push(Row::beside(format!("{}: p99, µs", pair.what), engine.p99));
-            continue;
-        }
-        let tool = quantiles((pair.times)(lab, probes)?).with_context(|| format!("{} printed no times", pair.tool))?;
-        for (name, engine, tool, target) in
-            [("p50", engine.p50, tool.p50, P50_US), ("p99", engine.p99, tool.p99, P99_US)]
-        {
-            let what = format!("{}: {name} above that of {}, µs", pair.what, pair.tool);
-            rows.push(Row::new(what, engine - tool, Target::AtMost(target)));
-            rows.push(Row::beside(format!("    engine {engine:.0}, {} {tool:.0}: ratio", pair.tool), engine / tool));
+    for Pair { tool, probe, phases, times } in pairs {
+        let result = lab.one(request(&probe, probes, INTERVAL, 1))?;
+        let theirs = match command::find(tool) {
+            Some(_) => Some(times(lab, probes)?),
+            None => {
+                missing.push(format!("{tool}: not installed"));
+                None
+            }
+        };
+        for (place, (what, pointer)) in phases.iter().enumerate() {
+            let engine = quantiles(of_attempts(&result, pointer)?).with_context(|| format!("no times of {what}"))?;
+            let Some(theirs) = &theirs else {
+                rows.push(Row::beside(format!("{what}: p50, µs"), engine.p50));
+                rows.push(Row::beside(format!("{what}: p99, µs"), engine.p99));
+                continue;
+            };
+            let theirs = theirs.get(place).cloned().and_then(quantiles);
+            let theirs = theirs.with_context(|| format!("{tool} printed no times"))?;
+            for (name, engine, theirs, target) in
+                [("p50", engine.p50, theirs.p50, P50_US), ("p99", engine.p99, theirs.p99, P99_US)]
+            {
+                let above = format!("{what}: {name} above that of {tool}, µs");
+                rows.push(Row::new(above, engine - theirs, Target::AtMost(target)));
+                rows.push(Row::beside(format!("    engine {engine:.0}, {tool} {theirs:.0}: ratio"), engine / theirs));
+            }
         }
     }
     Ok(rows)
 }
 
-fn of_phase(result: &Value, phase: &str) -> Result<Times> {
-    let times = result["times"].as_array().context("a result has no times")?;
-    let found = times.iter().find(|times| times["phase"] == phase);
-    let found = found.with_context(|| format!("there is no phase {phase} in {result}"))?;
-    let at = |name: &str| found[name].as_f64().with_context(|| format!("{phase} has no {name}"));
-    Ok(Times { p50: at("p50_us")?, p99: at("p99_us")? })
+/// A time of each attempt. All must have succeeded: the times of what failed are others.
+fn of_attempts(result: &Value, pointer: &str) -> Result<Vec<f64>> {
+    ensure!(result["failed"] == 0 && result["untried"] == 0, "not all probes succeeded: {result}");
+    let attempts = result["attempts"].as_array().context("a result has no attempts")?;
+    let times = attempts.iter().map(|attempt| {
+        attempt.pointer(pointer).and_then(Value::as_f64).with_context(|| format!("there is no {pointer} in {attempt}"))
+    });
+    times.collect()
 }
 
 /// None of nothing.
@@ -96,27 +115,47 @@ fn milliseconds(text: &str, name: &str) -> Vec<f64> {
     times.map(|ms| ms * 1_000.0).collect()
 }
 
-fn ping(lab: &Lab<'_>, probes: u32) -> Result<Vec<f64>> {
+fn ping(lab: &Lab<'_>, probes: u32) -> Result<Vec<Vec<f64>>> {
     let interval = INTERVAL.as_secs_f64();
     let text = lab.pod.space.sh(&format!("ping -n -c {probes} -i {interval} {NODE_ADDRESS}"))?;
-    Ok(milliseconds(&text, "time="))
+    Ok(vec![milliseconds(&text, "time=")])
 }
 
 /// It prints tenths of a millisecond.
-fn hping3(lab: &Lab<'_>, probes: u32) -> Result<Vec<f64>> {
+fn hping3(lab: &Lab<'_>, probes: u32) -> Result<Vec<Vec<f64>>> {
     let (port, interval) = (lab.servers.tcp[0], INTERVAL.as_micros());
     let text =
         lab.pod.space.sh(&format!("hping3 -n -S -p {port} -c {probes} -i u{interval} {NODE_ADDRESS} 2>/dev/null"))?;
-    Ok(milliseconds(&text, "rtt="))
+    Ok(vec![milliseconds(&text, "rtt=")])
 }
 
-/// One process, a connection for each request.
-fn curl(lab: &Lab<'_>, probes: u32) -> Result<Vec<f64>> {
+/// One process, a connection for each request, from one start to the next the engine's own interval (`--rate`, curl 7.84):
+/// without it caches and clock rates are warm for curl alone.
+fn curl(lab: &Lab<'_>, probes: u32) -> Result<Vec<Vec<f64>>> {
     let url = format!("http://{NODE_ADDRESS}:{}/?[1-{probes}]", lab.servers.http);
+    let rate = Duration::from_secs(1).as_micros() / INTERVAL.as_micros();
     let text = lab.pod.space.sh(&format!(
-        "curl --silent --no-keepalive --header 'Connection: close' --output /dev/null --write-out '%{{time_total}}\\n' '{url}'"
+        "curl --silent --rate {rate}/s --no-keepalive --header 'Connection: close' --output /dev/null --write-out '{CURL_TIMES}' '{url}'"
     ))?;
-    Ok(text.lines().filter_map(|line| line.trim().parse::<f64>().ok()).map(|seconds| seconds * 1e6).collect())
+    Ok(curl_phases(&text))
+}
+
+/// Each from the beginning of the request, seconds (curl(1), `--write-out`).
+const CURL_TIMES: &str =
+    "%{time_namelookup} %{time_connect} %{time_pretransfer} %{time_starttransfer} %{time_total}\\n";
+
+/// Connect, request to first byte, and everything.
+fn curl_phases(text: &str) -> Vec<Vec<f64>> {
+    let mut phases = vec![Vec::new(); 3];
+    for line in text.lines() {
+        let seconds: Vec<f64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        if let [lookup, connect, pretransfer, first_byte, total] = seconds[..] {
+            for (phase, seconds) in phases.iter_mut().zip([connect - lookup, first_byte - pretransfer, total]) {
+                phase.push(seconds * 1e6);
+            }
+        }
+    }
+    phases
 }
 
 #[cfg(test)]
@@ -129,6 +168,13 @@ mod tests {
         assert_eq!(milliseconds(ping, "time="), [34.0]);
         let hping3 = "len=44 ip=10.76.255.1 ttl=64 DF id=0 sport=80 flags=SA seq=0 win=64240 rtt=0.3 ms\n";
         assert_eq!(milliseconds(hping3, "rtt="), [300.0]);
+    }
+
+    #[test]
+    fn phases_of_curl_are_told_apart() {
+        let phases = curl_phases("0.000015 0.000115 0.000130 0.000330 0.000350\nnot a time\n");
+        let whole: Vec<Vec<f64>> = phases.iter().map(|phase| phase.iter().map(|one| one.round()).collect()).collect();
+        assert_eq!(whole, [[100.0], [200.0], [350.0]]);
     }
 
     #[test]
