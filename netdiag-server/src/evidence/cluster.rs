@@ -8,7 +8,8 @@ use netdiag_common::observation::Protocol;
 use netdiag_common::{Gap, GapReason};
 
 use super::object::{
-    ConfigMap, EndpointSlice, Event, Namespace, NetworkPolicy, Node, Object, Pod, Service, ServicePort, Workload,
+    ConfigMap, EndpointSlice, Event, Gateway, HttpRoute, Ingress, Namespace, NetworkPolicy, Node, Object, Pod, Service,
+    ServicePort, Workload,
 };
 
 /// All objects of one kind, by (namespace, name).
@@ -101,6 +102,10 @@ pub struct Cluster {
     pub events: Kind<Event>,
     /// `kube-system/coredns` alone.
     pub config_maps: Kind<ConfigMap>,
+    pub ingresses: Kind<Ingress>,
+    /// Empty, too, where the cluster does not have the Gateway API.
+    pub http_routes: Kind<HttpRoute>,
+    pub gateways: Kind<Gateway>,
     /// Single objects and files that could not be understood; the rest of their kind is there.
     pub unread: Vec<Gap>,
 }

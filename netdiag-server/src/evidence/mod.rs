@@ -46,8 +46,9 @@ impl Evidence {
         self.readings.iter()
     }
 
-    /// Gaps of the API's kinds, by name.
+    /// Gaps of the API's kinds that are judged, by name.
     pub fn kind_gaps(&self) -> Vec<(KindName, &Gap)> {
-        KindName::ALL.into_iter().filter_map(|kind| kind.gap(&self.cluster).map(|gap| (kind, gap))).collect()
+        let judged = KindName::ALL.into_iter().filter(|kind| kind.is_judged());
+        judged.filter_map(|kind| kind.gap(&self.cluster).map(|gap| (kind, gap))).collect()
     }
 }

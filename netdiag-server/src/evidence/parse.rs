@@ -45,6 +45,9 @@ pub fn add_json(cluster: &mut Cluster, kind: &str, json: &str) -> Result<(), Obj
         "NetworkPolicy" => insert_json(&mut cluster.network_policies, json),
         "Event" => insert_json(&mut cluster.events, json),
         "ConfigMap" => insert_json(&mut cluster.config_maps, json),
+        "Ingress" => insert_json(&mut cluster.ingresses, json),
+        "HTTPRoute" => insert_json(&mut cluster.http_routes, json),
+        "Gateway" => insert_json(&mut cluster.gateways, json),
         "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => {
             serde_json::from_str::<Workload>(json).map(|mut workload| {
                 kind.clone_into(&mut workload.kind);
@@ -83,6 +86,9 @@ pub fn add_object(cluster: &mut Cluster, value: Value) -> Result<(), ObjectError
         "NetworkPolicy" => insert(&mut cluster.network_policies, value),
         "Event" => insert(&mut cluster.events, value),
         "ConfigMap" => insert(&mut cluster.config_maps, value),
+        "Ingress" => insert(&mut cluster.ingresses, value),
+        "HTTPRoute" => insert(&mut cluster.http_routes, value),
+        "Gateway" => insert(&mut cluster.gateways, value),
         "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => {
             insert_workload(cluster, decode(value)?);
             Ok(())

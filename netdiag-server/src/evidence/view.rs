@@ -65,7 +65,7 @@ impl<'e, T> Look<'e, T> {
     }
 }
 
-/// The kinds of the API that are judged.
+/// The kinds of the API that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KindName {
     Namespaces,
@@ -77,10 +77,13 @@ pub enum KindName {
     Workloads,
     Events,
     ConfigMaps,
+    Ingresses,
+    HttpRoutes,
+    Gateways,
 }
 
 impl KindName {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Namespaces,
         Self::Nodes,
         Self::Pods,
@@ -90,6 +93,9 @@ impl KindName {
         Self::Workloads,
         Self::Events,
         Self::ConfigMaps,
+        Self::Ingresses,
+        Self::HttpRoutes,
+        Self::Gateways,
     ];
 
     pub fn name(self) -> &'static str {
@@ -103,7 +109,15 @@ impl KindName {
             Self::Workloads => "workloads",
             Self::Events => "events",
             Self::ConfigMaps => "configmaps",
+            Self::Ingresses => "ingresses",
+            Self::HttpRoutes => "httproutes",
+            Self::Gateways => "gateways",
         }
+    }
+
+    /// Whether conditions may read it. The others only say where probes can go, so that an answer lacks nothing without them.
+    pub fn is_judged(self) -> bool {
+        !matches!(self, Self::Ingresses | Self::HttpRoutes | Self::Gateways)
     }
 
     pub fn gap(self, cluster: &Cluster) -> Option<&Gap> {
@@ -117,6 +131,9 @@ impl KindName {
             Self::Workloads => cluster.workloads.gap(),
             Self::Events => cluster.events.gap(),
             Self::ConfigMaps => cluster.config_maps.gap(),
+            Self::Ingresses => cluster.ingresses.gap(),
+            Self::HttpRoutes => cluster.http_routes.gap(),
+            Self::Gateways => cluster.gateways.gap(),
         }
     }
 
@@ -131,6 +148,9 @@ impl KindName {
             Self::Workloads => cluster.workloads.set_gap(gap),
             Self::Events => cluster.events.set_gap(gap),
             Self::ConfigMaps => cluster.config_maps.set_gap(gap),
+            Self::Ingresses => cluster.ingresses.set_gap(gap),
+            Self::HttpRoutes => cluster.http_routes.set_gap(gap),
+            Self::Gateways => cluster.gateways.set_gap(gap),
         }
     }
 
@@ -146,6 +166,9 @@ impl KindName {
             "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => Some(Self::Workloads),
             "Event" => Some(Self::Events),
             "ConfigMap" => Some(Self::ConfigMaps),
+            "Ingress" => Some(Self::Ingresses),
+            "HTTPRoute" => Some(Self::HttpRoutes),
+            "Gateway" => Some(Self::Gateways),
             _ => None,
         }
     }

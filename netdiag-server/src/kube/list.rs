@@ -55,7 +55,9 @@ pub async fn snapshot(access: &Access) -> Result<Cluster, SourceError> {
         match result {
             Ok(listed) => resource.replace(&mut cluster, listed.objects),
             Err(error) => {
-                resource.goes_to.set_gap(&mut cluster, Some(resource.gap(&error)));
+                if !resource.is_absent(&error) {
+                    resource.goes_to.set_gap(&mut cluster, Some(resource.gap(&error)));
+                }
                 errors.push(error);
             }
         }
@@ -139,7 +141,10 @@ pub async fn raw_lists(access: &Access) -> Result<Vec<RawList>, SourceError> {
         kind: resource.kind,
         name: resource.plural.split('.').next().unwrap_or(resource.plural),
         api_version: resource.api_version(),
-        items: items.map_err(|error| resource.gap(&error)),
+        items: match items {
+            Err(error) if resource.is_absent(&error) => Ok(Vec::new()),
+            items => items.map_err(|error| resource.gap(&error)),
+        },
     };
     Ok(RESOURCES.iter().zip(all).map(list).collect())
 }

@@ -17,6 +17,8 @@ pub(super) struct Resource {
     /// Narrows the list; empty for all objects.
     pub query: &'static str,
     pub goes_to: KindName,
+    /// Its definition may be missing (a CRD): then there are no objects, which is no gap.
+    pub is_optional: bool,
 }
 
 const fn resource(
@@ -26,10 +28,15 @@ const fn resource(
     query: &'static str,
     goes_to: KindName,
 ) -> Resource {
-    Resource { kind, plural, path, query, goes_to }
+    Resource { kind, plural, path, query, goes_to, is_optional: false }
 }
 
-pub(super) const RESOURCES: [Resource; 12] = [
+/// Of an API that a cluster may lack.
+const fn optional(kind: &'static str, plural: &'static str, path: &'static str, goes_to: KindName) -> Resource {
+    Resource { kind, plural, path, query: "", goes_to, is_optional: true }
+}
+
+pub(super) const RESOURCES: [Resource; 15] = [
     resource("Namespace", "namespaces", "/api/v1/namespaces", "", KindName::Namespaces),
     resource("Node", "nodes", "/api/v1/nodes", "", KindName::Nodes),
     resource("Pod", "pods", "/api/v1/pods", "", KindName::Pods),
@@ -61,9 +68,27 @@ pub(super) const RESOURCES: [Resource; 12] = [
         "fieldSelector=metadata.name%3Dcoredns",
         KindName::ConfigMaps,
     ),
+    resource("Ingress", "ingresses.networking.k8s.io", "/apis/networking.k8s.io/v1/ingresses", "", KindName::Ingresses),
+    optional(
+        "HTTPRoute",
+        "httproutes.gateway.networking.k8s.io",
+        "/apis/gateway.networking.k8s.io/v1/httproutes",
+        KindName::HttpRoutes,
+    ),
+    optional(
+        "Gateway",
+        "gateways.gateway.networking.k8s.io",
+        "/apis/gateway.networking.k8s.io/v1/gateways",
+        KindName::Gateways,
+    ),
 ];
 
 impl Resource {
+    /// Whether this error says that the cluster does not have the API at all, and may lack it.
+    pub fn is_absent(&self, error: &RequestError) -> bool {
+        self.is_optional && matches!(error, RequestError::NotServed(_))
+    }
+
     /// `v1`, `apps/v1`: from the path, where it stands after `api` or `apis`.
     pub fn api_version(&self) -> String {
         let mut parts = self.path.trim_start_matches('/').split('/');
@@ -99,6 +124,9 @@ impl Resource {
             KindName::NetworkPolicies => cluster.network_policies = fresh.network_policies,
             KindName::Events => cluster.events = fresh.events,
             KindName::ConfigMaps => cluster.config_maps = fresh.config_maps,
+            KindName::Ingresses => cluster.ingresses = fresh.ingresses,
+            KindName::HttpRoutes => cluster.http_routes = fresh.http_routes,
+            KindName::Gateways => cluster.gateways = fresh.gateways,
             // Four resources share this kind.
             KindName::Workloads => cluster.workloads.replace_prefixed(&format!("{}/", self.kind), fresh.workloads),
         }
@@ -118,6 +146,9 @@ impl Resource {
             KindName::NetworkPolicies => cluster.network_policies.remove(namespace, name),
             KindName::Events => cluster.events.remove(namespace, name),
             KindName::ConfigMaps => cluster.config_maps.remove(namespace, name),
+            KindName::Ingresses => cluster.ingresses.remove(namespace, name),
+            KindName::HttpRoutes => cluster.http_routes.remove(namespace, name),
+            KindName::Gateways => cluster.gateways.remove(namespace, name),
             KindName::Workloads => cluster.workloads.remove(namespace, &format!("{}/{name}", self.kind)),
         }
     }

@@ -104,10 +104,13 @@ impl Store {
         self.ended(resource, None);
     }
 
-    /// A resource that was never listed, or whose right was taken away, is dark; one that was stays, and says how old it is.
+    /// A resource that the cluster does not have is empty. One that was never listed, or whose right was taken away, is dark; one that was stays, and says how old it is.
     fn failed(&self, resource: &'static Resource, error: RequestError) {
         let had = self.state().had.contains(&resource.plural);
-        if had && !matches!(error, RequestError::Forbidden(_)) {
+        if resource.is_absent(&error) {
+            self.change(|cluster| resource.replace(cluster, Cluster::default()));
+            self.ended(resource, None);
+        } else if had && !matches!(error, RequestError::Forbidden(_)) {
             let what = format!("{} changes since {:.0}", resource.kind, now());
             let known = format!("{} changes since ", resource.kind);
             self.change(|cluster| {

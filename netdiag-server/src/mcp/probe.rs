@@ -43,6 +43,8 @@ struct Input {
     #[serde(default)]
     source_port: u16,
     #[serde(default)]
+    options: Options,
+    #[serde(default)]
     follow: bool,
     #[serde(default)]
     detail: String,
@@ -50,6 +52,9 @@ struct Input {
 
 pub fn tool() -> Tool {
     let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+    let taken = Kind::ALL.iter().filter(|kind| !kind.options().is_empty());
+    let options: Vec<String> = taken.map(|kind| format!("{kind}: {}", kind.options().join(", "))).collect();
+    let options = format!("The other words of a kind, as in POST /v1/probe. {}", options.join("; "));
     let input = json!({
         "type": "object",
         "additionalProperties": false,
@@ -66,6 +71,7 @@ pub fn tool() -> Tool {
             "server_name": {"type": "string", "default": "", "description": "http and tls: SNI, and the name that the certificate must have"},
             "server": {"type": "string", "default": "", "description": "dns: ADDRESS[:PORT], service/NAMESPACE/NAME, or each for every server of the cluster's DNS; without it, as a program of the pod asks"},
             "source_port": {"type": "integer", "minimum": 0, "maximum": 65535, "default": 0, "description": "tcp and udp: every attempt from this port; finds stale entries of connection tracking"},
+            "options": {"type": "object", "default": {}, "description": options},
             "follow": {"type": "boolean", "default": false, "description": "tcp, udp, raw, and dns to a server: the nodes' kernels follow each attempt, up to 5, until one fails, and tell its way: translations, nodes, and where and by what it was dropped. Takes 8 s each"},
             "detail": {"type": "string", "enum": ["summary", "full"], "default": "summary", "description": "full adds single attempts and histograms"}
         }
@@ -110,13 +116,14 @@ fn request(input: &Input) -> ProbeRequest {
     request.count = Some(input.count).filter(|count| *count > 0);
     request.timeout_ms = Some(input.timeout_ms).filter(|timeout| *timeout > 0);
     request.follow = input.follow;
+    let others = input.options.clone();
     request.options = Options {
-        path: text(&input.path),
-        https: input.https,
-        server_name: text(&input.server_name),
-        server: text(&input.server),
-        source_port: Some(input.source_port).filter(|port| *port > 0),
-        ..Options::default()
+        path: text(&input.path).or(others.path),
+        https: input.https || others.https,
+        server_name: text(&input.server_name).or(others.server_name),
+        server: text(&input.server).or(others.server),
+        source_port: Some(input.source_port).filter(|port| *port > 0).or(others.source_port),
+        ..others
     };
     request
 }
@@ -148,5 +155,24 @@ fn reply(mut answer: ProbeAnswer, full: bool) -> Reply {
     match serde_json::to_value(&answer) {
         Ok(content) => Reply::fitted(&text, content, bytes, "ask for fewer attempts or one family"),
         Err(error) => Reply::fitted(&text, Value::Null, bytes, &error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_of_the_command_line_can_be_said() {
+        let asked = json!({"kind": "http", "from": "pod/shop/client", "to": "service/shop/web:80", "path": "/a",
+            "options": {"path": "/b", "method": "HEAD", "headers": ["X-A: b"], "expect": [204]}});
+        let input: Input = serde_json::from_value(asked).expect("an input");
+        let options = request(&input).options;
+        assert_eq!((options.path.as_deref(), options.method.as_deref()), (Some("/a"), Some("HEAD")));
+        assert_eq!((options.headers, options.expect), (vec!["X-A: b".to_owned()], vec![204]));
+        let strange = json!({"kind": "tcp", "from": "a", "to": "b", "options": {"colour": "red"}});
+        assert!(
+            serde_json::from_value::<Input>(strange).err().is_some_and(|error| error.to_string().contains("colour"))
+        );
     }
 }

@@ -5,15 +5,16 @@ use super::ladder::{Ladder, Role, Rung, RungName};
 
 /// One sentence. It says where the fault must be, not what it is.
 pub fn sentence(ladder: &Ladder) -> String {
-    let broken = ladder.rungs.iter().find(|rung| rung.holds(rung.main_role()) == Some(false));
-    let Some(broken) = broken else { return nothing_broke(ladder) };
+    let mut fails = ladder.rungs.iter().enumerate().filter(|(_, rung)| rung.holds(rung.main_role()) == Some(false));
+    let Some((index, broken)) = fails.next() else { return nothing_broke(ladder) };
+    let others: Vec<String> = fails.map(|(_, rung)| in_words(rung)).collect();
     let mut own = broken.attempts.iter().filter(|climbed| climbed.role == broken.main_role());
     if let Some(sentence) = own.find_map(|climbed| endpoints::sentence(&climbed.tally.endpoints)) {
-        return format!("{} works some of the time: {sentence}", rung_in_words(broken.rung));
+        return format!("{} works some of the time: {sentence}", in_words(broken));
     }
-    let name = rung_in_words(broken.rung);
+    let name = in_words(broken);
     let failure = failure_of(broken);
-    let held = last_that_held(ladder, broken.rung);
+    let held = last_that_held(&ladder.rungs[..index]);
     let twin = broken.holds(Role::Twin);
     let node = broken.holds(Role::Node);
     let client = who(ladder, Role::Client);
@@ -51,8 +52,15 @@ pub fn sentence(ladder: &Ladder) -> String {
         (_, None, Some(false)) => format!("{node_name} fails too, so it is not the pod alone"),
         (_, None, None) => "nobody else was there to compare with".to_owned(),
     };
-    let held = held.map(|rung| format!("{} holds, ", rung_in_words(rung))).unwrap_or_default();
-    format!("{held}{name} fails{} ({failure}); {whose}", in_part(broken))
+    let held = held.map(|rung| format!("{} holds, ", in_words(rung))).unwrap_or_default();
+    let others = if others.is_empty() { String::new() } else { format!("; so does {}", others.join(", ")) };
+    format!("{held}{name} fails{} ({failure}); {whose}{others}", in_part(broken))
+}
+
+/// With the host, where there is one rung for each.
+pub fn in_words(rung: &Rung) -> String {
+    let name = rung_in_words(rung.rung);
+    if rung.of.is_empty() { name.to_owned() } else { format!("{name} {}", rung.of) }
 }
 
 /// As people say it.
@@ -64,6 +72,8 @@ pub fn rung_in_words(rung: RungName) -> &'static str {
         RungName::Name => "the name",
         RungName::NodePort => "the node port",
         RungName::ExternalIp => "the external address",
+        RungName::Ingress => "the Ingress host",
+        RungName::Gateway => "the Gateway host",
         RungName::Url => "the URL",
     }
 }
@@ -73,7 +83,9 @@ fn far_side(rung: RungName) -> &'static str {
         RungName::PodIp | RungName::OwnListener => "on the endpoint's side: its policies, its node, or the way to it",
         RungName::ClusterIp => "the Service: it has no endpoint to lead to, or its rules are missing on every node",
         RungName::Name => "the name or the cluster's DNS",
-        RungName::NodePort | RungName::ExternalIp | RungName::Url => "the entrance itself, not who comes",
+        RungName::NodePort | RungName::ExternalIp | RungName::Ingress | RungName::Gateway | RungName::Url => {
+            "the entrance itself, not who comes"
+        }
     }
 }
 
@@ -84,7 +96,7 @@ fn nothing_broke(ladder: &Ladder) -> String {
     }
     let other = ladder.rungs.iter().find_map(|rung| {
         let role = [Role::Twin, Role::Node].into_iter().find(|role| rung.holds(*role) == Some(false))?;
-        Some(format!("{} fails for {} alone", rung_in_words(rung.rung), who(ladder, role)))
+        Some(format!("{} fails for {} alone", in_words(rung), who(ladder, role)))
     });
     match other {
         Some(other) => format!("all {tried} rungs that were tried hold for {}; {other}", who(ladder, Role::Client)),
@@ -98,7 +110,7 @@ fn in_part(rung: &Rung) -> String {
     if !own.iter().any(|climbed| climbed.tally.succeeded > 0) {
         return String::new();
     }
-    let failing = own.iter().filter(|climbed| climbed.tally.failed > 0).map(|climbed| {
+    let failing = own.iter().filter(|climbed| climbed.tally.failed > 0 && climbed.excuse.is_empty()).map(|climbed| {
         let object = if climbed.object.is_empty() { String::new() } else { format!(" ({})", climbed.object) };
         format!("{}{object}, {} of {}", climbed.to, climbed.tally.failed, climbed.tally.made)
     });
@@ -106,7 +118,7 @@ fn in_part(rung: &Rung) -> String {
 }
 
 fn failure_of(rung: &Rung) -> String {
-    let own = rung.attempts.iter().filter(|climbed| climbed.role == rung.main_role());
+    let own = rung.attempts.iter().filter(|climbed| climbed.role == rung.main_role() && climbed.excuse.is_empty());
     let failure = own.flat_map(|climbed| &climbed.tally.failures).max_by_key(|failure| failure.count);
     failure.map_or_else(
         || "not told why".to_owned(),
@@ -117,9 +129,8 @@ fn failure_of(rung: &Rung) -> String {
     )
 }
 
-fn last_that_held(ladder: &Ladder, before: RungName) -> Option<RungName> {
-    let earlier = ladder.rungs.iter().take_while(|rung| rung.rung != before);
-    earlier.filter(|rung| rung.holds(rung.main_role()) == Some(true)).map(|rung| rung.rung).last()
+fn last_that_held(earlier: &[Rung]) -> Option<&Rung> {
+    earlier.iter().rev().find(|rung| rung.holds(rung.main_role()) == Some(true))
 }
 
 fn who(ladder: &Ladder, role: Role) -> String {
@@ -158,7 +169,8 @@ mod tests {
 
     fn climbed(role: Role, works: bool) -> Climbed {
         let who = format!("{role:?}");
-        Climbed { role, who, to: "10.0.0.1:80".to_owned(), object: String::new(), tally: tally(works) }
+        let to = "10.0.0.1:80".to_owned();
+        Climbed { role, who, to, object: String::new(), tally: tally(works), excuse: String::new() }
     }
 
     /// The rung of cluster IPs fails for the client.
@@ -172,9 +184,9 @@ mod tests {
         let mut attempts = vec![climbed(Role::Client, false)];
         attempts.extend(twin.map(|works| climbed(Role::Twin, works)));
         attempts.extend(node.map(|works| climbed(Role::Node, works)));
-        let own =
-            Rung { rung: RungName::OwnListener, attempts: vec![climbed(Role::Server, true)], not_tried: String::new() };
-        let broken = Rung { rung: RungName::ClusterIp, attempts, not_tried: String::new() };
+        let rung = |rung, attempts| Rung { rung, of: String::new(), attempts, not_tried: String::new() };
+        let own = rung(RungName::OwnListener, vec![climbed(Role::Server, true)]);
+        let broken = rung(RungName::ClusterIp, attempts);
         sentence(&Ladder {
             family: "IPv4".to_owned(),
             climbers: vec![

@@ -1,27 +1,24 @@
 //! The ladder: from the server's own socket outwards, one rung after the other, until one fails. Whoever else stands on the same
 //! rung tells whose fault it is.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use netdiag_common::Gap;
-use netdiag_common::observation::series::{Probe, TcpProbe};
+use netdiag_common::observation::series::Probe;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::conclude;
-use super::plan::{self, Plan, PlanError, Schedule, Shot};
+use super::entrance::{self, Host};
+use super::plan::{self, Plan, PlanError};
 use super::rights::Rights;
 use super::run::{self, RunError, Sender, Wish};
-use super::shots;
+use super::rungs::{Planned, entrances, planned};
 use super::tally::Tally;
 use crate::ask::Source;
 use crate::evidence::Cluster;
 use crate::evidence::object::{Object, Pod};
-use crate::path::{Backend, Client, Path};
-
-/// Endpoints and nodes that are tried one by one on a rung.
-const MAX_TARGETS: usize = 6;
+use crate::path::{Client, Path};
 
 /// One climb, of one family.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -63,6 +60,9 @@ pub enum Role {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rung {
     pub rung: RungName,
+    /// The host, for rungs that are one of several; empty for the others.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub of: String,
     pub attempts: Vec<Climbed>,
     /// Why the rung was not tried; empty when it was.
     pub not_tried: String,
@@ -81,6 +81,10 @@ pub enum RungName {
     NodePort,
     /// Load balancer's addresses and `externalIPs`.
     ExternalIp,
+    /// One host of Ingresses that leads to the Service.
+    Ingress,
+    /// One host of HTTPRoutes, by a Gateway that they are attached to.
+    Gateway,
     /// The URL that was given.
     Url,
 }
@@ -91,17 +95,13 @@ pub struct Climbed {
     pub role: Role,
     pub who: String,
     pub to: String,
-    /// `pod shop/web-1 on n1`; empty when the target is no endpoint.
+    /// `pod shop/web-1 on n1`, `Ingress shop/web`; empty when nothing of the cluster is known behind the target.
     pub object: String,
     /// Without its single attempts.
     pub tally: Tally,
-}
-
-/// A rung before it is climbed.
-struct Planned {
-    rung: RungName,
-    wishes: Vec<(Role, Wish)>,
-    not_tried: String,
+    /// Why failures are not the entrance's own: the endpoint answers so, too, or nobody said whom to trust. Empty where they are.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub excuse: String,
 }
 
 impl Rung {
@@ -109,12 +109,19 @@ impl Rung {
     pub fn holds(&self, role: Role) -> Option<bool> {
         let mut made = self.attempts.iter().filter(|climbed| climbed.role == role && climbed.tally.made > 0).peekable();
         made.peek()?;
-        Some(made.all(|climbed| climbed.tally.failed == 0))
+        Some(made.all(|climbed| climbed.tally.failed == 0 || !climbed.excuse.is_empty()))
     }
 
     /// Who the rung is about.
     pub fn main_role(&self) -> Role {
         if self.rung == RungName::OwnListener { Role::Server } else { Role::Client }
+    }
+}
+
+impl RungName {
+    /// Entrances stand beside each other: one that fails says nothing of the next.
+    fn is_entrance(self) -> bool {
+        matches!(self, Self::Ingress | Self::Gateway | Self::Url)
     }
 }
 
@@ -138,8 +145,10 @@ pub(super) async fn climb<S: Source, R: Rights>(
     families.sort_by_key(|is_v4| !is_v4);
     let climbers = climbers(sender, plan).await;
     let (mut ladders, mut gaps) = (Vec::new(), Vec::new());
-    for is_v4 in families {
-        let (ladder, unseen) = climb_family(sender, plan, path, &climbers, is_v4).await?;
+    for (index, is_v4) in families.into_iter().enumerate() {
+        let entrances = entrances(&sender.cluster, plan, path, is_v4, index == 0);
+        gaps.extend(entrances.gaps.iter().filter(|_| index == 0).cloned());
+        let (ladder, unseen) = climb_family(sender, plan, path, &climbers, is_v4, &entrances.hosts).await?;
         ladders.push(ladder);
         gaps.extend(unseen);
     }
@@ -152,6 +161,7 @@ async fn climb_family<S: Source, R: Rights>(
     path: &Path,
     climbers: &[(Climber, Option<Client>)],
     is_v4: bool,
+    hosts: &[Host],
 ) -> Result<(Ladder, Vec<Gap>), RunError> {
     let mut ladder = Ladder {
         family: if is_v4 { "IPv4" } else { "IPv6" }.to_owned(),
@@ -161,22 +171,30 @@ async fn climb_family<S: Source, R: Rights>(
     };
     let mut gaps = Vec::new();
     let mut broken: Option<RungName> = None;
-    for planned in planned(sender, plan, path, climbers, is_v4).await? {
-        let mut rung = Rung { rung: planned.rung, attempts: Vec::new(), not_tried: planned.not_tried };
-        if let Some(broken) = broken {
+    for planned in planned(sender, plan, path, climbers, is_v4, hosts).await? {
+        let (of, not_tried) = (planned.of.clone(), planned.not_tried.clone());
+        let mut rung = Rung { rung: planned.rung, of, attempts: Vec::new(), not_tried };
+        if let Some(broken) = broken.filter(|broken| !(broken.is_entrance() && rung.rung.is_entrance())) {
             rung.not_tried = format!("{} failed before", conclude::rung_in_words(broken));
         } else if rung.not_tried.is_empty() {
             let wishes: Vec<Wish> = planned.wishes.iter().map(|(_, wish)| wish.clone()).collect();
             let (series, unseen) = sender.send(plan, &wishes).await;
             gaps.extend(unseen);
-            rung.attempts = planned
-                .wishes
-                .iter()
-                .zip(series)
-                .map(|((role, wish), series)| climbed(sender, *role, wish, series))
+            let excuses = if rung.rung.is_entrance() {
+                let backend = path.ready_backends().find(|backend| backend.address.is_ipv4() == is_v4);
+                entrance::judge::excuses(sender, plan, backend, &planned.wishes, &series).await
+            } else {
+                vec![String::new(); series.len()]
+            };
+            let attempts = planned.wishes.iter().zip(series).zip(excuses);
+            rung.attempts = attempts
+                .map(|(((role, wish), series), excuse)| Climbed {
+                    excuse,
+                    ..climbed(sender, &planned, *role, wish, series)
+                })
                 .collect();
             if rung.holds(rung.main_role()) == Some(false) {
-                broken = Some(rung.rung);
+                broken = broken.or(Some(rung.rung));
             }
         }
         ladder.rungs.push(rung);
@@ -185,15 +203,21 @@ async fn climb_family<S: Source, R: Rights>(
     Ok((ladder, gaps))
 }
 
-fn climbed<S: Source, R: Rights>(sender: &Sender<'_, S, R>, role: Role, wish: &Wish, series: run::Series) -> Climbed {
+fn climbed<S: Source, R: Rights>(
+    sender: &Sender<'_, S, R>,
+    planned: &Planned,
+    role: Role,
+    wish: &Wish,
+    series: run::Series,
+) -> Climbed {
     let mut tally = series.tally;
     tally.not_kept += tally.attempts.len() as u64;
     tally.attempts.clear();
     let object = match &wish.shot.probe {
         Probe::Tcp(probe) => run::object(&sender.cluster, probe.to),
-        _ => String::new(),
+        _ => planned.objects.get(&series.to).cloned().unwrap_or_default(),
     };
-    Climbed { role, who: plan::words_of(&wish.client), to: series.to, object, tally }
+    Climbed { role, who: plan::words_of(&wish.client), to: series.to, object, tally, excuse: String::new() }
 }
 
 /// The client, a twin, and the client's node.
@@ -242,114 +266,4 @@ pub(super) fn twin(pod: &Arc<Pod>, cluster: &Cluster) -> Option<Client> {
     };
     let best = cluster.pods.in_namespace(&pod.metadata.namespace).filter(is_like).min_by_key(|other| rank(other))?;
     plan::client_of(best, cluster)
-}
-
-/// All rungs of one family, from the inside outwards.
-async fn planned<S: Source, R: Rights>(
-    sender: &Sender<'_, S, R>,
-    plan: &Plan,
-    path: &Path,
-    climbers: &[(Climber, Option<Client>)],
-    is_v4: bool,
-) -> Result<Vec<Planned>, RunError> {
-    let schedule = plan::schedule(&plan.request, 1);
-    let of_family = |address: IpAddr| address.is_ipv4() == is_v4;
-    let backends: Vec<&Backend> =
-        path.ready_backends().filter(|backend| of_family(backend.address)).take(MAX_TARGETS).collect();
-    let from_all = |rung, targets: &[SocketAddr], schedule: Schedule, none: &str| {
-        let mut wishes = Vec::new();
-        for (climber, client) in climbers {
-            let Some(client) = client else { continue };
-            for to in targets {
-                wishes.push((climber.role, Wish { client: client.clone(), shot: tcp(*to), schedule }));
-            }
-        }
-        Planned { rung, wishes, not_tried: if targets.is_empty() { none.to_owned() } else { String::new() } }
-    };
-    let mut own = Vec::new();
-    let mut not_own = String::new();
-    for backend in &backends {
-        let Some(server) = backend.pod.as_ref().and_then(|pod| plan::client_of(pod, &sender.cluster)) else { continue };
-        match sender.not_allowed(&server).await {
-            None => own.push((Role::Server, Wish { client: server, shot: tcp(at(backend)), schedule })),
-            Some(why) => not_own = why,
-        }
-    }
-    if own.is_empty() && not_own.is_empty() {
-        "no ready endpoint is a pod".clone_into(&mut not_own);
-    }
-    let pods: Vec<SocketAddr> = backends.iter().map(|backend| at(backend)).collect();
-    let port = path.port.unwrap_or(0);
-    let cluster_ips: Vec<SocketAddr> =
-        path.addresses.iter().filter(|ip| of_family(**ip)).map(|ip| SocketAddr::new(*ip, port)).collect();
-    // So many that each endpoint is met.
-    let rounds = u32::try_from(backends.len()).unwrap_or(1).max(1);
-    let spread =
-        Schedule { count: schedule.count.saturating_mul(rounds * 2).min(MAX_SPREAD.max(schedule.count)), ..schedule };
-    let mut rungs = vec![
-        Planned {
-            rung: RungName::OwnListener,
-            not_tried: if own.is_empty() { not_own } else { String::new() },
-            wishes: own,
-        },
-        from_all(RungName::PodIp, &pods, schedule, "the Service has no ready endpoint of this family"),
-        from_all(RungName::ClusterIp, &cluster_ips, spread, "the Service has no cluster IP of this family"),
-    ];
-    let name = plan::name_of(path).unwrap_or_default();
-    let lookups = climbers.iter().filter(|(climber, _)| climber.role != Role::Node).filter_map(|(climber, client)| {
-        let wish = Wish { client: client.clone()?, shot: run::lookup(plan, &name), schedule: run::LOOKUP };
-        Some((climber.role, wish))
-    });
-    rungs.push(Planned { rung: RungName::Name, wishes: lookups.collect(), not_tried: String::new() });
-    let node_port = path.service_port().map_or(0, |port| port.node_port);
-    let nodes: Vec<SocketAddr> = if node_port == 0 {
-        Vec::new()
-    } else {
-        relevant_nodes(&sender.cluster, &plan.client, &backends, is_v4)
-            .into_iter()
-            .map(|ip| SocketAddr::new(ip, node_port))
-            .collect()
-    };
-    rungs.push(from_all(RungName::NodePort, &nodes, schedule, "the Service has no node port"));
-    let external = path.service().map(|service| service.external_ips().filter(|ip| of_family(*ip)).take(MAX_TARGETS));
-    let external: Vec<SocketAddr> = external.into_iter().flatten().map(|ip| SocketAddr::new(ip, port)).collect();
-    rungs.push(from_all(
-        RungName::ExternalIp,
-        &external,
-        schedule,
-        "the Service has no external address of this family",
-    ));
-    if let Some(url) = &plan.request.options.url {
-        let shot = shots::url(&plan.request, url, None)?;
-        let wishes = climbers.iter().filter_map(|(climber, client)| {
-            Some((climber.role, Wish { client: client.clone()?, shot: shot.clone(), schedule }))
-        });
-        rungs.push(Planned { rung: RungName::Url, wishes: wishes.collect(), not_tried: String::new() });
-    }
-    Ok(rungs)
-}
-
-/// Attempts that are spread over endpoints, at most.
-const MAX_SPREAD: u32 = 60;
-
-fn at(backend: &Backend) -> SocketAddr {
-    SocketAddr::new(backend.address, backend.port)
-}
-
-fn tcp(to: SocketAddr) -> Shot {
-    let probe = Probe::Tcp(TcpProbe {
-        to,
-        source_port: None,
-        close: netdiag_common::observation::series::transport::TcpClose::default(),
-    });
-    Shot { to: to.to_string(), probe }
-}
-
-/// The client's node, those of the endpoints, then others.
-fn relevant_nodes(cluster: &Cluster, client: &Client, backends: &[&Backend], is_v4: bool) -> Vec<IpAddr> {
-    let mut nodes: Vec<_> = cluster.nodes.iter().collect();
-    let rank = |name: &str| (name != client.node, !backends.iter().any(|backend| backend.node == name));
-    nodes.sort_by_cached_key(|node| (rank(&node.metadata.name), node.metadata.name.clone()));
-    let address = |node: &Arc<crate::evidence::object::Node>| node.internal_ips().find(|ip| ip.is_ipv4() == is_v4);
-    nodes.into_iter().filter_map(address).take(MAX_TARGETS).collect()
 }

@@ -5,12 +5,14 @@
 
 pub mod conclude;
 pub mod endpoints;
+mod entrance;
 mod follow;
 pub mod ladder;
 pub mod matrix;
 pub(crate) mod plan;
 pub mod rights;
 mod run;
+mod rungs;
 mod shots;
 pub mod stats;
 pub mod tally;

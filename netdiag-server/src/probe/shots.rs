@@ -118,7 +118,8 @@ pub(super) fn shown(to: SocketAddr) -> String {
     if to.port() == 0 { to.ip().to_string() } else { to.to_string() }
 }
 
-fn host_of(address: IpAddr) -> String {
+/// As it stands in a URL.
+pub(super) fn host_of(address: IpAddr) -> String {
     match address {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("[{address}]"),

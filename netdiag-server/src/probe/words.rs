@@ -322,7 +322,7 @@ impl Kind {
             Self::Path => &["tries", "max_hops", "by"],
             Self::Throughput => &["duration_ms", "max_bytes"],
             Self::Raw => &["source_port", "segment", "flags", "ttl", "bytes", "fragment_bytes"],
-            Self::Ladder => &["url"],
+            Self::Ladder => &["url", "authorities"],
             Self::Matrix => &[],
         }
     }

@@ -4,9 +4,11 @@ use std::time::Instant;
 
 use netdiag_common::forwarding::conntrack::Direction;
 use netdiag_common::observation::rules::Hook;
+use netdiag_common::observation::series::http::HttpExchange;
+use netdiag_common::observation::series::tls::{Certificate, TlsProblem};
 use netdiag_common::observation::series::{
-    FailureClass, IcmpError, Probe, ProbeFailure, ProbeReport, ProbeStage, SeriesAttempt, SeriesRequest, SeriesResult,
-    TcpReport,
+    FailureClass, HttpProbe, HttpReport, IcmpError, Probe, ProbeFailure, ProbeReport, ProbeStage, SeriesAttempt,
+    SeriesRequest, SeriesResult, TcpReport, TlsReport,
 };
 use netdiag_common::observation::tag::{TagAccounts, TagEvent, TagPoint, TagTuple, Tagged};
 use netdiag_common::observation::{Observation, Owner};
@@ -74,6 +76,7 @@ impl Agents {
         let to = match &request.probe {
             Probe::Tcp(probe) => Some(probe.to),
             Probe::Icmp(probe) => Some((probe.to, 0).into()),
+            Probe::Http(probe) => probe.to,
             _ => None,
         };
         let endpoints = ["10.244.1.4:8080", "10.244.2.5:8080"];
@@ -86,6 +89,9 @@ impl Agents {
                     .iter()
                     .find_map(|(place, target)| self.broken.iter().find(|((p, t), _)| p == place && t == target))
                     .map(|(_, class)| *class);
+                if let Probe::Http(probe) = &request.probe {
+                    return over_http(number, probe, class);
+                }
                 let failure = class.map(|class| ProbeFailure {
                     stage: ProbeStage::Connect,
                     class,
@@ -122,6 +128,51 @@ impl Agents {
             entered_us: Some(150),
             unseen: Vec::new(),
         }
+    }
+}
+
+/// Status 200; 503 for one that fails by its status, 404 for each path of `/none`, and an issuer that nobody knows by TLS.
+fn over_http(number: u32, probe: &HttpProbe, class: Option<FailureClass>) -> SeriesAttempt {
+    let status = match class {
+        Some(FailureClass::Status) => 503,
+        _ if probe.url.ends_with("/none") => 404,
+        _ => 200,
+    };
+    let issuer = "CN=shop".to_owned();
+    let tls = probe.url.starts_with("https").then(|| TlsReport {
+        chain: vec![Certificate {
+            subject: "CN=shop.example".to_owned(),
+            issuer: issuer.clone(),
+            names: vec!["shop.example".to_owned()],
+            not_before: NOW.to_owned(),
+            not_after: "2027-01-01T12:00:00Z".to_owned(),
+            sha256: "ab".to_owned(),
+            serial: "01".to_owned(),
+        }],
+        problems: vec![TlsProblem::UnknownAuthority { issuer }],
+        ..TlsReport::default()
+    });
+    let class =
+        class.or(tls.as_ref().map(|_| FailureClass::Certificate)).or((status == 404).then_some(FailureClass::Status));
+    let failure = class.map(|class| ProbeFailure {
+        stage: ProbeStage::Answer,
+        class,
+        errno: None,
+        said_by: None,
+        icmp: None,
+        why: format!("status {status}"),
+    });
+    let exchange = HttpExchange { url: probe.url.clone(), status: Some(status), ..HttpExchange::default() };
+    let report = HttpReport { exchanges: vec![exchange], tls, grpc_health: None };
+    SeriesAttempt {
+        number,
+        at_us: u64::from(number) * 1_000,
+        elapsed_us: 900,
+        source: None,
+        to: probe.to,
+        endpoint: None,
+        failure,
+        report: ProbeReport::Http(Box::new(report)),
     }
 }
 
@@ -215,7 +266,15 @@ async fn asked(kind: Kind, count: u32, broken: &[((&'static str, &'static str), 
 }
 
 async fn asked_for(request: &ProbeRequest, broken: &[((&'static str, &'static str), FailureClass)]) -> ProbeAnswer {
-    let agents = Agents { cluster: world(), broken: broken.iter().copied().collect(), armed: Mutex::default() };
+    asked_in(world(), request, broken).await
+}
+
+async fn asked_in(
+    cluster: Arc<Cluster>,
+    request: &ProbeRequest,
+    broken: &[((&'static str, &'static str), FailureClass)],
+) -> ProbeAnswer {
+    let agents = Agents { cluster, broken: broken.iter().copied().collect(), armed: Mutex::default() };
     let plan = probe::plan(request, &agents.cluster).expect("a plan");
     let sender = Sender { source: &agents, cluster: agents.cluster.clone(), rights: &Unchecked, asked_by: None };
     build(&probe::run(&sender, plan).await.expect("results"), agents.now())
@@ -239,6 +298,42 @@ async fn everything_is_well() {
 async fn the_ladder_stops_where_it_breaks() {
     let answer = asked(Kind::Ladder, 3, &[(("client", "10.244.2.5:8080"), FailureClass::Silence)]).await;
     insta::assert_snapshot!("ladder", answer.text(Paint::Plain));
+}
+
+/// Two hosts: one plain, one by TLS; and a path that the program does not have.
+fn with_ingress() -> Arc<Cluster> {
+    let path = |path: &str| json!({"path": path, "pathType": "Prefix", "backend": {"service": {"name": "web", "port": {"name": "http"}}}});
+    let ingress = json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"tls": [{"hosts": ["safe.example"]}], "rules": [
+            {"host": "shop.example", "http": {"paths": [path("/"), path("/none")]}},
+            {"host": "safe.example", "http": {"paths": [path("/")]}}]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.5"}]}}});
+    let mut cluster = Cluster::clone(&world());
+    parse::add(&mut cluster, ingress).expect("an object");
+    Arc::new(cluster)
+}
+
+#[tokio::test]
+async fn what_the_program_answers_by_itself_is_not_the_entrances_fault() {
+    let request = ProbeRequest::new(Kind::Ladder, "pod/shop/client", "service/shop/web:80");
+    let answer = asked_in(with_ingress(), &request, &[]).await;
+    assert_eq!(answer.status, ProbeStatus::Well, "{}", answer.verdict);
+    insta::assert_snapshot!("ladder_to_ingress", answer.text(Paint::Plain));
+}
+
+#[tokio::test]
+async fn an_entrance_that_fails_is_the_last_rung_and_the_next_host_is_tried_all_the_same() {
+    let request = ProbeRequest::new(Kind::Ladder, "pod/shop/client", "service/shop/web:80");
+    let answer = asked_in(with_ingress(), &request, &[(("*", "203.0.113.5:80"), FailureClass::Status)]).await;
+    assert_eq!(answer.status, ProbeStatus::Failed);
+    assert_eq!(
+        answer.verdict,
+        "the node port holds, the Ingress host shop.example fails (status); pod/shop/client-2 and node/n1 fail too, so it is the \
+         entrance itself, not who comes"
+    );
+    let safe = answer.ladders[0].rungs.iter().find(|rung| rung.of == "safe.example").expect("the other host");
+    assert_eq!(safe.holds(safe.main_role()), Some(true), "{safe:?}");
 }
 
 #[tokio::test]

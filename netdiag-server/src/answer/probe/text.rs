@@ -3,7 +3,7 @@
 use super::words::{ms, of_failure};
 use super::{ProbeAnswer, ProbeStatus, SeriesEntry};
 use crate::answer::page::{Page, Paint, Tone};
-use crate::probe::conclude::rung_in_words;
+use crate::probe::conclude::in_words;
 use crate::probe::endpoints::CONFIDENCE;
 use crate::probe::ladder::{Climbed, Ladder, Role, Rung};
 use crate::probe::matrix::{COLUMNS, Matrix, Row};
@@ -138,7 +138,7 @@ impl Ladder {
 impl Rung {
     fn lines(&self, page: &mut Page) {
         page.row("");
-        let name = rung_in_words(self.rung);
+        let name = in_words(self);
         if !self.not_tried.is_empty() {
             page.row(&format!("– {name}: not tried: {}", self.not_tried));
             return;
@@ -165,7 +165,8 @@ impl Climbed {
             (None, made) => format!("{made} of {made} got through"),
         };
         let whose = if self.role == Role::Server { format!("{} to ", self.who) } else { String::new() };
-        format!("{whose}{}{object}: {said}", self.to)
+        let excuse = if self.excuse.is_empty() { String::new() } else { format!("; {}", self.excuse) };
+        format!("{whose}{}{object}: {said}{excuse}", self.to)
     }
 }
 

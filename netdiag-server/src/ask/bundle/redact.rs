@@ -1,4 +1,4 @@
-//! What must not leave a cluster in a bundle: values of environment variables, arguments, and copies of them. Pure.
+//! What must not leave a cluster in a bundle: values of environment variables and header fields, arguments, and copies of them. Pure.
 
 use serde_json::Value;
 
@@ -17,24 +17,40 @@ pub(super) fn redact(object: &mut Value) {
             containers.into_iter().flatten().for_each(container);
         }
     }
+    let rules = object.pointer_mut("/spec/rules").and_then(Value::as_array_mut);
+    rules.into_iter().flatten().for_each(route_rule);
+}
+
+/// Of an HTTPRoute: header fields that it wants or adds, which may be credentials.
+fn route_rule(rule: &mut Value) {
+    for matched in rule.get_mut("matches").and_then(Value::as_array_mut).into_iter().flatten() {
+        for list in ["headers", "queryParams"] {
+            redact_values(matched.get_mut(list));
+        }
+    }
+    for filter in rule.get_mut("filters").and_then(Value::as_array_mut).into_iter().flatten() {
+        for list in ["requestHeaderModifier/set", "requestHeaderModifier/add"] {
+            redact_values(filter.pointer_mut(&format!("/{list}")));
+        }
+    }
 }
 
 fn container(container: &mut Value) {
-    for variable in container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten() {
-        if let Some(value) = variable.get_mut("value") {
-            *value = Value::from(REDACTED);
-        }
-    }
+    redact_values(container.get_mut("env"));
     for words in ["command", "args"] {
         redact_list(container.get_mut(words));
     }
     for hook in ["livenessProbe", "readinessProbe", "startupProbe", "lifecycle/postStart", "lifecycle/preStop"] {
         redact_list(container.pointer_mut(&format!("/{hook}/exec/command")));
-        let headers = container.pointer_mut(&format!("/{hook}/httpGet/httpHeaders")).and_then(Value::as_array_mut);
-        for header in headers.into_iter().flatten() {
-            if let Some(value) = header.get_mut("value") {
-                *value = Value::from(REDACTED);
-            }
+        redact_values(container.pointer_mut(&format!("/{hook}/httpGet/httpHeaders")));
+    }
+}
+
+/// Of a list of names with values.
+fn redact_values(list: Option<&mut Value>) {
+    for entry in list.and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(value) = entry.get_mut("value") {
+            *value = Value::from(REDACTED);
         }
     }
 }
@@ -70,5 +86,16 @@ mod tests {
             assert!(!text.contains("hunter2"), "{text}");
             assert!(text.contains("TOKEN") && text.contains("secretKeyRef") && text.contains("\"port\":80"), "{text}");
         }
+    }
+
+    #[test]
+    fn header_fields_of_routes_do_not_leave_the_cluster() {
+        let fields = serde_json::json!([{"type": "Exact", "name": "authorization", "value": "hunter2"}]);
+        let rule = serde_json::json!({"matches": [{"path": {"value": "/shop"}, "headers": fields, "queryParams": fields}],
+            "filters": [{"requestHeaderModifier": {"set": fields, "add": fields}}]});
+        let mut route = serde_json::json!({"kind": "HTTPRoute", "metadata": {}, "spec": {"rules": [rule]}});
+        redact(&mut route);
+        let text = route.to_string();
+        assert!(!text.contains("hunter2") && text.contains("authorization") && text.contains("/shop"), "{text}");
     }
 }

@@ -229,6 +229,9 @@ pub(super) struct LadderArgs {
     /// A last rung: the URL under which people come from outside
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// PEM file of the authorities to trust at Ingresses, Gateways and the URL
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -300,7 +303,9 @@ impl KindArgs {
                 };
                 (Kind::Raw, options, a.common)
             }
-            Self::Ladder(a) => (Kind::Ladder, Options { url: a.url, ..none }, a.common),
+            Self::Ladder(a) => {
+                (Kind::Ladder, Options { url: a.url, authorities: authorities(a.ca)?, ..none }, a.common)
+            }
             Self::Matrix(a) => (Kind::Matrix, none, a.common),
         };
         Ok(common.asked(kind, options))
@@ -309,14 +314,17 @@ impl KindArgs {
 
 impl TlsWords {
     fn options(self) -> Result<Options, Failure> {
-        let read = |path: PathBuf| {
-            #[expect(clippy::disallowed_methods, reason = "a file that the user names")]
-            let read = std::fs::read_to_string(&path);
-            read.map_err(|error| Failure(format!("cannot read {}: {error}", path.display())))
-        };
-        let authorities = self.ca.map(read).transpose()?;
+        let authorities = authorities(self.ca)?;
         Ok(Options { server_name: self.server_name, alpn: self.alpn, authorities, ..Options::default() })
     }
+}
+
+/// The PEM of a file.
+fn authorities(file: Option<PathBuf>) -> Result<Option<String>, Failure> {
+    let Some(path) = file else { return Ok(None) };
+    #[expect(clippy::disallowed_methods, reason = "a file that the user names")]
+    let read = std::fs::read_to_string(&path);
+    read.map(Some).map_err(|error| Failure(format!("cannot read {}: {error}", path.display())))
 }
 
 #[cfg(test)]

@@ -9,12 +9,18 @@ use serde::{Deserialize, Deserializer};
 use super::meta::{Meta, ObjectRef};
 use super::selector::LabelSelector;
 
+mod gateway;
+mod ingress;
 mod node;
 mod pod;
 mod policy;
 mod service;
 mod workload;
 
+pub use gateway::{
+    BackendRef, GATEWAY_GROUP, Gateway, HttpRoute, Listener, ParentRef, RouteMatch, RouteRule, SecretRef, ValueMatch,
+};
+pub use ingress::{Ingress, IngressBackend, IngressPath, IngressTls};
 pub use node::{Node, NodeAddress, NodeSpec, NodeStatus};
 pub use pod::{Container, ContainerPort, ContainerState, ContainerStatus, Pod, PodIp, PodSpec, PodStatus, StateDetail};
 pub use policy::{IpBlock, NetworkPolicy, NetworkPolicySpec, PolicyPeer, PolicyPort, PolicyRule};
@@ -41,7 +47,7 @@ macro_rules! object {
         }
     )*};
 }
-object!(Namespace, Node, Service, EndpointSlice, NetworkPolicy, Event, ConfigMap);
+object!(Namespace, Node, Service, EndpointSlice, NetworkPolicy, Event, ConfigMap, Ingress, Gateway);
 
 /// JSON's `null` as the type's default: the API writes both `null` and nothing.
 fn null_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
