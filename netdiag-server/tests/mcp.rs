@@ -156,6 +156,15 @@ impl Gate for OneToken {
         Box::pin(async move { Err(Denied::Forbidden(format!("no right to probe from {namespace:?}"))) })
     }
 
+    fn may_get_secret<'g>(
+        &'g self,
+        _caller: &'g Caller,
+        namespace: &'g str,
+        name: &'g str,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), Denied>> + Send + 'g>> {
+        Box::pin(async move { Err(Denied::Forbidden(format!("no right to get {namespace}/{name}"))) })
+    }
+
     fn may_choose_probes<'g>(
         &'g self,
         _caller: &'g Caller,

@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use netdiag_common::observation::Observation;
-use netdiag_common::{Need, Reading};
+use netdiag_common::{Gap, Need, Reading};
 
 use super::{BundleSource, LiveSource, Source, SourceError};
 use crate::evidence::Cluster;
+use crate::kube::Kept;
 
 /// What the command line or a tool was pointed at.
 pub enum AnySource {
@@ -42,6 +43,13 @@ impl Source for AnySource {
         match self {
             Self::Bundle(source) => source.is_live(),
             Self::Live(source) => source.is_live(),
+        }
+    }
+
+    async fn certificate(&self, namespace: &str, name: &str) -> Result<Option<Kept>, Gap> {
+        match self {
+            Self::Bundle(source) => source.certificate(namespace, name).await,
+            Self::Live(source) => source.certificate(namespace, name).await,
         }
     }
 

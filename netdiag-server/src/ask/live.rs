@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use netdiag_common::observation::Observation;
-use netdiag_common::{Need, Reading};
+use netdiag_common::{Gap, Need, Reading};
 
-use super::{Source, SourceError};
+use super::{Source, SourceError, secret_not_recorded};
 use crate::evidence::Cluster;
-use crate::kube::{self, Access, Warm};
+use crate::kube::{self, Access, Kept, Warm};
 use crate::nodes::Agents;
 use crate::nodes::agents::{self, Dial};
 use crate::nodes::failure::Failure;
@@ -98,6 +98,15 @@ impl Source for LiveSource {
 
     fn is_live(&self) -> bool {
         true
+    }
+
+    async fn certificate(&self, namespace: &str, name: &str) -> Result<Option<Kept>, Gap> {
+        let access = match &self.intent {
+            Intent::Listed(access) => access,
+            Intent::Watched(warm) => warm.access(),
+            Intent::Recorded(_) => return Err(secret_not_recorded(namespace, name)),
+        };
+        kube::certificate(access, namespace, name).await
     }
 
     fn instance(&self, node: &str) -> Option<String> {

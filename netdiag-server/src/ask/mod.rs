@@ -13,6 +13,7 @@ use netdiag_common::{Gap, GapReason, Need, Reading, Tier, Topic};
 use crate::condition::{self, Because, Verdict};
 use crate::correlate::Judged;
 use crate::evidence::{Cluster, Evidence, Look, View};
+use crate::kube::Kept;
 use crate::path::{self, Path, ResolveError};
 use crate::question::Question;
 use restart::Restarts;
@@ -53,6 +54,11 @@ pub trait Source: Sync {
     /// Whether looking again may show something else.
     fn is_live(&self) -> bool;
 
+    /// The certificate of a Secret, read when it is asked for and not kept; none when there is no such Secret.
+    fn certificate(&self, namespace: &str, name: &str) -> impl Future<Output = Result<Option<Kept>, Gap>> + Send {
+        std::future::ready(Err(secret_not_recorded(namespace, name)))
+    }
+
     /// Which start of a node's agent answered last; none when the source does not know.
     fn instance(&self, _node: &str) -> Option<String> {
         None
@@ -84,6 +90,10 @@ impl<S: Source + Send> Source for Arc<S> {
 
     fn is_live(&self) -> bool {
         S::is_live(self)
+    }
+
+    fn certificate(&self, namespace: &str, name: &str) -> impl Future<Output = Result<Option<Kept>, Gap>> + Send {
+        S::certificate(self, namespace, name)
     }
 
     fn instance(&self, node: &str) -> Option<String> {
@@ -296,6 +306,17 @@ fn out_of_time(need: &Need) -> Gap {
         reason: GapReason::NotAllowed,
         why: "the time for this answer was over".to_owned(),
         remedy: "ask again with a longer --timeout".to_owned(),
+    }
+}
+
+/// Bundles are handed on.
+fn secret_not_recorded(namespace: &str, name: &str) -> Gap {
+    Gap {
+        what: format!("the certificate of Secret {namespace}/{name}"),
+        node: None,
+        reason: GapReason::NotRecorded,
+        why: "Secrets are not recorded".to_owned(),
+        remedy: "ask the cluster itself".to_owned(),
     }
 }
 

@@ -6,9 +6,11 @@ pub mod forward;
 mod list;
 mod resource;
 pub mod review;
+mod secret;
 mod watch;
 
 pub use connect::{Access, AccessOptions, connect};
 pub(crate) use error::{RequestError, bounded};
 pub use list::{RawList, raw_lists, snapshot};
+pub use secret::{Kept, certificate};
 pub use watch::Warm;

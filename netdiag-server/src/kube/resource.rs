@@ -153,3 +153,17 @@ impl Resource {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_api_that_a_cluster_may_lack_is_absent_and_only_when_it_is_not_served() {
+        let of = |kind: &str| RESOURCES.iter().find(|resource| resource.kind == kind).expect("a resource");
+        let (missing, forbidden) = (RequestError::NotServed(String::new()), RequestError::Forbidden(String::new()));
+        assert!(of("HTTPRoute").is_absent(&missing) && of("Gateway").is_absent(&missing));
+        assert!(!of("Gateway").is_absent(&forbidden), "a right that is missing is a gap");
+        assert!(!of("Ingress").is_absent(&missing), "every API server has Ingresses");
+    }
+}

@@ -68,11 +68,30 @@ fn attributes(verb: Verb, namespace: &str) -> ResourceAttributes {
     }
 }
 
+fn of_secret(namespace: &str, name: &str) -> ResourceAttributes {
+    ResourceAttributes {
+        resource: Some("secrets".to_owned()),
+        verb: Some("get".to_owned()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(name.to_owned()),
+        ..ResourceAttributes::default()
+    }
+}
+
 /// Whether the identity of this access may choose probes that start in a namespace.
 pub async fn i_may_probe(access: &Access, namespace: &str) -> Result<bool, SourceError> {
+    i_may(access, attributes(Verb::Probe, namespace)).await
+}
+
+/// Whether the identity of this access may get a Secret.
+pub async fn i_may_get_secret(access: &Access, namespace: &str, name: &str) -> Result<bool, SourceError> {
+    i_may(access, of_secret(namespace, name)).await
+}
+
+async fn i_may(access: &Access, attributes: ResourceAttributes) -> Result<bool, SourceError> {
     let review = SelfSubjectAccessReview {
         spec: SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(attributes(Verb::Probe, namespace)),
+            resource_attributes: Some(attributes),
             ..SelfSubjectAccessReviewSpec::default()
         },
         ..SelfSubjectAccessReview::default()
@@ -83,13 +102,22 @@ pub async fn i_may_probe(access: &Access, namespace: &str) -> Result<bool, Sourc
 
 /// Whether this user may let probes start in a namespace.
 pub async fn may(access: &Access, user: &User, verb: Verb, namespace: &str) -> Result<bool, SourceError> {
+    user_may(access, user, attributes(verb, namespace)).await
+}
+
+/// Whether this user may get a Secret.
+pub async fn may_get_secret(access: &Access, user: &User, namespace: &str, name: &str) -> Result<bool, SourceError> {
+    user_may(access, user, of_secret(namespace, name)).await
+}
+
+async fn user_may(access: &Access, user: &User, attributes: ResourceAttributes) -> Result<bool, SourceError> {
     let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
             user: Some(user.name.clone()),
             uid: Some(user.uid.clone()),
             groups: Some(user.groups.clone()),
             extra: Some(user.extra.clone()),
-            resource_attributes: Some(attributes(verb, namespace)),
+            resource_attributes: Some(attributes),
             ..SubjectAccessReviewSpec::default()
         },
         ..SubjectAccessReview::default()

@@ -66,6 +66,11 @@ impl Warm {
         Self { store, listed, _tasks: tasks }
     }
 
+    /// The way to the API that is watched.
+    pub fn access(&self) -> &Access {
+        &self.store.access
+    }
+
     /// Whether each resource was listed, or refused, once.
     pub fn is_ready(&self) -> bool {
         *self.listed.borrow() >= RESOURCES.len()

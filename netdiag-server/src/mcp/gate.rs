@@ -45,6 +45,9 @@ pub trait Gate: Send + Sync {
 
     /// Whether the caller may choose what is sent from there, where to and how often.
     fn may_choose_probes<'g>(&'g self, caller: &'g Caller, namespace: &'g str) -> Check<'g, ()>;
+
+    /// Whether the caller may be told the certificate of a Secret.
+    fn may_get_secret<'g>(&'g self, caller: &'g Caller, namespace: &'g str, name: &'g str) -> Check<'g, ()>;
 }
 
 /// What the gate says of one caller; without a gate there is nobody to ask.
@@ -56,11 +59,17 @@ pub(crate) struct CallerRights<'c> {
 impl Rights for CallerRights<'_> {
     async fn may_start(&self, namespace: &str) -> Result<(), NoRight> {
         let Some(gate) = self.gate else { return Ok(()) };
-        gate.may_choose_probes(self.caller, namespace).await.map_err(|denied| NoRight {
-            text: denied.text().to_owned(),
-            is_passing: matches!(denied, Denied::Unavailable(_)),
-        })
+        gate.may_choose_probes(self.caller, namespace).await.map_err(no_right)
     }
+
+    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), NoRight> {
+        let Some(gate) = self.gate else { return Ok(()) };
+        gate.may_get_secret(self.caller, namespace, name).await.map_err(no_right)
+    }
+}
+
+fn no_right(denied: Denied) -> NoRight {
+    NoRight { text: denied.text().to_owned(), is_passing: matches!(denied, Denied::Unavailable(_)) }
 }
 
 impl Denied {

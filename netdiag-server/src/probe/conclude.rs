@@ -170,7 +170,7 @@ mod tests {
     fn climbed(role: Role, works: bool) -> Climbed {
         let who = format!("{role:?}");
         let to = "10.0.0.1:80".to_owned();
-        Climbed { role, who, to, object: String::new(), tally: tally(works), excuse: String::new() }
+        Climbed { role, who, to, object: String::new(), tally: tally(works), excuse: String::new(), secret: None }
     }
 
     /// The rung of cluster IPs fails for the client.

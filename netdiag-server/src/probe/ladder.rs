@@ -14,6 +14,7 @@ use super::plan::{self, Plan, PlanError};
 use super::rights::Rights;
 use super::run::{self, RunError, Sender, Wish};
 use super::rungs::{Planned, entrances, planned};
+use super::secret::Compared;
 use super::tally::Tally;
 use crate::ask::Source;
 use crate::evidence::Cluster;
@@ -102,6 +103,9 @@ pub struct Climbed {
     /// Why failures are not the entrance's own: the endpoint answers so, too, or nobody said whom to trust. Empty where they are.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub excuse: String,
+    /// The client's served certificate beside that of the Secret that the host's certificate should come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Compared>,
 }
 
 impl Rung {
@@ -186,10 +190,16 @@ async fn climb_family<S: Source, R: Rights>(
             } else {
                 vec![String::new(); series.len()]
             };
-            let attempts = planned.wishes.iter().zip(series).zip(excuses);
+            let mut shown = Vec::new();
+            for ((role, wish), series) in planned.wishes.iter().zip(&series) {
+                let secrets = planned.secrets.get(&wish.shot.to).filter(|_| *role == Role::Client);
+                shown.push(sender.compare_any(&series.tally, secrets.map_or(&[][..], Vec::as_slice)).await);
+            }
+            let attempts = planned.wishes.iter().zip(series).zip(excuses.into_iter().zip(shown));
             rung.attempts = attempts
-                .map(|(((role, wish), series), excuse)| Climbed {
+                .map(|(((role, wish), series), (excuse, secret))| Climbed {
                     excuse,
+                    secret,
                     ..climbed(sender, &planned, *role, wish, series)
                 })
                 .collect();
@@ -217,7 +227,15 @@ fn climbed<S: Source, R: Rights>(
         Probe::Tcp(probe) => run::object(&sender.cluster, probe.to),
         _ => planned.objects.get(&series.to).cloned().unwrap_or_default(),
     };
-    Climbed { role, who: plan::words_of(&wish.client), to: series.to, object, tally, excuse: String::new() }
+    Climbed {
+        role,
+        who: plan::words_of(&wish.client),
+        to: series.to,
+        object,
+        tally,
+        excuse: String::new(),
+        secret: None,
+    }
 }
 
 /// The client, a twin, and the client's node.

@@ -13,6 +13,7 @@ pub(crate) mod plan;
 pub mod rights;
 mod run;
 mod rungs;
+pub mod secret;
 mod shots;
 pub mod stats;
 pub mod tally;

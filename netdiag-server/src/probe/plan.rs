@@ -11,6 +11,7 @@ use netdiag_common::observation::series::{
 use netdiag_common::{Need, Netns, Tier, Topic, Window};
 
 use super::follow::{self, MAX_FOLLOWED, MAX_FOLLOWED_MS};
+use super::secret::SecretName;
 use super::shots;
 use super::words::{Kind, ProbeRequest};
 use crate::evidence::Cluster;
@@ -148,6 +149,9 @@ pub fn plan(request: &ProbeRequest, cluster: &Cluster) -> Result<Plan, PlanError
         plan.path = Some(resolve(from, target.clone(), request, cluster)?);
     }
     plan.aim = aim(&plan, goal, cluster)?;
+    if let Some(secret) = &request.options.secret {
+        secret.parse::<SecretName>()?;
+    }
     if request.follow && !follow::is_possible(&plan.aim, request) {
         return Err(PlanError::NotFollowed { kind: request.kind });
     }

@@ -19,6 +19,9 @@ pub struct NoRight {
 pub trait Rights: Sync {
     /// Whether probes may start in pods of this namespace; empty stands for the nodes themselves, which is the right in all of them.
     fn may_start(&self, namespace: &str) -> impl Future<Output = Result<(), NoRight>> + Send;
+
+    /// Whether the certificate of a Secret may be told.
+    fn may_get_secret(&self, namespace: &str, name: &str) -> impl Future<Output = Result<(), NoRight>> + Send;
 }
 
 /// For who holds the agents' certificates, or the server's loopback: nothing here could hold them back.
@@ -26,6 +29,10 @@ pub struct Unchecked;
 
 impl Rights for Unchecked {
     async fn may_start(&self, _namespace: &str) -> Result<(), NoRight> {
+        Ok(())
+    }
+
+    async fn may_get_secret(&self, _namespace: &str, _name: &str) -> Result<(), NoRight> {
         Ok(())
     }
 }
@@ -57,6 +64,19 @@ impl Rights for Own {
         known.insert(namespace.to_owned(), answer.clone());
         answer
     }
+
+    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), NoRight> {
+        match review::i_may_get_secret(&self.access, namespace, name).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(NoRight { text: no_secret("you", namespace, name), is_passing: false }),
+            Err(error) => Err(NoRight { text: error.message, is_passing: true }),
+        }
+    }
+}
+
+/// `USER may not get Secret shop/web-tls`.
+pub(crate) fn no_secret(user: &str, namespace: &str, name: &str) -> String {
+    format!("{user} may not get Secret {namespace}/{name}")
 }
 
 /// `USER may not probe from …`, with the rule that would allow it.

@@ -14,6 +14,7 @@ use super::ladder::{self, Ladder};
 use super::matrix::{self, Matrix};
 use super::plan::{self, Aim, Ends, MAX_REQUEST_MS, Plan, PlanError, Schedule, Shot};
 use super::rights::{NoRight, Rights};
+use super::secret::{Compared, SecretName};
 use super::shots;
 use super::tally::Tally;
 use super::words::Kind;
@@ -50,6 +51,8 @@ pub struct Series {
     pub tally: Tally,
     /// The way of the last attempt, where it was to be followed.
     pub followed: Option<Followed>,
+    /// What is served beside the Secret that was named.
+    pub compared: Option<Compared>,
 }
 
 /// Why nothing was sent.
@@ -117,7 +120,15 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
     let schedule = plan::schedule(&plan.request, 1);
     let wish = |shot| Wish { client: plan.client.clone(), shot, schedule };
     let wishes: Vec<Wish> = shots.into_iter().map(wish).collect();
-    let (series, gaps) = sender.send(plan, &wishes).await;
+    let (mut series, mut gaps) = sender.send(plan, &wishes).await;
+    if let Some(secret) = &plan.request.options.secret {
+        let secret = secret.parse::<SecretName>()?;
+        for series in &mut series {
+            let (compared, gap) = sender.compare(&series.tally, &secret).await;
+            series.compared = Some(compared);
+            gaps.extend(gap);
+        }
+    }
     probed.series.extend(series);
     probed.gaps.extend(gaps);
     Ok(probed)
@@ -217,7 +228,7 @@ impl<S: Source, R: Rights> Sender<'_, S, R> {
                 let why = if open.is_dead { open.tally.untried_because.clone() } else { over() };
                 open.tally.join(Tally::none(open.left, &why), 0);
             }
-            Series { to: wish.shot.to.clone(), tally: open.tally, followed: None }
+            Series { to: wish.shot.to.clone(), tally: open.tally, followed: None, compared: None }
         });
         (series.collect(), gaps)
     }

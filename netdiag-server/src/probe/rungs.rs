@@ -11,6 +11,7 @@ use super::ladder::{Climber, Role, RungName};
 use super::plan::{self, Plan, Schedule, Shot};
 use super::rights::Rights;
 use super::run::{self, RunError, Sender, Wish};
+use super::secret::SecretName;
 use super::shots;
 use crate::ask::Source;
 use crate::evidence::Cluster;
@@ -27,6 +28,8 @@ pub(super) struct Planned {
     pub not_tried: String,
     /// What each target belongs to, by its words, where that is no endpoint.
     pub objects: BTreeMap<String, String>,
+    /// Where each target's certificate should come from.
+    pub secrets: BTreeMap<String, Vec<SecretName>>,
 }
 
 /// All rungs of one family, from the inside outwards.
@@ -124,7 +127,14 @@ impl Planned {
     /// Without anything to send. `not_tried`: why; empty when something is to come.
     fn new(rung: RungName, not_tried: &str) -> Self {
         let not_tried = not_tried.to_owned();
-        Self { rung, of: String::new(), wishes: Vec::new(), not_tried, objects: BTreeMap::new() }
+        Self {
+            rung,
+            of: String::new(),
+            wishes: Vec::new(),
+            not_tried,
+            objects: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+        }
     }
 }
 
@@ -150,9 +160,10 @@ fn entrance_rungs(hosts: &[Host], wishes: impl Fn(&[Shot]) -> Vec<(Role, Wish)>)
             let of = host.name.clone();
             if !host.ways.is_empty() {
                 let objects = host.ways.iter().map(|way| (way.shot.to.clone(), way.object.clone())).collect();
+                let secrets = host.ways.iter().map(|way| (way.shot.to.clone(), way.secrets.clone())).collect();
                 let shots: Vec<Shot> = host.ways.iter().map(|way| way.shot.clone()).collect();
                 let wishes = wishes(&shots);
-                rungs.push(Planned { of: of.clone(), wishes, objects, ..Planned::new(rung, "") });
+                rungs.push(Planned { of: of.clone(), wishes, objects, secrets, ..Planned::new(rung, "") });
             }
             if !host.untried.is_empty() {
                 rungs.push(Planned { of, ..Planned::new(rung, &host.untried.join("; ")) });

@@ -151,6 +151,9 @@ pub struct Options {
     /// PEM of the authorities to trust.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authorities: Option<String>,
+    /// TLS: `NAMESPACE/NAME` of the Secret that the served certificate is compared with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
     /// TLS: also each version apart, and without SNI.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub each_version: bool,
@@ -315,7 +318,7 @@ impl Kind {
                 "authorities",
             ],
             Self::Dns => &["records", "server", "transport", "edns_bytes", "apart", "server_name", "path"],
-            Self::Tls => &["server_name", "alpn", "authorities", "each_version"],
+            Self::Tls => &["server_name", "alpn", "authorities", "secret", "each_version"],
             Self::Udp => &["source_port", "bytes", "payload", "datagrams", "gap_us"],
             Self::Icmp => &["bytes", "ttl", "dont_fragment"],
             Self::Mtu => &["tries", "from_bytes"],
@@ -378,7 +381,7 @@ mod tests {
             "dont_fragment": true, "records": ["A"], "server": "a", "transport": "tcp", "edns_bytes": 1, "apart": true,
             "https": true, "path": "/", "method": "GET", "headers": ["a: b"], "version": "http1", "redirects": 1,
             "body_bytes": 1, "expect": [200], "grpc_health": "", "server_name": "a", "alpn": ["h2"], "authorities": "a",
-            "each_version": true, "tries": 1, "from_bytes": 1, "max_hops": 1, "by": "udp", "duration_ms": 1,
+            "secret": "a/b", "each_version": true, "tries": 1, "from_bytes": 1, "max_hops": 1, "by": "udp", "duration_ms": 1,
             "max_bytes": 1, "segment": "tcp", "flags": ["syn"], "fragment_bytes": 8, "url": "http://a",
         });
         let options: Options = serde_json::from_value(known.clone()).expect("all options");

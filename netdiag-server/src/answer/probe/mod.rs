@@ -8,6 +8,7 @@ use super::followed::{self, FollowedEntry};
 use super::{NotSeen, not_seen};
 use crate::probe::ladder::Ladder;
 use crate::probe::matrix::Matrix;
+use crate::probe::secret::{Compared, Outcome};
 use crate::probe::{self, Kind, Probed, Series, Tally, endpoints};
 
 mod text;
@@ -71,6 +72,9 @@ pub struct SeriesEntry {
     /// The way of the last attempt, when it was to be followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub followed: Option<FollowedEntry>,
+    /// The served certificate beside that of the Secret that was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Compared>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -112,6 +116,7 @@ fn entry(series: &Series, probed: &Probed) -> SeriesEntry {
         tally: series.tally.clone(),
         details: words::details(&series.tally, &probed.cluster),
         followed: series.followed.as_ref().map(|way| followed::entry(way, &probed.cluster)),
+        secret: series.compared.clone(),
     };
     entry.judge();
     entry
@@ -119,12 +124,17 @@ fn entry(series: &Series, probed: &Probed) -> SeriesEntry {
 
 impl SeriesEntry {
     fn judge(&mut self) {
+        let outcome = self.secret.as_ref().map(|compared| compared.outcome);
         self.status = match () {
             () if self.tally.failed > 0 => ProbeStatus::Failed,
-            () if self.tally.is_well() => ProbeStatus::Well,
+            () if matches!(outcome, Some(Outcome::Different | Outcome::Missing)) => ProbeStatus::Failed,
+            () if self.tally.is_well() && outcome != Some(Outcome::Unknown) => ProbeStatus::Well,
             () => ProbeStatus::Unknown,
         };
         self.verdict = words::verdict(&self.tally);
+        if let Some(compared) = &self.secret {
+            self.verdict.push_str(&format!("; {}", compared.words));
+        }
         if let (ProbeStatus::Failed, Some(followed)) = (self.status, &self.followed) {
             self.verdict.push_str(&format!("; {}", followed.way));
         }
@@ -142,6 +152,7 @@ impl ProbeAnswer {
                     known.tally.join(series.tally, later_us);
                     known.details = series.details;
                     known.followed = series.followed.or(known.followed.take());
+                    known.secret = series.secret.or(known.secret.take());
                     known.judge();
                 }
                 None => self.series.push(series),

@@ -87,6 +87,9 @@ impl SeriesEntry {
         for detail in &self.details {
             page.line(&detail.label, &detail.text);
         }
+        if let Some(compared) = &self.secret {
+            page.line("secret", &compared.words);
+        }
         if let Some(followed) = &self.followed {
             page.line("way", &followed.way);
             for step in &followed.steps {
@@ -166,7 +169,8 @@ impl Climbed {
         };
         let whose = if self.role == Role::Server { format!("{} to ", self.who) } else { String::new() };
         let excuse = if self.excuse.is_empty() { String::new() } else { format!("; {}", self.excuse) };
-        format!("{whose}{}{object}: {said}{excuse}", self.to)
+        let secret = self.secret.as_ref().map(|compared| format!("; {}", compared.words)).unwrap_or_default();
+        format!("{whose}{}{object}: {said}{excuse}{secret}", self.to)
     }
 }
 

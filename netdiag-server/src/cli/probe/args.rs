@@ -128,6 +128,9 @@ pub(super) struct TlsArgs {
     /// Also each version apart, and without SNI
     #[arg(long)]
     each_version: bool,
+    /// Compare the served certificate with that of this Secret (type kubernetes.io/tls)
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    secret: Option<String>,
     #[command(flatten)]
     tls: TlsWords,
     #[command(flatten)]
@@ -274,7 +277,10 @@ impl KindArgs {
                 };
                 (Kind::Dns, options, a.common)
             }
-            Self::Tls(a) => (Kind::Tls, Options { each_version: a.each_version, ..a.tls.options()? }, a.common),
+            Self::Tls(a) => {
+                let options = Options { each_version: a.each_version, secret: a.secret, ..a.tls.options()? };
+                (Kind::Tls, options, a.common)
+            }
             Self::Udp(a) => {
                 let (source_port, bytes, payload) = (a.source_port, a.bytes, a.payload);
                 (
@@ -358,7 +364,7 @@ mod tests {
             ("tcp --source-port 4000 --close reset -c 10 --interval 10ms", Kind::Tcp),
             ("http --path /healthz --expect 200,204 --http-version http2 --method HEAD --alpn h2", Kind::Http),
             ("dns --type a,AAAA --server each --transport tcp --apart", Kind::Dns),
-            ("tls --each-version --server-name web.shop", Kind::Tls),
+            ("tls --each-version --server-name web.shop --secret shop/web-tls", Kind::Tls),
             ("udp --datagrams 10 --bytes 100 --gap-us 5", Kind::Udp),
             ("icmp --ttl 3 --dont-fragment --bytes 1400", Kind::Icmp),
             ("mtu --tries 3 --from-bytes 9000", Kind::Mtu),

@@ -10,7 +10,8 @@ use super::{OwnRights, probe_with};
 use crate::answer::probe::ProbeAnswer;
 use crate::ask::{AnySource, Source};
 use crate::kube::forward::ForwardError;
-use crate::probe::{Kind, MAX_REQUEST_MS, ProbeRequest, Rights};
+use crate::probe::secret::SecretName;
+use crate::probe::{Kind, MAX_REQUEST_MS, PlanError, ProbeRequest, Rights};
 
 /// How long a part lasts that somebody watches.
 const LOOK: Duration = Duration::from_secs(1);
@@ -99,7 +100,13 @@ async fn ask_for_right(request: &ProbeRequest, rights: &OwnRights) -> Result<(),
         ["pod", namespace, _] => (*namespace).to_owned(),
         _ => String::new(),
     };
-    rights.may_start(&namespace).await.map_err(|denied| Failure(denied.to_string()))
+    rights.may_start(&namespace).await.map_err(|denied| Failure(denied.to_string()))?;
+    if let Some(secret) = &request.options.secret {
+        let secret: SecretName = secret.parse().map_err(|error: PlanError| Failure(error.to_string()))?;
+        let may = rights.may_get_secret(&secret.namespace, &secret.name).await;
+        may.map_err(|denied| Failure(denied.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Who is asked, part for part.

@@ -75,6 +75,13 @@ impl Rights for OwnRights {
             Self::Unchecked => Unchecked.may_start(namespace).await,
         }
     }
+
+    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), probe::NoRight> {
+        match self {
+            Self::Own(own) => own.may_get_secret(namespace, name).await,
+            Self::Unchecked => Unchecked.may_get_secret(namespace, name).await,
+        }
+    }
 }
 
 /// For the command line and the server alike.

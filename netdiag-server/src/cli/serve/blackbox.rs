@@ -339,6 +339,7 @@ mod tests {
             tally,
             details: Vec::new(),
             followed: None,
+            secret: None,
         };
         let page = metrics(&ProbeAnswer {
             schema: String::new(),

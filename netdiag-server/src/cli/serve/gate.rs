@@ -45,17 +45,30 @@ impl Gate for ByReview {
             Err(Denied::Forbidden(rights::denied(&caller.user, namespace)))
         })
     }
+
+    fn may_get_secret<'g>(&'g self, caller: &'g Caller, namespace: &'g str, name: &'g str) -> Check<'g, ()> {
+        Box::pin(async move {
+            let may = review::may_get_secret(&self.access, &user(caller), namespace, name).await;
+            if may.map_err(|error| Denied::Unavailable(error.message))? {
+                return Ok(());
+            }
+            Err(Denied::Forbidden(rights::no_secret(&caller.user, namespace, name)))
+        })
+    }
+}
+
+fn user(caller: &Caller) -> review::User {
+    review::User {
+        name: caller.user.clone(),
+        uid: caller.uid.clone(),
+        groups: caller.groups.clone(),
+        extra: caller.extra.clone(),
+    }
 }
 
 impl ByReview {
     async fn may(&self, caller: &Caller, verb: Verb, namespace: &str) -> Result<bool, Denied> {
-        let user = review::User {
-            name: caller.user.clone(),
-            uid: caller.uid.clone(),
-            groups: caller.groups.clone(),
-            extra: caller.extra.clone(),
-        };
-        let may = review::may(&self.access, &user, verb, namespace).await;
+        let may = review::may(&self.access, &user(caller), verb, namespace).await;
         may.map_err(|error| Denied::Unavailable(error.message))
     }
 }

@@ -1,11 +1,12 @@
 //! HTTPRoutes and the listeners of Gateways (gateway.networking.k8s.io/v1) that lead to a Service.
 
 use super::super::ladder::RungName;
+use super::super::secret::SecretName;
 use super::{Asking, Door, Entrances, Wanted, below};
 use crate::evidence::Cluster;
 use crate::evidence::object::{
-    BackendRef, GATEWAY_GROUP, Gateway, HttpRoute, Listener, ParentRef, RouteMatch, RouteRule, Service, ServicePort,
-    ValueMatch,
+    BackendRef, GATEWAY_GROUP, Gateway, HttpRoute, Listener, ParentRef, RouteMatch, RouteRule, SecretRef, Service,
+    ServicePort, ValueMatch,
 };
 
 pub(super) fn find(
@@ -54,8 +55,9 @@ fn at_parent(
         for host in hosts(route, listener) {
             is_taken_in = true;
             let https = listener.protocol == "HTTPS";
-            let (rung, port) = (RungName::Gateway, listener.port);
-            let door = Door { rung, object: &object, host: &host, https, port, addresses: &addresses };
+            let (rung, port, secrets) = (RungName::Gateway, listener.port, secrets(gateway, listener));
+            let (object, host, secrets) = (&object, &host, &secrets);
+            let door = Door { rung, object, host, https, port, secrets, addresses: &addresses };
             found.add(&door, asking.clone(), wanted);
         }
     }
@@ -63,6 +65,16 @@ fn at_parent(
         let why = format!("{object}: none of its listeners for HTTP takes the route by name, port, namespace and host");
         found.not_tried(RungName::Gateway, first_host, why);
     }
+}
+
+fn secrets(gateway: &Gateway, listener: &Listener) -> Vec<SecretName> {
+    let listed = listener.tls.iter().flat_map(|tls| &tls.certificate_refs);
+    let of_core = listed.filter(|one| one.group.is_empty() && ["", "Secret"].contains(&one.kind.as_str()));
+    let named = |one: &SecretRef| {
+        let namespace = if one.namespace.is_empty() { &gateway.metadata.namespace } else { &one.namespace };
+        SecretName { namespace: namespace.clone(), name: one.name.clone() }
+    };
+    of_core.map(named).collect()
 }
 
 /// What the controller says against the route.

@@ -1,9 +1,10 @@
 //! Ingresses (networking.k8s.io/v1) that lead to a Service.
 
 use super::super::ladder::RungName;
+use super::super::secret::SecretName;
 use super::{Asking, Door, Entrances, HTTP, HTTPS, Wanted, below, plain};
 use crate::evidence::Cluster;
-use crate::evidence::object::{Ingress, IngressBackend, IngressPath, Service, ServicePort};
+use crate::evidence::object::{Ingress, IngressBackend, IngressPath, IngressTls, Service, ServicePort};
 
 /// Ingresses lead to Services of their own namespace alone.
 pub(super) fn find(
@@ -22,9 +23,19 @@ pub(super) fn find(
             .filter(|address| !address.is_empty())
             .collect();
         let mut add = |host: &str, asking: Result<Asking, String>| {
-            let https = is_https(ingress, host);
+            let entry = tls_of(ingress, host);
+            let https = entry.is_some();
+            let secrets = entry.map(|tls| secrets(ingress, tls)).unwrap_or_default();
             let port = if https { HTTPS } else { HTTP };
-            let door = Door { rung: RungName::Ingress, object: &object, host, https, port, addresses: &addresses };
+            let door = Door {
+                rung: RungName::Ingress,
+                object: &object,
+                host,
+                https,
+                port,
+                secrets: &secrets,
+                addresses: &addresses,
+            };
             found.add(&door, asking, wanted);
         };
         for rule in &ingress.spec.rules {
@@ -53,15 +64,22 @@ fn leads(backend: &IngressBackend, service: &Service, port: &ServicePort) -> boo
     })
 }
 
-/// Whether an Ingress has a certificate for a host: a wildcard stands for one label.
-fn is_https(ingress: &Ingress, host: &str) -> bool {
-    ingress.spec.tls.iter().any(|tls| {
+/// The entry with the certificate for a host: a wildcard stands for one label.
+fn tls_of<'i>(ingress: &'i Ingress, host: &str) -> Option<&'i IngressTls> {
+    ingress.spec.tls.iter().find(|tls| {
         let is_for = |known: &String| {
             known == host
                 || known.strip_prefix("*.").is_some_and(|end| host.split_once('.').is_some_and(|(_, rest)| rest == end))
         };
         tls.hosts.is_empty() || tls.hosts.iter().any(is_for)
     })
+}
+
+/// None where the controller has a certificate of its own.
+fn secrets(ingress: &Ingress, tls: &IngressTls) -> Vec<SecretName> {
+    let name = Some(&tls.secret_name).filter(|name| !name.is_empty());
+    let named = |name: &String| SecretName { namespace: ingress.metadata.namespace.clone(), name: name.clone() };
+    name.map(named).into_iter().collect()
 }
 
 /// Whether an exact path of the same host leads elsewhere.

@@ -8,6 +8,7 @@ use netdiag_common::Gap;
 
 use super::ladder::RungName;
 use super::plan::{PlanError, Shot};
+use super::secret::SecretName;
 use super::shots;
 use super::words::ProbeRequest;
 use crate::evidence::Cluster;
@@ -42,6 +43,8 @@ pub(super) struct Host {
 pub(super) struct Way {
     /// `Ingress shop/web`
     pub object: String,
+    /// Where the certificate of this host should come from; empty without TLS, and where nobody says.
+    pub secrets: Vec<SecretName>,
     pub shot: Shot,
 }
 
@@ -62,6 +65,7 @@ struct Door<'d> {
     host: &'d str,
     https: bool,
     port: u16,
+    secrets: &'d [SecretName],
     /// As the status has them: addresses and names.
     addresses: &'d [String],
 }
@@ -136,7 +140,7 @@ impl Entrances {
                 Ok(shot) => {
                     let host = self.host(door.rung, door.host);
                     if !host.ways.iter().any(|known| known.shot == shot) {
-                        host.ways.push(Way { object: object.to_owned(), shot });
+                        host.ways.push(Way { object: object.to_owned(), secrets: door.secrets.to_vec(), shot });
                     }
                 }
                 Err(error) => self.not_tried(door.rung, door.host, format!("{object}: {error}")),
@@ -210,7 +214,8 @@ impl Door<'_> {
     }
 
     fn port_in_url(&self) -> String {
-        if self.port == if self.https { HTTPS } else { HTTP } { String::new() } else { format!(":{}", self.port) }
+        let usual = if self.https { HTTPS } else { HTTP };
+        if self.port == usual { String::new() } else { format!(":{}", self.port) }
     }
 }
 

@@ -106,6 +106,8 @@ fn a_host_with_a_certificate_is_asked_by_tls_and_a_wildcard_by_some_host() {
     let found = found(&[ingress(rules, tls, json!([{"ip": "203.0.113.5"}, {"ip": "2001:db8::5"}]))], true);
     assert_eq!(told(&found), ["*.shop.example: https://netdiag.shop.example/ at 203.0.113.5:443"]);
     assert_eq!(sent(&found).2.as_deref(), Some("netdiag.shop.example"));
+    let secret = SecretName { namespace: "shop".to_owned(), name: "web-tls".to_owned() };
+    assert_eq!(found.hosts[0].ways[0].secrets, [secret]);
 }
 
 #[test]
