@@ -102,6 +102,7 @@ pub fn asks(path: &Path, client: &Client, pod: &Pod, view: &mut View) -> Asks {
     };
     let question = ProbeRequest::Dns {
         server: address,
+        zone: None,
         port: 53,
         name: full.clone(),
         record: record(service),

@@ -34,7 +34,8 @@ done";
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Drop {
-    drop: String,
+    #[serde(rename = "drop")]
+    name: String,
     inject: Vec<Step>,
     /// What no command of the node can do.
     #[serde(default)]
@@ -99,7 +100,7 @@ fn in_cluster(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
     client::is_well(cluster)?;
     let mut wrong: Vec<String> = arrives(cluster, installed)?.into_iter().collect();
     for drop in load()? {
-        let fault = Fault { name: &drop.drop, inject: &drop.inject, restore: &drop.restore };
+        let fault = Fault { name: &drop.name, inject: &drop.inject, restore: &drop.restore };
         let look = || {
             // The program is there as long as its descriptor.
             let _program = drop.program.as_ref().map(|program| attach(cluster, program)).transpose()?;
@@ -180,7 +181,7 @@ mod tests {
         let all = load().unwrap();
         assert_eq!(all.len(), 10);
         for drop in &all {
-            assert!(drop.inject.is_empty() || !drop.restore.is_empty(), "{}", drop.drop);
+            assert!(drop.inject.is_empty() || !drop.restore.is_empty(), "{}", drop.name);
         }
     }
 

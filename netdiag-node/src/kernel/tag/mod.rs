@@ -21,6 +21,7 @@ use super::{LoadError, alone};
 use event::{Key, decode, keys};
 
 /// Keys of one tag: each of its tuples, there and back.
+#[expect(clippy::cast_possible_truncation, reason = "sixteen")]
 const KEYS_OF_TAG: u32 = 2 * (1 + netdiag_common::observation::tag::MAX_TAG_ALTERNATIVES as u32);
 /// A thousand events, and the ring is read fifty times a second.
 const RING_BYTES: u32 = 256 * 1024;
