@@ -286,7 +286,7 @@ fn within_limits(request: &ProbeRequest) -> Result<(), PlanError> {
     limit("the number of attempts at one time", request.parallel.into(), MAX_SERIES_PARALLEL.into())?;
     if request.follow {
         limit("the count of attempts that are followed", request.count().into(), MAX_FOLLOWED.into())?;
-        limit("the timeout of an attempt that is followed", request.timeout_ms().into(), MAX_FOLLOWED_MS.into())?;
+        limit("the timeout of an attempt that is followed", request.timeout_ms().into(), MAX_FOLLOWED_MS)?;
         limit("the number of attempts that are followed at one time", request.parallel.into(), 1)?;
     }
     // What an attempt takes nobody knows before; intervals are kept.

@@ -114,7 +114,7 @@ fn a_host_with_a_certificate_is_asked_by_tls_and_a_wildcard_by_some_host() {
 fn a_balancer_that_is_a_name_is_asked_under_the_hosts_name() {
     let rules = json!([rule("shop.example", &[to_web("/", "Prefix")])]);
     let object = ingress(rules, json!([{"secretName": "web-tls"}]), json!([{"hostname": "lb.cloud.example"}]));
-    let by_name = found(&[object.clone()], true);
+    let by_name = found(std::slice::from_ref(&object), true);
     assert_eq!(told(&by_name), ["shop.example: https://shop.example/ at lb.cloud.example"]);
     let host = ("Host".to_owned(), "shop.example".to_owned());
     assert_eq!(sent(&by_name), (vec![host], "GET".to_owned(), Some("shop.example".to_owned())));
