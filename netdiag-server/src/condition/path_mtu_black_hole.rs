@@ -180,7 +180,7 @@ fn segment(client: &Client, backend: &Backend, fits: u32, view: &mut View) -> Op
     });
     let headers = if backend.address.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
     match told {
-        Some(segment) if segment + headers > fits => Some(segment),
+        Some(segment) if segment.saturating_add(headers) > fits => Some(segment),
         Some(segment) => {
             let why = format!(
                 "echoes of more than {fits} bytes vanish, but TCP there sends at most {segment} bytes in one segment, which fit; what \

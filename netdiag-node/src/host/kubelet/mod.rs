@@ -32,7 +32,9 @@ pub(crate) fn read(proc: &Path, netns: u64) -> Result<Option<Kubelet>, ReadError
         if process::netns_inode(proc, pid)? != Some(netns) || process::pod(proc, pid).is_some() {
             continue;
         }
-        let command = file::text(&proc.join(format!("{pid}/cmdline")), MAX_COMMAND_BYTES)?;
+        let command = file::text_if_there(&proc.join(format!("{pid}/cmdline")), MAX_COMMAND_BYTES)?;
+        // It ended, or is in the middle of execve(), where it has its name already and no words yet.
+        let Some(command) = command.filter(|command| !command.is_empty()) else { continue };
         return settings(&command, &proc.join(format!("{pid}/root"))).map(Some);
     }
     Ok(None)
