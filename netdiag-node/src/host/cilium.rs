@@ -1,21 +1,23 @@
 //! Cilium's policy maps: what its programs would do with one packet of a pod, looked up as they look it up
 //! (`__policy_can_access` of bpf/lib/policy.h, Cilium 1.20).
 //!
-//! The maps are found by their pins in the node's BPF file system, and the kernel finds the longest match in them. Nothing is
-//! changed. Layouts of other versions have other sizes, which is an error, or other names.
+//! The maps are found by their pins in the node's BPF file system, as a process of the node sees it, and the kernel finds the longest
+//! match in them. Nothing is changed. Layouts of other versions have other sizes, which is an error, or other names.
 
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError};
 use netdiag_common::observation::policy_map::{PolicyEntry, PolicyQuery, PolicyVerdict};
 
-use super::ReadError;
+use super::{ReadError, process};
 
-/// Where Cilium pins its maps, in the node's own file system.
-const PINS: &str = "1/root/sys/fs/bpf/tc/globals";
+/// Where Cilium pins its maps.
+const PINS: &str = "sys/fs/bpf/tc/globals";
+/// Whose file systems have the pins: Cilium's agent mounts the node's, and the kubelet has them where the agent has ended.
+const SEES_PINS: [&str; 2] = ["cilium-agent", "kubelet"];
 const ENDPOINTS: &str = "cilium_lxc";
 const IDENTITIES: &str = "cilium_ipcache_v2";
 
@@ -46,10 +48,10 @@ enum Wildcard {
 const POLICIES: [(&str, Wildcard); 2] =
     [("cilium_policy_v3_", Wildcard::Aggregate), ("cilium_policy_v2_", Wildcard::Zero)];
 
-/// None where Cilium has no endpoints.
-pub fn read(proc: &Path, query: &PolicyQuery) -> Result<Option<PolicyVerdict>, ReadError> {
-    let pins = proc.join(PINS);
-    let Some(endpoints) = open(&pins.join(ENDPOINTS))? else { return Ok(None) };
+/// Of the node whose network namespace has the inode `netns`. None where Cilium has no endpoints.
+pub fn read(proc: &Path, netns: u64, query: &PolicyQuery) -> Result<Option<PolicyVerdict>, ReadError> {
+    process::sees_whole_node(proc)?;
+    let Some((pins, endpoints)) = find(proc, netns)? else { return Ok(None) };
     let endpoints = Endpoints::try_from(endpoints).map_err(|error| other_layout(ENDPOINTS, &error))?;
     let found = known(endpoints.get(&endpoint_key(query.pod), 0), ENDPOINTS)?;
     let Some(info) = found else {
@@ -72,6 +74,27 @@ pub fn read(proc: &Path, query: &PolicyQuery) -> Result<Option<PolicyVerdict>, R
     let look_up = |label: u32| known(policies.get(&policy_key(label, query), 0), &map);
     let entry = decide(identity, wildcard, look_up)?;
     Ok(Some(PolicyVerdict { engine: "Cilium".to_owned(), endpoint: endpoint.into(), identity, map, entry }))
+}
+
+/// The folder of pins, and the map of endpoints in it.
+fn find(proc: &Path, netns: u64) -> Result<Option<(PathBuf, Map)>, ReadError> {
+    let mut roots = Vec::new();
+    for pid in process::pids(proc)? {
+        let rank = process::name(proc, pid).and_then(|name| SEES_PINS.iter().position(|known| *known == name));
+        if let Some(rank) = rank
+            && process::netns_inode(proc, pid)? == Some(netns)
+        {
+            roots.push((rank, pid));
+        }
+    }
+    roots.sort_unstable();
+    for (_, pid) in roots {
+        let pins = proc.join(format!("{pid}/root")).join(PINS);
+        if let Some(endpoints) = open(&pins.join(ENDPOINTS))? {
+            return Ok(Some((pins, endpoints)));
+        }
+    }
+    Ok(None)
 }
 
 /// None without such a pin.
@@ -278,13 +301,7 @@ mod tests {
 
     #[test]
     fn a_node_without_cilium_has_none() {
-        let query = PolicyQuery {
-            pod: [10, 244, 1, 2].into(),
-            peer: [10, 244, 2, 3].into(),
-            ingress: true,
-            protocol: netdiag_common::observation::Protocol::Tcp,
-            port: 80,
-        };
-        assert_eq!(read(Path::new("/nonexistent"), &query).unwrap(), None);
+        // No process is in a namespace with this inode.
+        assert!(find(Path::new("/proc"), 0).unwrap().is_none());
     }
 }

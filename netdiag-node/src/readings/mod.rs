@@ -254,9 +254,6 @@ impl Job {
         if let Topic::Mesh(request) = &self.need.topic {
             return Ok(self.mesh.ask(request)?.map(Observation::Mesh));
         }
-        if let Topic::PolicyMap(query) = &self.need.topic {
-            return Ok(cilium::read(proc, query)?.map(Observation::PolicyMap));
-        }
         let pod = self.pod()?;
         if self.need.topic == Topic::Resolver {
             return Ok(self.resolver(pod.as_ref())?.map(Observation::Resolver));
@@ -285,6 +282,7 @@ impl Job {
                 kube_proxy::read(proc, netns.inode)?.map(Observation::KubeProxy)
             }
             Topic::Kubelet => kubelet::read(proc, netns.inode)?.map(Observation::Kubelet),
+            Topic::PolicyMap(query) => cilium::read(proc, netns.inode, query)?.map(Observation::PolicyMap),
             Topic::Cni => cni::read(proc, netns.inode)?.map(Observation::Cni),
             Topic::Rules => {
                 let found = rules::read()?;
@@ -334,7 +332,6 @@ impl Job {
             | Topic::Probe(_)
             | Topic::Series(_)
             | Topic::Mesh(_)
-            | Topic::PolicyMap(_)
             | Topic::Trace(_)
             | Topic::Tagged(_)
             | Topic::Tags => {
