@@ -195,11 +195,16 @@ fn two_nodes_count_what_nft_counts_under_load() {
     let exemplar = on1
         .exemplars
         .iter()
-        .find(|exemplar| exemplar.destination == to_pod1[0] && is_reason(&exemplar.reason, "NETFILTER_DROP"));
+        // The newest are kept: on a slow machine IPv6's packets have displaced those of IPv4.
+        .find(|exemplar| to_pod1.contains(&exemplar.destination) && is_reason(&exemplar.reason, "NETFILTER_DROP"));
     let exemplar = exemplar.expect("thousands of packets leave an exemplar");
     assert_eq!((exemplar.destination_port, exemplar.protocol_number), (7070, 17));
     if agent1.has_symbols() {
-        assert!(exemplar.stack.iter().any(|frame| frame == "ip_forward"), "the hook shows: {:?}", exemplar.stack);
+        assert!(
+            exemplar.stack.iter().any(|frame| ["ip_forward", "ip6_forward"].contains(&frame.as_str())),
+            "the hook shows: {:?}",
+            exemplar.stack
+        );
     }
 }
 
