@@ -101,11 +101,18 @@ fn of_kube_router() -> Vec<Row> {
     ]
 }
 
+/// Nodes share one kernel and see each other's processes: only those of the node's network are meant.
 fn of_cilium() -> Vec<Row> {
     vec![Row {
         name: "Cilium's agent hangs, and a policy is newer than its maps",
-        inject: vec![on_node("pkill -STOP cilium-agent"), Step::Apply { apply: CLOSED.to_owned() }],
-        restore: vec![on_node("pkill -CONT cilium-agent"), Step::Apply { apply: POLICIES_OF_ALL_PORTS.to_owned() }],
+        inject: vec![
+            on_node("pkill -STOP --ns $$ --nslist net cilium-agent"),
+            Step::Apply { apply: CLOSED.to_owned() },
+        ],
+        restore: vec![
+            on_node("pkill -CONT --ns $$ --nslist net cilium-agent"),
+            Step::Apply { apply: POLICIES_OF_ALL_PORTS.to_owned() },
+        ],
         expected: "Pod shop/client",
         found: "nothing stops it",
         place: "of Cilium",
