@@ -93,16 +93,44 @@ impl Arguments {
     }
 }
 
-/// How many answers were right.
+/// Which answers were right.
+#[derive(Default)]
 pub(crate) struct Score {
     pub(crate) right: usize,
-    pub(crate) wrong: usize,
+    /// Each with the mode, the case and the first of what is wrong with its answers.
+    pub(crate) wrong: Vec<String>,
+}
+
+impl Score {
+    fn add(&mut self, other: Self) {
+        self.right += other.right;
+        self.wrong.extend(other.wrong);
+    }
+
+    fn asked(&self) -> usize {
+        self.right + self.wrong.len()
+    }
+
+    /// Runs one case, prints what became of it and counts it.
+    fn judge(&mut self, mode: ProxyMode, title: &str, run: impl FnOnce() -> Result<Vec<String>>) {
+        let started = Instant::now();
+        let wrong = run().unwrap_or_else(|error| vec![format!("{error:#}")]);
+        let mark = if wrong.is_empty() { "right" } else { "WRONG" };
+        println!("{mark} {:5.1} s  {} {title}", started.elapsed().as_secs_f64(), mode.name());
+        for line in &wrong {
+            println!("               {line}");
+        }
+        match wrong.first() {
+            None => self.right += 1,
+            Some(first) => self.wrong.push(format!("{} {title}: {first}", mode.name())),
+        }
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let score = score(arguments)?;
-    if score.wrong > 0 {
-        bail!("{} of {} cases are wrong", score.wrong, score.wrong + score.right);
+    if !score.wrong.is_empty() {
+        bail!("{} of {} cases are wrong:\n{}", score.wrong.len(), score.asked(), score.wrong.join("\n"));
     }
     Ok(())
 }
@@ -133,16 +161,14 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Score> {
     cluster::ensure_parts(plugins)?;
     netdiag_image::packed(Build::Tests)?;
     // Most of a case is waiting, so that the modes share the processors well.
-    let results: Vec<Result<usize>> = std::thread::scope(|scope| {
+    let scores: Vec<Score> = std::thread::scope(|scope| {
         let running: Vec<_> = shares.iter().map(|share| scope.spawn(move || in_mode(arguments, share))).collect();
         running.into_iter().map(|mode| mode.join().expect("a mode's run does not panic")).collect()
     });
-    let mut total = Score { right: 0, wrong: 0 };
-    for (share, right) in shares.iter().zip(results) {
-        let right = right.with_context(|| format!("in mode {}", share.mode.name()))?;
-        println!("{}: {right} of {} right", share.mode.name(), share.asked());
-        total.right += right;
-        total.wrong += share.asked() - right;
+    let mut total = Score::default();
+    for (share, score) in shares.iter().zip(scores) {
+        println!("{}: {} of {} right", share.mode.name(), score.right, share.asked());
+        total.add(score);
     }
     Ok(total)
 }
@@ -161,22 +187,28 @@ impl Share<'_> {
     }
 }
 
-/// One cluster after the other; how many answers were right.
-fn in_mode(arguments: &Arguments, share: &Share<'_>) -> Result<usize> {
+/// One cluster after the other.
+fn in_mode(arguments: &Arguments, share: &Share<'_>) -> Score {
     let mode = share.mode;
-    let mut right = 0;
+    let mut score = Score::default();
     for cni in [Cni::Ptp, Cni::Bridge, Cni::Vxlan, Cni::KubeRouter, Cni::Cilium] {
         let chosen: Vec<&Case> = share.cases.iter().copied().filter(|case| case.cni == cni).collect();
         let observes = share.observes && cni == Cni::Ptp;
         if !chosen.is_empty() || observes {
-            right += in_cluster(arguments, mode, cni, &chosen, observes)?;
+            let asked = chosen.len() + usize::from(observes);
+            // One cluster that fails says nothing about the next one.
+            score.add(in_cluster(arguments, mode, cni, &chosen, observes).unwrap_or_else(|error| {
+                println!("WRONG         {} the cluster with {cni:?}: {error:#}", mode.name());
+                let wrong = format!("{} a case of the cluster with {cni:?}: {error:#}", mode.name());
+                Score { right: 0, wrong: vec![wrong; asked] }
+            }));
         }
     }
     for Subject { name, about, run, .. } in &share.subjects {
         let title = format!("{name}: {about}");
-        right += usize::from(is_right(mode, &title, || run(&arguments.prefix, mode, arguments.keep)));
+        score.judge(mode, &title, || run(&arguments.prefix, mode, arguments.keep));
     }
-    Ok(right)
+    score
 }
 
 /// The healthy world, for others who need something to ask about.
@@ -213,39 +245,27 @@ fn on_n1<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<T> {
     result
 }
 
-fn in_cluster(arguments: &Arguments, mode: ProxyMode, cni: Cni, cases: &[&Case], observes: bool) -> Result<usize> {
+fn in_cluster(arguments: &Arguments, mode: ProxyMode, cni: Cni, cases: &[&Case], observes: bool) -> Result<Score> {
     let options =
         Options { name: format!("{}{}", arguments.prefix, &mode.name()[..3]), mode, cni, ..Options::default() };
     in_own_cluster(&options, arguments.keep, |cluster| with_world(cluster, cases, observes))
 }
 
-fn with_world(cluster: &Cluster, cases: &[&Case], observes: bool) -> Result<usize> {
+fn with_world(cluster: &Cluster, cases: &[&Case], observes: bool) -> Result<Score> {
     world::deploy(cluster)?;
     let asker = Asker::new(cluster, &install_on_n1(cluster)?)?;
     client::is_well(cluster)?;
-    let mut right = 0;
+    let mut score = Score::default();
     for case in cases {
         let title = format!("{} [{}]: {}", case.name, case.fault.as_deref().unwrap_or("no fault"), case.about);
-        right += usize::from(is_right(cluster.options.mode, &title, || one(cluster, &asker, case)));
+        score.judge(cluster.options.mode, &title, || one(cluster, &asker, case));
     }
     if observes {
         // The last, since it ends with an agent that starts anew.
         let title = format!("{}: {}", observed::NAME, observed::ABOUT);
-        right += usize::from(is_right(cluster.options.mode, &title, || observed::run(cluster, &asker)));
+        score.judge(cluster.options.mode, &title, || observed::run(cluster, &asker));
     }
-    Ok(right)
-}
-
-/// Runs one case and prints what became of it.
-fn is_right(mode: ProxyMode, title: &str, run: impl FnOnce() -> Result<Vec<String>>) -> bool {
-    let started = Instant::now();
-    let wrong = run().unwrap_or_else(|error| vec![format!("{error:#}")]);
-    let mark = if wrong.is_empty() { "right" } else { "WRONG" };
-    println!("{mark} {:5.1} s  {} {title}", started.elapsed().as_secs_f64(), mode.name());
-    for line in &wrong {
-        println!("               {line}");
-    }
-    wrong.is_empty()
+    Ok(score)
 }
 
 /// One case; what is wrong with the answers.

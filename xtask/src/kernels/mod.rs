@@ -49,8 +49,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         println!("skipped: {skip}");
     }
     println!("{tally}");
-    if tally.failed > 0 {
-        bail!("{} of {} checks failed", tally.failed, tally.failed + tally.passed);
+    if tally.has_failed() {
+        bail!("checks failed:\n{}", tally.failures.join("\n"));
     }
     Ok(())
 }
@@ -81,14 +81,13 @@ pub(crate) fn score(arguments: &Arguments) -> Result<Tally> {
                 ran.push(column);
             }
             Err(error) => {
-                println!("kernel {} failed: {error:#}", LINES[column].name);
-                tally.add(&Tally::failed());
+                tally.add(&Tally::failed(format!("kernel {}: {error:#}", LINES[column].name)));
             }
         }
     }
     println!("{}", matrix.render());
-    if arguments.write && tally.failed > 0 {
-        bail!("{} checks failed: the documentation stays as it is", tally.failed);
+    if arguments.write && tally.has_failed() {
+        bail!("the documentation stays as it is, since checks failed:\n{}", tally.failures.join("\n"));
     }
     tally.add(&document(arguments.write, &matrix, &ran)?);
     Ok(tally)
@@ -145,26 +144,25 @@ fn judge(line: &str, said: &Said) -> Tally {
     }
     for run in &said.runs {
         let mut of_run = outcome::of_cargo(&run.text);
-        if run.exit != Some(0) && of_run.failed == 0 {
-            of_run.add(&Tally::failed());
+        if run.exit != Some(0) && !of_run.has_failed() {
+            of_run.add(&Tally::failed("it did not end well"));
         }
-        if of_run.failed > 0 {
+        if of_run.has_failed() {
             let exit = run.exit.map_or("did not end".to_owned(), |code| format!("exit code {code}"));
             println!("kernel {line}: {} ({exit})\n{}", run.name, outcome::without_successes(&run.text));
         }
         tally.passed += of_run.passed;
-        tally.failed += of_run.failed;
+        tally.failures.extend(of_run.failures.iter().map(|what| format!("kernel {line}: {}: {what}", run.name)));
         tally.skips.extend(of_run.skips.iter().map(|skip| format!("kernel {line}: {skip}")));
     }
     if said.preflight.is_none() {
-        println!("kernel {line}: the agent printed no preflight report");
-        tally.add(&Tally::failed());
+        tally.add(&Tally::failed(format!("kernel {line}: the agent printed no preflight report")));
     }
     if said.ended {
         tally.add(&Tally::passed());
     } else {
         println!("kernel {line} did not come to its end:\n{}", guest::last_words(&guest::folder(line)));
-        tally.add(&Tally::failed());
+        tally.add(&Tally::failed(format!("kernel {line}: it did not come to its end")));
     }
     tally
 }
@@ -188,9 +186,8 @@ fn document(write: bool, matrix: &Matrix, ran: &[usize]) -> Result<Tally> {
     if differences.is_empty() {
         return Ok(Tally::passed());
     }
-    println!("{} says otherwise (`cargo xtask kernels --write` writes what was found):", path.display());
-    for difference in differences {
-        println!("  {difference}");
-    }
-    Ok(Tally::failed())
+    let failures = differences.iter().map(|difference| {
+        format!("{} says otherwise (`cargo xtask kernels --write` writes what was found): {difference}", path.display())
+    });
+    Ok(Tally { failures: failures.collect(), ..Tally::default() })
 }

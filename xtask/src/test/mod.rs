@@ -68,28 +68,39 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for stage in stages {
         println!("== {stage:?}");
         let started = Instant::now();
-        let tally = match take(*stage) {
+        let mut tally = match take(*stage) {
             Ok(tally) => tally,
             Err(error) => {
                 println!("{stage:?} failed: {error:#}");
-                Tally::failed()
+                Tally::failed(format!("{error:#}"))
             }
         };
         let seconds = started.elapsed().as_secs();
         println!("== {stage:?}: {tally} in {seconds} s");
         times.push(format!("{stage:?} {seconds} s"));
+        for failure in &mut tally.failures {
+            failure.insert_str(0, &format!("{stage:?}: "));
+        }
         total.add(&tally);
         // Nothing later can be right without these.
-        if tally.failed > 0 && matches!(stage, Stage::Setup | Stage::Ebpf) {
+        if tally.has_failed() && matches!(stage, Stage::Setup | Stage::Ebpf) {
             break;
         }
     }
-    for skipped in &total.skips {
-        println!("skipped: {skipped}");
-    }
-    println!("{}", times.join(", "));
-    println!("{total}");
-    if total.failed > 0 { std::process::exit(1) } else { Ok(()) }
+    let summary = summary(&total, &times);
+    print!("{summary}");
+    // What prints a hundred thousand lines is often kept in part only.
+    let kept = place::cache()?.join("test-summary.txt");
+    std::fs::write(&kept, &summary).with_context(|| format!("cannot write {}", kept.display()))?;
+    if total.has_failed() { std::process::exit(1) } else { Ok(()) }
+}
+
+/// What did not run, what failed, how long each stage took, and the counts, which are the last line.
+fn summary(total: &Tally, times: &[String]) -> String {
+    let skips = total.skips.iter().map(|skip| format!("skipped: {skip}\n"));
+    let failures = total.failures.iter().map(|failure| format!("FAILED: {failure}\n"));
+    let lines: String = skips.chain(failures).collect();
+    format!("{lines}{}\n{total}\n", times.join(", "))
 }
 
 fn take(stage: Stage) -> Result<Tally> {
@@ -123,7 +134,7 @@ fn take(stage: Stage) -> Result<Tally> {
         Stage::Tree => tree(),
         Stage::E2e => {
             let score = e2e::score(&e2e::Arguments::default())?;
-            Ok(Tally { passed: score.right, failed: score.wrong, ..Tally::default() })
+            Ok(Tally { passed: score.right, failures: score.wrong, ..Tally::default() })
         }
     }
 }
@@ -150,8 +161,7 @@ fn tree() -> Result<Tally> {
         if found.is_empty() {
             tally.add(&Tally::passed());
         } else {
-            println!("{package} depends on {foreign}: {}", found.join(", "));
-            tally.add(&Tally::failed());
+            tally.add(&Tally::failed(format!("{package} depends on {foreign}: {}", found.join(", "))));
         }
     }
     Ok(tally)
@@ -166,7 +176,7 @@ fn cargo(words: &[&str]) -> Command {
 /// One check: it passes when the command does.
 fn check(mut command: Command) -> Result<Tally> {
     let status = command.status().with_context(|| format!("cannot start {}", command.get_program().display()))?;
-    Ok(if status.success() { Tally::passed() } else { Tally::failed() })
+    Ok(if status.success() { Tally::passed() } else { Tally::failed(format!("{command:?}")) })
 }
 
 /// A run of cargo's tests, counted from what it prints. Everything it prints is shown, too.
@@ -181,9 +191,9 @@ fn tests(mut command: Command) -> Result<(String, Tally)> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     print!("{}", outcome::without_successes(&text));
     let mut tally = outcome::of_cargo(&text);
-    if !output.status.success() && tally.failed == 0 {
+    if !output.status.success() && !tally.has_failed() {
         // It did not even compile.
-        tally.add(&Tally::failed());
+        tally.add(&Tally::failed(format!("{command:?}")));
     }
     Ok((text, tally))
 }

@@ -4,7 +4,8 @@
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: usize,
-    pub(crate) failed: usize,
+    /// Each with what is wrong, as far as one line can say it.
+    pub(crate) failures: Vec<String>,
     /// Each with its reason.
     pub(crate) skips: Vec<String>,
 }
@@ -14,20 +15,24 @@ impl Tally {
         Self { passed: 1, ..Self::default() }
     }
 
-    pub(crate) fn failed() -> Self {
-        Self { failed: 1, ..Self::default() }
+    pub(crate) fn failed(what: impl Into<String>) -> Self {
+        Self { failures: vec![what.into()], ..Self::default() }
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        !self.failures.is_empty()
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
         self.passed += other.passed;
-        self.failed += other.failed;
+        self.failures.extend(other.failures.iter().cloned());
         self.skips.extend(other.skips.iter().cloned());
     }
 }
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skips.len())
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failures.len(), self.skips.len())
     }
 }
 
@@ -56,14 +61,20 @@ pub(crate) fn without_successes(text: &str) -> String {
 /// Sums the `test result:` lines of cargo. Ignored tests are skips: they did not run.
 pub(crate) fn of_cargo(text: &str) -> Tally {
     let mut tally = Tally::default();
+    let mut failed = 0;
     for line in text.lines().filter(|line| line.starts_with("test result:")) {
         let count = |word: &str| -> usize {
             let before = line.split(word).next().unwrap_or_default();
             before.split_whitespace().next_back().and_then(|number| number.parse().ok()).unwrap_or_default()
         };
         tally.passed += count(" passed");
-        tally.failed += count(" failed");
+        failed += count(" failed");
     }
+    let named = text.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    tally.failures.extend(named.map(str::to_owned));
+    // A test whose output went between its name and its outcome.
+    let unnamed = failed.saturating_sub(tally.failures.len());
+    tally.failures.extend(std::iter::repeat_n("a test whose name is above".to_owned(), unnamed));
     let ignored = text.lines().filter(|line| line.starts_with("test ") && line.contains("... ignored"));
     tally.skips.extend(ignored.map(|line| line.trim_start_matches("test ").to_owned()));
     let skipped = skips(text);
@@ -86,11 +97,12 @@ mod tests {
         let text = "\
 test a ... ok
 test b ... ignored, needs a printer
+test c ... FAILED
 test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
 test result: FAILED. 10 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
 ";
         let tally = of_cargo(text);
-        assert_eq!((tally.passed, tally.failed, tally.skips.len()), (13, 2, 1));
+        assert_eq!(tally.failures, ["c", "a test whose name is above"]);
         assert_eq!(tally.to_string(), "13 passed, 2 failed, 1 skipped");
     }
 
