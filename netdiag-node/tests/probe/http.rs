@@ -24,6 +24,7 @@ pub fn get(to: SocketAddr) -> HttpProbe {
     HttpProbe {
         url: format!("http://{to}/"),
         to: None,
+        source_port: None,
         version: HttpVersion::Any,
         method: "GET".to_owned(),
         headers: Vec::new(),
@@ -52,7 +53,7 @@ fn good_answer_is_told_by_phases_in_both_families() {
     for address in LOCAL {
         let answer = "HTTP/1.1 200 OK\r\nServer: byhand\r\nX-Envoy-A: 1\r\nX-Other: 2\r\nContent-Length: 2\r\n\r\nhi";
         let to = host.serve(address, says(answer));
-        let attempt = host.attempt(Probe::Http(get(to)), PATIENT_MS);
+        let attempt = host.attempt(Probe::Http(HttpProbe { source_port: Some(61_500), ..get(to) }), PATIENT_MS);
         let found = report!(attempt, Http);
         assert_eq!(failure(&attempt), None, "{attempt:?}");
         let exchange = &found.exchanges[0];
@@ -63,7 +64,7 @@ fn good_answer_is_told_by_phases_in_both_families() {
         let phases = exchange.phases;
         assert!(phases.connect_us.is_some() && phases.first_byte_us.is_some() && phases.body_us.is_some());
         assert!(phases.lookup_us.is_none() && phases.tls_us.is_none() && phases.total_us >= phases.first_byte_us);
-        assert_eq!(attempt.source.unwrap().ip(), to.ip());
+        assert_eq!(attempt.source, Some(SocketAddr::new(to.ip(), 61_500)));
     }
 }
 

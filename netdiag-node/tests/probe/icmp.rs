@@ -14,7 +14,7 @@ use crate::way::{FIRST, SECOND, TARGET, Way, report};
 const SHORT_MS: u32 = 500;
 
 fn echo(to: &str) -> IcmpProbe {
-    IcmpProbe { to: to.parse().unwrap(), bytes: 56, ttl: None, dont_fragment: false, scope: None }
+    IcmpProbe { to: to.parse().unwrap(), bytes: 56, ttl: None, dont_fragment: false, scope: None, identifier: None }
 }
 
 fn one(way: &Way, probe: Probe, timeout_ms: u32) -> SeriesAttempt {
@@ -35,6 +35,8 @@ fn echo_reply_has_its_ttl_by_either_socket() {
                 assert_eq!((found.ttl, found.bytes), (Some(62), bytes), "two routers: {attempt:?}");
                 assert!(found.rtt_us > 0 && attempt.source.is_some());
             }
+            let attempt = one(&way, Probe::Icmp(IcmpProbe { identifier: Some(61_234), ..echo(address) }), 10_000);
+            assert_eq!((failure(&attempt), attempt.source.map(|source| source.port())), (None, Some(61_234)));
         }
     }
 }

@@ -102,7 +102,7 @@ fn thousand_waiting_handshakes_are_small() {
     if alone("memory::thousand_waiting_handshakes_are_small") {
         return;
     }
-    let probe = |to| Probe::Tls(TlsProbe { to, words: TlsWords::default(), each_version: false });
+    let probe = |to| Probe::Tls(TlsProbe { to, source_port: None, words: TlsWords::default(), each_version: false });
     let Some(cost) = cost_kib(probe) else { return };
     assert!(cost < MOST_KIB, "{cost} KiB");
 }

@@ -109,7 +109,7 @@ fn words(authority: &Authority) -> TlsWords {
 }
 
 fn probe(host: &Host, to: SocketAddr, words: TlsWords, timeout_ms: u32) -> SeriesAttempt {
-    host.attempt(Probe::Tls(TlsProbe { to, words, each_version: false }), timeout_ms)
+    host.attempt(Probe::Tls(TlsProbe { to, source_port: None, words, each_version: false }), timeout_ms)
 }
 
 #[test]
@@ -119,7 +119,8 @@ fn good_server_is_told_with_its_chain_in_both_families() {
     for address in LOCAL {
         let to = serve(&host, address, config(authority.leaf(|_| {}), rustls::ALL_VERSIONS, None));
         let words = TlsWords { alpn: vec!["h2".to_owned(), "http/1.1".to_owned()], ..words(&authority) };
-        let attempt = host.attempt(Probe::Tls(TlsProbe { to, words, each_version: true }), PATIENT_MS);
+        let attempt =
+            host.attempt(Probe::Tls(TlsProbe { to, source_port: None, words, each_version: true }), PATIENT_MS);
         let found = report!(attempt, Tls);
         assert_eq!((failure(&attempt), found.problems.as_slice()), (None, [].as_slice()), "{attempt:?}");
         assert_eq!((found.version.as_deref(), found.alpn.as_deref()), (Some("TLSv1.3"), Some("http/1.1")));

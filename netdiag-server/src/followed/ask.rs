@@ -27,6 +27,9 @@ const AFTERWARDS: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const SYN: u8 = 0x02;
+/// RFC 792, RFC 4443.
+const ECHO_REQUEST: u8 = 8;
+const ECHO_REQUEST_V6: u8 = 128;
 
 /// Which packets are to be followed, and where.
 #[derive(Debug, Clone)]
@@ -174,11 +177,13 @@ fn fate_of(step: &Step, drop: &Dropped, protocol: Protocol, events: &[TagEvent])
         }
     };
     let (source, source_port, destination, destination_port) = ends;
-    let (source_port, destination_port) = (Some(source_port), Some(destination_port));
+    let ports = (Some(source_port), Some(destination_port));
     let transport = match protocol {
-        Protocol::Tcp => FateTransport::Tcp { source_port, destination_port, flags: SYN },
-        Protocol::Udp => FateTransport::Udp { source_port, destination_port },
-        Protocol::Sctp | Protocol::Icmp | Protocol::Icmpv6 => return None,
+        Protocol::Tcp => FateTransport::Tcp { source_port: ports.0, destination_port: ports.1, flags: SYN },
+        Protocol::Udp => FateTransport::Udp { source_port: ports.0, destination_port: ports.1 },
+        Protocol::Icmp => FateTransport::Icmp { kind: ECHO_REQUEST, code: 0, identifier: source_port },
+        Protocol::Icmpv6 => FateTransport::Icmp { kind: ECHO_REQUEST_V6, code: 0, identifier: source_port },
+        Protocol::Sctp => return None,
     };
     let request = FateRequest {
         origin,

@@ -72,7 +72,7 @@ pub fn tool() -> Tool {
             "server": {"type": "string", "default": "", "description": "dns: ADDRESS[:PORT], service/NAMESPACE/NAME, or each for every server of the cluster's DNS; without it, as a program of the pod asks"},
             "source_port": {"type": "integer", "minimum": 0, "maximum": 65535, "default": 0, "description": "tcp and udp: every attempt from this port; finds stale entries of connection tracking"},
             "options": {"type": "object", "default": {}, "description": options},
-            "follow": {"type": "boolean", "default": false, "description": "tcp, udp, raw, and dns to a server: the nodes' kernels follow each attempt, up to 5, until one fails, and tell its way: translations, nodes, and where and by what it was dropped. Takes 8 s each"},
+            "follow": {"type": "boolean", "default": false, "description": "tcp, tls, udp, icmp, raw, http to an address or object, and dns to a server: the nodes' kernels follow each attempt, up to 5, until one fails, and tell its way: translations, nodes, and where and by what it was dropped. Takes 8 s each"},
             "detail": {"type": "string", "enum": ["summary", "full"], "default": "summary", "description": "full adds single attempts and histograms"}
         }
     });

@@ -29,25 +29,31 @@ pub(super) const MAX_FOLLOWED_MS: u64 = 20_000;
 /// Where an attempt's port is chosen: above the ports that Linux gives by itself (ip_local_port_range, 32768 to 60999).
 const FIRST_PORT: u16 = 61_000;
 const PORTS: u16 = 4_000;
+const HTTP_PORT: u16 = 80;
+const HTTPS_PORT: u16 = 443;
 
 /// Whether all that is aimed at has a tuple before it is sent.
 pub(super) fn is_possible(aim: &Aim, request: &ProbeRequest) -> bool {
     match aim {
         Aim::Shots(shots) => shots.iter().all(|shot| ends(&shot.probe).is_some()),
-        Aim::Lookup { .. } => matches!(request.kind, Kind::Tcp | Kind::Udp | Kind::Raw),
+        Aim::Lookup { .. } => matches!(request.kind, Kind::Tcp | Kind::Tls | Kind::Udp | Kind::Icmp | Kind::Raw),
         Aim::Service => false,
     }
 }
 
-/// The protocol of a probe's first packet, and where it goes; none where that is not known before it is sent, or has no port.
+/// The protocol of a probe's first packet, and where it goes, with port 0 where it has none; none where that is not known before
+/// it is sent.
 fn ends(probe: &Probe) -> Option<(Protocol, SocketAddr)> {
     match probe {
         Probe::Tcp(probe) => Some((Protocol::Tcp, probe.to)),
+        Probe::Tls(probe) => Some((Protocol::Tcp, probe.to)),
+        Probe::Http(probe) => Some((Protocol::Tcp, probe.to.or_else(|| named_by(&probe.url))?)),
+        Probe::Icmp(probe) => Some(echo(probe.to)),
         Probe::Udp(probe) => Some((Protocol::Udp, probe.to)),
         Probe::Raw(probe) => match probe.segment {
             RawSegment::Tcp { .. } => Some((Protocol::Tcp, probe.to)),
             RawSegment::Udp => Some((Protocol::Udp, probe.to)),
-            RawSegment::Echo => None,
+            RawSegment::Echo => Some(echo(probe.to.ip())),
         },
         Probe::Dns(probe) => match probe.asking {
             DnsAsking::Server { server, transport: DnsTransport::Udp } => Some((Protocol::Udp, server)),
@@ -57,12 +63,27 @@ fn ends(probe: &Probe) -> Option<(Protocol, SocketAddr)> {
     }
 }
 
-/// The same probe from a port that is known; none for DNS, whose messages have an identifier instead.
+fn echo(to: IpAddr) -> (Protocol, SocketAddr) {
+    (if to.is_ipv4() { Protocol::Icmp } else { Protocol::Icmpv6 }, SocketAddr::new(to, 0))
+}
+
+/// Where a URL leads whose host is an address.
+fn named_by(url: &str) -> Option<SocketAddr> {
+    let uri: http::Uri = url.parse().ok()?;
+    let address = uri.host()?.trim_matches(['[', ']']).parse().ok()?;
+    let usual = if uri.scheme_str() == Some("https") { HTTPS_PORT } else { HTTP_PORT };
+    Some(SocketAddr::new(address, uri.port_u16().unwrap_or(usual)))
+}
+
+/// The same probe from a port that is known, or as an echo with such an identifier; none for DNS, whose messages have an identifier instead.
 fn from_port(probe: &mut Probe, number: u16) -> Option<u16> {
     let port = match probe {
         Probe::Tcp(probe) => &mut probe.source_port,
         Probe::Udp(probe) => &mut probe.source_port,
         Probe::Raw(probe) => &mut probe.source_port,
+        Probe::Tls(probe) => &mut probe.source_port,
+        Probe::Http(probe) => &mut probe.source_port,
+        Probe::Icmp(probe) => &mut probe.identifier,
         _ => return None,
     };
     Some(*port.get_or_insert(number))
@@ -107,7 +128,7 @@ impl<S: Source, R: Rights> Sender<'_, S, R> {
         let chosen = u16::try_from(self.source.now().as_microsecond().rem_euclid(PORTS.into())).unwrap_or_default();
         let port = from_port(&mut shot.probe, FIRST_PORT + chosen);
         let Some((protocol, to)) = ends(&shot.probe) else {
-            let why = "it has no ports by which it could be followed";
+            let why = "nobody knows before it is sent where it goes, so it could not be followed";
             let followed = Followed { steps: Vec::new(), end: End::NotSeen, gaps: Vec::new() };
             return (Tally::none(1, why), followed);
         };
@@ -140,17 +161,22 @@ impl<S: Source, R: Rights> Sender<'_, S, R> {
 fn asked(cluster: &Cluster, client: &Client, (protocol, to): (Protocol, SocketAddr), port: Option<u16>) -> Asked {
     let own = client.addresses.iter().copied().find(|address| address.is_ipv4() == to.is_ipv4());
     let source = own.and_then(|own| Some((own, port?)));
+    let is_echo = matches!(protocol, Protocol::Icmp | Protocol::Icmpv6);
     let tuple = |source: Option<(IpAddr, u16)>, to: SocketAddr| TagTuple {
         protocol,
         source: source.map(|(address, _)| address),
         source_port: source.map(|(_, port)| port),
         destination: to.ip(),
-        destination_port: Some(to.port()),
+        destination_port: (!is_echo).then_some(to.port()),
     };
     let backends = backends(cluster, protocol, to);
     let mut tuples = vec![tuple(source, to)];
-    // A node may send from another of its addresses, and what leaves for somebody else's is translated on the way.
-    if client.netns == Netns::Host || backends.is_empty() {
+    // A node may send from another of its addresses, and what leaves for somebody else's is translated on the way. An echo from
+    // anybody has nothing that tells it from others'.
+    if is_echo {
+        let others = client.addresses.iter().filter(|address| address.is_ipv4() == to.is_ipv4());
+        tuples.extend(others.filter_map(|other| Some(tuple(Some((*other, port?)), to))));
+    } else if client.netns == Netns::Host || backends.is_empty() {
         tuples.push(tuple(None, to));
     }
     let mut nodes = vec![client.node.clone()];
@@ -224,10 +250,14 @@ mod tests {
     use crate::question::Origin;
 
     fn asked_to(to: &str) -> Asked {
+        asked_by(Protocol::Tcp, to)
+    }
+
+    fn asked_by(protocol: Protocol, to: &str) -> Asked {
         let world = world();
         let from = Origin::Pod { namespace: "shop".to_owned(), name: "client".to_owned() };
         let client = plan::client(&from, &world).expect("a client");
-        asked(&world, &client, (Protocol::Tcp, to.parse().expect("an address")), Some(61_000))
+        asked(&world, &client, (protocol, to.parse().expect("an address")), Some(61_000))
     }
 
     #[test]
@@ -245,6 +275,21 @@ mod tests {
             ]
         );
         assert_eq!(asked.nodes, ["n1", "n2"]);
+    }
+
+    #[test]
+    fn an_echo_is_known_by_its_identifier_and_by_nothing_else() {
+        let asked = asked_by(Protocol::Icmp, "10.244.2.5:0");
+        assert_eq!((asked.tuple.source_port, asked.tuple.destination_port), (Some(61_000), None));
+        assert_eq!((asked.alternatives.len(), asked.nodes), (0, vec!["n1".to_owned(), "n2".to_owned()]));
+    }
+
+    #[test]
+    fn a_url_leads_to_its_address_and_a_name_to_nobody_knows_where() {
+        let to = |url: &str| named_by(url).map(|to| to.to_string());
+        assert_eq!(to("http://10.0.0.1/x").as_deref(), Some("10.0.0.1:80"));
+        assert_eq!(to("https://[fd00::1]:8443/").as_deref(), Some("[fd00::1]:8443"));
+        assert_eq!((to("https://shop.example/"), to("not a url")), (None, None));
     }
 
     #[test]

@@ -220,7 +220,7 @@ fn tcp(to: SocketAddr) -> Shot {
 }
 
 fn echo(to: IpAddr) -> Shot {
-    let probe = IcmpProbe { to, bytes: 56, ttl: None, dont_fragment: false, scope: None };
+    let probe = IcmpProbe { to, bytes: 56, ttl: None, dont_fragment: false, scope: None, identifier: None };
     Shot { to: to.to_string(), probe: Probe::Icmp(probe) }
 }
 

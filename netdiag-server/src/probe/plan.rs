@@ -71,8 +71,10 @@ pub enum PlanError {
     Limit { what: &'static str, given: u64, least: u64, most: u64 },
     #[error("{what} {given:?} is not understood: use {wanted}")]
     Word { what: &'static str, given: String, wanted: &'static str },
-    #[error("{kind} cannot be followed: tcp, udp and raw packets with ports can, and dns that asks one server by UDP")]
-    NotFollowed { kind: Kind },
+    #[error(
+        "{kind} to {to} cannot be followed, since nobody knows before it is sent where it goes: tcp, tls, udp, icmp and raw can, http to an address or an object, and dns that asks one --server by UDP"
+    )]
+    NotFollowed { kind: Kind, to: String },
     #[error("this would take up to {seconds} s, and one request may take {} s: lower the count, the interval or the timeout", MAX_REQUEST_MS / 1_000)]
     TooLong { seconds: u64 },
 }
@@ -153,7 +155,7 @@ pub fn plan(request: &ProbeRequest, cluster: &Cluster) -> Result<Plan, PlanError
         secret.parse::<SecretName>()?;
     }
     if request.follow && !follow::is_possible(&plan.aim, request) {
-        return Err(PlanError::NotFollowed { kind: request.kind });
+        return Err(PlanError::NotFollowed { kind: request.kind, to: request.to.clone() });
     }
     Ok(plan)
 }

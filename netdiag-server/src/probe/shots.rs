@@ -52,9 +52,12 @@ pub(super) fn at(request: &ProbeRequest, ends: &Ends) -> Result<Shot, PlanError>
             let host = ends.name.clone().unwrap_or_else(|| host_of(ends.address));
             return url(request, &url_of(request, &host, ends.port), Some(to));
         }
-        Kind::Tls => {
-            Probe::Tls(TlsProbe { to, words: tls(options, ends.name.as_deref()), each_version: options.each_version })
-        }
+        Kind::Tls => Probe::Tls(TlsProbe {
+            to,
+            source_port: None,
+            words: tls(options, ends.name.as_deref()),
+            each_version: options.each_version,
+        }),
         Kind::Udp => Probe::Udp(UdpProbe {
             to,
             source_port: options.source_port,
@@ -69,6 +72,7 @@ pub(super) fn at(request: &ProbeRequest, ends: &Ends) -> Result<Shot, PlanError>
             ttl: options.ttl,
             dont_fragment: options.dont_fragment,
             scope: None,
+            identifier: None,
         }),
         Kind::Mtu => Probe::PathMtu(PathMtuProbe {
             // Without a port asked for, echoes: a Service's port would be met by the UDP of nobody.
@@ -165,6 +169,7 @@ pub(super) fn url(request: &ProbeRequest, url: &str, to: Option<SocketAddr>) -> 
     let probe = Probe::Http(HttpProbe {
         url: url.to_owned(),
         to,
+        source_port: None,
         version: match (options.version, &options.grpc_health) {
             (Some(version), _) => version,
             (None, Some(_)) if uri.scheme_str() == Some("http") => HttpVersion::Http2,

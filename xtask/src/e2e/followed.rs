@@ -98,7 +98,7 @@ fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
 
 fn in_cluster(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
     client::is_well(cluster)?;
-    let mut wrong: Vec<String> = arrives(cluster, installed)?.into_iter().collect();
+    let mut wrong = arrives(cluster, installed)?;
     for drop in load()? {
         let fault = Fault { name: &drop.name, inject: &drop.inject, restore: &drop.restore };
         let look = || {
@@ -131,16 +131,28 @@ fn followed(cluster: &Cluster, installed: &Installed, words: &[&str], to: &str) 
     probed::probe(cluster, installed, &[words, &["--family", "ipv4", "--follow"]].concat(), world::CLIENT, to)
 }
 
-/// What arrives is followed to the listener, over each translation.
-fn arrives(cluster: &Cluster, installed: &Installed) -> Result<Option<String>> {
-    let answer = followed(cluster, installed, &["tcp"], "service/shop/web:80")?;
-    let way = &answer["series"][0]["followed"];
-    let text = way["way"].as_str().unwrap_or_default();
-    let is_right = answer["status"] == "well"
-        && way["end"] == "answered"
-        && way["dropped"].is_null()
-        && ["sent from n1", "DNAT to 10.244.", "delivered on n"].iter().all(|words| text.contains(words));
-    Ok((!is_right).then(|| format!("a connection that is well: {answer}")))
+/// What arrives, and the words of its way: connections are followed to the listener, over each translation.
+const ARRIVES: [(&str, &str, &[&str]); 3] = [
+    ("tcp", "service/shop/web:80", &["sent from n1", "DNAT to 10.244.", "delivered on n"]),
+    ("http", "service/shop/web:80", &["sent from n1", "DNAT to 10.244.", "delivered on n"]),
+    ("icmp", "pod/shop/web-2", &["sent from n1", "to n2"]),
+];
+
+fn arrives(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    for (kind, to, words) in ARRIVES {
+        let answer = followed(cluster, installed, &[kind], to)?;
+        let way = &answer["series"][0]["followed"];
+        let text = way["way"].as_str().unwrap_or_default();
+        let is_right = answer["status"] == "well"
+            && way["end"] == "answered"
+            && way["dropped"].is_null()
+            && words.iter().all(|words| text.contains(words));
+        if !is_right {
+            wrong.push(format!("{kind} that is well: {answer}"));
+        }
+    }
+    Ok(wrong)
 }
 
 /// Asks until the drop shows as it must; else says what was told last.

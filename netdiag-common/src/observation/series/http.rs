@@ -13,6 +13,9 @@ pub struct HttpProbe {
     /// Connects here whatever the URL says; Host and SNI stay the URL's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<SocketAddr>,
+    /// Of the first request's connection; those of redirects have ports of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
     pub version: HttpVersion,
     /// `GET`, `HEAD`, `OPTIONS`; nothing that changes a server.
     pub method: String,

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TlsProbe {
     pub to: SocketAddr,
+    /// Of the first connection of each attempt; others have ports of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
     #[serde(default)]
     pub words: TlsWords,
     /// Also tries TLS 1.2 and 1.3 apart, and the handshake without SNI, each with a connection of its own.

@@ -103,6 +103,9 @@ pub struct IcmpProbe {
     /// An interface's index, for link-local addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<u32>,
+    /// Of every request (RFC 792); none: another one each time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identifier: Option<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

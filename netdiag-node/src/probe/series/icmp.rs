@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
@@ -99,6 +99,11 @@ impl<'a> Echo<'a> {
             if probe.dont_fragment {
                 dont_fragment(&socket, is_v6)?;
             }
+            // A ping socket's port is the id of its requests (`ping_get_port`).
+            if let Some(id) = probe.identifier.filter(|_| !is_raw) {
+                let any: IpAddr = if is_v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+                socket.bind(&SocketAddr::new(any, id).into())?;
+            }
             socket.local_addr()
         };
         let bound = set_up().map_err(|error| local(ProbeStage::Socket, &error))?;
@@ -110,9 +115,8 @@ impl<'a> Echo<'a> {
         // Connected: what others send is not heard, and the kernel has chosen the source.
         socket.connect(&to.into()).map_err(|error| of_errno(ProbeStage::Send, &error))?;
         let bound = socket.local_addr().unwrap_or(bound);
-        // A ping socket's port is the id of its requests (`ping_get_port`).
         let id = if is_raw {
-            u16::try_from(random >> 48).expect("16 bits are left")
+            probe.identifier.unwrap_or_else(|| u16::try_from(random >> 48).expect("16 bits are left"))
         } else {
             bound.as_socket().map_or(0, |bound| bound.port())
         };

@@ -59,10 +59,11 @@ pub(super) async fn attempt(context: &Context, probe: &TcpProbe, within: Duratio
 /// A connection for a protocol above, and how long its handshake took, microseconds.
 pub(super) async fn connect(
     context: &Context,
+    port: Option<u16>,
     to: SocketAddr,
     within: Duration,
 ) -> Result<(TcpStream, u64), ProbeFailure> {
-    let Handshake { socket, shaken, elapsed, .. } = handshake(context, None, to, within).await?;
+    let Handshake { socket, shaken, elapsed, .. } = handshake(context, port, to, within).await?;
     shaken?;
     // From here on errors are told by reading and writing.
     errqueue::disable(&socket, to.is_ipv6()).map_err(|error| local(ProbeStage::Socket, &error))?;

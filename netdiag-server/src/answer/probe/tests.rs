@@ -392,12 +392,16 @@ async fn what_was_followed_to_its_drop_is_told_with_what_could_not_be_seen() {
 }
 
 #[test]
-fn what_has_no_ports_cannot_be_followed() {
+fn what_goes_nobody_knows_where_cannot_be_followed() {
     let world = world();
-    let mut request = ProbeRequest::new(Kind::Icmp, "pod/shop/client", "pod/shop/web-2");
+    let mut request = ProbeRequest::new(Kind::Http, "pod/shop/client", "http://shop.example/");
     request.follow = true;
-    let refused = probe::plan(&request, &world).expect_err("an echo has no port");
-    assert!(refused.to_string().starts_with("icmp cannot be followed: tcp, udp"), "{refused}");
+    let refused = probe::plan(&request, &world).expect_err("the pod looks the name up");
+    assert!(refused.to_string().starts_with("http to http://shop.example/ cannot be followed"), "{refused}");
+    request.to = "http://203.0.113.7/".to_owned();
+    probe::plan(&request, &world).expect("an address");
+    (request.kind, request.to) = (Kind::Icmp, "pod/shop/web-2".to_owned());
+    probe::plan(&request, &world).expect("an echo has an identifier");
     (request.kind, request.to, request.count) = (Kind::Tcp, "pod/shop/web-2:8080".to_owned(), Some(6));
     let refused = probe::plan(&request, &world).expect_err("too many");
     assert!(refused.to_string().contains("followed is 6: use 1 to 5"), "{refused}");

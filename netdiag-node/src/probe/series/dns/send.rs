@@ -209,7 +209,7 @@ impl<'a> Sender<'a> {
         let address = self.options.servers[server];
         let wait = self.options.wait(server).min(self.until.saturating_duration_since(Instant::now()));
         let until = Instant::now() + wait;
-        let (mut stream, _) = match super::super::tcp::connect(self.context, address, wait).await {
+        let (mut stream, _) = match super::super::tcp::connect(self.context, None, address, wait).await {
             Ok(connected) => connected,
             Err(failure) => return self.unsent(server, "tcp", questions, failure),
         };

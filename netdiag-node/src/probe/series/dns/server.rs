@@ -88,7 +88,7 @@ impl Asker<'_> {
 
     async fn by_tcp(&mut self, question: &Question, until: Instant) -> Result<Answer, ProbeFailure> {
         let left = until.saturating_duration_since(Instant::now());
-        let connected = tcp::connect(self.context, self.server, left).await;
+        let connected = tcp::connect(self.context, None, self.server, left).await;
         let (mut stream, connect_us) = self.or_unsent(connected, question, "tcp")?;
         self.phases.push(("connect", connect_us));
         let sent = self.ledger.sent(question, self.server, "tcp", stream.local_addr().ok());
@@ -105,7 +105,7 @@ impl Asker<'_> {
         let words = TlsWords { server_name: name.cloned(), alpn: Vec::new(), authorities: None };
         let wanted = Wanted::new(&words).map_err(|why| super::lookup::failed(FailureClass::Local, why))?;
         let left = until.saturating_duration_since(Instant::now());
-        let connected = tcp::connect(self.context, self.server, left).await;
+        let connected = tcp::connect(self.context, None, self.server, left).await;
         let (stream, connect_us) = self.or_unsent(connected, question, "tls")?;
         self.phases.push(("connect", connect_us));
         let sent = self.ledger.sent(question, self.server, "tls", stream.local_addr().ok());
@@ -134,7 +134,7 @@ impl Asker<'_> {
         until: Instant,
     ) -> Result<Answer, ProbeFailure> {
         let left = until.saturating_duration_since(Instant::now());
-        let connected = tcp::connect(self.context, self.server, left).await;
+        let connected = tcp::connect(self.context, None, self.server, left).await;
         let (stream, connect_us) = self.or_unsent(connected, &question, "https")?;
         self.phases.push(("connect", connect_us));
         let sent = self.ledger.sent(&question, self.server, "https", stream.local_addr().ok());

@@ -30,8 +30,9 @@ pub(super) struct Seen {
     pub(super) tls: Option<TlsReport>,
 }
 
-/// How to speak on it.
+/// How to speak on it, and from where.
 pub(super) struct Speech<'a> {
+    pub(super) source_port: Option<u16>,
     pub(super) version: HttpVersion,
     /// gRPC has HTTP/2 only.
     pub(super) is_grpc: bool,
@@ -51,8 +52,8 @@ pub(super) async fn open(
 ) -> Result<Way, ProbeFailure> {
     let left = || until.saturating_duration_since(Instant::now());
     let stream = match to {
-        Some(to) => connect_to(context, to, left(), exchange).await?,
-        None => connect_to_host(context, url, until, exchange).await?,
+        Some(to) => connect_to(context, speech.source_port, to, left(), exchange).await?,
+        None => connect_to_host(context, speech.source_port, url, until, exchange).await?,
     };
     seen.source = stream.local_addr().ok();
     if url.scheme() != "https" {
@@ -116,13 +117,14 @@ pub(super) async fn channel(
 
 async fn connect_to(
     context: &Context,
+    source_port: Option<u16>,
     to: SocketAddr,
     within: std::time::Duration,
     exchange: &mut HttpExchange,
 ) -> Result<TcpStream, ProbeFailure> {
     exchange.to = Some(to);
     context.allow(to.ip())?;
-    let (stream, connect_us) = tcp::connect(context, to, within).await?;
+    let (stream, connect_us) = tcp::connect(context, source_port, to, within).await?;
     exchange.phases.connect_us = Some(connect_us);
     Ok(stream)
 }
@@ -130,6 +132,7 @@ async fn connect_to(
 /// The first address that this namespace has a way to, IPv6 before IPv4, as getaddrinfo sorts them (RFC 6724, rules 1 and 6).
 async fn connect_to_host(
     context: &Context,
+    source_port: Option<u16>,
     url: &Url,
     until: Instant,
     exchange: &mut HttpExchange,
@@ -150,7 +153,7 @@ async fn connect_to_host(
     let mut last = None;
     for address in addresses {
         let left = until.saturating_duration_since(Instant::now());
-        match connect_to(context, SocketAddr::new(address, port), left, exchange).await {
+        match connect_to(context, source_port, SocketAddr::new(address, port), left, exchange).await {
             Ok(stream) => return Ok(stream),
             Err(failure) if is_without_way(&failure) => last = Some(failure),
             Err(failure) => return Err(failure),

@@ -89,7 +89,8 @@ async fn exchanged(
     }
     let is_grpc = probe.grpc_health.is_some();
     let read = if is_grpc { grpc::MAX_ANSWER_BYTES } else { plan.body_bytes };
-    let speech = Speech { version: probe.version, is_grpc, words: &words, body_bytes: read };
+    let source_port = probe.source_port.filter(|_| report.exchanges.is_empty());
+    let speech = Speech { source_port, version: probe.version, is_grpc, words: &words, body_bytes: read };
     let mut way = match connect::open(context, url, to, &speech, until, exchange, seen).await {
         Ok(way) => way,
         Err(failure) => return Met::Failed(failure),

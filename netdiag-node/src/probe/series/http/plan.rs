@@ -123,6 +123,7 @@ mod tests {
         HttpProbe {
             url: url.to_owned(),
             to: None,
+            source_port: None,
             version: HttpVersion::Any,
             method: method.to_owned(),
             headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),

@@ -40,7 +40,7 @@ pub(super) async fn attempt(context: &Context, probe: &TlsProbe, within: Duratio
         Ok(wanted) => wanted,
         Err(why) => return Ending::failed(None, Some(probe.to), unusable(why)),
     };
-    let (stream, connect_us) = match super::tcp::connect(context, probe.to, within).await {
+    let (stream, connect_us) = match super::tcp::connect(context, probe.source_port, probe.to, within).await {
         Ok(connected) => connected,
         Err(failure) => return Ending::failed(None, Some(probe.to), failure),
     };
@@ -99,7 +99,7 @@ async fn others(context: &Context, probe: &TlsProbe, wanted: &Wanted, until: Ins
             told.push(TlsVariant { variant, works: false, sha256: None, why });
             continue;
         }
-        told.push(match super::tcp::connect(context, probe.to, left).await {
+        told.push(match super::tcp::connect(context, None, probe.to, left).await {
             Err(failure) => TlsVariant { variant, works: false, sha256: None, why: Some(failure.why) },
             Ok((stream, _)) => {
                 let mut shaken = handshake(stream, &wanted, until).await;
