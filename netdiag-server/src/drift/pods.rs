@@ -1,10 +1,10 @@
 //! The pods of a node and the links that they hang on, as drift compares them. Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use netdiag_common::observation::Observation;
 use netdiag_common::observation::network::{Link, Network};
+use netdiag_common::observation::{Observation, Protocol};
 use netdiag_common::{GapReason, Need, Netns, Reading, Topic};
 
 use super::{NodeDrift, Readings, gap, node};
@@ -20,8 +20,8 @@ const MAX_NAMED: usize = 5;
 /// What is asked of pods, by their nodes: a search for each of a thousand nodes would take minutes.
 pub(super) struct Pods<'c> {
     by_node: HashMap<&'c str, Vec<&'c Pod>>,
-    /// Addresses that Services lead to.
-    endpoints: HashSet<IpAddr>,
+    /// Addresses that Services lead to, each with its ports there.
+    endpoints: HashMap<IpAddr, BTreeSet<(Protocol, u16)>>,
 }
 
 /// A pod that was looked into.
@@ -38,8 +38,15 @@ impl<'c> Pods<'c> {
         for pod in cluster.pods.iter().filter(|pod| has_links(pod)) {
             by_node.entry(&pod.spec.node_name).or_default().push(pod);
         }
-        let listed = cluster.endpoint_slices.iter().flat_map(|slice| &slice.endpoints);
-        let endpoints = listed.flat_map(|endpoint| &endpoint.addresses).filter_map(|text| text.parse().ok()).collect();
+        let mut endpoints: HashMap<IpAddr, BTreeSet<_>> = HashMap::new();
+        for slice in cluster.endpoint_slices.iter() {
+            // Without a number it is every port (EndpointSlice API).
+            let ports = slice.ports.iter().filter_map(|port| Some((port.protocol.0, port.port?)));
+            let listed = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+            for address in listed.filter_map(|text| text.parse().ok()) {
+                endpoints.entry(address).or_default().extend(ports.clone());
+            }
+        }
         Self { by_node, endpoints }
     }
 
@@ -59,7 +66,12 @@ impl<'c> Pods<'c> {
     }
 
     pub fn is_endpoint(&self, pod: &Pod) -> bool {
-        pod.addresses().any(|own| self.endpoints.contains(&own))
+        pod.addresses().any(|own| self.endpoints.contains_key(&own))
+    }
+
+    /// The ports of this address that Services lead to, behind their translation.
+    pub fn served(&self, address: IpAddr) -> impl Iterator<Item = (Protocol, u16)> {
+        self.endpoints.get(&address).into_iter().flatten().copied()
     }
 
     /// Those that could be looked into; what could not is said.

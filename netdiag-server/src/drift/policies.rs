@@ -2,7 +2,7 @@
 //! fate of a packet that they allow, and of one that they deny. Whoever wrote the rules: what counts is what becomes of the packet.
 //! Where Cilium's programs decide, its policy maps are asked. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -27,6 +27,8 @@ const MAX_PODS: usize = 8;
 const MAX_PEERS: usize = 512;
 /// Ports that are thought of for one pair.
 const MAX_PORTS: usize = 8;
+/// Of them, those that Services lead to: the others must have their turn too.
+const MAX_SERVED: usize = 4;
 /// Cilium's own end on every node; it decides before any rule does.
 const CILIUM_LINK: &str = "cilium_host";
 /// Where nobody names a port.
@@ -125,9 +127,9 @@ fn tries<'c>(cluster: &'c Cluster, pods: &Pods<'c>, node: &str, readings: &Readi
             if policies.is_empty() {
                 continue;
             }
-            let named = policies.iter().flat_map(|policy| ports_of(policy, direction)).collect();
+            let named: Vec<_> = policies.iter().flat_map(|policy| ports_of(policy, direction)).collect();
             let (mut allowed, mut denied) = (None, None);
-            for flow in flows(cluster, pod, direction, &named) {
+            for flow in flows(cluster, pods, pod, (direction, &named)) {
                 let place = match decide(cluster, &flow) {
                     Decision::Allowed(because) if allowed.is_none() => (&mut allowed, because, false),
                     // A node stops what its own pods send or get; the other end's policies are the other node's.
@@ -159,9 +161,9 @@ fn tries<'c>(cluster: &'c Cluster, pods: &Pods<'c>, node: &str, readings: &Readi
 /// Connections of this pod with others, its own namespace's first.
 fn flows<'c>(
     cluster: &'c Cluster,
+    pods: &Pods<'_>,
     pod: &'c Pod,
-    direction: Direction,
-    named: &BTreeSet<(Protocol, u16)>,
+    (direction, named): (Direction, &[(Protocol, u16)]),
 ) -> Vec<Flow<'c>> {
     let own = &pod.metadata.namespace;
     let near = cluster.pods.in_namespace(own);
@@ -175,20 +177,25 @@ fn flows<'c>(
             Direction::Ingress => (side(peer, other), side(pod, address)),
             Direction::Egress => (side(pod, address), side(peer, other)),
         };
-        let declared = to.pod.into_iter().flat_map(|to| &to.spec.containers).flat_map(|container| &container.ports);
-        let mut ports = named.clone();
-        ports.extend(declared.map(|port| (port.protocol.0, port.container_port)));
-        ports.insert(USUAL_PORT);
-        let ports = ports.into_iter().filter(|(protocol, _)| matches!(protocol, Protocol::Tcp | Protocol::Udp));
-        flows.extend(ports.take(MAX_PORTS).map(|(protocol, port)| Flow {
-            from,
-            to,
-            protocol,
-            port,
-            service_port: None,
-        }));
+        let ports = ports(&to, pods, named).into_iter();
+        flows.extend(ports.map(|(protocol, port)| Flow { from, to, protocol, port, service_port: None }));
     }
     flows
+}
+
+/// Ports of this end, those first that most depends on: what Services lead to, what policies name, what its containers declare.
+fn ports(to: &Side<'_>, pods: &Pods<'_>, named: &[(Protocol, u16)]) -> Vec<(Protocol, u16)> {
+    let can_be_asked = |(protocol, _): &(Protocol, u16)| matches!(protocol, Protocol::Tcp | Protocol::Udp);
+    let declared = to.pod.into_iter().flat_map(|to| &to.spec.containers).flat_map(|container| &container.ports);
+    let declared = declared.map(|port| (port.protocol.0, port.container_port));
+    let served = pods.served(to.address).filter(can_be_asked).take(MAX_SERVED);
+    let mut ports = Vec::new();
+    for port in served.chain(named.iter().copied()).chain(declared).chain([USUAL_PORT]).filter(can_be_asked) {
+        if ports.len() < MAX_PORTS && !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    ports
 }
 
 /// Of one family.

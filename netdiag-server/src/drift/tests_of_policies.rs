@@ -4,8 +4,8 @@ use netdiag_common::forwarding::packet::Origin;
 use netdiag_common::forwarding::path::{End, Path, Place};
 use netdiag_common::forwarding::state::{ChainKey, Family, Hook};
 use netdiag_common::forwarding::{Outcome, path};
-use netdiag_common::observation::Observation;
-use netdiag_common::observation::fate::{Fate, FateRequest, FateRule};
+use netdiag_common::observation::fate::{Fate, FateRequest, FateRule, FateTransport};
+use netdiag_common::observation::{Observation, Protocol};
 use serde_json::{Value, json};
 
 use super::tests_of_pods::{READ_AT, seen};
@@ -28,8 +28,12 @@ fn node(name: &str, address: &str, net: &str) -> Value {
 
 /// `web` on n1 lets `client` of n2 in, and nobody else.
 fn cluster() -> Cluster {
+    cluster_with(Vec::new())
+}
+
+fn cluster_with(others: Vec<Value>) -> Cluster {
     let mut cluster = Cluster::default();
-    for object in [
+    let objects = [
         node("n1", "172.30.0.11", "10.244.1.0/24"),
         node("n2", "172.30.0.12", "10.244.2.0/24"),
         pod("web", "n1", "10.244.1.2"),
@@ -39,7 +43,8 @@ fn cluster() -> Cluster {
         json!({"kind": "NetworkPolicy", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": "web", "namespace": "shop"},
                "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
                         "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]}}),
-    ] {
+    ];
+    for object in objects.into_iter().chain(others) {
         parse::add(&mut cluster, object).expect("an object");
     }
     cluster
@@ -148,7 +153,7 @@ fn packet_that_is_denied_and_gets_through_is_named() {
     let [found] = &drift.differences[..] else { panic!("{drift:?}") };
     assert_eq!((found.kind, found.found.as_str()), (Kind::Policy, "nothing stops it"));
     let expected =
-        "Pod shop/other to Pod shop/web, port 80/tcp is stopped: no ingress rule of NetworkPolicy shop/web allows it";
+        "Pod shop/other to Pod shop/web, port 8080/tcp is stopped: no ingress rule of NetworkPolicy shop/web allows it";
     assert_eq!(found.expected, expected);
 }
 
@@ -158,7 +163,7 @@ fn packet_that_is_allowed_and_stopped_is_named_with_the_rule() {
     let [found] = &drift.differences[..] else { panic!("{drift:?}") };
     assert_eq!((found.kind, found.found.as_str()), (Kind::Policy, "it is stopped"));
     assert!(
-        found.expected.starts_with("Pod shop/client to Pod shop/web, port 80/tcp gets through: "),
+        found.expected.starts_with("Pod shop/client to Pod shop/web, port 8080/tcp gets through: "),
         "{}",
         found.expected
     );
@@ -204,4 +209,50 @@ fn where_cilium_decides_its_maps_are_asked() {
     let found: Vec<&str> = drift.differences.iter().map(|difference| difference.found.as_str()).collect();
     assert_eq!((found, drift.policed), (vec!["it is stopped", "nothing stops it"], 2));
     assert!(drift.differences[0].rule.starts_with("map cilium_policy_v3_00287 of Cilium"), "{:?}", drift.differences);
+}
+
+/// Ports of `web` that its node is asked about: of a packet that is allowed, and of one that is denied.
+fn asked_ports(others: Vec<Value>) -> Vec<(Protocol, u16)> {
+    let (cluster, readings) = (cluster_with(others), readings());
+    let asked = policies::needs(&cluster, &Pods::of(&cluster), "n1", &readings);
+    let port = |need: &Need| match &need.topic {
+        Topic::Fate(FateRequest { transport: FateTransport::Tcp { destination_port, .. }, .. }) => {
+            (Protocol::Tcp, destination_port.expect("a port"))
+        }
+        Topic::Fate(FateRequest { transport: FateTransport::Udp { destination_port, .. }, .. }) => {
+            (Protocol::Udp, destination_port.expect("a port"))
+        }
+        _ => panic!("{need:?}"),
+    };
+    asked.iter().map(port).collect()
+}
+
+/// Of a Service that leads to `web`.
+fn slice(ports: &Value) -> Value {
+    json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "addressType": "IPv4",
+           "metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+           "ports": ports, "endpoints": [{"addresses": ["10.244.1.2"], "nodeName": "n1"}]})
+}
+
+#[test]
+fn ports_that_services_lead_to_are_asked_about_first() {
+    let asked = asked_ports(vec![slice(&json!([{"port": 9090, "protocol": "UDP"}]))]);
+    assert_eq!(asked, [(Protocol::Udp, 9090), (Protocol::Udp, 9090)]);
+}
+
+#[test]
+fn port_that_a_policy_names_has_its_turn_after_many_of_services() {
+    let ports: Vec<Value> = (9001..9020).map(|port| json!({"port": port})).collect();
+    let policy = json!({"kind": "NetworkPolicy", "apiVersion": "networking.k8s.io/v1",
+                        "metadata": {"name": "web", "namespace": "shop"},
+                        "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+                                 "ingress": [{"ports": [{"port": 7000}]}]}});
+    let asked = asked_ports(vec![slice(&json!(ports)), policy]);
+    assert_eq!(asked, [(Protocol::Tcp, 7000), (Protocol::Tcp, 9001)]);
+}
+
+#[test]
+fn protocol_that_is_not_followed_is_passed_over() {
+    let asked = asked_ports(vec![slice(&json!([{"port": 9999, "protocol": "SCTP"}]))]);
+    assert_eq!(asked, [(Protocol::Tcp, 8080), (Protocol::Tcp, 8080)], "what the container declares");
 }

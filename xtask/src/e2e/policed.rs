@@ -44,18 +44,6 @@ metadata: {name: closed, namespace: pay}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 ";
 
-/// The clients may come to every port: of what drift asks about a pod, port 80 comes first.
-const POLICIES_OF_ALL_PORTS: &str = "
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: web, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  policyTypes: [Ingress]
-  ingress:
-  - from: [{podSelector: {matchLabels: {app: client}}}]
-";
-
 /// The clients are let in no more.
 const CLOSED: &str = "
 apiVersion: networking.k8s.io/v1
@@ -111,7 +99,7 @@ fn of_cilium() -> Vec<Row> {
         ],
         restore: vec![
             on_node("pkill -CONT --ns $$ --nslist net cilium-agent"),
-            Step::Apply { apply: POLICIES_OF_ALL_PORTS.to_owned() },
+            Step::Apply { apply: POLICIES.to_owned() },
         ],
         expected: "Pod shop/client",
         found: "nothing stops it",
@@ -126,18 +114,18 @@ fn on_node(script: &str) -> Step {
 /// Runs in a cluster of its own.
 fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
     let name = format!("{prefix}k{}", &mode.name()[..3]);
-    let (cni, policies, rows) = match mode {
-        ProxyMode::Nftables => (Cni::KubeRouter, POLICIES, of_kube_router()),
-        ProxyMode::Iptables => (Cni::Cilium, POLICIES_OF_ALL_PORTS, of_cilium()),
+    let (cni, rows) = match mode {
+        ProxyMode::Nftables => (Cni::KubeRouter, of_kube_router()),
+        ProxyMode::Iptables => (Cni::Cilium, of_cilium()),
     };
     let options = Options { name, mode, cni, ..Options::default() };
-    super::in_own_cluster(&options, keep, |cluster| in_cluster(cluster, policies, &rows))
+    super::in_own_cluster(&options, keep, |cluster| in_cluster(cluster, &rows))
 }
 
-fn in_cluster(cluster: &Cluster, policies: &str, rows: &[Row]) -> Result<Vec<String>> {
+fn in_cluster(cluster: &Cluster, rows: &[Row]) -> Result<Vec<String>> {
     super::deploy_world(cluster)?;
     let installed = install::install(cluster, Build::Tests)?;
-    cluster.apply(policies)?;
+    cluster.apply(POLICIES)?;
     if let Err(error) = cluster.wait_until("rules as policies say", SETTLES_WITHIN, || is_same(cluster, &installed)) {
         return Ok(vec![format!("a healthy cluster: {error:#}: {}", drift(cluster, &installed)?)]);
     }
