@@ -8,6 +8,8 @@ pub(crate) struct Tally {
     pub(crate) failures: Vec<String>,
     /// Each with its reason.
     pub(crate) skips: Vec<String>,
+    /// Those that passed only when they ran once more, without others beside them.
+    pub(crate) unsteady: Vec<String>,
 }
 
 impl Tally {
@@ -23,10 +25,21 @@ impl Tally {
         !self.failures.is_empty()
     }
 
+    /// What failed passes when it does so in the output of another run.
+    pub(crate) fn forgive(&mut self, again: &str) {
+        let has_passed = |name: &String| again.lines().any(|line| line == format!("test {name} ... ok"));
+        let (passed, failed): (Vec<String>, Vec<String>) =
+            std::mem::take(&mut self.failures).into_iter().partition(has_passed);
+        self.passed += passed.len();
+        self.unsteady.extend(passed);
+        self.failures = failed;
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failures.extend(other.failures.iter().cloned());
         self.skips.extend(other.skips.iter().cloned());
+        self.unsteady.extend(other.unsteady.iter().cloned());
     }
 }
 
@@ -111,6 +124,16 @@ test result: FAILED. 10 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out;
         let text = "netdiag-skip: kernel_kfree_skb: not root\ntest result: ok. 4 passed; 0 failed; 0 ignored\n";
         let tally = of_cargo(text);
         assert_eq!((tally.passed, tally.skips.as_slice()), (3, &["kernel_kfree_skb: not root".to_owned()][..]));
+    }
+
+    #[test]
+    fn what_passes_the_second_time_is_told_apart() {
+        let mut tally = of_cargo("test a ... FAILED\ntest b ... FAILED\ntest result: FAILED. 5 passed; 2 failed;\n");
+        tally.forgive("test a ... ok\ntest b ... FAILED\n");
+        assert_eq!(
+            (tally.passed, &*tally.failures, &*tally.unsteady),
+            (6, &["b".to_owned()][..], &["a".to_owned()][..])
+        );
     }
 
     #[test]
