@@ -18,6 +18,7 @@ use crate::memory;
 use crate::metrics::otlp::{Otlp, OtlpError};
 use crate::metrics::{self, Gather};
 use crate::netns::NetnsHandle;
+use crate::probe::series::Joins;
 use crate::readings::Readings;
 use crate::samples::{ROUND_EVERY, Samples};
 use crate::serve::{self, Door};
@@ -53,6 +54,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), StartErr
     let listen = listener.local_addr().unwrap_or(config.listen);
     let readings = Readings::new(config.node_name.clone(), host, config.budget, &config.dns_ports, config.uprobes);
     let readings = readings.allow_trace(config.allow_trace).allow_probes(config.probe_allow, config.probe_throughput);
+    let readings = readings.join_groups(if config.probe_join_cgroup { Joins::WhereNeeded } else { Joins::Never });
     let readings = Arc::new(readings);
     let (version, instance) = (env!("CARGO_PKG_VERSION"), life.instance.as_str());
     tracing::info!(node = config.node_name, %listen, version, instance, "listening");

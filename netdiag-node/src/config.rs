@@ -9,7 +9,7 @@ use netdiag_common::wire::AGENT_PORT;
 
 use crate::kernel::Uprobes;
 use crate::metrics::{METRICS_PORT, otlp};
-use crate::probe::series::AllowList;
+use crate::probe::series::{AllowList, sockets};
 use crate::report;
 use crate::shed::Budget;
 
@@ -18,6 +18,8 @@ use crate::shed::Budget;
 pub enum Task {
     Agent(Box<Config>),
     Preflight(report::Arguments),
+    /// Makes sockets for an agent that started it.
+    Sockets(sockets::Arguments),
 }
 
 impl Task {
@@ -27,10 +29,12 @@ impl Task {
             .about("Print what this kernel and these rights allow, what is lost without the rest, and the remedy");
         let command = Config::command()
             .subcommand(report::Arguments::augment_args(preflight))
+            .subcommand(sockets::Arguments::augment_args(clap::Command::new(sockets::TASK).hide(true)))
             .args_conflicts_with_subcommands(true)
             .subcommand_negates_reqs(true);
         let matches = command.try_get_matches_from(words)?;
         match matches.subcommand() {
+            Some((sockets::TASK, arguments)) => sockets::Arguments::from_arg_matches(arguments).map(Self::Sockets),
             Some((_, preflight)) => report::Arguments::from_arg_matches(preflight).map(Self::Preflight),
             None => Config::from_arg_matches(&matches).map(|config| Self::Agent(Box::new(config))),
         }
@@ -83,6 +87,10 @@ pub struct Config {
     /// the same links
     #[arg(long, env = "NETDIAG_PROBE_THROUGHPUT")]
     pub probe_throughput: bool,
+    /// Make the sockets of a pod's probes in its control group where BPF programs are attached that other sockets do not pass: off,
+    /// since a tiny process is in the pod's group meanwhile
+    #[arg(long, env = "NETDIAG_PROBE_JOIN_CGROUP")]
+    pub probe_join_cgroup: bool,
 }
 
 /// Names with commas between them; none is none.

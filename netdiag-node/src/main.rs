@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
 use netdiag_node::config::{Config, Task};
+use netdiag_node::probe::series::sockets;
 use netdiag_node::{agent, memory, report};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,10 @@ fn main() -> anyhow::Result<()> {
     match Task::of(std::env::args_os()).unwrap_or_else(|error| error.exit()) {
         Task::Agent(config) => start(*config),
         Task::Preflight(arguments) => Ok(report::print(&arguments)?),
+        Task::Sockets(arguments) => {
+            sockets::serve(&arguments);
+            Ok(())
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! - driver systemd: `ROOT/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podUID.slice/RUNTIME-CONTAINER.scope`
 
 use std::fs::File;
+use std::io::Write as _;
 use std::path::Path;
 
 use super::{ReadError, file};
@@ -123,6 +124,17 @@ pub(crate) struct Attachable {
     pub(crate) group: File,
     /// Whether it holds pods alone; else every process of the machine is below.
     pub(crate) is_pods: bool,
+}
+
+/// Moves the calling process into a group of the cgroup v2 tree. Needs `CAP_SYS_ADMIN` or that the files are its user's, and a cgroup
+/// namespace that shows both groups.
+pub(crate) fn join(folder: &Path) -> Result<(), ReadError> {
+    // Never made where there is none: outside a cgroup tree that would be a plain file.
+    let opened = std::fs::OpenOptions::new().write(true).open(folder.join("cgroup.procs"));
+    // 0 is whoever writes (`cgroup_procs_write_start`, kernel/cgroup/cgroup.c).
+    opened
+        .and_then(|mut processes| processes.write_all(b"0"))
+        .map_err(|source| ReadError::Call { step: "enter it".to_owned(), source })
 }
 
 /// The group above all pods of the kubelet with this cgroup root. The tree's root where the kubelet keeps no groups there

@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Job, Readings, find, late};
 use crate::attribution::enter_cgroup_root;
 use crate::gap::Failure;
-use crate::host::{ReadError, forwarding};
+use crate::host::ReadError;
+use crate::host::forwarding::{self, Bypassed};
 use crate::probe;
-use crate::probe::series::Place;
+use crate::probe::series::{Group, Joins, Place};
 use crate::reader::on_thread;
 
 /// How long before its deadline a series ends: connections say goodbye, and the result has to be put together and sent. Of
@@ -48,9 +49,8 @@ impl Readings {
         deadline: Instant,
         budget: Duration,
     ) -> Result<Option<Observation>, Failure> {
-        let needs_names = needs_names(&request.probe);
-        let has_ports = has_ports(&request.probe);
-        let place = timeout_at(deadline, self.with_job(need, move |job| job.place(needs_names, has_ports)));
+        let (probe, joins) = (request.probe.clone(), self.joins);
+        let place = timeout_at(deadline, self.with_job(need, move |job| job.place(&probe, joins)));
         let place = place.await.map_err(|_| late(budget))??;
         let (kind, count, netns) = (request.probe.name(), request.count, place.netns.inode);
         let asked_by = logged(request.asked_by.as_deref().unwrap_or_default());
@@ -136,21 +136,22 @@ impl Job {
     }
 
     /// For series. This thread does nothing else.
-    fn place(&self, needs_names: bool, has_ports: bool) -> Result<Place, Failure> {
-        let (mut resolver, mut unseen) = (None, Vec::new());
+    fn place(&self, probe: &Probe, joins: Joins) -> Result<Place, Failure> {
+        let (mut resolver, mut unseen, mut group) = (None, Vec::new(), None);
         let pod = self.pod()?;
         if let Some(pod) = &pod {
             // Groups of processes are looked for by their paths.
             enter_cgroup_root(&self.host.proc);
             let is_own = &|id| self.watch.program(id).is_some();
-            match forwarding::bypassed(&self.host.proc, &pod.pids, has_ports, is_own) {
-                Ok(found) => unseen.extend(found),
+            match forwarding::bypassed(&self.host.proc, &pod.pids, has_ports(probe), is_own) {
+                Ok(found) => group = self.group(found, joins, &mut unseen),
                 Err(error) => unseen.push(format!(
-                    "BPF programs of the pod's control groups, which its own packets pass: {error}; netdiag status lists                      what the agent lacks"
+                    "BPF programs of the pod's control groups, which its own packets pass: {error}; netdiag status lists \
+                     what the agent lacks"
                 )),
             }
         }
-        if needs_names {
+        if needs_names(probe) {
             match self.resolver(pod.as_ref()) {
                 Ok(Some(found)) => {
                     if !found.hosts_unseen.is_empty() {
@@ -162,7 +163,23 @@ impl Job {
                 Err(error) => unseen.push(format!("resolv.conf: {error}; name the server to ask")),
             }
         }
-        Ok(Place { netns: self.open()?, node: self.host.netns.clone(), resolver, unseen })
+        Ok(Place { netns: self.open()?, node: self.host.netns.clone(), resolver, group, unseen })
+    }
+
+    /// The control group whose sockets pass what the agent's own do not, where this agent joins any.
+    fn group(&self, found: Bypassed, joins: Joins, unseen: &mut Vec<String>) -> Option<Group> {
+        unseen.extend(found.elsewhere);
+        let folder = found.group?;
+        if joins == Joins::Never {
+            unseen.extend(found.at_group);
+            unseen.push(format!(
+                "what the programs of control group {} do to the pod's packets: agents with --probe-join-cgroup (in the \
+                 DaemonSet: NETDIAG_PROBE_JOIN_CGROUP=true) make the sockets of probes there",
+                folder.display()
+            ));
+            return None;
+        }
+        Some(Group { folder, proc: self.host.proc.clone(), programs: found.at_group })
     }
 }
 

@@ -30,7 +30,7 @@ use crate::libraries::LibraryWatch;
 use crate::mesh::Mesh;
 use crate::netns::NetnsHandle;
 use crate::owners::Owners;
-use crate::probe::series::{AllowList, Engine};
+use crate::probe::series::{AllowList, Engine, Joins};
 use crate::reader::on_thread;
 use crate::samples::Samples;
 use crate::shed::{Budget, Shedding};
@@ -57,6 +57,7 @@ pub struct Readings {
     readers: Arc<Semaphore>,
     probes: Arc<Semaphore>,
     engine: Engine,
+    joins: Joins,
     traces: Arc<Traces>,
     mesh: Arc<Mesh>,
     tags: Arc<Tags>,
@@ -98,6 +99,7 @@ impl Readings {
             readers: Arc::new(Semaphore::new(MAX_READERS)),
             probes: Arc::new(Semaphore::new(MAX_PROBES)),
             engine: Engine::new(AllowList::default(), false),
+            joins: Joins::Never,
             traces: Arc::new(Traces::new(false)),
             tags,
         }
@@ -115,6 +117,12 @@ impl Readings {
     pub fn allow_probes(self, allowed: AllowList, throughput: bool) -> Self {
         let mesh = Arc::new(Mesh::new(self.host.netns.clone(), allowed.clone()));
         Self { engine: Engine::new(allowed, throughput), mesh, ..self }
+    }
+
+    /// Whether series are sent from pods' control groups; not unless this is called.
+    #[must_use]
+    pub fn join_groups(self, joins: Joins) -> Self {
+        Self { joins, ..self }
     }
 
     pub fn node(&self) -> &str {

@@ -13,10 +13,10 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 /// Program type, attach type, the verdict that lets pass, flags of the link (include/uapi/linux/bpf.h, if_link.h).
 #[derive(Debug, Clone, Copy)]
 pub struct Hook {
-    kind: u32,
-    attach: u32,
-    verdict: i32,
-    flags: u32,
+    pub kind: u32,
+    pub attach: u32,
+    pub verdict: i32,
+    pub flags: u32,
 }
 
 pub const TC: Hook = Hook { kind: 3, attach: 0, verdict: -1, flags: 0 };

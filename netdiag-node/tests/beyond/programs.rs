@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 
 use netdiag_common::forwarding::path::End;
 use netdiag_common::observation::fate::{Fate, FateOrigin};
-use netdiag_node::host::forwarding;
+use netdiag_node::host::forwarding::{self, Bypassed};
 
 use crate::attach::{
     CONNECT4, GROUP_EGRESS, Hook, Link, SOCKET_LOOKUP, TC, TCX_EGRESS, TCX_INGRESS, XDP, attach, load, pin,
@@ -125,9 +125,11 @@ fn programs_that_probes_do_not_pass_are_named() {
     let place = std::fs::File::open(&group.path).unwrap();
     let Some(connect) = attached(CONNECT4, "cil_sock4_connect", place.as_raw_fd().cast_unsigned()) else { return };
     let Some(egress) = attached(GROUP_EGRESS, "theirs", place.as_raw_fd().cast_unsigned()) else { return };
-    let bypassed = |pid: u32, ports| forwarding::bypassed(Path::new("/proc"), &[pid], ports, &|_| false).unwrap();
+    let look = |pid: u32, ports| forwarding::bypassed(Path::new("/proc"), &[pid], ports, &|_| false).unwrap();
+    let bypassed = |pid: u32, ports| look(pid, ports).at_group;
     let pod = group.process.id();
     let found = bypassed(pod, true);
+    assert_eq!((look(pod, true).group, look(pod, true).elsewhere), (Some(group.path.clone()), Vec::new()));
     assert_eq!(found.len(), 2, "{found:?}");
     let tells = |name: &str, place: &str, remedy: &str| {
         found.iter().any(|one| one.contains(name) && one.contains(place) && one.contains(remedy))
@@ -137,7 +139,7 @@ fn programs_that_probes_do_not_pass_are_named() {
     assert_eq!(bypassed(pod, false).len(), 1, "an echo is no connection");
     assert_eq!(bypassed(std::process::id(), true), [""; 0], "what this process passes, its probes pass");
     drop((connect, egress));
-    assert_eq!(bypassed(pod, true), [""; 0]);
+    assert_eq!(look(pod, true), Bypassed::default());
 }
 
 #[test]

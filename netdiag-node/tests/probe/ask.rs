@@ -40,7 +40,7 @@ pub fn ask_of(
     request: &SeriesRequest,
     within: Duration,
 ) -> Result<SeriesResult, Failure> {
-    let place = Place { netns: handle(pod), node: handle(node), resolver: None, unseen: Vec::new() };
+    let place = Place { netns: handle(pod), node: handle(node), resolver: None, group: None, unseen: Vec::new() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let result = runtime.block_on(engine.run(place, request, Instant::now() + within));
     if let Ok(result) = &result {

@@ -87,7 +87,8 @@ impl Host {
 
     pub fn series(&self, probe: Probe, count: u16, timeout_ms: u32, resolver: Option<Resolver>) -> SeriesResult {
         let netns = self.namespace.run(|| NetnsHandle::open("/proc/thread-self/ns/net".as_ref()).unwrap());
-        let place = Place { node: netns.clone(), netns, resolver: resolver.map(Arc::new), unseen: Vec::new() };
+        let place =
+            Place { node: netns.clone(), netns, resolver: resolver.map(Arc::new), group: None, unseen: Vec::new() };
         let request = SeriesRequest {
             probe,
             count: count.into(),

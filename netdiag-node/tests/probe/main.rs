@@ -4,9 +4,13 @@
 
 mod agent;
 mod ask;
+#[path = "../beyond/attach.rs"]
+#[expect(dead_code, reason = "these tests use a part")]
+mod attach;
 mod dns;
 mod engine;
 mod glibc;
+mod group;
 mod host;
 mod http;
 mod http2;

@@ -89,7 +89,7 @@ END");
     /// One attempt of the client, of an agent that may or may not fill links.
     pub fn series(&self, probe: Probe, throughput: bool) -> Result<SeriesResult, Failure> {
         let netns = self.client.run(|| NetnsHandle::open("/proc/thread-self/ns/net".as_ref()).unwrap());
-        let place = Place { node: netns.clone(), netns, resolver: None, unseen: Vec::new() };
+        let place = Place { node: netns.clone(), netns, resolver: None, group: None, unseen: Vec::new() };
         let request = SeriesRequest {
             probe,
             count: 1,

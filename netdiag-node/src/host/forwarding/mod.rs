@@ -25,7 +25,7 @@ pub(crate) use self::fate::interfaces;
 use self::filters::Filters;
 use self::route::Routes;
 use self::routing::Routing;
-pub use self::unevaluated::{Surroundings, bypassed};
+pub use self::unevaluated::{Bypassed, Surroundings, bypassed};
 use super::{ReadError, ipvs, trace};
 
 /// Times that the rules may change under a reading before it is given up. Writers such as kube-proxy commit in bursts of

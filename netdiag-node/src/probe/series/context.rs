@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::caps::Caps;
 use super::errqueue::QueuedError;
 use super::schedule::micros;
+use super::sockets::Maker;
 
 /// One thread's place in the world, shared by the attempts that it makes. The thread is in the namespace, and its fsuid is the
 /// owner that was asked for: every socket that it makes is the namespace's and the owner's.
@@ -25,6 +26,8 @@ pub(super) struct Context {
     /// The namespace's resolv.conf; none where it could not be read, and why is the series' to say.
     pub(super) resolver: Option<Arc<Resolver>>,
     caps: Arc<Caps>,
+    /// Makes the sockets where they are to be of a control group.
+    maker: Option<Maker>,
     asked: Instant,
     /// How long after the request the first socket was made.
     first_socket: OnceCell<Duration>,
@@ -46,17 +49,24 @@ pub(super) struct Ending {
 impl Context {
     pub(super) fn new(identity: Identity, resolver: Option<Arc<Resolver>>, caps: Arc<Caps>, asked: Instant) -> Self {
         let (first_socket, farewells) = (OnceCell::new(), TaskTracker::new());
-        Self { identity, resolver, caps, asked, first_socket, farewells }
+        Self { identity, resolver, caps, maker: None, asked, first_socket, farewells }
+    }
+
+    /// From now on sockets are made there.
+    pub(super) fn make_sockets_by(&mut self, maker: Maker) {
+        self.maker = Some(maker);
     }
 
     /// A non-blocking socket of the namespace, with the identity that was asked for.
-    #[expect(clippy::unused_async, reason = "a kind need not know that its thread is in the namespace already")]
     pub(super) async fn socket(&self, domain: Domain, kind: Type, protocol: Protocol) -> Result<Socket, ProbeFailure> {
-        self.make(domain, kind, protocol).map_err(|error| local(ProbeStage::Socket, &error))
+        self.make(domain, kind, protocol).await.map_err(|error| local(ProbeStage::Socket, &error))
     }
 
-    fn make(&self, domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
-        let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
+    async fn make(&self, domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+        let socket = match &self.maker {
+            Some(maker) => maker.socket(domain, kind, protocol).await?,
+            None => Socket::new(domain, kind.nonblocking(), Some(protocol))?,
+        };
         if let Some(mark) = self.identity.mark {
             socket.set_mark(mark)?;
         }

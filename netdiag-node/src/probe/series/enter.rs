@@ -152,7 +152,7 @@ impl Seat {
 }
 
 /// A socket's owner is the file system uid of the thread that makes it (`sock_alloc`, net/socket.c).
-fn own_sockets_as(uid: u32) -> Result<(), Failure> {
+pub(super) fn own_sockets_as(uid: u32) -> Result<(), Failure> {
     nix::unistd::setfsuid(Uid::from_raw(uid));
     // The call returns the uid before it and no error; a second one, to no uid at all, changes nothing and tells.
     if nix::unistd::setfsuid(Uid::from_raw(u32::MAX)).as_raw() == uid {

@@ -19,6 +19,7 @@ mod raw;
 mod ready;
 mod request;
 mod schedule;
+pub mod sockets;
 mod tally;
 mod tcp;
 mod tcp_info;
@@ -39,6 +40,8 @@ pub use caps::{AllowList, AllowListError, MAX_CONCURRENT, MAX_SERIES, PACKETS_PE
 use context::{Context, Ending};
 use enter::Threads;
 use schedule::Series;
+use sockets::Maker;
+pub use sockets::{Group, Joins};
 use tally::Tally;
 
 use crate::gap::Failure;
@@ -63,6 +66,8 @@ pub struct Place {
     pub node: NetnsHandle,
     /// The place's resolv.conf; none where it could not be read, and `unseen` says why.
     pub resolver: Option<Arc<Resolver>>,
+    /// The control group that the sockets are to be of, where that makes a difference.
+    pub group: Option<Group>,
     /// What could not be seen of the place, in words with a remedy.
     pub unseen: Vec<String>,
 }
@@ -92,41 +97,65 @@ impl Engine {
         let over = CancellationToken::new();
         let _ends_with_this = over.clone().drop_guard();
         let mut finder = endpoint::Finder::new(&place, &request.probe);
-        let threads = if request.parallel >= PARALLEL_OF_TWO_THREADS { 2 } else { 1 };
+        // One in a group: all its sockets pass the same programs, or none does.
+        let threads = if request.parallel >= PARALLEL_OF_TWO_THREADS && place.group.is_none() { 2 } else { 1 };
         let lanes = request.parallel.min(u16::try_from(request.count).unwrap_or(u16::MAX)).div_ceil(threads);
         let series = Arc::new(Series::new(request.clone(), Arc::clone(&self.caps), asked, until, finder.asker()));
         let mut workers = Vec::with_capacity(threads.into());
         for _ in 0..threads {
             let (series, caps, over) = (Arc::clone(&series), Arc::clone(&self.caps), over.clone());
             let (identity, resolver, turn) = (request.identity, place.resolver.clone(), Arc::clone(&turn));
-            let opener = finder.opener();
+            let (opener, group) = (finder.opener(), place.group.clone());
             let open = move || opener.map(endpoint::Opener::open);
             let work = async move |opened: Option<endpoint::Opened>| {
                 if let Some(opened) = opened {
                     opened.listen();
                 }
-                let context = Context::new(identity, resolver, caps, asked);
+                let mut context = Context::new(identity, resolver, caps, asked);
+                let bypassed = match group {
+                    Some(group) => join(&mut context, group, identity.uid).await,
+                    None => Vec::new(),
+                };
                 let tally = tokio::select! {
                     tally = schedule::run(&context, &series, lanes) => tally,
                     () = over.cancelled() => Tally::default(),
                 };
                 context.farewell(FAREWELL_WITHIN).await;
                 drop(turn);
-                tally
+                (tally, bypassed)
             };
             workers.push(self.threads.start(place.netns.clone(), request.identity, open, work)?);
         }
         finder.start();
         let mut tally = Tally::default();
+        let mut bypassed = Vec::new();
         for worker in workers {
-            tally.merge(worker.await.map_err(|_| Failure::Panicked)??);
+            let (made, passed_by) = worker.await.map_err(|_| Failure::Panicked)??;
+            tally.merge(made);
+            bypassed.extend(passed_by);
         }
         drop(series);
         let (endpoints, unseen) = finder.finish().await;
         let mut result = tally.result(request.count, &endpoints);
         result.unseen.extend(place.unseen);
+        result.unseen.extend(bypassed);
         result.unseen.extend(unseen);
         Ok(result)
+    }
+}
+
+/// Where the group cannot be joined, sockets are the agent's own; what they do not pass is returned, with the reason.
+async fn join(context: &mut Context, group: Group, uid: Option<u32>) -> Vec<String> {
+    match Maker::start(&group, uid).await {
+        Ok(maker) => {
+            context.make_sockets_by(maker);
+            Vec::new()
+        }
+        Err(why) => {
+            let mut bypassed = group.programs;
+            bypassed.push(why);
+            bypassed
+        }
     }
 }
 

@@ -8,7 +8,7 @@ mod tc;
 mod xfrm;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use netdiag_common::forwarding::packet::Origin;
 use netdiag_common::forwarding::path::{self, End};
@@ -54,22 +54,33 @@ struct Found {
     remedy: String,
 }
 
-/// Programs that packets of these processes pass, and what this process sends in their place does not: each in words, with a
-/// remedy. `ports`: of packets of TCP and UDP. An error means that no control group could be looked at.
+/// Programs that packets of a pod's processes pass, and what this process sends in their place does not: each in words, with a
+/// remedy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bypassed {
+    /// Those at `group`, or above it: sockets of processes in that group pass them.
+    pub at_group: Vec<String>,
+    /// Those at other groups of the processes alone.
+    pub elsewhere: Vec<String>,
+    /// Folder, in the cgroup v2 tree, of the one of the processes' groups that has most of them. None: there are none.
+    pub group: Option<PathBuf>,
+}
+
+/// Looks for programs that packets of these processes pass, and what this process sends does not. `ports`: of packets of TCP and
+/// UDP. An error means that no control group could be looked at.
 ///
 /// A socket belongs to the control group of the process that makes it (`cgroup_sk_alloc`, kernel/cgroup/cgroup.c), whatever its network
 /// namespace is. To be called where paths of control groups are whole.
-pub fn bypassed(
-    proc: &Path,
-    pids: &[u32],
-    ports: bool,
-    is_own: &dyn Fn(u32) -> bool,
-) -> Result<Vec<String>, ReadError> {
-    let found = programs::beside_our_own(proc, pids, ports, is_own)?;
-    let words = |Found { what, remedy, .. }| {
-        format!("{what}: the pod's own packets pass it, what this agent sends for the pod does not; {remedy}")
-    };
-    Ok(found.into_iter().map(words).collect())
+pub fn bypassed(proc: &Path, pids: &[u32], ports: bool, is_own: &dyn Fn(u32) -> bool) -> Result<Bypassed, ReadError> {
+    let beside = programs::beside_our_own(proc, pids, ports, is_own)?;
+    let mut bypassed = Bypassed { group: beside.group, ..Bypassed::default() };
+    for (Found { what, remedy, .. }, is_at_group) in beside.programs {
+        let list = if is_at_group { &mut bypassed.at_group } else { &mut bypassed.elsewhere };
+        list.push(format!(
+            "{what}: the pod's own packets pass it, what this agent sends for the pod does not; {remedy}"
+        ));
+    }
+    Ok(bypassed)
 }
 
 /// A place where something may be.

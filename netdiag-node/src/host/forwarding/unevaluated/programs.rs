@@ -1,6 +1,7 @@
 //! BPF programs and tc filters at the devices that a packet comes in by or leaves by, and at the groups of processes that
 //! send or receive it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -194,13 +195,21 @@ pub(super) fn at_groups(
     Ok(())
 }
 
+/// What runs at groups of processes, and not at the group of this one.
+pub(super) struct Beside {
+    /// Each once, with whether it runs at `group`.
+    pub(super) programs: Vec<(Found, bool)>,
+    /// Folder of the group where most of them run; none where there are none.
+    pub(super) group: Option<PathBuf>,
+}
+
 /// What runs at the groups of these processes, and not at the group of this one. `ports`: for TCP and UDP, too.
 pub(super) fn beside_our_own(
     proc: &Path,
     pids: &[u32],
     ports: bool,
     is_own: &dyn Fn(u32) -> bool,
-) -> Result<Vec<Found>, ReadError> {
+) -> Result<Beside, ReadError> {
     let mut places: Vec<(Attach, &'static str)> =
         vec![(Attach::CgroupEgress, "egress"), (Attach::CgroupIngress, "ingress")];
     if ports {
@@ -216,19 +225,28 @@ pub(super) fn beside_our_own(
     };
     let root = cgroup::root()?;
     let ours = process::own_unified_group(proc).unwrap_or_default();
-    let mut known = attached(&file::open(&below(root, &ours))?)?;
+    let ours = attached(&file::open(&below(root, &ours))?)?;
     let paths: BTreeSet<String> = pids.iter().filter_map(|pid| process::unified_group(proc, *pid)).collect();
+    let mut told = BTreeSet::new();
     let mut found = Vec::new();
+    let mut groups = Vec::new();
     for path in paths.iter().take(MAX_GROUPS) {
+        let folder = below(root, path);
         // One that is gone has no processes any more.
-        let Ok(group) = file::open(&below(root, path)) else { continue };
-        for (id, place) in attached(&group)? {
-            if known.insert((id, place)) && !is_own(id) {
-                found.push(named(id, "", &format!("{place} of control group {path}")));
+        let Ok(group) = file::open(&folder) else { continue };
+        let mut there = attached(&group)?;
+        there.retain(|program| !ours.contains(program) && !is_own(program.0));
+        for (id, place) in &there {
+            if told.insert((*id, *place)) {
+                found.push(((*id, *place), named(*id, "", &format!("{place} of control group {path}"))));
             }
         }
+        groups.push((folder, there));
     }
-    Ok(found)
+    let (group, there) = groups.into_iter().min_by_key(|(_, there)| Reverse(there.len())).unzip();
+    let there = there.unwrap_or_default();
+    let programs: Vec<_> = found.into_iter().map(|(program, found)| (found, there.contains(&program))).collect();
+    Ok(Beside { group: group.filter(|_| !programs.is_empty()), programs })
 }
 
 fn below(root: &Path, group: &str) -> PathBuf {
