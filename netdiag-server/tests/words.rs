@@ -31,6 +31,7 @@ const FAULTS: &[&str] = &[
     "np-global-deny",
     "ct-table-full",
     "neigh-failed-router-side",
+    "host-neigh-overflow",
     "ct-udp-stale-endpoint",
     "host-listen-overflow",
     "host-ip-forward-off",

@@ -21,6 +21,7 @@ mod enforced;
 pub mod external_traffic_policy_has_no_local_endpoint;
 pub mod foreign_rule_translates_path;
 pub mod hairpin_mode_off;
+mod hop;
 pub mod host_firewall_drops_path;
 pub mod internal_traffic_policy_has_no_local_endpoint;
 pub mod ip_forwarding_off;
@@ -32,6 +33,7 @@ pub mod listen_queue_overflows;
 pub mod listener_bound_to_loopback;
 pub mod load_balancer_source_ranges_exclude_client;
 pub mod name_does_not_exist;
+pub mod neighbour_table_full;
 pub mod neighbour_unresolved;
 mod overlay;
 pub mod overlay_ends_differ;
@@ -94,6 +96,7 @@ pub const ALL: &[&Condition] = &[
     &overlay_ends_differ::CONDITION,
     &path_mtu_black_hole::CONDITION,
     &neighbour_unresolved::CONDITION,
+    &neighbour_table_full::CONDITION,
     &conntrack_table_full::CONDITION,
     &target_port_not_listening::CONDITION,
     &listener_bound_to_loopback::CONDITION,

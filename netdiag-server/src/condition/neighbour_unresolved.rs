@@ -1,13 +1,14 @@
 //! A host on the path's link does not answer: the next hop, or the pod itself, whose link-layer address the node asks for in vain.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use netdiag_common::observation::neighbour::{Neighbours, Unresolved};
 use netdiag_common::observation::network::Network;
 use netdiag_common::{Gap, GapReason, Netns};
 
-use super::trace::{Met, Packets, dropped, probe_of};
+use super::hop::{Leg, legs, pairs};
+use super::trace::{Met, dropped, probe_of};
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::object::{Object, Pod};
 use crate::evidence::{KindName, Look, ObjectRef, Seen, View};
@@ -49,15 +50,6 @@ const REASONS: &[&str] = &["NEIGH_FAILED", "NEIGH_QUEUEFULL"];
 const WANTED_WITHIN_MS: u64 = 60_000;
 /// Three questions, a second apart (`mcast_solicit`, `retrans_time_ms`): an entry younger than this is just being asked.
 const ASKED_S: f64 = 4.0;
-
-/// What one node has to do for the path: send to this address.
-struct Leg<'p> {
-    node: &'p str,
-    packets: Packets,
-    /// The pod that has the address; none for a client that is a node.
-    pod: Option<&'p Pod>,
-    to_node: &'p str,
-}
 
 /// A leg whose next hop does not answer.
 struct Cut {
@@ -129,42 +121,6 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         predicts: &[Fate::Unreachable, Fate::Silence],
         fix: first.fix.clone(),
     })
-}
-
-/// Clients and the pods that they mean to reach, as far as they speak one address family.
-fn pairs(path: &Path) -> impl Iterator<Item = (&Client, &Backend, &Pod)> {
-    path.clients.iter().flat_map(move |client| {
-        path.ready_backends().filter_map(move |backend| {
-            // An endpoint may name a pod whose address is another one by now: then nobody should answer.
-            let has = |pod: &&Pod| !pod.spec.host_network && pod.addresses().any(|own| own == backend.address);
-            let pod = backend.pod.as_deref().filter(has)?;
-            let speaks = client.addresses.iter().any(|own| own.is_ipv4() == backend.address.is_ipv4());
-            (speaks && !backend.node.is_empty()).then_some((client, backend, pod))
-        })
-    })
-}
-
-/// There, from the client's node and from the endpoint's own; and back the same way.
-fn legs<'p>(path: &Path, client: &'p Client, backend: &'p Backend, pod: &'p Pod) -> Vec<Leg<'p>> {
-    let own = client.addresses.iter().copied().find(|own| own.is_ipv4() == backend.address.is_ipv4());
-    let Some(own) = own else { return Vec::new() };
-    let there =
-        Packets { source: own, destination: SocketAddr::new(backend.address, backend.port), protocol: path.protocol };
-    let leg = |node, packets, pod, to_node| Leg { node, packets, pod, to_node };
-    let mut legs = vec![leg(client.node.as_str(), there, Some(pod), backend.node.as_str())];
-    if backend.node != client.node {
-        legs.push(leg(&backend.node, there, Some(pod), &backend.node));
-    }
-    // A node reaches its own addresses without a neighbour.
-    let own_pod = client.pod.as_deref().filter(|pod| !pod.spec.host_network);
-    let back = Packets { source: backend.address, destination: SocketAddr::new(own, 0), protocol: path.protocol };
-    if backend.node != client.node {
-        legs.push(leg(&backend.node, back, own_pod, &client.node));
-    }
-    if own_pod.is_some() {
-        legs.push(leg(&client.node, back, own_pod, &client.node));
-    }
-    legs
 }
 
 fn look(path: &Path, leg: &Leg, met: Met, view: &mut View) -> Found {
