@@ -10,11 +10,12 @@ use netdiag_common::observation::series::{MAX_SERIES_MS, Probe};
 use netdiag_common::observation::tag::{MAX_TAG_ALTERNATIVES, TagTuple};
 use netdiag_common::{Gap, GapReason, Netns};
 
+use super::kind::Kind;
 use super::plan::{self, Aim, MAX_REQUEST_MS, Plan, Shot};
 use super::rights::Rights;
 use super::run::{Sender, Series, Wish, over};
 use super::tally::Tally;
-use super::words::{Kind, ProbeRequest};
+use super::words::ProbeRequest;
 use crate::ask::Source;
 use crate::evidence::Cluster;
 use crate::evidence::object::ServicePort;

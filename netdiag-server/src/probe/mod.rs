@@ -7,6 +7,7 @@ pub mod conclude;
 pub mod endpoints;
 mod entrance;
 mod follow;
+mod kind;
 pub mod ladder;
 pub mod matrix;
 pub(crate) mod plan;
@@ -20,8 +21,9 @@ pub mod tally;
 mod words;
 
 pub use follow::MAX_FOLLOWED;
+pub use kind::Kind;
 pub use plan::{Aim, Goal, MAX_REQUEST_MS, Plan, PlanError, Shot, namespace_of, plan, words_of};
 pub use rights::{NoRight, Rights};
 pub use run::{Probed, RunError, Sender, Series, run};
 pub use tally::Tally;
-pub use words::{Family, Kind, Options, ProbeRequest, Segment, Transport};
+pub use words::{Family, Options, ProbeRequest, Segment, Transport};

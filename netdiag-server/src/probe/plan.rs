@@ -11,9 +11,10 @@ use netdiag_common::observation::series::{
 use netdiag_common::{Need, Netns, Tier, Topic, Window};
 
 use super::follow::{self, MAX_FOLLOWED, MAX_FOLLOWED_MS};
+use super::kind::Kind;
 use super::secret::SecretName;
 use super::shots;
-use super::words::{Kind, ProbeRequest};
+use super::words::ProbeRequest;
 use crate::evidence::Cluster;
 use crate::path::{self, Client, Path, ResolveError, TargetObject};
 use crate::question::{DEFAULT_BUDGET, Origin, ParseError, Purpose, Question, Target};

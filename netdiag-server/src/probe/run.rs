@@ -10,6 +10,7 @@ use netdiag_common::observation::series::dns::{DnsAsking, DnsProbe, DnsReport};
 use netdiag_common::observation::series::{Identity, MAX_KEPT_ATTEMPTS, MAX_SERIES_MS, Probe, SeriesRequest};
 use netdiag_common::{Gap, GapReason, Need, Reading};
 
+use super::kind::Kind;
 use super::ladder::{self, Ladder};
 use super::matrix::{self, Matrix};
 use super::plan::{self, Aim, Ends, MAX_REQUEST_MS, Plan, PlanError, Schedule, Shot};
@@ -17,7 +18,6 @@ use super::rights::{NoRight, Rights};
 use super::secret::{Compared, SecretName};
 use super::shots;
 use super::tally::Tally;
-use super::words::Kind;
 use crate::ask::Source;
 use crate::ask::step::need_in_words;
 use crate::evidence::Cluster;

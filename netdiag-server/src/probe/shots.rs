@@ -12,8 +12,9 @@ use netdiag_common::observation::series::{
     HttpProbe, IcmpProbe, PathMtuProbe, PathProbe, Probe, RawProbe, TcpProbe, ThroughputProbe, TlsProbe, UdpProbe,
 };
 
+use super::kind::Kind;
 use super::plan::{Ends, PlanError, Shot, needs_port};
-use super::words::{Family, Kind, Options, ProbeRequest, Segment, Transport};
+use super::words::{Family, Options, ProbeRequest, Segment, Transport};
 use crate::evidence::Cluster;
 use crate::path;
 
