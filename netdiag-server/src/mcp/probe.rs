@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use netdiag_common::observation::series::MAX_SERIES_PARALLEL;
 use rmcp::model::{JsonObject, Tool};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -31,7 +32,15 @@ struct Input {
     #[serde(default)]
     count: u32,
     #[serde(default)]
+    interval_us: u64,
+    #[serde(default)]
     timeout_ms: u32,
+    #[serde(default)]
+    parallel: u16,
+    #[serde(default)]
+    uid: Option<u32>,
+    #[serde(default)]
+    mark: Option<u32>,
     #[serde(default)]
     path: String,
     #[serde(default)]
@@ -65,11 +74,15 @@ pub fn tool() -> Tool {
             "to": {"type": "string", "description": "service/NAMESPACE/NAME:PORT, pod/NAMESPACE/NAME:PORT, node/NAME:PORT, NAME:PORT, ADDRESS:PORT or a URL. For dns: the name to look up"},
             "family": {"type": "string", "enum": ["any", "ipv4", "ipv6"], "default": "any", "description": "Only addresses of this family"},
             "count": {"type": "integer", "minimum": 0, "maximum": MAX_COUNT, "default": 0, "description": "Attempts to each address; 0 for what is usual. With several endpoints ask for 8 or more of each"},
+            "interval_us": {"type": "integer", "minimum": 0, "default": 0, "description": "From one attempt's start to the next one's, microseconds; 0: as soon as there is a place. Count times interval is at most 120 s"},
             "timeout_ms": {"type": "integer", "minimum": 0, "maximum": MAX_TIMEOUT_MS, "default": 0, "description": "Of each attempt; 0 for what is usual"},
-            "path": {"type": "string", "default": "", "description": "http: the path, where `to` is no URL"},
+            "parallel": {"type": "integer", "minimum": 0, "maximum": MAX_SERIES_PARALLEL, "default": 0, "description": "Attempts on their way at one time; 0 for 1, or with interval_us as many as keep it"},
+            "uid": {"type": "integer", "minimum": 0, "maximum": u32::MAX, "description": "Owner of the sockets, as rules of meshes see it; needs the capability SETUID at the agent"},
+            "mark": {"type": "integer", "minimum": 0, "maximum": u32::MAX, "description": "Mark of the packets (SO_MARK)"},
+            "path": {"type": "string", "default": "", "description": "http: the path, where `to` is no URL. dns over HTTPS: the path of the queries"},
             "https": {"type": "boolean", "default": false, "description": "http: TLS, where `to` is no URL"},
             "server_name": {"type": "string", "default": "", "description": "http and tls: SNI, and the name that the certificate must have"},
-            "server": {"type": "string", "default": "", "description": "dns: ADDRESS[:PORT], service/NAMESPACE/NAME, or each for every server of the cluster's DNS; without it, as a program of the pod asks"},
+            "server": {"type": "string", "default": "", "description": "dns: ADDRESS[:PORT], service/NAMESPACE/NAME, or each: those of the pod's resolv.conf, the cluster's DNS and its replicas, the node's cache and CoreDNS's upstreams apart; without it, as a program of the pod asks"},
             "source_port": {"type": "integer", "minimum": 0, "maximum": 65535, "default": 0, "description": "tcp and udp: every attempt from this port; finds stale entries of connection tracking"},
             "options": {"type": "object", "default": {}, "description": options},
             "follow": {"type": "boolean", "default": false, "description": "tcp, tls, udp, icmp, raw, http to an address or object, and dns to a server: the nodes' kernels follow each attempt, up to 5, until one fails, and tell its way: translations, nodes, and where and by what it was dropped. Takes 8 s each"},
@@ -116,6 +129,7 @@ fn request(input: &Input) -> ProbeRequest {
     request.count = Some(input.count).filter(|count| *count > 0);
     request.timeout_ms = Some(input.timeout_ms).filter(|timeout| *timeout > 0);
     request.follow = input.follow;
+    (request.interval_us, request.uid, request.mark) = (input.interval_us, input.uid, input.mark);
     let others = input.options.clone();
     request.options = Options {
         path: text(&input.path).or(others.path),
@@ -125,6 +139,8 @@ fn request(input: &Input) -> ProbeRequest {
         source_port: Some(input.source_port).filter(|port| *port > 0).or(others.source_port),
         ..others
     };
+    request.parallel =
+        Some(input.parallel).filter(|parallel| *parallel > 0).unwrap_or_else(|| request.usual_parallel());
     request
 }
 
@@ -170,6 +186,15 @@ mod tests {
         let options = request(&input).options;
         assert_eq!((options.path.as_deref(), options.method.as_deref()), (Some("/a"), Some("HEAD")));
         assert_eq!((options.headers, options.expect), (vec!["X-A: b".to_owned()], vec![204]));
+        let sent = json!({"kind": "tcp", "from": "node/n1", "to": "node/n2:22", "count": 10, "interval_us": 500,
+            "timeout_ms": 20, "uid": 0, "mark": 7});
+        let of = |input: Value| request(&serde_json::from_value(input).expect("an input"));
+        let kept = of(sent.clone());
+        assert_eq!((kept.interval_us, kept.uid, kept.mark), (500, Some(0), Some(7)));
+        assert_eq!(kept.parallel, 40, "as many as keep the interval, as on the command line");
+        let mut two = sent;
+        two["parallel"] = 2.into();
+        assert_eq!(of(two).parallel, 2);
         let strange = json!({"kind": "tcp", "from": "a", "to": "b", "options": {"colour": "red"}});
         assert!(
             serde_json::from_value::<Input>(strange).err().is_some_and(|error| error.to_string().contains("colour"))

@@ -101,7 +101,7 @@ pub struct Options {
     /// HTTP: TLS, where `to` is no URL.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub https: bool,
-    /// HTTP: where `to` is no URL.
+    /// HTTP: where `to` is no URL. DNS over HTTPS: of the queries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

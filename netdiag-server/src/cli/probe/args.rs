@@ -119,6 +119,9 @@ pub(super) struct DnsArgs {
     /// Name in the server's certificate, for DNS over TLS and HTTPS
     #[arg(long, value_name = "NAME", requires = "server")]
     server_name: Option<String>,
+    /// Path of the queries, for DNS over HTTPS; else /dns-query
+    #[arg(long, value_name = "PATH", requires = "server")]
+    path: Option<String>,
     #[command(flatten)]
     common: Common,
 }
@@ -273,6 +276,7 @@ impl KindArgs {
                     edns_bytes: a.edns_bytes,
                     apart: a.apart,
                     server_name: a.server_name,
+                    path: a.path,
                     ..none
                 };
                 (Kind::Dns, options, a.common)
@@ -364,6 +368,7 @@ mod tests {
             ("tcp --source-port 4000 --close reset -c 10 --interval 10ms", Kind::Tcp),
             ("http --path /healthz --expect 200,204 --http-version http2 --method HEAD --alpn h2", Kind::Http),
             ("dns --type a,AAAA --server each --transport tcp --apart", Kind::Dns),
+            ("dns --server 10.96.0.10 --transport https --server-name dns.example --path /resolve", Kind::Dns),
             ("tls --each-version --server-name web.shop --secret shop/web-tls", Kind::Tls),
             ("udp --datagrams 10 --bytes 100 --gap-us 5", Kind::Udp),
             ("icmp --ttl 3 --dont-fragment --bytes 1400", Kind::Icmp),
