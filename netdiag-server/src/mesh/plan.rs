@@ -15,7 +15,6 @@ use crate::evidence::Cluster;
 /// Replicas of the cluster's DNS that one node asks in one round; the next ones in the next.
 pub const DNS_REPLICAS: usize = 4;
 /// Where a node says which zone it is in (well-known labels of Kubernetes).
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// What kubeadm and most installers use, when the Corefile does not say.
 const USUAL_DOMAIN: &str = "cluster.local";
 
@@ -37,7 +36,7 @@ pub fn plan(cluster: &Cluster, settings: &Settings, round: u64) -> Plan {
     let mut zones = BTreeMap::new();
     for node in cluster.nodes.iter() {
         let name = node.metadata.name.as_str();
-        let zone = node.metadata.labels.get(ZONE_LABEL).map_or("", String::as_str);
+        let zone = node.zone();
         zones.insert(name.to_owned(), zone.to_owned());
         match node.internal_ips().next() {
             Some(address) => members.push((name, zone, address)),

@@ -6,7 +6,7 @@ use crate::answer::page::{Page, Paint, Tone};
 use crate::probe::conclude::in_words;
 use crate::probe::endpoints::CONFIDENCE;
 use crate::probe::ladder::{Climbed, Ladder, Role, Rung};
-use crate::probe::matrix::{COLUMNS, Matrix, Row};
+use crate::probe::matrix::{COLUMNS, Column, Matrix, Row, ZONE_COLUMNS};
 use crate::probe::tally::EndpointCount;
 
 /// Columns of a matrix's first column, and of each other one.
@@ -187,22 +187,20 @@ impl Role {
 
 impl Matrix {
     fn lines(&self, page: &mut Page) {
-        let mut family = "";
-        for row in &self.rows {
-            if row.family != family {
-                family = &row.family;
-                page.heading(&format!("matrix, {family}"));
-                for line in [0, 1] {
-                    let titles = COLUMNS.iter().map(|column| padded(column.title()[line], CELL));
-                    page.row(format!("{}{}", " ".repeat(FROM), titles.collect::<String>()).trim_end());
-                }
+        for rows in self.rows.chunk_by(|one, next| one.family == next.family) {
+            let family = &rows[0].family;
+            table(page, &format!("matrix, {family}"), &COLUMNS, rows);
+            if !self.zones.is_empty() {
+                let title = format!("other nodes by zone ({}), {family}", self.zones.join(", "));
+                table(page, &title, &ZONE_COLUMNS, rows);
             }
-            row.line(page);
         }
         page.row("");
         page.row("✓ works   ✗r refused   ✗t no answer   ✗n unreachable   ✗ failed otherwise   – nothing to try");
         for row in self.rows.iter().filter(|row| row.from != "signature") {
-            for cell in row.cells.iter().filter(|cell| cell.failed > 0) {
+            // What fails by zone is among these already.
+            let own = row.cells.iter().filter(|cell| !ZONE_COLUMNS.contains(&cell.column));
+            for cell in own.filter(|cell| cell.failed > 0) {
                 let title = cell.column.words();
                 page.line(
                     "failed",
@@ -210,12 +208,27 @@ impl Matrix {
                 );
             }
         }
+        for who in &self.without_zone {
+            page.line("no zone", who);
+        }
+    }
+}
+
+fn table(page: &mut Page, title: &str, columns: &[Column], rows: &[Row]) {
+    page.heading(title);
+    for line in [0, 1] {
+        let titles = columns.iter().map(|column| padded(column.title()[line], CELL));
+        page.row(format!("{}{}", " ".repeat(FROM), titles.collect::<String>()).trim_end());
+    }
+    for row in rows {
+        row.line(page, columns);
     }
 }
 
 impl Row {
-    fn line(&self, page: &mut Page) {
-        let cells = self.cells.iter().map(|cell| padded(&cell.mark, CELL));
+    fn line(&self, page: &mut Page, columns: &[Column]) {
+        let own = self.cells.iter().filter(|cell| columns.contains(&cell.column));
+        let cells = own.map(|cell| padded(&cell.mark, CELL));
         // A longer name moves its own row only.
         let from = padded(&format!("{} ", self.from), FROM);
         page.row(format!("{from}{}", cells.collect::<String>()).trim_end());

@@ -21,7 +21,7 @@ pub use gateway::{
     BackendRef, GATEWAY_GROUP, Gateway, HttpRoute, Listener, ParentRef, RouteMatch, RouteRule, SecretRef, ValueMatch,
 };
 pub use ingress::{Ingress, IngressBackend, IngressPath, IngressTls};
-pub use node::{Node, NodeAddress, NodeSpec, NodeStatus};
+pub use node::{Node, NodeAddress, NodeSpec, NodeStatus, ZONE_LABEL};
 pub use pod::{Container, ContainerPort, ContainerState, ContainerStatus, Pod, PodIp, PodSpec, PodStatus, StateDetail};
 pub use policy::{IpBlock, NetworkPolicy, NetworkPolicySpec, PolicyPeer, PolicyPort, PolicyRule};
 pub use service::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice, Service, ServicePort, ServiceSpec};

@@ -7,6 +7,9 @@ use serde::Deserialize;
 
 use super::{Meta, ObjectCondition, null_default};
 
+/// What a node's zone is known by (k8s.io/api/core/v1, `LabelTopologyZone`).
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 pub struct Node {
     pub metadata: Meta,
@@ -45,6 +48,11 @@ impl Node {
     /// The addresses of type InternalIP.
     pub fn internal_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.status.addresses.iter().filter(|a| a.kind == "InternalIP").filter_map(|a| a.address.parse().ok())
+    }
+
+    /// Of [`ZONE_LABEL`]; empty without one.
+    pub fn zone(&self) -> &str {
+        self.metadata.labels.get(ZONE_LABEL).map_or("", String::as_str)
     }
 
     pub fn is_ready(&self) -> bool {
