@@ -97,7 +97,8 @@ impl<S: Source, R: Rights> Sender<'_, S, R> {
         let mut gaps: Vec<Gap> = Vec::new();
         let mut all = Vec::new();
         for shot in shots {
-            let mut series = Series { to: shot.to.clone(), tally: Tally::default(), followed: None, compared: None };
+            let (to, tally) = (shot.to.clone(), Tally::default());
+            let mut series = Series { to, tally, followed: None, compared: None, back: None };
             for attempt in 0..plan.request.count() {
                 let left = plan.request.count() - attempt;
                 if started.elapsed() > Duration::from_millis(MAX_REQUEST_MS - MAX_SERIES_MS) {

@@ -3,6 +3,7 @@
 //! [`plan`] is pure; [`run`] asks the agents, which send: see `observation::series` for their words and limits. What is to be
 //! followed is sent attempt by attempt, by [`crate::followed`].
 
+mod back;
 pub mod conclude;
 pub mod endpoints;
 mod entrance;
@@ -20,6 +21,7 @@ pub mod stats;
 pub mod tally;
 mod words;
 
+pub use back::Back;
 pub use follow::MAX_FOLLOWED;
 pub use kind::Kind;
 pub use plan::{Aim, Goal, MAX_REQUEST_MS, Plan, PlanError, Shot, namespace_of, plan, words_of};

@@ -10,6 +10,7 @@ use netdiag_common::observation::series::dns::{DnsAsking, DnsProbe, DnsReport};
 use netdiag_common::observation::series::{Identity, MAX_KEPT_ATTEMPTS, MAX_SERIES_MS, Probe, SeriesRequest};
 use netdiag_common::{Gap, GapReason, Need, Reading};
 
+use super::back::{self, Back};
 use super::kind::Kind;
 use super::ladder::{self, Ladder};
 use super::matrix::{self, Matrix};
@@ -53,6 +54,8 @@ pub struct Series {
     pub followed: Option<Followed>,
     /// What is served beside the Secret that was named.
     pub compared: Option<Compared>,
+    /// It is the way back of another one.
+    pub back: Option<Back>,
 }
 
 /// Why nothing was sent.
@@ -120,7 +123,10 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
     let schedule = plan::schedule(&plan.request, 1);
     let wish = |shot| Wish { client: plan.client.clone(), shot, schedule };
     let wishes: Vec<Wish> = shots.into_iter().map(wish).collect();
-    let (mut series, mut gaps) = sender.send(plan, &wishes).await;
+    let (mut series, mut gaps) = match plan.request.kind {
+        Kind::Mtu => back::send_both(sender, plan, wishes).await,
+        _ => sender.send(plan, &wishes).await,
+    };
     if let Some(secret) = &plan.request.options.secret {
         let secret = secret.parse::<SecretName>()?;
         for series in &mut series {
@@ -228,7 +234,7 @@ impl<S: Source, R: Rights> Sender<'_, S, R> {
                 let why = if open.is_dead { open.tally.untried_because.clone() } else { over() };
                 open.tally.join(Tally::none(open.left, &why), 0);
             }
-            Series { to: wish.shot.to.clone(), tally: open.tally, followed: None, compared: None }
+            Series { to: wish.shot.to.clone(), tally: open.tally, followed: None, compared: None, back: None }
         });
         (series.collect(), gaps)
     }

@@ -11,8 +11,11 @@ use crate::probe::matrix::Matrix;
 use crate::probe::secret::{Compared, Outcome};
 use crate::probe::{self, Kind, Probed, Series, Tally, endpoints};
 
+mod mtu;
 mod text;
 mod words;
+
+pub use mtu::MtuAdvice;
 
 pub const PROBE_SCHEMA: &str = "netdiag.probe/v1";
 
@@ -75,6 +78,9 @@ pub struct SeriesEntry {
     /// The served certificate beside that of the Secret that was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Compared>,
+    /// Path MTU: the value of this way, and what to set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<MtuAdvice>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -117,6 +123,7 @@ fn entry(series: &Series, probed: &Probed) -> SeriesEntry {
         details: words::details(&series.tally, &probed.cluster),
         followed: series.followed.as_ref().map(|way| followed::entry(way, &probed.cluster)),
         secret: series.compared.clone(),
+        mtu: mtu::advice(series, probed),
     };
     entry.judge();
     entry
@@ -153,6 +160,7 @@ impl ProbeAnswer {
                     known.details = series.details;
                     known.followed = series.followed.or(known.followed.take());
                     known.secret = series.secret.or(known.secret.take());
+                    known.mtu = series.mtu.or(known.mtu.take());
                     known.judge();
                 }
                 None => self.series.push(series),
@@ -184,6 +192,12 @@ impl ProbeAnswer {
             () => ProbeStatus::Well,
         };
         self.verdict = self.summary();
+        let ways = mtu::ways(&self.series).join("; ");
+        match self.status {
+            _ if ways.is_empty() => {}
+            ProbeStatus::Well => self.verdict = ways,
+            _ => self.verdict.push_str(&format!("; {ways}")),
+        }
     }
 
     fn summary(&self) -> String {

@@ -23,6 +23,7 @@ use crate::probe::rights::Unchecked;
 use crate::probe::{ProbeRequest, Sender};
 
 mod followed;
+mod mtu;
 mod zones;
 
 /// Agents that answer by the target alone.
@@ -79,6 +80,7 @@ impl Agents {
         let to = match &request.probe {
             Probe::Tcp(probe) => Some(probe.to),
             Probe::Icmp(probe) => Some((probe.to, 0).into()),
+            Probe::PathMtu(probe) => Some(probe.to),
             Probe::Http(probe) => probe.to,
             _ => None,
         };
@@ -94,6 +96,9 @@ impl Agents {
                     .map(|(_, class)| *class);
                 if let Probe::Http(probe) = &request.probe {
                     return over_http(number, probe, class);
+                }
+                if let Probe::PathMtu(probe) = &request.probe {
+                    return mtu::searched(number, probe, class);
                 }
                 let failure = class.map(|class| ProbeFailure {
                     stage: ProbeStage::Connect,

@@ -87,6 +87,9 @@ impl SeriesEntry {
         for detail in &self.details {
             page.line(&detail.label, &detail.text);
         }
+        if let Some(mtu) = &self.mtu {
+            page.line("advice", &mtu.words);
+        }
         if let Some(compared) = &self.secret {
             page.line("secret", &compared.words);
         }

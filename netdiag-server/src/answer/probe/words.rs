@@ -1,5 +1,7 @@
 //! Probes in words: the verdict of a series, and what single reports tell.
 
+use std::net::IpAddr;
+
 use netdiag_common::observation::series::dns::DnsQuery;
 use netdiag_common::observation::series::http::HttpExchange;
 use netdiag_common::observation::series::path::Hop;
@@ -124,7 +126,7 @@ pub(super) fn details(tally: &Tally, cluster: &Cluster) -> Vec<Detail> {
     lines.into_iter().take(MAX_LINES).map(|(label, text)| Detail { label: label.to_owned(), text }).collect()
 }
 
-fn report(attempt: &AttemptEntry) -> Option<ProbeReport> {
+pub(super) fn report(attempt: &AttemptEntry) -> Option<ProbeReport> {
     serde_json::from_value(attempt.report.clone()).ok()
 }
 
@@ -302,16 +304,17 @@ fn path(report: &PathReport, cluster: &Cluster) -> Vec<Line> {
     lines
 }
 
+/// `172.30.0.12 (node n2)`.
+pub(super) fn named(address: IpAddr, cluster: &Cluster) -> String {
+    match (cluster.node_by_address(address), cluster.pod_by_address(address)) {
+        (Some(node), _) => format!("{address} (node {})", node.metadata.name),
+        (None, Some(pod)) => format!("{address} (pod {}/{})", pod.metadata.namespace, pod.metadata.name),
+        (None, None) => address.to_string(),
+    }
+}
+
 fn of_hop(hop: &Hop, cluster: &Cluster) -> String {
-    let names: Vec<String> = hop
-        .addresses
-        .iter()
-        .map(|address| match (cluster.node_by_address(*address), cluster.pod_by_address(*address)) {
-            (Some(node), _) => format!("{address} (node {})", node.metadata.name),
-            (None, Some(pod)) => format!("{address} (pod {}/{})", pod.metadata.namespace, pod.metadata.name),
-            (None, None) => address.to_string(),
-        })
-        .collect();
+    let names: Vec<String> = hop.addresses.iter().map(|address| named(*address, cluster)).collect();
     let who = if names.is_empty() { "nobody".to_owned() } else { names.join(" or ") };
     let rtt = hop.rtt_us.map(|rtt| format!(", {}", ms(rtt))).unwrap_or_default();
     let said = hop.said.as_ref().map(|said| format!(": {said}")).unwrap_or_default();

@@ -340,6 +340,7 @@ mod tests {
             details: Vec::new(),
             followed: None,
             secret: None,
+            mtu: None,
         };
         let page = metrics(&ProbeAnswer {
             schema: String::new(),
