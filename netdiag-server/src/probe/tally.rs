@@ -303,7 +303,7 @@ pub(crate) fn decoded(text: &str) -> Result<Histogram<u64>, String> {
     read.map_err(|error| format!("its histogram does not decode: {error}"))
 }
 
-fn encoded(histogram: &Histogram<u64>) -> Result<String, String> {
+pub(crate) fn encoded(histogram: &Histogram<u64>) -> Result<String, String> {
     let mut bytes = Vec::new();
     V2Serializer::new()
         .serialize(histogram, &mut bytes)

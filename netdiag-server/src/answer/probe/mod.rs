@@ -11,6 +11,7 @@ use crate::probe::matrix::Matrix;
 use crate::probe::secret::{Compared, Outcome};
 use crate::probe::{self, Kind, Probed, Series, Tally, endpoints};
 
+mod histogram;
 mod mtu;
 mod text;
 mod words;

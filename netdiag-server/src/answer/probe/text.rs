@@ -1,7 +1,7 @@
 //! Probes on a terminal: the verdict, then what each target, rung or way came to.
 
-use super::words::{ms, of_failure};
-use super::{ProbeAnswer, ProbeStatus, SeriesEntry};
+use super::words::{ms, of_failure, telling};
+use super::{ProbeAnswer, ProbeStatus, SeriesEntry, histogram};
 use crate::answer::page::{Page, Paint, Tone};
 use crate::probe::conclude::in_words;
 use crate::probe::endpoints::CONFIDENCE;
@@ -77,6 +77,9 @@ impl SeriesEntry {
                 ms(times.max_us)
             );
             page.column("time", &times.phase, &words);
+        }
+        for (index, line) in telling(tally).map(histogram::lines).unwrap_or_default().iter().enumerate() {
+            page.verbatim(if index == 0 { "histogram" } else { "" }, line);
         }
         if !self.endpoints.is_empty() {
             page.line("endpoints", &self.endpoints);

@@ -15,7 +15,7 @@ use super::Detail;
 use crate::evidence::Cluster;
 use crate::probe::Tally;
 use crate::probe::matrix::Matrix;
-use crate::probe::tally::{AttemptEntry, FailureCount};
+use crate::probe::tally::{AttemptEntry, FailureCount, PhaseEntry};
 
 /// Queries, hops and certificates of one report that are told.
 const MAX_LINES: usize = 24;
@@ -62,11 +62,15 @@ pub(super) fn of_failure(failure: &FailureCount) -> String {
     format!("{}{errno} at {} after {after}{said_by}: {}", failure.class, failure.stage, failure.why)
 }
 
-/// Of the phase that says most about the network.
 fn median(tally: &Tally) -> Option<(&str, u64)> {
+    telling(tally).map(|times| (times.phase.as_str(), times.p50_us))
+}
+
+/// The phase that says most about the network.
+pub(super) fn telling(tally: &Tally) -> Option<&PhaseEntry> {
     let order = ["rtt", "connect", "lookup", "total"];
     let of = |phase: &str| tally.times.iter().find(|times| times.phase == phase);
-    order.iter().find_map(|phase| of(phase)).or(tally.times.first()).map(|times| (times.phase.as_str(), times.p50_us))
+    order.iter().find_map(|phase| of(phase)).or(tally.times.first())
 }
 
 /// `0.21 ms`, `1.5 s`.

@@ -92,6 +92,6 @@ async fn nothing_is_to_be_set_where_whole_packets_get_through() {
 
 #[tokio::test]
 async fn a_target_that_is_no_pod_is_measured_one_way() {
-    let answer = asked_mtu("172.30.0.12:0", &[]).await;
+    let answer = asked_mtu("172.30.0.12", &[]).await;
     assert_eq!(answer.series.len(), 1, "{:?}", answer.series);
 }
