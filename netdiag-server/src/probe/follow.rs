@@ -38,7 +38,7 @@ pub(super) fn is_possible(aim: &Aim, request: &ProbeRequest) -> bool {
     match aim {
         Aim::Shots(shots) => shots.iter().all(|shot| ends(&shot.probe).is_some()),
         Aim::Lookup { .. } => matches!(request.kind, Kind::Tcp | Kind::Tls | Kind::Udp | Kind::Icmp | Kind::Raw),
-        Aim::Service => false,
+        Aim::Servers { .. } | Aim::Service => false,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod back;
 pub mod conclude;
+mod corefile;
 pub mod endpoints;
 mod entrance;
 mod follow;
@@ -16,6 +17,7 @@ pub mod rights;
 mod run;
 mod rungs;
 pub mod secret;
+mod servers;
 mod shots;
 pub mod stats;
 pub mod tally;

@@ -41,6 +41,10 @@ pub enum Aim {
         name: String,
         port: Option<u16>,
     },
+    /// A name by each DNS server that the client may meet: some are known by its resolv.conf alone, which is read first.
+    Servers {
+        name: String,
+    },
     /// Rungs and cells are chosen as results come in.
     Service,
 }
@@ -175,7 +179,8 @@ fn aim(plan: &Plan, goal: Goal, cluster: &Cluster) -> Result<Aim, PlanError> {
             (Goal::Object(_), Some(path)) => name_of(path).ok_or_else(|| not_a_name(&request.to))?,
             _ => return Err(not_a_name(&request.to)),
         };
-        return Ok(Aim::Shots(shots::dns(request, &name, cluster)?));
+        let each = request.options.server.as_deref() == Some("each");
+        return Ok(if each { Aim::Servers { name } } else { Aim::Shots(shots::dns(request, &name, cluster)?) });
     }
     let ends: Vec<Ends> = match goal {
         Goal::Url(url) if request.kind == Kind::Http => return Ok(Aim::Shots(vec![shots::url(request, &url, None)?])),

@@ -90,6 +90,7 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
     let cluster = sender.cluster.clone();
     let mut probed = Probed { cluster, plan, series: Vec::new(), ladders: Vec::new(), matrix: None, gaps: Vec::new() };
     let plan = &probed.plan;
+    let mut left_out = Vec::new();
     let shots = match &plan.aim {
         Aim::Service if plan.request.kind == Kind::Ladder => {
             (probed.ladders, probed.gaps) = ladder::climb(sender, plan).await?;
@@ -101,6 +102,11 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
             return Ok(probed);
         }
         Aim::Shots(shots) => shots.clone(),
+        Aim::Servers { name } => {
+            let each = sender.each_server(plan, name).await;
+            (probed.gaps, left_out) = (each.gaps, each.left_out);
+            each.shots
+        }
         Aim::Lookup { name, port } => {
             let (lookup, gaps) = sender.send(plan, &[wish_of_name(plan, name)]).await;
             let addresses = lookup.iter().filter_map(|lookup| lookup.tally.report::<DnsReport>());
@@ -134,6 +140,9 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
             series.compared = Some(compared);
             gaps.extend(gap);
         }
+    }
+    if let Some(first) = series.first_mut() {
+        first.tally.unseen.extend(left_out);
     }
     probed.series.extend(series);
     probed.gaps.extend(gaps);

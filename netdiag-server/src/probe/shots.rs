@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use netdiag_common::observation::Protocol;
 use netdiag_common::observation::series::dns::{DnsAsking, DnsProbe, DnsTransport, DnsType};
 use netdiag_common::observation::series::http::HttpVersion;
 use netdiag_common::observation::series::path::PathBy;
@@ -29,8 +28,8 @@ const USUAL_MAX_BYTES: u64 = 64 << 20;
 const USUAL_BODY_BYTES: u32 = 64 << 10;
 /// Where traceroute(8) begins: nobody listens there.
 const TRACEROUTE_PORT: u16 = 33_434;
-const DNS_PORT: u16 = 53;
-const DNS_TLS_PORT: u16 = 853;
+pub(super) const DNS_PORT: u16 = 53;
+pub(super) const DNS_TLS_PORT: u16 = 853;
 const HTTPS_PORT: u16 = 443;
 /// RFC 8484, 4.1.1: what every server of it uses.
 const DNS_QUERY_PATH: &str = "/dns-query";
@@ -219,52 +218,40 @@ fn segment(options: &Options) -> Result<RawSegment, PlanError> {
     Ok(RawSegment::Tcp { flags: if options.flags.is_empty() { SYN } else { flags } })
 }
 
-/// The lookups of a name: as a program makes it, or by each of the servers that were asked for.
+/// The lookup of a name: as a program makes it, or by the server that was named.
 pub(super) fn dns(request: &ProbeRequest, name: &str, cluster: &Cluster) -> Result<Vec<Shot>, PlanError> {
-    let options = &request.options;
-    let probe = |asking: DnsAsking| {
-        Probe::Dns(DnsProbe {
-            name: name.to_owned(),
-            records: records(request),
-            asking,
-            edns_bytes: options.edns_bytes,
-        })
+    let port = dns_port(&request.options);
+    let by = |server: SocketAddr| {
+        let asking = DnsAsking::Server { server, transport: transport(&request.options) };
+        query(request, name, format!("{name} by {server}"), asking)
     };
-    let lookup = || Shot { to: name.to_owned(), probe: probe(DnsAsking::Lookup { together: !options.apart }) };
-    let by = |server: SocketAddr| Shot {
-        to: format!("{name} by {server}"),
-        probe: probe(DnsAsking::Server { server, transport: transport(options) }),
-    };
-    let port = match options.transport.unwrap_or_default() {
+    let Some(text) = request.options.server.as_deref() else { return Ok(vec![lookup(request, name)]) };
+    let wanted = "ADDRESS, ADDRESS:PORT, service/NAMESPACE/NAME or each";
+    let strange = || PlanError::Word { what: "the server", given: text.to_owned(), wanted };
+    if let Some((namespace, name)) = text.strip_prefix("service/").and_then(|rest| rest.split_once('/')) {
+        let service = path::exists(&cluster.services, "Service", namespace, name)?;
+        return Ok(service.cluster_ips().into_iter().map(|ip| by((ip, port).into())).collect());
+    }
+    let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port));
+    Ok(vec![by(address.or_else(|_| text.parse::<SocketAddr>()).map_err(|_| strange())?)])
+}
+
+/// As a program of the client's pod looks it up.
+pub(super) fn lookup(request: &ProbeRequest, name: &str) -> Shot {
+    query(request, name, name.to_owned(), DnsAsking::Lookup { together: !request.options.apart })
+}
+
+pub(super) fn query(request: &ProbeRequest, name: &str, to: String, asking: DnsAsking) -> Shot {
+    let (records, edns_bytes) = (records(request), request.options.edns_bytes);
+    Shot { to, probe: Probe::Dns(DnsProbe { name: name.to_owned(), records, asking, edns_bytes }) }
+}
+
+/// Of servers whose port is not said.
+pub(super) fn dns_port(options: &Options) -> u16 {
+    match options.transport.unwrap_or_default() {
         Transport::Udp | Transport::Tcp => DNS_PORT,
         Transport::Tls => DNS_TLS_PORT,
         Transport::Https => HTTPS_PORT,
-    };
-    match options.server.as_deref() {
-        None => Ok(vec![lookup()]),
-        Some("each") => {
-            let Some(service) = cluster.dns_service() else {
-                let wanted = "an address: the cluster has no Service of its DNS (kube-system/kube-dns)";
-                return Err(PlanError::Word { what: "the server", given: "each".to_owned(), wanted });
-            };
-            let mut servers: Vec<SocketAddr> =
-                service.cluster_ips().into_iter().map(|address| SocketAddr::new(address, DNS_PORT)).collect();
-            let udp = service.spec.ports.iter().find(|port| port.protocol.0 == Protocol::Udp);
-            let replicas = udp.map(|port| path::backends(cluster, service, port)).unwrap_or_default();
-            servers.extend(replicas.iter().map(|replica| SocketAddr::new(replica.address, replica.port)));
-            servers.retain(|server| request.family.holds(server.ip()));
-            Ok(std::iter::once(lookup()).chain(servers.into_iter().map(by)).collect())
-        }
-        Some(text) => {
-            let wanted = "ADDRESS, ADDRESS:PORT, service/NAMESPACE/NAME or each";
-            let strange = || PlanError::Word { what: "the server", given: text.to_owned(), wanted };
-            if let Some((namespace, name)) = text.strip_prefix("service/").and_then(|rest| rest.split_once('/')) {
-                let service = path::exists(&cluster.services, "Service", namespace, name)?;
-                return Ok(service.cluster_ips().into_iter().map(|ip| by(SocketAddr::new(ip, port))).collect());
-            }
-            let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port));
-            Ok(vec![by(address.or_else(|_| text.parse::<SocketAddr>()).map_err(|_| strange())?)])
-        }
     }
 }
 
@@ -278,7 +265,7 @@ pub(super) fn records(request: &ProbeRequest) -> Vec<DnsType> {
     }
 }
 
-fn transport(options: &Options) -> DnsTransport {
+pub(super) fn transport(options: &Options) -> DnsTransport {
     match options.transport.unwrap_or_default() {
         Transport::Udp => DnsTransport::Udp,
         Transport::Tcp => DnsTransport::Tcp,

@@ -87,7 +87,7 @@ pub struct Options {
     /// DNS: types of records.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub records: Vec<DnsType>,
-    /// DNS: `ADDRESS[:PORT]`, `service/NAMESPACE/NAME`, or `each` for every server of the cluster's DNS; none: as a program would ask.
+    /// DNS: `ADDRESS[:PORT]`, `service/NAMESPACE/NAME`, or `each` for every server that a lookup may meet; none: as a program asks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
     /// DNS: how to ask a server.

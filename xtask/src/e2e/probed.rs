@@ -66,7 +66,8 @@ const HEALTHY: [Healthy; 12] = [
     Healthy { words: &["dns", "--server", "each", "--family", "ipv4"], to: "web.shop.svc.cluster.local", series: 3 },
     Healthy { words: &["udp", "--payload", "hostname", "--datagrams", "1"], to: "service/shop/udp:8081", series: 2 },
     Healthy { words: &["icmp", "-c", "5", "--interval", "20ms"], to: "pod/shop/web-2", series: 2 },
-    Healthy { words: &["mtu"], to: "pod/shop/web-2", series: 2 },
+    // There and back, in both families.
+    Healthy { words: &["mtu"], to: "pod/shop/web-2", series: 4 },
     Healthy { words: &["path", "--by", "tcp"], to: "pod/shop/web-2:8080", series: 2 },
     Healthy { words: &["path", "--by", "icmp"], to: "pod/shop/web-2", series: 2 },
     Healthy { words: &["raw", "--flags", "syn"], to: "pod/shop/web-2:8080", series: 2 },

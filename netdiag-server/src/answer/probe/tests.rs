@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use netdiag_common::forwarding::conntrack::Direction;
 use netdiag_common::observation::rules::Hook;
+use netdiag_common::observation::series::dns::{DnsAsking, DnsProbe};
 use netdiag_common::observation::series::http::HttpExchange;
 use netdiag_common::observation::series::tls::{Certificate, TlsProblem};
 use netdiag_common::observation::series::{
@@ -24,6 +25,7 @@ use crate::probe::{ProbeRequest, Sender};
 
 mod followed;
 mod mtu;
+mod servers;
 mod zones;
 
 /// Agents that answer by the target alone.
@@ -81,6 +83,7 @@ impl Agents {
             Probe::Tcp(probe) => Some(probe.to),
             Probe::Icmp(probe) => Some((probe.to, 0).into()),
             Probe::PathMtu(probe) => Some(probe.to),
+            Probe::Dns(DnsProbe { asking: DnsAsking::Server { server, .. }, .. }) => Some(*server),
             Probe::Http(probe) => probe.to,
             _ => None,
         };
@@ -246,6 +249,7 @@ impl Source for Agents {
         let answer = |need: Need| {
             let request = match &need.topic {
                 Topic::Series(request) => request,
+                Topic::Resolver => return servers::resolver(need),
                 other => return (need.clone(), self.tagged(&need.node, other)),
             };
             let place = match &need.netns {

@@ -104,7 +104,7 @@ pub(super) struct DnsArgs {
     /// Types of records
     #[arg(long = "type", value_name = "TYPE", value_delimiter = ',', value_parser = record)]
     record: Vec<DnsType>,
-    /// ADDRESS[:PORT], service/NAMESPACE/NAME, or each for every server of the cluster's DNS; else as a program asks
+    /// ADDRESS[:PORT], service/NAMESPACE/NAME, or each: those of resolv.conf, the cluster's DNS, the node's cache, upstreams; else as a program asks
     #[arg(long, value_name = "SERVER")]
     server: Option<String>,
     /// How to ask a server
