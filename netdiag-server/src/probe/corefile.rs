@@ -69,7 +69,7 @@ fn blocks(corefile: &str) -> Vec<Block<'_>> {
         match (depth, words.as_slice()) {
             (_, ["}", ..]) => depth = depth.saturating_sub(1),
             (0, keys) if opens => {
-                blocks.push(Block { zones: keys.iter().map(|key| zone(key)).collect(), plugins: Vec::new() })
+                blocks.push(Block { zones: keys.iter().map(|key| zone(key)).collect(), plugins: Vec::new() });
             }
             (1, [_, ..]) => blocks.last_mut().into_iter().for_each(|block| block.plugins.push(words.clone())),
             _ => {}

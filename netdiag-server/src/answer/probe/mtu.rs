@@ -130,12 +130,14 @@ pub(super) fn ways(series: &[SeriesEntry]) -> Vec<String> {
         let there = series.iter().find(|series| series.to == back.back_of)?;
         Some((&there.to, there.mtu.as_ref()?.path_mtu, back.path_mtu))
     });
-    let words = both.map(|(to, there, back)| match there == back {
-        true => format!("path MTU to {to}: {there} bytes there and back"),
-        false => format!(
+    let words = both.map(|(to, there, back)| {
+        if there == back {
+            return format!("path MTU to {to}: {there} bytes there and back");
+        }
+        format!(
             "path MTU to {to}: {there} bytes there and {back} bytes back: the two ways differ, so keep to the smaller one, {}, on both",
             there.min(back)
-        ),
+        )
     });
     words.collect()
 }
