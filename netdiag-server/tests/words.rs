@@ -9,7 +9,7 @@ use netdiag_server::evidence::KindName;
 
 /// The fault ids that conditions may claim to cover: of the catalogue and of the laboratory's signatures, those that are judged
 /// so far, and what the catalogue lacks: `svc-external-traffic-policy-local`, a sibling, `dns-kubelet-wrong-server`,
-/// and `cni-two-plugins`.
+/// `dns-cluster-domain-mismatch`, and `cni-two-plugins`.
 const FAULTS: &[&str] = &[
     "svc-selector-mismatch",
     "svc-pods-not-ready",
@@ -56,6 +56,7 @@ const FAULTS: &[&str] = &[
     "cni-mtu-blackhole",
     "dns-wrong-dnspolicy",
     "dns-kubelet-wrong-server",
+    "dns-cluster-domain-mismatch",
 ];
 
 /// Files of `src/condition` that hold what conditions share instead of a condition: they name no code.

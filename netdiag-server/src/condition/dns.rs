@@ -16,7 +16,7 @@ use crate::question::Origin;
 /// Name servers that a resolver uses of its list (MAXNS of resolv.conf(5)).
 const MAX_SERVERS: usize = 3;
 /// As the client's own lookups.
-const TIMEOUT_MS: u32 = 1_500;
+pub const TIMEOUT_MS: u32 = 1_500;
 
 /// What lookups at a server meet that is not the cluster's: nobody is there, or it does not know.
 pub const FATES: &[Fate] = &[
@@ -149,7 +149,7 @@ pub fn listed(addresses: &[IpAddr]) -> String {
 }
 
 /// The Service that the cluster's own search list leads to, with its full name.
-fn meant<'s>(name: &DnsName, namespace: &str, services: &'s Kind<Service>) -> Option<(&'s Arc<Service>, String)> {
+pub fn meant<'s>(name: &DnsName, namespace: &str, services: &'s Kind<Service>) -> Option<(&'s Arc<Service>, String)> {
     let domain = &name.cluster_domain;
     let usual = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
     let usual = DnsName::new(&name.asked, &usual, 5);
@@ -160,7 +160,7 @@ fn meant<'s>(name: &DnsName, namespace: &str, services: &'s Kind<Service>) -> Op
 }
 
 /// A Service of IPv6 alone has no A record.
-fn record(service: &Service) -> DnsRecord {
+pub fn record(service: &Service) -> DnsRecord {
     let addresses = service.cluster_ips();
     let only_v6 = !addresses.is_empty() && addresses.iter().all(IpAddr::is_ipv6);
     if only_v6 { DnsRecord::Aaaa } else { DnsRecord::A }

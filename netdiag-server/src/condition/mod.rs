@@ -12,6 +12,7 @@ mod between;
 pub(crate) mod bridge;
 pub mod bridge_nf_call_iptables_off;
 pub mod cluster_dns_has_no_endpoints;
+pub mod cluster_domain_not_served;
 pub mod conntrack_entry_stale;
 pub mod conntrack_table_full;
 mod dns;
@@ -65,6 +66,7 @@ pub const ALL: &[&Condition] = &[
     &name_does_not_exist::CONDITION,
     &dns_policy_excludes_cluster_dns::CONDITION,
     &kubelet_names_wrong_dns::CONDITION,
+    &cluster_domain_not_served::CONDITION,
     &egress_policy_blocks_dns::CONDITION,
     &cluster_dns_has_no_endpoints::CONDITION,
     &service_port_not_defined::CONDITION,
