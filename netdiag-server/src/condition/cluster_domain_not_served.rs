@@ -8,6 +8,7 @@ use netdiag_common::{Gap, Netns};
 
 use super::dns;
 use super::{Condition, Read, Severity, Verdict, Words};
+use crate::evidence::corefile::{self, plain};
 use crate::evidence::object::{Object, Pod};
 use crate::evidence::{KindName, Look, ObjectRef, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
@@ -134,7 +135,7 @@ fn unserved(path: &Path, client: &Client, pod: &Pod, view: &mut View) -> Result<
     };
     let Look::Seen(maps) = view.config_maps() else { return Err(Verdict::unknown(view)) };
     let corefile = maps.value.get("kube-system", "coredns").and_then(|map| map.data.get("Corefile"));
-    let served = corefile.map(|text| served(text)).unwrap_or_default();
+    let served = corefile.map(|text| corefile::served(text)).unwrap_or_default();
     let Some(zone) = served.first() else {
         return moot("no Corefile in ConfigMap kube-system/coredns names the cluster's domain".to_owned());
     };
@@ -181,51 +182,6 @@ fn unserved(path: &Path, client: &Client, pod: &Pod, view: &mut View) -> Result<
     Ok(Unserved { domain, served, dns: dns.reference(), proofs })
 }
 
-/// The domains of Services that a Corefile names: those behind `kubernetes`, or without any those of its server block (CoreDNS, plugin
-/// kubernetes). Not those that only addresses are looked up in, nor what comes out of CoreDNS's environment.
-fn served(corefile: &str) -> Vec<String> {
-    let (mut depth, mut block, mut zones): (usize, Vec<&str>, Vec<&str>) = (0, Vec::new(), Vec::new());
-    for line in corefile.lines() {
-        let line = line.split('#').next().unwrap_or_default();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let named = words.iter().copied().filter(|word| !matches!(*word, "{" | "}"));
-        match depth {
-            0 => block.extend(named.map(without_port)),
-            1 if words.first() == Some(&"kubernetes") => {
-                let own: Vec<&str> = named.skip(1).collect();
-                zones.extend(if own.is_empty() { &block } else { &own });
-            }
-            _ => {}
-        }
-        depth += words.iter().filter(|word| **word == "{").count();
-        let closed = words.iter().filter(|word| **word == "}").count();
-        depth = depth.saturating_sub(closed);
-        if depth == 0 && closed > 0 {
-            block.clear();
-        }
-    }
-    let mut domains: Vec<String> = Vec::new();
-    for zone in zones.into_iter().map(plain) {
-        let is_reverse = zone.contains('/') || zone.rsplit('.').next() == Some("arpa");
-        if !zone.is_empty() && !is_reverse && !zone.contains('{') && !domains.contains(&zone) {
-            domains.push(zone);
-        }
-    }
-    domains
-}
-
-/// `dns://cluster.local:53,` names the zone `cluster.local`.
-fn without_port(key: &str) -> &str {
-    let key = key.trim_end_matches(',');
-    let key = key.split_once("://").map_or(key, |(_, rest)| rest);
-    key.rsplit_once(':').map_or(key, |(zone, _)| zone)
-}
-
-/// As names are compared.
-fn plain(domain: &str) -> String {
-    domain.trim_end_matches('.').to_ascii_lowercase()
-}
-
 fn written_by_another(client: &Client, domain: &str, kubelet: &Kubelet) -> Gap {
     let named = &kubelet.cluster_domain;
     let value = if named.value.is_empty() { "no domain" } else { &named.value };
@@ -243,33 +199,5 @@ fn place(from: &SettingFrom) -> String {
         SettingFrom::Default => "clusterDomain in the kubelet's configuration".to_owned(),
         SettingFrom::Flag { name } => format!("the kubelet's flag {name}"),
         SettingFrom::File { path } => format!("clusterDomain in {path}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::served;
-
-    #[test]
-    fn domains_of_a_corefile_are_those_of_its_kubernetes_lines() {
-        let usual = ".:53 {\n  errors\n  kubernetes cluster.local in-addr.arpa ip6.arpa {\n    pods insecure\n  }\n  cache\n}\n";
-        assert_eq!(served(usual), ["cluster.local"]);
-        assert_eq!(
-            served(".:53 {\n  kubernetes Corp.Example. 10.96.0.0/12 other.example # both\n}"),
-            ["corp.example", "other.example"]
-        );
-    }
-
-    #[test]
-    fn kubernetes_without_domains_has_those_of_its_block() {
-        let text = "example.org {\n  forward . 9.9.9.9\n}\ndns://lab.example:53, in-addr.arpa:53 {\n  kubernetes {\n    ttl 5\n  }\n}";
-        assert_eq!(served(text), ["lab.example"]);
-    }
-
-    #[test]
-    fn what_is_no_domain_is_left_out() {
-        assert_eq!(served(".:53 {\n  kubernetes\n}"), Vec::<String>::new());
-        assert_eq!(served(".:53 {\n  kubernetes {$CLUSTER_DOMAIN} in-addr.arpa\n}"), Vec::<String>::new());
-        assert_eq!(served("} } { kubernetes"), Vec::<String>::new());
     }
 }

@@ -8,6 +8,7 @@ use netdiag_common::observation::Observation;
 use netdiag_common::{Gap, Need, Reading};
 
 pub mod cluster;
+pub mod corefile;
 pub mod meta;
 pub mod object;
 pub mod parse;

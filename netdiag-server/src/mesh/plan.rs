@@ -10,7 +10,7 @@ use netdiag_common::{Gap, GapReason};
 
 use super::assign::Layout;
 use super::{Kind, Role, Settings, Subject};
-use crate::evidence::Cluster;
+use crate::evidence::{Cluster, corefile};
 
 /// Replicas of the cluster's DNS that one node asks in one round; the next ones in the next.
 pub const DNS_REPLICAS: usize = 4;
@@ -128,14 +128,9 @@ fn api(cluster: &Cluster, gaps: &mut Vec<Gap>) -> Option<SocketAddr> {
     found
 }
 
-/// As the Corefile of `kube-system/coredns` names it: `kubernetes ZONE…` (CoreDNS, plugin kubernetes).
 fn cluster_domain(cluster: &Cluster) -> String {
-    let corefile = cluster.config_maps.get("kube-system", "coredns").and_then(|map| map.data.get("Corefile"));
-    let named = corefile.and_then(|text| {
-        let mut lines = text.lines().map(str::split_whitespace);
-        lines.find_map(|mut words| (words.next() == Some("kubernetes")).then(|| words.next()).flatten())
-    });
-    named.filter(|zone| *zone != "{").unwrap_or(USUAL_DOMAIN).trim_end_matches('.').to_owned()
+    let named = corefile::of(cluster).and_then(|text| corefile::served(text).into_iter().next());
+    named.unwrap_or_else(|| USUAL_DOMAIN.to_owned())
 }
 
 fn without_address(node: &str) -> Gap {

@@ -1,9 +1,10 @@
 //! Where CoreDNS leads a name, as its Corefile says: to itself (plugin kubernetes), or to upstreams (plugin forward).
 //!
-//! Read is what those two plugins and the zones of server blocks say (<https://coredns.io/plugins/forward/>,
-//! <https://coredns.io/plugins/kubernetes/>); snippets, imports and variables are not followed.
+//! <https://coredns.io/plugins/forward/>, <https://coredns.io/plugins/kubernetes/>
 
 use std::net::{IpAddr, SocketAddr};
+
+use crate::evidence::corefile::{Block, blocks};
 
 /// What becomes of one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,41 +50,6 @@ pub(super) fn led(corefile: &str, name: &str) -> Led {
         }
     }
     Led::To(upstreams)
-}
-
-/// A server block: `ZONE[:PORT] … {` and its plugins with their words.
-struct Block<'c> {
-    zones: Vec<&'c str>,
-    plugins: Vec<Vec<&'c str>>,
-}
-
-fn blocks(corefile: &str) -> Vec<Block<'_>> {
-    let mut blocks: Vec<Block> = Vec::new();
-    let mut depth = 0_usize;
-    for line in corefile.lines() {
-        let mut words: Vec<&str> = line.split_whitespace().take_while(|word| !word.starts_with('#')).collect();
-        let opens = words.last() == Some(&"{");
-        if opens {
-            words.pop();
-        }
-        match (depth, words.as_slice()) {
-            (_, ["}", ..]) => depth = depth.saturating_sub(1),
-            (0, keys) if opens => {
-                blocks.push(Block { zones: keys.iter().map(|key| zone(key)).collect(), plugins: Vec::new() });
-            }
-            (1, [_, ..]) => blocks.last_mut().into_iter().for_each(|block| block.plugins.push(words.clone())),
-            _ => {}
-        }
-        depth += usize::from(opens);
-    }
-    blocks
-}
-
-/// `example.org` of `dns://example.org:53,`.
-fn zone(key: &str) -> &str {
-    let key = key.trim_end_matches(',');
-    let key = key.split_once("://").map_or(key, |(_, rest)| rest);
-    key.rsplit_once(':').map_or(key, |(zone, _)| zone)
 }
 
 fn labels(zone: &str) -> usize {

@@ -10,7 +10,7 @@ use netdiag_common::observation::series::dns::{DnsAsking, DnsTransport};
 use netdiag_common::observation::{Observation, Protocol};
 use netdiag_common::{Gap, Need, Reading, Topic, Window};
 
-use super::corefile::{self, Led, Upstream};
+use super::corefile::{Led, Upstream, led};
 use super::plan::{self, Plan, Shot};
 use super::rights::Rights;
 use super::run::Sender;
@@ -18,7 +18,7 @@ use super::shots;
 use super::words::Transport;
 use crate::ask::Source;
 use crate::ask::step::need_in_words;
-use crate::evidence::Cluster;
+use crate::evidence::{Cluster, corefile};
 use crate::path::{self, Backend, Client};
 
 /// Servers that resolvers use of their list (MAXNS of resolv.conf(5)).
@@ -205,13 +205,12 @@ fn upstreams(cluster: &Cluster, name: &str) -> Vec<Result<Upstream, String>> {
     if let Some(gap) = cluster.config_maps.gap() {
         return vec![Err(format!("upstreams of CoreDNS: not asked: the Corefile was not read: {}", gap.why))];
     }
-    let corefile = cluster.config_maps.get("kube-system", "coredns").and_then(|map| map.data.get("Corefile"));
-    let Some(corefile) = corefile else {
+    let Some(corefile) = corefile::of(cluster) else {
         return vec![Err(
             "upstreams of the cluster's DNS: not asked: there is no ConfigMap kube-system/coredns".to_owned()
         )];
     };
-    match corefile::led(corefile, name) {
+    match led(corefile, name) {
         Led::Itself(zone) => {
             vec![Err(format!("upstreams of CoreDNS: not asked: it answers names of {zone} itself"))]
         }
