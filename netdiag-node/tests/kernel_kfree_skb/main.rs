@@ -192,13 +192,14 @@ fn two_nodes_count_what_nft_counts_under_load() {
         assert!(seen.accounts.foreign_netns >= flooded.load(Ordering::Relaxed), "{:?}", seen.accounts);
         assert!(!seen.groups.iter().any(|group| matches!(group.netns, Owner::Unknown { id } if id != 0)));
     }
-    let exemplar = on1
-        .exemplars
-        .iter()
-        // The newest are kept: on a slow machine IPv6's packets have displaced those of IPv4.
-        .find(|exemplar| to_pod1.contains(&exemplar.destination) && is_reason(&exemplar.reason, "NETFILTER_DROP"));
+    let exemplar = on1.exemplars.iter().find(|exemplar| {
+        // The newest are kept: on a slow machine IPv6's packets have displaced those of IPv4. A kernel that gives no reasons drops
+        // messages of ICMPv6 to the same address for another one.
+        to_pod1.contains(&exemplar.destination)
+            && (exemplar.destination_port, exemplar.protocol_number) == (7070, 17)
+            && is_reason(&exemplar.reason, "NETFILTER_DROP")
+    });
     let exemplar = exemplar.expect("thousands of packets leave an exemplar");
-    assert_eq!((exemplar.destination_port, exemplar.protocol_number), (7070, 17));
     if agent1.has_symbols() {
         assert!(
             exemplar.stack.iter().any(|frame| ["ip_forward", "ip6_forward"].contains(&frame.as_str())),
