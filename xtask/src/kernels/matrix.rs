@@ -86,7 +86,9 @@ impl Matrix {
             let Some((test, verdict)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) else {
                 continue;
             };
-            let skipped = skips.iter().any(|skip| skip.split(':').next() == Some(test));
+            // A test names itself without its module.
+            let own = test.rsplit("::").next();
+            let skipped = skips.iter().any(|skip| skip.split(':').next() == own);
             let cell = if skipped { NOT_THERE } else { verdict };
             self.cells.insert((Row::Event(run.name.clone(), test.replace('_', " ")), column), cell.to_owned());
         }
@@ -284,7 +286,9 @@ mod tests {
             {"name": "program kfree_skb", "ok": true, "detail": tier},
             {"name": "namespace cookies", "ok": false, "detail": "not known"},
         ]});
-        let text = format!("test drops_are_seen ... {verdict}\ntest b ... ok\nnetdiag-skip: b: no tracepoint b\n");
+        let text = format!(
+            "test drops_are_seen ... {verdict}\ntest b ... ok\ntest drops::c ... ok\nnetdiag-skip: b: no tracepoint b\nnetdiag-skip: c: no c\n"
+        );
         let run = Run { name: "kernel_kfree_skb".to_owned(), text, exit: Some(0) };
         let mut matrix = Matrix::new(vec!["5.10", "7"]);
         matrix.add(0, "5.10.0-46 (5.10.262-1)", Some(&checks), &[run]);
@@ -297,6 +301,7 @@ mod tests {
         assert!(text.contains("| program kfree_skb | raw_tracepoint |"), "{text}");
         assert!(text.contains("| drops are seen | ok   |"), "{text}");
         assert!(text.contains("| b              | no   |"), "{text}");
+        assert!(text.contains("| drops::c       | no   |"), "{text}");
         assert!(text.contains("- 5.10, namespace cookies: not known\n- 5.10, b: no tracepoint b\n"), "{text}");
     }
 
@@ -331,6 +336,6 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert!(matrix("raw_tracepoint", "FAILED").differences(&written, &[1]).is_empty());
-        assert_eq!(matrix("tp_btf", "ok").differences("", &[0]).len(), 4);
+        assert_eq!(matrix("tp_btf", "ok").differences("", &[0]).len(), 5);
     }
 }
