@@ -102,7 +102,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn summary(total: &Tally, times: &[String]) -> String {
     let skips = total.skips.iter().map(|skip| format!("skipped: {skip}\n"));
     let unsteady = total.unsteady.iter().map(|name| format!("passed only when it ran again: {name}\n"));
-    let failures = total.failures.iter().map(|failure| format!("FAILED: {failure}\n"));
+    let in_one_line = |text: &String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let failures = total.failures.iter().map(|failure| format!("FAILED: {}\n", in_one_line(failure)));
     let lines: String = skips.chain(unsteady).chain(failures).collect();
     format!("{lines}{}\n{total}\n", times.join(", "))
 }
