@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use ::kube::Api;
+use ::kube::api::Portforwarder;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Fuse};
 use http::{Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -27,6 +30,10 @@ pub const SERVER_PORT: u16 = 8080;
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// The API server asks the kubelet, the kubelet the container runtime.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Ways that are opened before one of them carries something.
+const TRIES: usize = 3;
+/// What the server says of a path that it does not have.
+const MAX_HELLO_BYTES: usize = 64 << 10;
 
 /// A ready pod of netdiag's server.
 pub struct Server {
@@ -81,34 +88,18 @@ impl Server {
     ) -> Result<T, ForwardError> {
         let unreached = |why: String| ForwardError::Unreached(format!("pod {NAMESPACE}/{}: {why}", self.pod));
         let body = serde_json::to_vec(body).map_err(|error| ForwardError::Refused(error.to_string()))?;
-        let pods: Api<Pod> = Api::namespaced(self.access.client.clone(), NAMESPACE);
-        let mut forwarder = tokio::time::timeout(OPEN_TIMEOUT, pods.portforward(&self.pod, &[SERVER_PORT]))
-            .await
-            .map_err(|_| unreached(format!("port-forward did not open within {} s", OPEN_TIMEOUT.as_secs())))?
-            .map_err(|error| unreached(format!("port-forward failed: {}", RequestError::from(error))))?;
-        let stream = forwarder.take_stream(SERVER_PORT).expect("the port was asked for");
-        let exchange = async {
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-            let driver = tokio::spawn(connection);
-            let request = Request::post(path)
-                .header(header::HOST, "localhost")
-                .header(header::CONTENT_TYPE, "application/json")
-                .body(Full::new(Bytes::from(body)))
-                .expect("the path is a constant");
-            let response = sender.send_request(request).await;
-            drop(driver);
-            response
-        };
-        let response = tokio::time::timeout(patience, exchange)
-            .await
-            .map_err(|_| unreached(format!("no answer within {:.1} s", patience.as_secs_f64())))?
-            .map_err(|error| unreached(innermost(&error)))?;
+        let mut way = self.proven_way().await.map_err(unreached)?;
+        let request = Request::post(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .expect("the path is a constant");
+        let response = way.exchange(request, patience).await.map_err(unreached)?;
         let status = response.status();
         let collected = tokio::time::timeout(patience, Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect())
             .await
             .map_err(|_| unreached("its answer broke off".to_owned()))?;
         let bytes = collected.map_err(|error| unreached(format!("its answer broke off: {error}")))?.to_bytes();
-        forwarder.abort();
         if !status.is_success() {
             let said: Result<Said, _> = serde_json::from_slice(&bytes);
             return Err(ForwardError::Refused(
@@ -120,5 +111,82 @@ impl Server {
                 "netdiag's server speaks another version: {error}; use the same version here"
             ))
         })
+    }
+
+    /// A way on which the server has answered something, whatever it was: an opened port-forward may carry nothing, and to
+    /// find that out must not take as long as the longest answer.
+    async fn proven_way(&self) -> Result<Way, String> {
+        let mut last = String::new();
+        for _ in 0..TRIES {
+            match self.way().await {
+                Ok(way) => return Ok(way),
+                Err(why) => last = why,
+            }
+        }
+        Err(last)
+    }
+
+    async fn way(&self) -> Result<Way, String> {
+        let pods: Api<Pod> = Api::namespaced(self.access.client.clone(), NAMESPACE);
+        let forwarder = tokio::time::timeout(OPEN_TIMEOUT, pods.portforward(&self.pod, &[SERVER_PORT]))
+            .await
+            .map_err(|_| format!("port-forward did not open within {} s", OPEN_TIMEOUT.as_secs()))?
+            .map_err(|error| format!("port-forward failed: {}", RequestError::from(error)))?;
+        let mut forwarder = Forwarder(forwarder);
+        let stream = forwarder.0.take_stream(SERVER_PORT).expect("the port was asked for");
+        let refused = forwarder.0.take_error(SERVER_PORT).expect("the port was asked for");
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| innermost(&error))?;
+        tokio::spawn(connection);
+        let mut way = Way { sender, refused: refused.boxed().fuse(), _forwarder: forwarder };
+        let hello = Request::get("/").header(header::HOST, "localhost").body(Full::default()).expect("it is constant");
+        let answer = way.exchange(hello, OPEN_TIMEOUT).await?;
+        // The next request waits for the end of this answer.
+        let ended = tokio::time::timeout(OPEN_TIMEOUT, Limited::new(answer.into_body(), MAX_HELLO_BYTES).collect());
+        ended.await.map_err(|_| "its first answer broke off".to_owned())?.map_err(|error| error.to_string())?;
+        Ok(way)
+    }
+}
+
+/// An HTTP connection to the server's own loopback.
+struct Way {
+    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+    /// What the kubelet said against it.
+    refused: Fuse<BoxFuture<'static, Option<String>>>,
+    _forwarder: Forwarder,
+}
+
+impl Way {
+    async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+        patience: Duration,
+    ) -> Result<hyper::Response<hyper::body::Incoming>, String> {
+        let sent = async {
+            self.sender.ready().await?;
+            self.sender.send_request(request).await
+        };
+        let refused = async {
+            match (&mut self.refused).await {
+                Some(why) => why,
+                // Nothing was said: the connection itself tells its end.
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            answer = tokio::time::timeout(patience, sent) => answer
+                .map_err(|_| format!("no answer within {:.1} s", patience.as_secs_f64()))?
+                .map_err(|error| innermost(&error)),
+            why = refused => Err(format!("port-forward failed: {}", why.trim_end())),
+        }
+    }
+}
+
+/// Ends with its value; kube's own goes on by itself.
+struct Forwarder(Portforwarder);
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
