@@ -160,7 +160,16 @@ impl Destination<'_> {
 }
 
 fn manifest(name: &str) -> Result<String> {
-    let path = place::workspace().join("charts/netdiag/manifests").join(name);
+    of_chart(&format!("manifests/{name}"))
+}
+
+/// What is off unless it is applied.
+pub(crate) fn optional(name: &str) -> Result<String> {
+    of_chart(&format!("optional/{name}"))
+}
+
+fn of_chart(name: &str) -> Result<String> {
+    let path = place::workspace().join("charts/netdiag").join(name);
     std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 

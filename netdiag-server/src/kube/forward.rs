@@ -30,7 +30,7 @@ pub const SERVER_PORT: u16 = 8080;
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// The API server asks the kubelet, the kubelet the container runtime.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Ways that are opened before one of them carries something.
+/// Port-forwards that are opened before one of them carries something.
 const TRIES: usize = 3;
 /// What the server says of a path that it does not have.
 const MAX_HELLO_BYTES: usize = 64 << 10;
@@ -118,7 +118,7 @@ impl Server {
     async fn proven_way(&self) -> Result<Way, String> {
         let mut last = String::new();
         for _ in 0..TRIES {
-            match self.way().await {
+            match Way::over(self.open().await?).await {
                 Ok(way) => return Ok(way),
                 Err(why) => last = why,
             }
@@ -126,13 +126,26 @@ impl Server {
         Err(last)
     }
 
-    async fn way(&self) -> Result<Way, String> {
+    async fn open(&self) -> Result<Forwarder, String> {
         let pods: Api<Pod> = Api::namespaced(self.access.client.clone(), NAMESPACE);
-        let forwarder = tokio::time::timeout(OPEN_TIMEOUT, pods.portforward(&self.pod, &[SERVER_PORT]))
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, pods.portforward(&self.pod, &[SERVER_PORT]))
             .await
-            .map_err(|_| format!("port-forward did not open within {} s", OPEN_TIMEOUT.as_secs()))?
-            .map_err(|error| format!("port-forward failed: {}", RequestError::from(error)))?;
-        let mut forwarder = Forwarder(forwarder);
+            .map_err(|_| format!("port-forward did not open within {} s", OPEN_TIMEOUT.as_secs()))?;
+        opened.map(Forwarder).map_err(|error| format!("port-forward failed: {}", RequestError::from(error)))
+    }
+}
+
+/// An HTTP connection to the server's own loopback.
+struct Way {
+    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+    /// What the kubelet said against it.
+    refused: Fuse<BoxFuture<'static, Option<String>>>,
+    _forwarder: Forwarder,
+}
+
+impl Way {
+    /// The server has answered something on it.
+    async fn over(mut forwarder: Forwarder) -> Result<Self, String> {
         let stream = forwarder.0.take_stream(SERVER_PORT).expect("the port was asked for");
         let refused = forwarder.0.take_error(SERVER_PORT).expect("the port was asked for");
         let (sender, connection) =
@@ -146,17 +159,7 @@ impl Server {
         ended.await.map_err(|_| "its first answer broke off".to_owned())?.map_err(|error| error.to_string())?;
         Ok(way)
     }
-}
 
-/// An HTTP connection to the server's own loopback.
-struct Way {
-    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
-    /// What the kubelet said against it.
-    refused: Fuse<BoxFuture<'static, Option<String>>>,
-    _forwarder: Forwarder,
-}
-
-impl Way {
     async fn exchange(
         &mut self,
         request: Request<Full<Bytes>>,

@@ -16,8 +16,8 @@ use crate::install::{self, Installed};
 pub(super) const SUBJECT: Subject = Subject {
     name: "meshed",
     about: "nodes that probe each other: a healthy mesh, one broken link in the heat map, and healed",
-    // Only the Service that is a target passes kube-proxy's rules.
-    home: Some(ProxyMode::Nftables),
+    // Only the Service that is a target passes kube-proxy's rules; iptables mode has fewer cases of its own.
+    home: Some(ProxyMode::Iptables),
     run,
 };
 

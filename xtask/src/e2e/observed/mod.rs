@@ -16,7 +16,7 @@ use crate::cluster::Cluster;
 use crate::command;
 use events::Events;
 use look::{Observer, rows};
-pub(super) use space::Space;
+pub(super) use space::{Space, group_of};
 
 pub(super) const NAME: &str = "observed";
 pub(super) const ABOUT: &str = "events of every kind, made from pods, are told with pod, Service, node and count";

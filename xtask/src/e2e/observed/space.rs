@@ -112,7 +112,8 @@ impl Space {
     }
 }
 
-fn group_of(pid: &str) -> Result<PathBuf> {
+/// Of a process, in the cgroup v2 tree.
+pub(in crate::e2e) fn group_of(pid: &str) -> Result<PathBuf> {
     let path = format!("/proc/{pid}/cgroup");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     let group = text.lines().find_map(|line| line.strip_prefix("0::/"));

@@ -1,10 +1,15 @@
 //! The case `probed`: every kind of probe from a pod's own namespace in a dual-stack cluster, IPv4 and IPv6; the ladder and the
-//! matrix of a healthy Service; TLS of the API server. Then the symptoms that clients know, each injected and told by its class.
+//! matrix of a healthy Service; TLS of the API server, beside a Secret; a pod's control group. Then the symptoms that clients know,
+//! each injected and told by its class.
+
+mod certificate;
+mod entrance;
+mod group;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::world::CLIENT;
 use super::{Subject, symptoms};
@@ -24,8 +29,8 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// A Service of both families with a node port.
 const BOTH_FAMILIES: &str = r#"{"spec": {"type": "NodePort", "ipFamilyPolicy": "PreferDualStack"}}"#;
-/// The agents may fill a link for a moment.
-const THROUGHPUT: &str = "NETDIAG_PROBE_THROUGHPUT=true";
+/// The agents may fill a link for a moment, and make sockets in a pod's control group.
+const ALLOWED: [&str; 2] = ["NETDIAG_PROBE_THROUGHPUT=true", "NETDIAG_PROBE_JOIN_CGROUP=true"];
 /// A server that answers datagrams, and one that takes bytes: `agnhost netexec` speaks UDP at this port.
 const UDP: &str = "
 apiVersion: v1
@@ -35,17 +40,6 @@ spec:
   ipFamilyPolicy: PreferDualStack
   selector: {app: web}
   ports: [{name: udp, port: 8081, protocol: UDP}]
-";
-
-/// The Service itself stands where a controller would: what is sent and judged is tried, and no controller.
-const FAKE_CONTROLLER: &str = "
-apiVersion: networking.k8s.io/v1
-kind: Ingress
-metadata: {name: fake-controller, namespace: shop}
-spec:
-  rules:
-  - host: shop.example
-    http: {paths: [{path: /hostname, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}
 ";
 
 /// One kind of probe that is well.
@@ -85,7 +79,8 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     cluster.kubectl(&["-n", "shop", "patch", "service", "web", "--patch", BOTH_FAMILIES])?;
     cluster.apply(UDP)?;
     let installed = super::install_on_n1(cluster)?;
-    cluster.kubectl(&["-n", "netdiag-system", "set", "env", "daemonset/netdiag-node", THROUGHPUT])?;
+    let set = ["-n", "netdiag-system", "set", "env", "daemonset/netdiag-node"];
+    cluster.kubectl(&[&set[..], &ALLOWED[..]].concat())?;
     cluster.kubectl(&["-n", "netdiag-system", "rollout", "status", "daemonset/netdiag-node", "--timeout=120s"])?;
     cluster.wait_until("both addresses of Service shop/web", READY_WITHIN, || {
         probe(cluster, &installed, &["tcp"], CLIENT, "service/shop/web:80").is_ok_and(|answer| {
@@ -104,7 +99,10 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     wrong.extend(tls(cluster, &installed)?);
     wrong.extend(throughput(cluster, &installed)?);
     wrong.extend(ladder(cluster, &installed)?);
-    wrong.extend(fake_ingress(cluster, &installed)?);
+    wrong.extend(entrance::fake_ingress(cluster, &installed)?);
+    wrong.extend(entrance::fake_gateway(cluster, &installed)?);
+    wrong.extend(certificate::compared(cluster, &installed)?);
+    wrong.extend(group::joined(cluster, &installed)?);
     wrong.extend(matrix(cluster, &installed)?);
     wrong.extend(symptoms::run(cluster, &installed).context("symptoms")?);
     Ok(wrong)
@@ -181,37 +179,6 @@ fn ladder(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
             wrong.push(format!("the ladder of {} concludes {}", ladder["family"], ladder["conclusion"]));
         }
     }
-    Ok(wrong)
-}
-
-/// The host is the last rung that holds, in both families. The cluster has no Gateway API, which is no gap.
-fn fake_ingress(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
-    cluster.apply(FAKE_CONTROLLER)?;
-    let service: Value =
-        serde_json::from_str(&cluster.kubectl(&["-n", "shop", "get", "service", "web", "-o", "json"])?)?;
-    let addresses = service["spec"]["clusterIPs"].as_array().cloned().unwrap_or_default();
-    let addresses: Vec<Value> = addresses.into_iter().map(|ip| json!({"ip": ip})).collect();
-    let status = json!({"status": {"loadBalancer": {"ingress": addresses}}}).to_string();
-    let patch =
-        ["-n", "shop", "patch", "ingress", "fake-controller", "--subresource=status", "--type=merge", "--patch"];
-    cluster.kubectl(&[&patch[..], &[status.as_str()]].concat())?;
-    let mut answer = Value::Null;
-    let rungs = |answer: &Value| {
-        let ladders = answer["ladders"].as_array().cloned().unwrap_or_default();
-        let all = ladders.iter().flat_map(|ladder| ladder["rungs"].as_array().cloned().unwrap_or_default());
-        all.filter(|rung| rung["rung"] == "ingress" && rung["attempts"].as_array().is_some_and(|all| !all.is_empty()))
-            .count()
-    };
-    // The server watches Ingresses: what was just written is there a moment later.
-    cluster.wait_until("the rungs of the Ingress", READY_WITHIN, || {
-        answer = probe(cluster, installed, &["ladder"], CLIENT, "service/shop/web:80").unwrap_or_default();
-        rungs(&answer) == 2
-    })?;
-    let mut wrong = Vec::new();
-    if answer["status"] != "well" || answer["not_seen"] != Value::Array(Vec::new()) {
-        wrong.push(format!("the ladder to the Ingress: {answer}"));
-    }
-    cluster.kubectl(&["-n", "shop", "delete", "ingress", "fake-controller"])?;
     Ok(wrong)
 }
 
