@@ -108,10 +108,14 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     Ok(wrong)
 }
 
-/// Asks as people do: by the server in the cluster.
+/// Asks as people do: by the server in the cluster. What gave no answer is asked once more, and said: a machine that stood still
+/// for minutes is no fault of what is tried.
 pub(super) fn probe(cluster: &Cluster, installed: &Installed, words: &[&str], from: &str, to: &str) -> Result<Value> {
     let all = [&["probe"], words, &["--from", from, "--to", to]].concat();
-    install::ask(&installed.server, cluster, &all)
+    install::ask(&installed.server, cluster, &all).or_else(|error| {
+        println!("        asked again: {error:#}");
+        install::ask(&installed.server, cluster, &all)
+    })
 }
 
 fn not_well(answer: &Value, series: usize) -> Option<String> {
