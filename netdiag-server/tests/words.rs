@@ -57,6 +57,7 @@ const FAULTS: &[&str] = &[
     "dns-wrong-dnspolicy",
     "dns-kubelet-wrong-server",
     "dns-cluster-domain-mismatch",
+    "cni-missing-masquerade",
 ];
 
 /// Files of `src/condition` that hold what conditions share instead of a condition: they name no code.

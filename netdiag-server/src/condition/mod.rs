@@ -17,6 +17,7 @@ pub mod conntrack_entry_stale;
 pub mod conntrack_table_full;
 mod dns;
 pub mod dns_policy_excludes_cluster_dns;
+pub mod egress_not_masqueraded;
 pub mod egress_policy_blocks_dns;
 mod enforced;
 pub mod external_traffic_policy_has_no_local_endpoint;
@@ -94,6 +95,7 @@ pub const ALL: &[&Condition] = &[
     &pod_address_duplicated::CONDITION,
     &pod_network_route_missing::CONDITION,
     &pod_range_overlaps_network::CONDITION,
+    &egress_not_masqueraded::CONDITION,
     &overlay_port_blocked::CONDITION,
     &overlay_ends_differ::CONDITION,
     &path_mtu_black_hole::CONDITION,

@@ -25,6 +25,7 @@ pub use agree::{Agreement, Compared, Side, compare};
 pub use armed::{Sent, Traced};
 pub use counters::{Counted, is_certain};
 pub use follow::{Begins, Followed, ways};
+pub(crate) use next::TUNNELS;
 
 use crate::ask::{AskError, Source};
 use crate::evidence::Cluster;

@@ -43,6 +43,9 @@ pub struct ToldFate {
     /// The packet goes on to this address, whatever the Service's rules say.
     #[serde(default)]
     translated_to: Option<SocketAddr>,
+    /// The packet leaves with this source.
+    #[serde(default)]
+    masqueraded_as: Option<IpAddr>,
     /// A Service's address stays as it is, since the packet is not tracked.
     #[serde(default)]
     untranslated: bool,
@@ -70,6 +73,9 @@ impl Story<'_> {
         let mut paths = Vec::new();
         if let Some(entry) = &request.connection {
             paths.push(self.leaves(need, &back(request, entry)?, None, told, &mut interfaces)?);
+        } else if let Some(source) = told.and_then(|told| told.masqueraded_as) {
+            let changed = again(request, source, packet.destination(), request.transport.ports())?;
+            paths.push(self.leaves(need, &changed, Some(&packet), told, &mut interfaces)?);
         } else if targets.is_empty() {
             paths.push(self.leaves(need, &packet, None, told, &mut interfaces)?);
         }

@@ -65,6 +65,7 @@ const FILES: &[(&str, &str)] = &[
     ("healthy_on_bridge", include_str!("cases/healthy_on_bridge.yaml")),
     ("overlay_port_blocked", include_str!("cases/overlay_port_blocked.yaml")),
     ("overlay_ends_differ", include_str!("cases/overlay_ends_differ.yaml")),
+    ("egress_not_masqueraded", include_str!("cases/egress_not_masqueraded.yaml")),
     ("healthy_on_overlay", include_str!("cases/healthy_on_overlay.yaml")),
     ("policy_denies_path", include_str!("cases/policy_denies_path.yaml")),
     ("egress_policy_blocks_dns", include_str!("cases/egress_policy_blocks_dns.yaml")),
