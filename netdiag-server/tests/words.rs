@@ -58,6 +58,7 @@ const FAULTS: &[&str] = &[
     "dns-kubelet-wrong-server",
     "dns-cluster-domain-mismatch",
     "cni-missing-masquerade",
+    "cni-agent-down",
 ];
 
 /// Files of `src/condition` that hold what conditions share instead of a condition: they name no code.

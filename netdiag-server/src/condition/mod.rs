@@ -13,6 +13,7 @@ pub(crate) mod bridge;
 pub mod bridge_nf_call_iptables_off;
 pub mod cluster_dns_has_no_endpoints;
 pub mod cluster_domain_not_served;
+pub mod cni_agent_not_ready;
 pub mod conntrack_entry_stale;
 pub mod conntrack_table_full;
 mod dns;
@@ -73,6 +74,7 @@ pub const ALL: &[&Condition] = &[
     &service_port_not_defined::CONDITION,
     &service_selects_no_pods::CONDITION,
     &service_has_no_ready_endpoints::CONDITION,
+    &cni_agent_not_ready::CONDITION,
     &pod_default_route_missing::CONDITION,
     &service_traffic_untracked::CONDITION,
     &foreign_rule_translates_path::CONDITION,

@@ -115,7 +115,7 @@ fn has_port(slice: &EndpointSlice, port: &ServicePort) -> bool {
     slice.ports.iter().any(|p| p.name == port.name && p.protocol.0 == port.protocol.0 && p.port.is_some())
 }
 
-fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
+pub(super) fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
     service.spec.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
@@ -264,7 +264,7 @@ fn why_not_ready(pod: &Pod, view: &mut View) -> String {
     }
 }
 
-fn stopped(status: &ContainerStatus) -> Option<String> {
+pub(super) fn stopped(status: &ContainerStatus) -> Option<String> {
     let now = match (&status.state.waiting, &status.state.terminated) {
         (Some(waiting), _) => format!("has container {} waiting: {}", status.name, waiting.reason),
         (None, Some(ended)) => {
@@ -303,7 +303,7 @@ fn readiness_event(pod: &Pod, view: &mut View) -> Option<String> {
 }
 
 /// The first line of somebody else's message, without its full stop.
-fn shortened(message: &str) -> String {
+pub(super) fn shortened(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default().trim().trim_end_matches('.');
     line.chars().take(MAX_MESSAGE).collect()
 }
