@@ -7,7 +7,7 @@ use netdiag_common::forwarding::path::{Decision, End};
 use netdiag_common::forwarding::state::Hook;
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::flow::{Flow, FlowQuery, FoundFlows};
-use netdiag_common::observation::kfree_skb::Drops;
+use netdiag_common::observation::kfree_skb::{DropTuple, Drops};
 use netdiag_common::observation::network::Network;
 use netdiag_common::observation::probe::ProbeRequest;
 use netdiag_common::{Gap, GapReason, Netns};
@@ -30,8 +30,8 @@ pub const CONDITION: Condition = Condition {
         how_we_know: "the packet is followed by the node's rules until it leaves with its source unchanged; connection tracking waits for \
                       an answer at the pod's address, and the same connection from the node is made",
         silent_when: "the node translates the source, the node gets no connection either, a rule or the kernel drops the packet before it \
-                      leaves, it leaves by a tunnel, something else that pods reach behind the same hop answers their own addresses, pods \
-                      share the node's network, or their addresses are public ones, as global ones of IPv6",
+                      leaves, or its answer, it leaves by a tunnel, something else that pods reach behind the same hop answers their own \
+                      addresses, pods share the node's network, or their addresses are public ones, as global ones of IPv6",
         what_to_do: "let the network plugin masquerade what pods send to that address, or let the network outside route the pods' addresses",
         sources: &[
             "https://kubernetes.io/docs/tasks/administer-cluster/ip-masq-agent/",
@@ -176,7 +176,7 @@ fn prove(met: &way::Found<Leaves>, view: &mut View) -> Judged {
         return Judged::Fine(format!("node {node} gets no connection to {to} either"));
     }
     if let Some(lost) = drops.and_then(|drops| dropped(leaves, drops.value)) {
-        return Judged::Fine(format!("node {node} drops packets from {pod} to {to}: {lost}"));
+        return Judged::Fine(format!("node {node} drops packets between {pod} and {to}: {lost}"));
     }
     let cluster = view.cluster();
     if let Some(who) = neighbours.iter().find_map(|found| answered(cluster, leaves, network.value, found.value)) {
@@ -238,16 +238,14 @@ fn shares_network(leaves: &Leaves, network: &Network) -> bool {
         .any(|own| IpNet::new(own.address, own.prefix_length).is_ok_and(|network| network.contains(&leaves.pod)))
 }
 
+/// Packets that the node's kernel dropped, there or back: answers may end before connection tracking sees them.
 fn dropped(leaves: &Leaves, drops: &Drops) -> Option<String> {
-    let group = drops.groups.iter().find(|group| {
-        group.tuple.as_ref().is_some_and(|tuple| {
-            tuple.source == leaves.pod
-                && tuple.destination == leaves.to.ip()
-                && tuple.protocol == Some(Protocol::Tcp)
-                && tuple.port_is_destination
-                && tuple.service_port == leaves.to.port()
-        })
-    })?;
+    let ends = (leaves.pod, leaves.to.ip());
+    let is_of_it = |tuple: &DropTuple| {
+        let is_between = ends == (tuple.source, tuple.destination) || ends == (tuple.destination, tuple.source);
+        is_between && tuple.protocol == Some(Protocol::Tcp)
+    };
+    let group = drops.groups.iter().find(|group| group.tuple.as_ref().is_some_and(is_of_it))?;
     Some(format!("{} packets, {} at {}", group.packets, group.reason, group.location))
 }
 
