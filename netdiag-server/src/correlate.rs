@@ -103,6 +103,10 @@ pub fn correlate(judged: &Judged) -> Correlated {
 /// Packets overrule paper: all got through although none can, or they failed in a way the claim does not explain.
 /// A claim about the name is compared with lookups, any other with connections.
 fn overruled(finding: &Finding, judged: &Judged) -> Option<String> {
+    // What only connects says nothing about a process that answers late.
+    if finding.predicts.contains(&Fate::LateAnswer) {
+        return None;
+    }
     let symptom = &judged.symptom;
     let about_lookup = finding.predicts.iter().any(|fate| fate.is_lookup());
     let (state, word) =

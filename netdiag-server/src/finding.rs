@@ -45,6 +45,9 @@ pub enum Fate {
     Unreachable,
     /// `EPERM`, `EACCES`: the own host's packet filter refused to send.
     NotPermitted,
+    /// The connection is made at once and its answer comes late or never. No connect meets that: the kernel completes handshakes
+    /// for the process.
+    LateAnswer,
     /// The name server answered, and the name has no address.
     LookupNoSuchName,
     /// The name server answered with an error of its own: `SERVFAIL`, `REFUSED`, …
@@ -110,6 +113,7 @@ impl Fate {
             Self::Silence => "no answer",
             Self::Unreachable => "unreachable",
             Self::NotPermitted => "not permitted",
+            Self::LateAnswer => "a late answer",
             Self::LookupNoSuchName => "lookup finds no such name",
             Self::LookupServerError => "lookup fails in the name server",
             Self::LookupRefused => "lookup refused",

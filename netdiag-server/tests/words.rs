@@ -34,6 +34,7 @@ const FAULTS: &[&str] = &[
     "host-neigh-overflow",
     "ct-udp-stale-endpoint",
     "host-listen-overflow",
+    "host-cpu-throttling",
     "host-ip-forward-off",
     "rp-filter-strict",
     "cni-pod-no-default-route",

@@ -52,6 +52,7 @@ pub mod policy_denies_path;
 mod proof;
 pub mod reverse_path_filter_drops;
 pub(crate) mod rule;
+pub mod server_cpu_throttled;
 pub mod service_has_no_ready_endpoints;
 pub mod service_port_not_defined;
 pub mod service_selects_no_pods;
@@ -107,6 +108,7 @@ pub const ALL: &[&Condition] = &[
     &target_port_not_listening::CONDITION,
     &listener_bound_to_loopback::CONDITION,
     &listen_queue_overflows::CONDITION,
+    &server_cpu_throttled::CONDITION,
 ];
 
 /// The condition with this code.

@@ -118,6 +118,9 @@ struct ToldProbe {
     /// `connected`, `timeout`, `unseen` (no agent answers), an errno name, or a list with one per attempt.
     #[serde(default)]
     result: Option<Results>,
+    /// How long each attempt takes; untold: 1 ms.
+    #[serde(default)]
+    after_ms: Option<u64>,
     /// Echoes to here, up to the largest that gets through: `fits`, `hole` (larger ones vanish), `too_big` (somebody says so),
     /// `timeout` (none is answered). Untold: all fit.
     #[serde(default)]
@@ -383,7 +386,7 @@ fn origin(need: &Need) -> &str {
 fn probe(need: &Need, request: &ProbeRequest, told: &[ToldProbe]) -> Option<Observation> {
     let mut from_here = told.iter().filter(|line| line.from == "any" || line.from == origin(need));
     let unseen = |line: &ToldProbe| matches!(&line.result, Some(Results::One(result)) if result == "unseen");
-    let attempts = match request {
+    let (after_ms, outcomes): (Option<u64>, Vec<Outcome>) = match request {
         ProbeRequest::TcpConnect { address, port, attempts, .. } => {
             let to = SocketAddr::new(*address, *port);
             let line = from_here.find(|line| line.to == Some(to)).filter(|line| !unseen(line))?;
@@ -391,23 +394,25 @@ fn probe(need: &Need, request: &ProbeRequest, told: &[ToldProbe]) -> Option<Obse
                 Results::One(result) => connect_outcome(result),
                 Results::Each(results) => connect_outcome(&results[index % results.len()]),
             };
-            (0..usize::from(*attempts)).map(result).collect()
+            (line.after_ms, (0..usize::from(*attempts)).map(result).collect())
         }
         ProbeRequest::Dns { server, port, name, .. } => {
             let to = SocketAddr::new(*server, *port);
             let asked = |line: &&ToldProbe| line.name.as_deref().is_some_and(|n| n == "*" || n == name);
             let line = from_here.find(|line| line.dns == Some(to) && asked(line))?;
-            vec![match (&line.rcode, &line.result) {
+            let outcome = match (&line.rcode, &line.result) {
                 (Some(rcode), _) => {
                     Outcome::Answered { rcode: rcode.clone(), addresses: line.addresses.clone(), truncated: false }
                 }
                 (None, Some(Results::One(result))) if result == "timeout" => Outcome::TimedOut { stage: Stage::Answer },
                 (None, Some(Results::One(errno))) => Outcome::Failed { stage: Stage::Answer, errno: errno.clone() },
                 _ => panic!("a dns probe has an rcode or one result"),
-            }]
+            };
+            (line.after_ms, vec![outcome])
         }
     };
-    let attempts = attempts.into_iter().map(|outcome| Attempt { elapsed_us: 1_000, source: None, outcome }).collect();
+    let elapsed_us = after_ms.unwrap_or(1) * 1_000;
+    let attempts = outcomes.into_iter().map(|outcome| Attempt { elapsed_us, source: None, outcome }).collect();
     Some(Observation::Probe(ProbeResult { attempts }))
 }
 
