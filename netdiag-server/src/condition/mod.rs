@@ -38,6 +38,7 @@ pub mod load_balancer_source_ranges_exclude_client;
 pub mod name_does_not_exist;
 pub mod neighbour_table_full;
 pub mod neighbour_unresolved;
+pub mod node_link_faulty;
 mod overlay;
 pub mod overlay_ends_differ;
 pub mod overlay_port_blocked;
@@ -102,6 +103,7 @@ pub const ALL: &[&Condition] = &[
     &overlay_port_blocked::CONDITION,
     &overlay_ends_differ::CONDITION,
     &path_mtu_black_hole::CONDITION,
+    &node_link_faulty::CONDITION,
     &neighbour_unresolved::CONDITION,
     &neighbour_table_full::CONDITION,
     &conntrack_table_full::CONDITION,

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use netdiag_common::observation::cni::Cni;
 use netdiag_common::observation::conntrack::Conntrack;
 use netdiag_common::observation::counter::Counters;
+use netdiag_common::observation::device::Devices;
 use netdiag_common::observation::dns::Dns;
 use netdiag_common::observation::flow::{FlowQuery, Flows, FoundFlows};
 use netdiag_common::observation::kfree_skb::Drops;
@@ -248,6 +249,7 @@ impl<'e> View<'e> {
         rejects: Rejects -> Rejects,
         tcp: Tcp -> Tcp,
         dns: Dns -> Dns,
+        devices: Devices -> Devices,
         neighbours: Neighbours -> Neighbours,
         sockets: Sockets -> Sockets,
         counters: Counters -> Counters,
