@@ -74,9 +74,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         .clients
         .iter()
         .flat_map(|client| path.ready_backends().map(move |backend| (client, backend)))
-        .filter(|(client, backend)| {
-            client.addresses.is_empty() || client.addresses.iter().any(|own| own.is_ipv4() == backend.address.is_ipv4())
-        })
+        .filter(|(client, backend)| client.speaks_to(backend.address))
         .collect();
     if pairs.is_empty() {
         return Verdict::not_applicable("the path has no endpoint to follow packets to");

@@ -1,7 +1,5 @@
 //! The link of a node is bad: frames arrive damaged, or its carrier comes and goes, so packets are lost at random.
 
-use std::net::IpAddr;
-
 use netdiag_common::observation::counter::Counter;
 use netdiag_common::observation::device::{Device, Devices};
 use netdiag_common::observation::probe::{Attempt, Outcome, ProbeRequest};
@@ -131,7 +129,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
 
 /// Packets of the client to other nodes are lost, and others are not.
 fn lossy(path: &Path, client: &Client, view: &mut View) -> Option<Lossy> {
-    let spoken = |backend: &&Backend| speaks(client, backend.address);
+    let spoken = |backend: &&Backend| client.speaks_to(backend.address);
     let all: Vec<&Backend> = path.ready_backends().filter(spoken).take(MAX_BACKEND_PROBES).collect();
     let there: Vec<&Backend> = all.iter().copied().filter(|backend| crosses((client, *backend))).collect();
     if there.is_empty() {
@@ -152,10 +150,6 @@ fn lossy(path: &Path, client: &Client, view: &mut View) -> Option<Lossy> {
     Some(Lossy { proof, ways })
 }
 
-fn speaks(client: &Client, address: IpAddr) -> bool {
-    client.addresses.is_empty() || client.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4())
-}
-
 enum Probes {
     /// Some are lost.
     Lossy(Proof),
@@ -172,7 +166,7 @@ fn by_probes(path: &Path, client: &Client, there: &[&Backend], is_only_way: bool
         requests.extend(there.iter().filter_map(|backend| path.backend_probe(backend)));
     }
     if is_only_way {
-        let addresses = path.addresses.iter().copied().filter(|address| speaks(client, *address));
+        let addresses = path.addresses.iter().copied().filter(|address| client.speaks_to(*address));
         requests.extend(addresses.filter_map(|address| path.address_probe(address)));
     }
     let (mut lost, mut of, mut last_at) = (0, 0, None);

@@ -24,9 +24,7 @@ pub enum Met {
 pub fn probe_of(path: &Path, view: &mut View, client: &Client, backend: &Backend) -> Met {
     // Beyond the first clients and endpoints, and between address families, no probe is made: asking for it would send one.
     let own = |other: &Client| other.node == client.node && other.netns == client.netns;
-    let speaks = |own: &IpAddr| own.is_ipv4() == backend.address.is_ipv4();
-    let same_family = client.addresses.is_empty() || client.addresses.iter().any(speaks);
-    if !same_family || !path.clients.iter().take(MAX_CLIENT_PROBES).any(own) {
+    if !client.speaks_to(backend.address) || !path.clients.iter().take(MAX_CLIENT_PROBES).any(own) {
         return Met::Nothing;
     }
     let index = path.ready_backends().position(|other| other.address == backend.address);

@@ -305,5 +305,8 @@ fn readiness_event(pod: &Pod, view: &mut View) -> Option<String> {
 /// The first line of somebody else's message, without its full stop.
 pub(super) fn shortened(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default().trim().trim_end_matches('.');
-    line.chars().take(MAX_MESSAGE).collect()
+    match line.char_indices().nth(MAX_MESSAGE) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
 }

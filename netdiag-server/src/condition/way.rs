@@ -62,7 +62,7 @@ pub fn search<T>(path: &Path, view: &mut View, pick: impl Fn(&Way, &Leg) -> Opti
     };
     let mut searched = Searched { found: Vec::new(), got_through: 0, ways: 0, without: 0, dark: false };
     for client in path.clients.iter().take(MAX_CLIENT_PROBES) {
-        for destination in path.addresses.iter().copied().filter(|address| speaks(client, *address)) {
+        for destination in path.addresses.iter().copied().filter(|address| client.speaks_to(*address)) {
             match gets_through(path, view, client, destination) {
                 Some(true) => searched.got_through += 1,
                 None => searched.dark = true,
@@ -123,10 +123,6 @@ fn gets_through(path: &Path, view: &mut View, client: &Client, destination: IpAd
         Look::Dark if view.needs().len() > open => None,
         Look::Dark | Look::Absent(_) => Some(false),
     }
-}
-
-fn speaks(client: &Client, destination: IpAddr) -> bool {
-    client.addresses.is_empty() || client.addresses.iter().any(|own| own.is_ipv4() == destination.is_ipv4())
 }
 
 fn is_unseen(way: &Way) -> bool {

@@ -89,6 +89,13 @@ pub struct Backend {
     pub terminating: bool,
 }
 
+impl Client {
+    /// Whether it has an address of this one's family. One whose addresses are not known is taken to have both.
+    pub fn speaks_to(&self, address: IpAddr) -> bool {
+        self.addresses.is_empty() || self.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4())
+    }
+}
+
 impl Path {
     pub fn service(&self) -> Option<&Arc<Service>> {
         match &self.target {

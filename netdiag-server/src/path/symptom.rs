@@ -8,7 +8,7 @@ use netdiag_common::observation::Protocol;
 use netdiag_common::observation::probe::{DnsRecord, Outcome, ProbeRequest, ProbeResult};
 
 use super::lived::{Lived, lived};
-use super::{Backend, Client, Path};
+use super::{Backend, Path};
 use crate::evidence::{Look, View};
 use crate::finding::Fate;
 use crate::question::Origin;
@@ -144,7 +144,7 @@ pub fn symptom(path: &Path, view: &mut View) -> Symptom {
     let mut probes = lookups(path, view);
     for (index, client) in path.clients.iter().enumerate().take(MAX_CLIENT_PROBES) {
         for address in &path.addresses {
-            if !reachable_family(client, *address) {
+            if !client.speaks_to(*address) {
                 continue;
             }
             let Some(request) = path.address_probe(*address) else { continue };
@@ -159,7 +159,7 @@ pub fn symptom(path: &Path, view: &mut View) -> Symptom {
         }
         let ready = path.backends.iter().enumerate().filter(|(_, b)| b.ready && !b.terminating);
         for (number, backend) in ready.take(MAX_BACKEND_PROBES) {
-            if !reachable_family(client, backend.address) {
+            if !client.speaks_to(backend.address) {
                 continue;
             }
             let Some(request) = path.backend_probe(backend) else { continue };
@@ -176,10 +176,6 @@ pub fn symptom(path: &Path, view: &mut View) -> Symptom {
         (_, connect) => connect,
     };
     Symptom { state, probes, lived: lived(path, view) }
-}
-
-fn reachable_family(client: &Client, address: IpAddr) -> bool {
-    client.addresses.is_empty() || client.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4())
 }
 
 /// The name is found when any name server gives an address for any candidate; the next server is tried when one does not

@@ -2,7 +2,6 @@
 //!
 //! Other servers are asked for nothing: what they would answer is not known, and a connect is answered by their kernel.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -13,7 +12,7 @@ use super::super::{dns, unready};
 use crate::evidence::object::{Event, Object, Pod, Service};
 use crate::evidence::{Kind, Look, ObjectRef, View};
 use crate::finding::{Fate, Proof};
-use crate::path::{self, Backend, Client, MAX_CLIENT_PROBES, Path, ProbeSeen, ProbeTo};
+use crate::path::{self, Backend, MAX_CLIENT_PROBES, Path, ProbeSeen, ProbeTo};
 
 /// From here on an answer is late: the period of CPU limits, unless the kubelet's cpuCFSQuotaPeriod says otherwise. A DNS server has
 /// the cluster's names in memory and needs a hundredth of that.
@@ -83,7 +82,7 @@ fn queries(path: &Path, view: &mut View) -> Option<Vec<ProbeSeen>> {
 fn own_queries(path: &Path, view: &mut View) -> Vec<ProbeSeen> {
     let mut probes = Vec::new();
     for (index, client) in path.clients.iter().enumerate().take(MAX_CLIENT_PROBES) {
-        for address in path.addresses.iter().copied().filter(|address| speaks(client, *address)) {
+        for address in path.addresses.iter().copied().filter(|address| client.speaks_to(*address)) {
             let Some(request) = path.address_probe(address) else { continue };
             if let Look::Seen(seen) = view.probe(&client.node, &client.netns, request) {
                 let to = ProbeTo::Address(address);
@@ -92,10 +91,6 @@ fn own_queries(path: &Path, view: &mut View) -> Vec<ProbeSeen> {
         }
     }
     probes
-}
-
-pub(super) fn speaks(client: &Client, address: IpAddr) -> bool {
-    client.addresses.is_empty() || client.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4())
 }
 
 fn is_late(attempt: &Attempt) -> bool {

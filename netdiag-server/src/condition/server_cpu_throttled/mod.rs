@@ -3,7 +3,7 @@
 use netdiag_common::observation::probe::{Outcome, ProbeRequest};
 use netdiag_common::{Gap, GapReason, Netns};
 
-use self::felt::{Felt, LATE_US, Late, felt, late_answer, speaks};
+use self::felt::{Felt, LATE_US, Late, felt, late_answer};
 use self::group::{Shortage, shortage, unread};
 use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::object::{Object, Pod};
@@ -161,7 +161,7 @@ enum Handshake {
 
 fn handshake(path: &Path, late: &Late, backend: &Backend, view: &mut View) -> Handshake {
     let mut clients = path.clients.iter().take(MAX_CLIENT_PROBES);
-    let Some(client) = clients.find(|client| speaks(client, backend.address)) else { return Handshake::Unseen };
+    let Some(client) = clients.find(|client| client.speaks_to(backend.address)) else { return Handshake::Unseen };
     let request = match (&late.lookup, path.service()) {
         // DNS servers take TCP at the port of UDP (RFC 7766).
         (Some(_), _) => Some(ProbeRequest::TcpConnect {
