@@ -32,14 +32,15 @@ impl NetnsHandle {
 
     /// Moves the calling thread in. Only for threads that end with this work.
     pub fn enter(&self) -> Result<(), ReadError> {
-        // Entering needs CAP_SYS_ADMIN even where we are already: without it the node's own namespace stays readable.
-        if own_inode() == Some(self.inode) {
-            return Ok(());
+        match setns(self.descriptor.as_fd(), CloneFlags::CLONE_NEWNET) {
+            Ok(()) => Ok(()),
+            // Entering needs CAP_SYS_ADMIN even where we are already: without it the node's own namespace stays readable. To look
+            // first where we are takes longer than to enter: a thread's folder of /proc is made when somebody looks at it.
+            Err(_) if own_inode() == Some(self.inode) => Ok(()),
+            Err(errno) => {
+                Err(ReadError::Call { step: format!("enter network namespace {}", self.inode), source: errno.into() })
+            }
         }
-        setns(self.descriptor.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| ReadError::Call {
-            step: format!("enter network namespace {}", self.inode),
-            source: errno.into(),
-        })
     }
 
     /// Runs `work` on a new thread inside the namespace and waits for it.
