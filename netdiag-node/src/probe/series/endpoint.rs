@@ -26,7 +26,8 @@ use crate::netns::NetnsHandle;
 const MOST_AT_ONCE: usize = 4_096;
 const STACK_BYTES: usize = 256 * 1024;
 
-/// A thread that looks for entries, by sockets that the series' own thread opens: that one is awake already.
+/// A thread that looks for entries. What must be there before the first packet, the socket that hears announcements, is opened by
+/// the series' own thread, which is awake already; all else is done beside it.
 #[derive(Default)]
 pub(super) struct Finder {
     asker: Option<Asker>,
@@ -47,29 +48,20 @@ pub(super) struct Asker {
 /// What the thread does.
 struct Search {
     protocols: Vec<Protocol>,
-    sockets: Receiver<Result<Sockets, ReadError>>,
+    /// Where the series is sent from, and to.
+    netns: NetnsHandle,
+    to: Option<SocketAddr>,
+    node: NetnsHandle,
+    /// An error: flows that end at once are not seen.
+    listener: Receiver<Result<Listener, ReadError>>,
     questions: Receiver<Option<Question>>,
 }
 
-/// Both of the node's namespace.
-struct Sockets {
-    lookup: Lookup,
-    /// An error: flows that end at once are not seen.
-    listener: Result<Listener, ReadError>,
-}
-
-/// Opens the sockets. When it is gone, whatever came of it, the series begins.
+/// Opens the socket that hears announcements. When it is gone, whatever came of it, the series begins.
 pub(super) struct Opener {
     node: NetnsHandle,
-    to: Option<SocketAddr>,
-    sockets: Sender<Result<Sockets, ReadError>>,
+    listener: Sender<Result<Listener, ReadError>>,
     _ready: DropGuard,
-}
-
-/// What came of it, not heard by anybody yet.
-pub(super) struct Opened {
-    opener: Opener,
-    sockets: Result<Sockets, ReadError>,
 }
 
 struct Question {
@@ -88,13 +80,14 @@ impl Finder {
             return Self::default();
         }
         let (questions, asked) = channel();
-        let (opened, sockets) = channel();
+        let (opened, listener) = channel();
         let ready = CancellationToken::new();
-        let (node, to, is_ready) = (place.node.clone(), request::address(probe), ready.clone().drop_guard());
+        let is_ready = ready.clone().drop_guard();
+        let (netns, to, node) = (place.netns.clone(), request::address(probe), place.node.clone());
         Self {
             asker: Some(Asker { questions, ready }),
-            opener: Some(Opener { node, to, sockets: opened, _ready: is_ready }),
-            search: Some(Search { protocols, sockets, questions: asked }),
+            opener: Some(Opener { node: node.clone(), listener: opened, _ready: is_ready }),
+            search: Some(Search { protocols, netns, to, node, listener, questions: asked }),
             ..Self::default()
         }
     }
@@ -149,31 +142,15 @@ impl Asker {
 }
 
 impl Opener {
-    /// The calling thread is in the node's namespace afterwards.
-    pub(super) fn open(self) -> Opened {
+    /// New flows are announced from here on. The calling thread is in the node's namespace afterwards.
+    pub(super) fn open(self) {
         let open = || {
             self.node.enter()?;
-            Ok::<_, ReadError>(Sockets { lookup: Lookup::open()?, listener: Listener::open(Duration::ZERO) })
+            let listener = Listener::open(Duration::ZERO)?;
+            listener.join_new()?;
+            Ok::<_, ReadError>(listener)
         };
-        let sockets = open();
-        Opened { opener: self, sockets }
-    }
-}
-
-impl Opened {
-    /// Called in the place's namespace, which knows which address it will send from: the kernel leaves out the flows of others.
-    pub(super) fn listen(self) {
-        let Self { opener, mut sockets } = self;
-        if let Ok(sockets) = &mut sockets
-            && let Ok(listener) = &sockets.listener
-        {
-            let source = opener.to.and_then(source_to);
-            let joined = listener.only(source, opener.to.map(|to| to.ip())).and_then(|()| listener.join_new());
-            if let Err(error) = joined {
-                sockets.listener = Err(error);
-            }
-        }
-        let _ = opener.sockets.send(sockets);
+        let _ = self.listener.send(open());
     }
 }
 
@@ -193,15 +170,23 @@ fn protocols(probe: &Probe) -> Vec<Protocol> {
 }
 
 impl Search {
+    /// The kernel leaves out the flows of others from here on. Compiling the filter takes as long as all that the series' first
+    /// packet waits for, and what is announced until then is told apart by its tuple. The calling thread is in the place's
+    /// namespace afterwards, which knows which address it sends from.
+    fn narrow(&self, listener: &Listener) -> Result<(), ReadError> {
+        let to = self.to.filter(|_| self.netns.enter().is_ok());
+        listener.only(to.and_then(source_to), self.to.map(|to| to.ip()))
+    }
+
     fn run(self) -> Found {
+        // The series has ended before it began, and says why.
+        let Ok(opened) = self.listener.recv() else { return Found::default() };
         let mut unseen = Vec::new();
-        let (mut lookup, mut listener) = match self.sockets.recv() {
-            Ok(Ok(Sockets { lookup, listener })) => {
-                (lookup, listener.inspect_err(|error| unseen.push(heard_nothing(error))).ok())
-            }
-            Ok(Err(error)) => return (BTreeMap::new(), vec![format!("endpoints behind Services: {error}")]),
-            // The series has ended before it began, and says why.
-            Err(_) => return Found::default(),
+        let narrowed = opened.and_then(|listener| self.narrow(&listener).map(|()| listener));
+        let mut listener = narrowed.inspect_err(|error| unseen.push(heard_nothing(error))).ok();
+        let mut lookup = match self.node.enter().and_then(|()| Lookup::open()) {
+            Ok(lookup) => lookup,
+            Err(error) => return (BTreeMap::new(), vec![format!("endpoints behind Services: {error}")]),
         };
         let mut announced = Announced::default();
         let mut endpoints = BTreeMap::new();

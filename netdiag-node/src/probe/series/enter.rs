@@ -46,12 +46,12 @@ struct Seat {
 impl Threads {
     /// Runs `first` on a thread, wherever that is, and then `work` inside the namespace. The receiver fails when one of them
     /// panicked.
-    pub(super) fn start<A: 'static, T: Send + 'static>(
+    pub(super) fn start<T: Send + 'static>(
         &self,
         netns: NetnsHandle,
         identity: Identity,
-        first: impl FnOnce() -> A + Send + 'static,
-        work: impl AsyncFnOnce(A) -> T + Send + 'static,
+        first: impl FnOnce() + Send + 'static,
+        work: impl AsyncFnOnce() -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T, Failure>>, Failure> {
         let (sender, receiver) = oneshot::channel();
         let mut job: Job = Box::new(move |seat: &mut Seat| {
@@ -120,14 +120,14 @@ fn wait(waiting: &Weak<Waiting>) -> Option<Job> {
 }
 
 impl Seat {
-    fn serve<A, T>(
+    fn serve<T>(
         &mut self,
         netns: &NetnsHandle,
         identity: Identity,
-        first: impl FnOnce() -> A,
-        work: impl AsyncFnOnce(A) -> T,
+        first: impl FnOnce(),
+        work: impl AsyncFnOnce() -> T,
     ) -> Result<T, Failure> {
-        let made = first();
+        first();
         netns.enter()?;
         if let Some(uid) = identity.uid {
             self.is_used_up = true;
@@ -140,7 +140,7 @@ impl Seat {
                 .build()
                 .map_err(|source| ReadError::Call { step: "start a reactor".to_owned(), source })?,
         };
-        let found = runtime.block_on(work(made));
+        let found = runtime.block_on(work());
         // What still hangs must not hold up the result, nor be there in the next series.
         if runtime.metrics().num_alive_tasks() == 0 {
             self.runtime = Some(runtime);

@@ -106,11 +106,12 @@ impl Engine {
             let (series, caps, over) = (Arc::clone(&series), Arc::clone(&self.caps), over.clone());
             let (identity, resolver, turn) = (request.identity, place.resolver.clone(), Arc::clone(&turn));
             let (opener, group) = (finder.opener(), place.group.clone());
-            let open = move || opener.map(endpoint::Opener::open);
-            let work = async move |opened: Option<endpoint::Opened>| {
-                if let Some(opened) = opened {
-                    opened.listen();
+            let open = move || {
+                if let Some(opener) = opener {
+                    opener.open();
                 }
+            };
+            let work = async move || {
                 let mut context = Context::new(identity, resolver, caps, asked);
                 let bypassed = match group {
                     Some(group) => join(&mut context, group, identity.uid).await,
