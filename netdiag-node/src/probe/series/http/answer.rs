@@ -73,7 +73,7 @@ pub(super) async fn ask(
 
 async fn read(
     context: &Context,
-    channel: &Channel,
+    channel: &mut Channel,
     response: Response<Incoming>,
     limit: BodyLimit,
     until: Instant,
@@ -83,7 +83,7 @@ async fn read(
     let (head, mut body) = response.into_parts();
     let mut answer = Answer { status: head.status.as_u16(), headers: head.headers, ..Answer::default() };
     while exchange.body_bytes < limit.read {
-        let frame = match timeout_at(until.into(), body.frame()).await {
+        let frame = match timeout_at(until.into(), channel.beside(body.frame())).await {
             Ok(None) => {
                 exchange.whole = true;
                 break;
