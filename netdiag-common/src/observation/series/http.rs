@@ -91,6 +91,7 @@ pub struct HttpPhases {
     pub first_byte_us: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_us: Option<u64>,
+    /// Until the answer was read; closing the connection is not in it, as in curl's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_us: Option<u64>,
 }

@@ -28,6 +28,8 @@ pub(super) struct Way {
 pub(super) struct Seen {
     pub(super) source: Option<SocketAddr>,
     pub(super) tls: Option<TlsReport>,
+    /// When the answer was read, or had failed. What it takes to close the connection is not the answer's.
+    pub(super) answered: Option<Instant>,
 }
 
 /// How to speak on it, and from where.

@@ -43,7 +43,8 @@ pub(super) async fn attempt(context: &Context, probe: &HttpProbe, within: Durati
         let mut seen = Seen::default();
         let start = Instant::now();
         let met = exchanged(context, &plan, &url, until, &mut exchange, &mut seen, &mut report).await;
-        exchange.phases.total_us = Some(micros(start.elapsed()));
+        let answered = seen.answered.unwrap_or_else(Instant::now);
+        exchange.phases.total_us = Some(micros(answered.saturating_duration_since(start)));
         report.exchanges.push(exchange);
         report.tls = seen.tls;
         source = seen.source.or(source);
@@ -101,6 +102,7 @@ async fn exchanged(
     };
     let limit = BodyLimit { read, is_kept: is_grpc };
     let answered = answer::ask(context, &mut way.channel, request, limit, until, exchange).await;
+    seen.answered = Some(Instant::now());
     // A certificate that is wrong comes first: a client that checks it sees nothing of the rest.
     let answer = match (answered, way.distrust) {
         (_, Some(distrust)) => return Met::Failed(distrust),
