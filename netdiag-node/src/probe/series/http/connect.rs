@@ -14,6 +14,7 @@ use super::super::context::{Context, silence};
 use super::super::tls::{FirstBytes, Wanted, distrust, handshake};
 use super::super::{dns, tcp};
 use super::channel::{Channel, Duplex};
+use super::eager::Eager;
 use super::failure::{self, failed};
 
 /// A way that leads to a server.
@@ -60,7 +61,7 @@ pub(super) async fn open(
     seen.source = stream.local_addr().ok();
     if url.scheme() != "https" {
         let is_two = speech.is_grpc || speech.version == HttpVersion::Http2;
-        let channel = channel(Box::new(stream), is_two, speech.body_bytes, until).await?;
+        let channel = channel(Box::new(Eager(stream)), is_two, speech.body_bytes, until).await?;
         return Ok(Way { channel, distrust: None });
     }
     let wanted = Wanted::new(&words(url, speech)).map_err(|why| failed(ProbeStage::Tls, FailureClass::Local, why))?;

@@ -14,6 +14,7 @@ mod answer;
 mod channel;
 mod connect;
 mod doh;
+mod eager;
 mod failure;
 mod grpc;
 mod plan;
