@@ -86,7 +86,8 @@ pub struct HttpPhases {
     pub connect_us: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_us: Option<u64>,
-    /// From the request to the first byte of the answer.
+    /// From when the request was sent to the first byte of the answer: curl's time_starttransfer less its time_pretransfer. Of HTTP/2
+    /// from when it was to be sent to the head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_byte_us: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

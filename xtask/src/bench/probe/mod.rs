@@ -77,7 +77,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     rows.push(memory(&lab)?);
     let how = format!(
         "from a pod's namespace to its node's over a veth pair, the agent with all its kernel programs; round trips: {} of each, one \
-         every {} ms, beside the other tool's in the same namespace; Linux {}",
+         every {} ms, beside the other tool's in the same namespace; HTTP by curl's phases: the first byte counts from when the \
+         request was sent, where curl takes time_pretransfer, and closing is in no total; making the socket is in curl's connect and \
+         not in ours, and in both totals; entering ends when the first socket is made; Linux {}",
         arguments.probes,
         round_trip::INTERVAL.as_millis(),
         super::kernel()

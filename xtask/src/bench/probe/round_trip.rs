@@ -52,7 +52,7 @@ pub(super) fn measure(lab: &Lab<'_>, probes: u32, missing: &mut Vec<String>) -> 
             probe: http,
             phases: &[
                 ("HTTP: connect", "/report/exchanges/0/phases/connect_us"),
-                ("HTTP: request to first byte", "/report/exchanges/0/phases/first_byte_us"),
+                ("HTTP: request sent to first byte", "/report/exchanges/0/phases/first_byte_us"),
                 ("HTTP: everything", "/report/exchanges/0/phases/total_us"),
             ],
             times: curl,
@@ -140,7 +140,9 @@ fn curl(lab: &Lab<'_>, probes: u32) -> Result<Vec<Vec<f64>>> {
     Ok(curl_phases(&text))
 }
 
-/// Each from the beginning of the request, seconds (curl(1), `--write-out`).
+/// Each from the beginning of the request, seconds (curl(1), `--write-out`). Whatever its name says, `time_pretransfer` is taken when the
+/// request was sent (`before_perform`, lib/multi.c, comes behind the state that sends); `time_total` ends before the connection is
+/// closed.
 const CURL_TIMES: &str =
     "%{time_namelookup} %{time_connect} %{time_pretransfer} %{time_starttransfer} %{time_total}\\n";
 

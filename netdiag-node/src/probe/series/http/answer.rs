@@ -61,10 +61,11 @@ pub(super) async fn ask(
             return Err(silence(ProbeStage::Answer, why));
         }
     };
-    // On HTTP/2 the connection's own frames come before the answer's: its head counts.
-    let first_byte = if channel.is_two() { None } else { channel.first.kept().at };
+    // On HTTP/2 the connection's own frames go and come between the request's and the answer's: its head counts.
+    let kept = channel.first.kept();
+    let (sent, first_byte) = if channel.is_two() { (None, None) } else { (kept.sent, kept.at) };
     let first_byte = first_byte.unwrap_or_else(Instant::now);
-    exchange.phases.first_byte_us = Some(micros(first_byte.saturating_duration_since(start)));
+    exchange.phases.first_byte_us = Some(micros(first_byte.saturating_duration_since(sent.unwrap_or(start))));
     exchange.status = Some(response.status().as_u16());
     exchange.version = Some(version(response.version()).to_owned());
     exchange.headers = told(response.headers());

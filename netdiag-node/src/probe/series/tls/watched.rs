@@ -1,4 +1,4 @@
-//! A stream that remembers when and with which bytes the far side began to speak.
+//! A stream that remembers when and with which bytes the far side began to speak, and until when it was spoken to before.
 
 use std::io;
 use std::pin::Pin;
@@ -11,12 +11,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// First bytes that are kept: enough for `HTTP/1.1 400 Bad Request` or a greeting.
 const KEPT_BYTES: usize = 64;
 
-/// What was read until now.
+/// What was said until now.
 #[derive(Debug, Clone, Default)]
 pub(in super::super) struct FirstBytes(Arc<Mutex<Kept>>);
 
 #[derive(Debug, Clone, Default)]
 pub(in super::super) struct Kept {
+    /// When the last byte was written before any was read.
+    pub(in super::super) sent: Option<Instant>,
     /// When the first byte was read.
     pub(in super::super) at: Option<Instant>,
     /// At most 64 of them.
@@ -34,6 +36,13 @@ impl FirstBytes {
 
     fn too_much(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_too_much = true;
+    }
+
+    fn sent(&self) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.at.is_none() {
+            kept.sent = Some(Instant::now());
+        }
     }
 
     fn add(&self, bytes: &[u8]) {
@@ -107,7 +116,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         let error = match self.broken.take() {
             Some(error) => error,
             None => match ready!(Pin::new(&mut self.inner).poll_write(cx, bytes)) {
-                Ok(count) => return Poll::Ready(Ok(count)),
+                Ok(count) => {
+                    self.first.sent();
+                    return Poll::Ready(Ok(count));
+                }
                 Err(error) => error,
             },
         };
