@@ -38,8 +38,7 @@ struct Echo<'a> {
     /// Hears the ICMP of the whole namespace, with IPv4 headers, and needs a checksum.
     is_raw: bool,
     id: u16,
-    /// Different each time, so that answers to others are not ours.
-    payload: Vec<u8>,
+    request: Vec<u8>,
 }
 
 pub(super) async fn attempt(context: &Context, probe: &IcmpProbe, within: Duration) -> Ending {
@@ -52,7 +51,7 @@ pub(super) async fn attempt(context: &Context, probe: &IcmpProbe, within: Durati
         Ok(opened) => opened,
         Err(failure) => return Ending::failed(None, to, failure),
     };
-    let mut echo = match Echo::prepare(probe, socket, is_raw) {
+    let echo = match Echo::prepare(probe, socket, is_raw) {
         Ok(echo) => echo,
         Err(failure) => return Ending::failed(None, to, failure),
     };
@@ -120,22 +119,21 @@ impl<'a> Echo<'a> {
         } else {
             bound.as_socket().map_or(0, |bound| bound.port())
         };
-        let payload = random.to_be_bytes().into_iter().cycle().take(probe.bytes.into()).collect();
-        Ok(Self { probe, socket, is_raw, id, payload })
+        let mut request = vec![if probe.to.is_ipv6() { ECHO_REQUEST_V6 } else { ECHO_REQUEST }, 0, 0, 0];
+        request.extend(id.to_be_bytes());
+        request.extend(SEQUENCE.to_be_bytes());
+        // Different each time, so that answers to others are not ours.
+        request.extend(random.to_be_bytes().into_iter().cycle().take(probe.bytes.into()));
+        // Ping sockets, and all of ICMPv6, have theirs from the kernel.
+        if is_raw && probe.to.is_ipv4() {
+            let sum = checksum(&request, 1);
+            request[2..4].copy_from_slice(&sum.to_be_bytes());
+        }
+        Ok(Self { probe, socket, is_raw, id, request })
     }
 
-    fn send(&mut self) -> Result<(), ProbeFailure> {
-        let is_v6 = self.probe.to.is_ipv6();
-        let mut bytes = vec![if is_v6 { ECHO_REQUEST_V6 } else { ECHO_REQUEST }, 0, 0, 0];
-        bytes.extend(self.id.to_be_bytes());
-        bytes.extend(SEQUENCE.to_be_bytes());
-        bytes.extend(&self.payload);
-        // Ping sockets, and all of ICMPv6, have theirs from the kernel.
-        if self.is_raw && !is_v6 {
-            let sum = checksum(&bytes, 1);
-            bytes[2..4].copy_from_slice(&sum.to_be_bytes());
-        }
-        match self.socket.send(&bytes) {
+    fn send(&self) -> Result<(), ProbeFailure> {
+        match self.socket.send(&self.request) {
             Ok(_) => Ok(()),
             Err(error) => Err(self.error().unwrap_or_else(|| of_errno(ProbeStage::Send, &error))),
         }
@@ -160,17 +158,15 @@ impl<'a> Echo<'a> {
 
     /// The answer or an error about the request, if one of them is there.
     fn take(&self, start: Instant) -> Option<Result<IcmpReport, ProbeFailure>> {
-        let mut bytes = vec![0; MAX_IPV4_HEADER + ECHO_HEADER + self.payload.len() + 1];
+        let mut bytes = vec![0; MAX_IPV4_HEADER + self.request.len() + 1];
         loop {
-            if let Some(failure) = self.error() {
-                return Some(Err(failure));
-            }
             let mut control = nix::cmsg_space!(i32, i32);
             let mut parts = [IoSliceMut::new(&mut bytes)];
             let descriptor = self.socket.as_raw_fd();
             let flags = MsgFlags::MSG_DONTWAIT;
             let (length, ttl) = match recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(&mut control), flags) {
-                Err(nix::errno::Errno::EAGAIN) => return None,
+                // The error number may have gone by another call: then the queue alone has it.
+                Err(nix::errno::Errno::EAGAIN) => return self.error().map(Err),
                 Err(errno) => {
                     // An error that the queue explains is better told by it.
                     let failure = || of_errno(ProbeStage::Answer, &errno.into());
@@ -195,8 +191,8 @@ impl<'a> Echo<'a> {
         let (header, payload) = bytes.split_at_checked(ECHO_HEADER)?;
         let kind = if self.probe.to.is_ipv6() { ECHO_REPLY_V6 } else { ECHO_REPLY };
         let number = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-        let is_ours = header[0] == kind && number(4) == self.id && number(6) == SEQUENCE && payload == self.payload;
-        is_ours.then_some(payload.len())
+        let is_ours = header[0] == kind && number(4) == self.id && number(6) == SEQUENCE;
+        (is_ours && self.request.get(ECHO_HEADER..) == Some(payload)).then_some(payload.len())
     }
 
     fn error(&self) -> Option<ProbeFailure> {
