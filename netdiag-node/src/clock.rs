@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 
 /// The node's wall clock.
@@ -15,6 +16,12 @@ pub fn now() -> Timestamp {
 pub fn monotonic_ns() -> u64 {
     let since_boot = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     u64::try_from(since_boot.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// How long ago the kernel noted a time of `CLOCK_REALTIME`. None where that clock was set back since.
+pub(crate) fn since(noted: TimeSpec) -> Option<Duration> {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME).ok()?;
+    Duration::from(now).checked_sub(noted.into())
 }
 
 /// One moment on both clocks: tells the wall time of a kernel program's record.

@@ -110,6 +110,7 @@ pub struct IcmpProbe {
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct IcmpReport {
+    /// Until the kernel had the answer, as ping has it, microseconds.
     pub rtt_us: u64,
     /// Of the answer, where the kernel told it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

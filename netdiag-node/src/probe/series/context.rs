@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use netdiag_common::observation::resolver::Resolver;
 use netdiag_common::observation::series::{FailureClass, Identity, ProbeFailure, ProbeReport, ProbeStage};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
@@ -31,6 +32,8 @@ pub(super) struct Context {
     asked: Instant,
     /// How long after the request the first socket was made.
     first_socket: OnceCell<Duration>,
+    /// Has the kernel note when packets come.
+    stamps: OnceCell<Option<Socket>>,
     /// Connections that say goodbye after their attempt.
     farewells: TaskTracker,
 }
@@ -48,8 +51,8 @@ pub(super) struct Ending {
 
 impl Context {
     pub(super) fn new(identity: Identity, resolver: Option<Arc<Resolver>>, caps: Arc<Caps>, asked: Instant) -> Self {
-        let (first_socket, farewells) = (OnceCell::new(), TaskTracker::new());
-        Self { identity, resolver, caps, maker: None, asked, first_socket, farewells }
+        let (first_socket, stamps, farewells) = (OnceCell::new(), OnceCell::new(), TaskTracker::new());
+        Self { identity, resolver, caps, maker: None, asked, first_socket, stamps, farewells }
     }
 
     /// From now on sockets are made there.
@@ -72,6 +75,17 @@ impl Context {
         }
         self.first_socket.get_or_init(|| self.asked.elapsed());
         Ok(socket)
+    }
+
+    /// The kernel notes when each packet comes, until the series ends. It changes its own code for that while any socket asks for it
+    /// (`net_enable_timestamp`, net/core/dev.c), so one socket asks all the time, not each attempt's in its turn. Where that cannot be
+    /// made, stamps are those of reading.
+    pub(super) fn stamp_packets(&self) {
+        self.stamps.get_or_init(|| {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).ok()?;
+            setsockopt(&socket, sockopt::ReceiveTimestampns, &true).ok()?;
+            Some(socket)
+        });
     }
 
     /// From the request to the first socket, microseconds.

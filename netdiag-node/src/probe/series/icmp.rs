@@ -7,7 +7,8 @@ use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use netdiag_common::observation::series::{IcmpProbe, IcmpReport, ProbeFailure, ProbeReport, ProbeStage};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
 use pnet_packet::util::checksum;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -17,6 +18,7 @@ use super::context::{Context, Ending, local, of_errno, of_queued, silence};
 use super::errqueue::{self, Origin};
 use super::ready::watch;
 use super::schedule::micros;
+use crate::clock;
 
 /// Headers of IPv6 and ICMP, for the node's share of bytes.
 const HEADER_BYTES: u64 = 48;
@@ -51,6 +53,7 @@ pub(super) async fn attempt(context: &Context, probe: &IcmpProbe, within: Durati
         Ok(opened) => opened,
         Err(failure) => return Ending::failed(None, to, failure),
     };
+    context.stamp_packets();
     let echo = match Echo::prepare(probe, socket, is_raw) {
         Ok(echo) => echo,
         Err(failure) => return Ending::failed(None, to, failure),
@@ -90,6 +93,7 @@ impl<'a> Echo<'a> {
         let set_up = || {
             let is_v6 = probe.to.is_ipv6();
             errqueue::enable_with_ttl(&socket, is_v6)?;
+            setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
             match (probe.ttl, is_v6) {
                 (Some(ttl), false) => socket.set_ttl_v4(ttl.into())?,
                 (Some(ttl), true) => socket.set_unicast_hops_v6(ttl.into())?,
@@ -160,11 +164,11 @@ impl<'a> Echo<'a> {
     fn take(&self, start: Instant) -> Option<Result<IcmpReport, ProbeFailure>> {
         let mut bytes = vec![0; MAX_IPV4_HEADER + self.request.len() + 1];
         loop {
-            let mut control = nix::cmsg_space!(i32, i32);
+            let mut control = nix::cmsg_space!(i32, i32, TimeSpec);
             let mut parts = [IoSliceMut::new(&mut bytes)];
             let descriptor = self.socket.as_raw_fd();
             let flags = MsgFlags::MSG_DONTWAIT;
-            let (length, ttl) = match recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(&mut control), flags) {
+            let (length, beside) = match recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(&mut control), flags) {
                 // The error number may have gone by another call: then the queue alone has it.
                 Err(nix::errno::Errno::EAGAIN) => return self.error().map(Err),
                 Err(errno) => {
@@ -172,12 +176,12 @@ impl<'a> Echo<'a> {
                     let failure = || of_errno(ProbeStage::Answer, &errno.into());
                     return Some(Err(self.error().unwrap_or_else(failure)));
                 }
-                Ok(message) => (message.bytes, message.cmsgs().ok().and_then(ttl)),
+                Ok(message) => (message.bytes, Beside::of(message.cmsgs().into_iter().flatten())),
             };
             if let Some(found) = self.reply(&bytes[..length]) {
-                let rtt_us = micros(start.elapsed());
+                let rtt_us = micros(beside.before(start.elapsed()));
                 let bytes = u16::try_from(found).unwrap_or(u16::MAX);
-                return Some(Ok(IcmpReport { rtt_us, ttl, bytes }));
+                return Some(Ok(IcmpReport { rtt_us, ttl: beside.ttl, bytes }));
             }
         }
     }
@@ -205,11 +209,34 @@ impl<'a> Echo<'a> {
     }
 }
 
-fn ttl(mut messages: impl Iterator<Item = ControlMessageOwned>) -> Option<u8> {
-    messages.find_map(|message| match message {
-        ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => u8::try_from(ttl).ok(),
-        _ => None,
-    })
+/// What the kernel tells of an answer beside its bytes.
+#[derive(Default)]
+struct Beside {
+    ttl: Option<u8>,
+    /// When it came, by the wall clock.
+    came: Option<TimeSpec>,
+}
+
+impl Beside {
+    fn of(messages: impl Iterator<Item = ControlMessageOwned>) -> Self {
+        let mut beside = Self::default();
+        for message in messages {
+            match message {
+                ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
+                    beside.ttl = u8::try_from(ttl).ok();
+                }
+                ControlMessageOwned::ScmTimestampns(came) => beside.came = Some(came),
+                _ => {}
+            }
+        }
+        beside
+    }
+
+    /// How much of the time until now had passed when the answer came: how long this thread took to hear of it is not the network's.
+    /// All of it where the wall clock was set meanwhile.
+    fn before(&self, elapsed: Duration) -> Duration {
+        self.came.and_then(clock::since).and_then(|ago| elapsed.checked_sub(ago)).unwrap_or(elapsed)
+    }
 }
 
 /// With DF whatever was learnt of the path before: this packet is to find it out (`IP_PMTUDISC_PROBE`).
