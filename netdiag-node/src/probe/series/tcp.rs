@@ -29,7 +29,7 @@ const MAX_GREETING_BYTES: u64 = 64 * 1024;
 pub(super) async fn attempt(context: &Context, probe: &TcpProbe, within: Duration) -> Ending {
     let to = probe.to;
     let Handshake { socket, port, shaken, elapsed, info } =
-        match handshake(context, probe.source_port, to, within).await {
+        match handshake(context, probe.source_port.map_or(Port::Told, Port::Of), to, within).await {
             Ok(handshake) => handshake,
             Err(failure) => return Ending::failed(None, Some(to), failure),
         };
@@ -63,6 +63,7 @@ pub(super) async fn connect(
     to: SocketAddr,
     within: Duration,
 ) -> Result<(TcpStream, u64), ProbeFailure> {
+    let port = port.map_or(Port::Any, Port::Of);
     let Handshake { socket, shaken, elapsed, .. } = handshake(context, port, to, within).await?;
     shaken?;
     // From here on errors are told by reading and writing.
@@ -70,6 +71,16 @@ pub(super) async fn connect(
     let stream = stream(socket).map_err(|error| local(ProbeStage::Socket, &error))?;
     stream.set_nodelay(true).map_err(|error| local(ProbeStage::Socket, &error))?;
     Ok((stream, micros(elapsed)))
+}
+
+/// Where a connection comes from.
+#[derive(Clone, Copy)]
+enum Port {
+    Of(u16),
+    /// Any, taken before the connect: nobody can tell afterwards which it was when the connect failed.
+    Told,
+    /// Any, as the kernel chooses it for a program that only connects.
+    Any,
 }
 
 /// A connection attempt, whatever it came to.
@@ -84,12 +95,7 @@ struct Handshake {
 }
 
 /// An error: nothing was sent.
-async fn handshake(
-    context: &Context,
-    port: Option<u16>,
-    to: SocketAddr,
-    within: Duration,
-) -> Result<Handshake, ProbeFailure> {
+async fn handshake(context: &Context, port: Port, to: SocketAddr, within: Duration) -> Result<Handshake, ProbeFailure> {
     context.allow(to.ip())?;
     context.spend(1, SYN_BYTES).await;
     let socket = context.socket(Domain::for_address(to), Type::STREAM, Protocol::TCP).await?;
@@ -123,22 +129,25 @@ async fn shake(socket: &Socket, to: SocketAddr, within: Duration) -> (Result<(),
     }
 }
 
-/// Binds the socket, and says to which port.
-///
-/// A port is taken before the connect because nobody can tell afterwards which it was when the connect failed. Where all ports
-/// are bound already, the kernel may still find one that is free for this destination.
-fn prepare(socket: &Socket, port: Option<u16>, to: SocketAddr) -> io::Result<Option<u16>> {
+/// Binds the socket where that is wanted, and says to which port. Where all ports are bound already, the kernel may still find one that
+/// is free for this destination.
+fn prepare(socket: &Socket, port: Port, to: SocketAddr) -> io::Result<Option<u16>> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     errqueue::enable(socket, to.is_ipv6())?;
     if to.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    if port.is_some() {
-        // An earlier connection from this port may still be known.
-        socket.set_reuse_address(true)?;
-    }
-    match socket.bind(&SocketAddr::new(any, port.unwrap_or(0)).into()) {
-        Err(error) if port.is_none() && error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+    let number = match port {
+        Port::Any => return Ok(None),
+        Port::Told => 0,
+        Port::Of(number) => {
+            // An earlier connection from this port may still be known.
+            socket.set_reuse_address(true)?;
+            number
+        }
+    };
+    match socket.bind(&SocketAddr::new(any, number).into()) {
+        Err(error) if matches!(port, Port::Told) && error.kind() == io::ErrorKind::AddrInUse => Ok(None),
         Err(error) => Err(error),
         Ok(()) => Ok(socket.local_addr()?.as_socket().map(|bound| bound.port())),
     }
