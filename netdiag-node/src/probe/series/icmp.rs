@@ -251,3 +251,17 @@ fn dont_fragment(socket: &Socket, is_v6: bool) -> io::Result<()> {
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
     nix::errno::Errno::result(result).map(drop).map_err(io::Error::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wall_clock_that_was_set_leaves_the_time_as_it_is() {
+        let elapsed = Duration::from_millis(3);
+        let years = i64::from(u32::MAX) * 4;
+        for came in [None, Some(TimeSpec::new(0, 0)), Some(TimeSpec::new(years, 0))] {
+            assert_eq!(Beside { ttl: None, came }.before(elapsed), elapsed, "{came:?}");
+        }
+    }
+}
