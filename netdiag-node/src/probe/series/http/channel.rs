@@ -56,7 +56,6 @@ struct Line {
     /// None when it has ended.
     connection: Option<http1::Connection<Io, Full<Bytes>>>,
     /// The stream of a connection that has ended.
-    #[expect(dead_code, reason = "it is closed with this, and not before the answer is told")]
     kept: Option<Io>,
     ended: Option<hyper::Error>,
 }
