@@ -39,9 +39,11 @@ pub enum Expression {
         presence: bool,
         to: u32,
     },
-    /// `nft_exthdr.c`: changes or removes a TCP option.
+    /// `nft_exthdr.c`: changes part of a TCP option, or removes the option where there is nothing to change it to.
     ExthdrWrite {
         kind: u8,
+        offset: u32,
+        bytes: u32,
         from: Option<u32>,
     },
     /// `nft_meta.c`, `enum nft_meta_keys`.

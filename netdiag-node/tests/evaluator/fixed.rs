@@ -22,7 +22,7 @@ const IP6TABLES: &str = "ip6tables-nft-restore";
 /// SYN.
 const BEGIN: u8 = 2;
 
-pub const CASES: [Case; 16] = [
+pub const CASES: [Case; 18] = [
     Case {
         fact: "an invalid packet is looked at again over lo, and may be kept from being tracked there",
         tool: NFT,
@@ -200,6 +200,44 @@ COMMIT
 COMMIT
 ",
         packets: |lab| (0..6).map(|number| in_packet(lab, ICMP, &icmp(8, 0, 20_000 + number))).collect(),
+    },
+    Case {
+        fact: "an option of TCP is made smaller, never larger, or removed; a rule goes on without it, if it is TCP",
+        tool: NFT,
+        rules: "table inet t {
+            chain a { type filter hook forward priority 0;
+                tcp option maxseg size set 1000 counter
+                tcp option maxseg size 1000 counter
+                tcp option maxseg size set 1200 counter
+                tcp option maxseg size 1000 counter
+                tcp dport 443 reset tcp option maxseg counter
+                tcp option maxseg exists counter
+            }
+        }",
+        packets: |lab| {
+            let with_option = |port, to| in_packet(lab, TCP, &segment(port, to, BEGIN, (1000, 0), true));
+            vec![
+                with_option(20_000, 80),
+                with_option(20_001, 443),
+                in_tcp(lab, 20_002),
+                in_udp(lab, "10.1.0.2", "10.2.0.2", 20_003),
+            ]
+        },
+    },
+    Case {
+        fact: "what a rule writes into a header is what later rules, the route and the receiver see",
+        tool: NFT,
+        rules: "table ip t {
+            chain a { type filter hook prerouting priority -300;
+                ip daddr 10.2.0.2 ip daddr set 10.2.0.3 ip ttl set 9
+                udp dport 53 udp dport set 5353 counter
+            }
+            chain b { type filter hook forward priority 0;
+                ip daddr 10.2.0.3 counter
+                udp dport 5353 counter
+            }
+        }",
+        packets: |lab| vec![in_udp(lab, "10.1.0.2", "10.2.0.2", 20_000), in_tcp(lab, 20_001)],
     },
     Case {
         fact: "kube-proxy's layout: maps of verdicts, masquerade by mark, endpoints at random, and what has none",

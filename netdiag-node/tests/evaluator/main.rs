@@ -14,6 +14,7 @@ mod lab;
 mod legacy;
 mod nflog;
 mod random;
+mod rewritten;
 mod rules;
 mod sets;
 mod trace;

@@ -141,7 +141,10 @@ impl<'a> Run<'a> {
             Expression::Exthdr { source, kind, offset, bytes, presence, to } => {
                 Ok(self.exthdr(*source, *kind, *offset, *bytes, *presence, *to))
             }
-            Expression::ExthdrWrite { kind, .. } => Ok(self.write_exthdr(*kind)),
+            Expression::ExthdrWrite { kind, offset, bytes, from: Some(from) } => {
+                Ok(self.write_tcp_option(*kind, *offset as usize, *bytes as usize, *from))
+            }
+            Expression::ExthdrWrite { kind, from: None, .. } => Ok(self.remove_tcp_option(*kind)),
             Expression::Meta { key, to } => Ok(self.meta(*key, *to)),
             Expression::MetaSet { key, from } => Ok(self.set_meta(*key, *from)),
             Expression::Ct { key, direction, to } => Ok(self.ct(*key, *direction, *to)),

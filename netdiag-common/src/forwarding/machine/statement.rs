@@ -153,6 +153,10 @@ impl<'a> Run<'a> {
                 Verdict::Continue
             }
             1 | 2 => Verdict::Break,
+            3 => {
+                self.store_unknown(to, 2, "the largest segment that the route's MTU leaves room for");
+                Verdict::Continue
+            }
             key => {
                 self.store_unknown(to, 4, &format!("rt key {key}"));
                 Verdict::Continue

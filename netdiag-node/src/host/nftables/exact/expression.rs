@@ -164,7 +164,11 @@ fn payload(of: Attributes<'_>) -> Option<Expression> {
 
 fn exthdr(of: Attributes<'_>) -> Option<Expression> {
     let kind = byte(of, 2)?;
-    let Some(to) = of.u32(1) else { return Some(Expression::ExthdrWrite { kind, from: of.u32(7) }) };
+    let Some(to) = of.u32(1) else {
+        // To remove an option no part of it is named.
+        let (offset, bytes) = (of.u32(3).unwrap_or(0), of.u32(4).unwrap_or(0));
+        return Some(Expression::ExthdrWrite { kind, offset, bytes, from: of.u32(7) });
+    };
     let source = match of.u32(6).unwrap_or(0) {
         0 => ExthdrSource::Ipv6,
         1 => ExthdrSource::TcpOption,
