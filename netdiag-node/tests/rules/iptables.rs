@@ -49,6 +49,38 @@ COMMIT
 COMMIT
 ";
 
+/// Rules of the table mangle, as `iptables -S` prints them.
+const RARER: [&str; 21] = [
+    "-A PREROUTING -p tcp -m rpfilter --loose --validmark --invert -j DROP",
+    "-A PREROUTING -p tcp -m mac ! --mac-source 02:00:00:00:00:09 -j DROP",
+    "-A PREROUTING -p tcp -m pkttype ! --pkt-type broadcast -j DROP",
+    "-A PREROUTING -p tcp -m physdev --physdev-in veth+ ! --physdev-is-bridged -j DROP",
+    "-A PREROUTING -p tcp -j TPROXY --on-port 9000 --on-ip 127.0.0.1 --tproxy-mark 0x1/0x3",
+    "-A OUTPUT -p tcp -m owner --uid-owner 1000-1001 ! --gid-owner 7 -j DROP",
+    "-A OUTPUT -p tcp -m owner ! --socket-exists -j DROP",
+    "-A OUTPUT -p tcp -m length --length 60:80 -j DROP",
+    "-A OUTPUT -p tcp -m length ! --length 44 -j DROP",
+    "-A OUTPUT -p tcp -m tcpmss --mss 1000:1500 -j DROP",
+    "-A OUTPUT -p tcp -m ttl ! --ttl-eq 63 -j DROP",
+    "-A OUTPUT -p tcp -m ttl --ttl-lt 3 -j DROP",
+    "-A OUTPUT -p tcp -m dscp --dscp 0x08 -j DROP",
+    "-A OUTPUT -p tcp -m tos --tos 0x20/0xe0 -j DROP",
+    r#"-A OUTPUT -p tcp -m string --string "a b" --algo bm --from 30 --to 60 -j DROP"#,
+    r#"-A OUTPUT -p tcp -m string ! --hex-string "|07070707|" --algo kmp --icase -j DROP"#,
+    "-A OUTPUT -p tcp -m hashlimit --hashlimit-above 5/min --hashlimit-burst 7 --hashlimit-mode srcip,dstport --hashlimit-name netdiag -j DROP",
+    "-A OUTPUT -p tcp -j CONNMARK --save-mark --nfmask 0xff --ctmask 0xff",
+    "-A OUTPUT -p tcp -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+    "-A OUTPUT -p tcp -j CONNMARK --set-xmark 0x8/0x8",
+    "-A OUTPUT -p tcp -j TTL --ttl-dec 2",
+];
+
+/// The same of the table nat.
+const RARER_TRANSLATIONS: [&str; 3] = [
+    "-A PREROUTING -p tcp -j REDIRECT --to-ports 9000-9010 --random",
+    "-A PREROUTING -p tcp -j REDIRECT --to-ports 9090",
+    "-A PREROUTING -p tcp -j NETMAP --to 10.2.0.0/24",
+];
+
 /// The same file must read the same, whichever way the kernel keeps it.
 fn check(ruleset: &Ruleset, backend: Backend) {
     assert_eq!(ruleset.left_out, Vec::<String>::new());
@@ -143,6 +175,29 @@ fn rules_of_legacy_iptables_are_read() {
             check(&read(), Backend::IptablesLegacy);
         }
     });
+}
+
+#[test]
+fn rarer_matches_and_targets_are_told_as_iptables_prints_them() {
+    for tool in ["iptables-nft-restore", "iptables-legacy-restore"] {
+        in_namespace("rarer_matches", move || {
+            let rules =
+                format!("*mangle\n{}\nCOMMIT\n*nat\n{}\nCOMMIT\n", RARER.join("\n"), RARER_TRANSLATIONS.join("\n"));
+            if !run("rarer_matches", tool, &[], &rules) {
+                return;
+            }
+            let ruleset = read();
+            let (mangle, nat) = (table(&ruleset, "ip", "mangle"), table(&ruleset, "ip", "nat"));
+            let chains = [chain(mangle, "PREROUTING"), chain(mangle, "OUTPUT"), chain(nat, "PREROUTING")];
+            let told: Vec<&str> = chains.into_iter().flat_map(texts).collect();
+            assert_eq!(told.len(), RARER.len() + RARER_TRANSLATIONS.len());
+            for (text, rule) in told.into_iter().zip(RARER.into_iter().chain(RARER_TRANSLATIONS)) {
+                let words = rule.split_once(" -p tcp ").unwrap().1;
+                let words = words.strip_suffix(" -j DROP").unwrap_or(words);
+                assert!(text.contains(words), "{text} has no {words}");
+            }
+        });
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use netdiag_common::observation::rules::{Match, PortRange};
 
 use super::bytes::{address_at, addresses, port_range, text_at, u8_at, u16_at, u32_at};
-use super::words;
+use super::{rarer, words};
 
 /// What one `-m` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(crate) fn parse_match(name: &str, revision: u32, info: &[u8], ipv6: bool) ->
         "icmp" | "icmp6" => icmp(name, info),
         "nfacct" => text_at(info, 0, 32).map(|counter| other(format!("-m nfacct --nfacct-name {counter}"))),
         "set" => u16_at(info, 0).map(|index| other(format!("-m set (ipset number {index})"))),
-        _ => None,
+        _ => rarer::parse(name, revision, info).map(other),
     };
     part.unwrap_or_else(|| other(format!("-m {name} (revision {revision}, {} bytes, not decoded)", info.len())))
 }
@@ -42,7 +42,7 @@ fn other(text: String) -> Part {
     Part { matches: vec![Match::Other { text: text.clone() }], comment: None, text }
 }
 
-fn not(inverted: bool) -> &'static str {
+pub(super) fn not(inverted: bool) -> &'static str {
     if inverted { "! " } else { "" }
 }
 
@@ -129,7 +129,8 @@ fn tcp(info: &[u8]) -> Option<Part> {
     let (option, mask, compared, inverted) = (u8_at(info, 8)?, u8_at(info, 9)?, u8_at(info, 10)?, u8_at(info, 11)?);
     let mut part = ports("tcp", info, inverted)?;
     if mask != 0 {
-        let text = format!("{}--tcp-flags {mask:#04x} {compared:#04x}", not(inverted & FLAGS_INVERTED != 0));
+        let (mask, compared) = (flags(mask), flags(compared));
+        let text = format!("{}--tcp-flags {mask} {compared}", not(inverted & FLAGS_INVERTED != 0));
         part.text += &format!(" {text}");
         part.matches.push(Match::Other { text });
     }
@@ -139,6 +140,19 @@ fn tcp(info: &[u8]) -> Option<Part> {
         part.matches.push(Match::Other { text });
     }
     Some(part)
+}
+
+/// As `iptables` takes them; it has no names for the last two bits.
+fn flags(bits: u8) -> String {
+    const NAMES: [(u8, &str); 6] = [(1, "FIN"), (2, "SYN"), (4, "RST"), (8, "PSH"), (16, "ACK"), (32, "URG")];
+    match bits {
+        0 => "NONE".to_owned(),
+        1..64 => {
+            let set = NAMES.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| *name);
+            set.collect::<Vec<_>>().join(",")
+        }
+        64.. => format!("{bits:#04x}"),
+    }
 }
 
 /// `struct xt_udp`.
@@ -264,13 +278,10 @@ fn statistic(info: &[u8]) -> Option<Part> {
 
 /// `struct xt_rateinfo`: one packet in `average` ten-thousandths of a second.
 fn limit(info: &[u8]) -> Option<Part> {
-    const SCALE: u32 = 10_000;
+    // `XT_LIMIT_SCALE`
+    const SCALE: u64 = 10_000;
     let (average, burst) = (u32_at(info, 0)?, u32_at(info, 4)?);
-    let units = [("sec", 1), ("min", 60), ("hour", 3_600), ("day", 86_400)];
-    let rate = units.iter().find_map(|(unit, seconds)| {
-        let rate = (SCALE * seconds).checked_div(average)?;
-        (rate > 0).then(|| format!("{rate}/{unit}"))
-    })?;
+    let rate = rarer::per(SCALE, average.into())?;
     Some(other(format!("-m limit --limit {rate} --limit-burst {burst}")))
 }
 
@@ -288,7 +299,8 @@ fn recent(info: &[u8]) -> Option<Part> {
 fn icmp(name: &str, info: &[u8]) -> Option<Part> {
     let (kind, first, last, inverted) = (u8_at(info, 0)?, u8_at(info, 1)?, u8_at(info, 2)?, u8_at(info, 3)?);
     let code = if (first, last) == (0, u8::MAX) { String::new() } else { format!("/{first}") };
-    Some(other(format!("-m {name} {}--{name}-type {kind}{code}", not(inverted & 1 != 0))))
+    let option = if name == "icmp6" { "icmpv6" } else { name };
+    Some(other(format!("-m {name} {}--{option}-type {kind}{code}", not(inverted & 1 != 0))))
 }
 
 #[cfg(test)]
@@ -321,6 +333,16 @@ mod tests {
     fn a_tcp_match_without_ports_asks_nothing() {
         let any = [0, 0, 255, 255, 0, 0, 255, 255, 0, 0, 0, 0];
         assert!(parse_match("tcp", 0, &any, false).matches.is_empty());
+    }
+
+    #[test]
+    fn flags_are_named_as_iptables_takes_them() {
+        let info = |mask: u8, compared: u8| [0, 0, 255, 255, 0, 0, 255, 255, 0, mask, compared, 0];
+        assert_eq!(parse_match("tcp", 0, &info(0x17, 0x02), false).text, "-m tcp --tcp-flags FIN,SYN,RST,ACK SYN");
+        assert_eq!(
+            parse_match("tcp", 0, &info(0x3f, 0), false).text,
+            "-m tcp --tcp-flags FIN,SYN,RST,PSH,ACK,URG NONE"
+        );
     }
 
     #[test]

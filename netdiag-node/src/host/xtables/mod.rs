@@ -3,6 +3,7 @@
 
 pub(crate) mod bytes;
 mod matches;
+mod rarer;
 mod targets;
 pub(crate) mod words;
 

@@ -1,8 +1,10 @@
 //! Targets of x_tables (`-j NAME`).
 
+use std::net::IpAddr;
+
 use netdiag_common::observation::rules::{NatTarget, Verdict};
 
-use super::bytes::{address_at, be16_at, text_at, u16_at, u32_at};
+use super::bytes::{address_at, addresses, be16_at, text_at, u8_at, u16_at, u32_at};
 use super::words;
 
 /// Address ranges for NAT that are longer are only given in the text.
@@ -56,9 +58,15 @@ pub(crate) fn parse_target(name: &str, revision: u32, info: &[u8], ipv6: bool) -
             .zip(u32_at(info, 4))
             .map(|(mark, mask)| goes_on(format!("-j MARK --set-xmark {mark:#x}/{mask:#x}"))),
         "CT" => u16_at(info, 0).zip(u16_at(info, 2)).map(|(flags, zone)| goes_on(connection(flags, zone))),
-        _ if CONTINUING.contains(&name) => Some(goes_on(format!("-j {name}"))),
+        "CONNMARK" => connection_mark(revision, info).map(goes_on),
+        "TCPMSS" => u16_at(info, 0).map(|size| goes_on(largest_segment(size))),
+        "TTL" | "HL" => hops(name, info).map(goes_on),
+        "REDIRECT" => redirect(revision, info, ipv6).map(decided_elsewhere),
+        "NETMAP" => map_network(revision, info, ipv6).map(decided_elsewhere),
+        "TPROXY" => proxy(revision, info, ipv6).map(decided_elsewhere),
         _ => None,
     };
+    let action = action.or_else(|| CONTINUING.contains(&name).then(|| goes_on(format!("-j {name}"))));
     action.unwrap_or_else(|| {
         let text = format!("-j {name} (revision {revision}, {} bytes, not decoded)", info.len());
         Action { verdict: Verdict::Other { text: text.clone() }, text }
@@ -84,25 +92,110 @@ fn decided(verdict: Verdict) -> Action {
     Action { verdict, text }
 }
 
+/// What the contract has no verdict for: where such a packet goes is said in words alone.
+fn decided_elsewhere(text: String) -> Action {
+    Action { verdict: Verdict::Other { text: text.clone() }, text }
+}
+
+/// `NF_NAT_RANGE_*`
+const ADDRESSES: u32 = 1 << 0;
+const PORTS: u32 = 1 << 1;
+const RANDOM: u32 = 1 << 2;
+
+struct Range {
+    flags: u32,
+    addresses: (IpAddr, IpAddr),
+    ports: (u16, u16),
+}
+
 /// Revision 0 of IPv4 is `nf_nat_ipv4_multi_range_compat`; `nf_nat_range` and `nf_nat_range2` start alike.
-fn nat(name: &str, revision: u32, info: &[u8], ipv6: bool) -> Option<Action> {
-    const ADDRESSES: u32 = 1 << 0;
-    const PORTS: u32 = 1 << 1;
-    let (flags, first, last, ports) = if revision == 0 && !ipv6 {
-        (
-            u32_at(info, 4)?,
-            address_at(info, 8, false)?,
-            address_at(info, 12, false)?,
-            (be16_at(info, 16)?, be16_at(info, 18)?),
-        )
+fn range(revision: u32, info: &[u8], ipv6: bool) -> Option<Range> {
+    Some(if revision == 0 && !ipv6 {
+        Range {
+            flags: u32_at(info, 4)?,
+            addresses: (address_at(info, 8, false)?, address_at(info, 12, false)?),
+            ports: (be16_at(info, 16)?, be16_at(info, 18)?),
+        }
     } else {
-        (
-            u32_at(info, 0)?,
-            address_at(info, 4, ipv6)?,
-            address_at(info, 20, ipv6)?,
-            (be16_at(info, 36)?, be16_at(info, 38)?),
-        )
+        Range {
+            flags: u32_at(info, 0)?,
+            addresses: (address_at(info, 4, ipv6)?, address_at(info, 20, ipv6)?),
+            ports: (be16_at(info, 36)?, be16_at(info, 38)?),
+        }
+    })
+}
+
+fn redirect(revision: u32, info: &[u8], ipv6: bool) -> Option<String> {
+    let Range { flags, ports: (first, last), .. } = range(revision, info, ipv6)?;
+    let mut text = "-j REDIRECT".to_owned();
+    if flags & PORTS != 0 {
+        let last = if first == last { String::new() } else { format!("-{last}") };
+        text += &format!(" --to-ports {first}{last}");
+    }
+    if flags & RANDOM != 0 {
+        text += " --random";
+    }
+    Some(text)
+}
+
+/// The range is that of a network; the bits behind its prefix stay as they are.
+fn map_network(revision: u32, info: &[u8], ipv6: bool) -> Option<String> {
+    let (first, last) = range(revision, info, ipv6)?.addresses;
+    match addresses(first, last)?[..] {
+        [net] => Some(format!("-j NETMAP --to {}", words::net(net))),
+        _ => None,
+    }
+}
+
+/// `struct xt_tproxy_target_info` and `_v1`.
+fn proxy(revision: u32, info: &[u8], ipv6: bool) -> Option<String> {
+    let (mask, mark, address) = (u32_at(info, 0)?, u32_at(info, 4)?, address_at(info, 8, ipv6)?);
+    let port = be16_at(info, if revision == 0 { 12 } else { 24 })?;
+    Some(format!("-j TPROXY --on-port {port} --on-ip {address} --tproxy-mark {mark:#x}/{mask:#x}"))
+}
+
+/// `struct xt_connmark_tginfo1` and `2`.
+fn connection_mark(revision: u32, info: &[u8]) -> Option<String> {
+    let (mark, mask, packet_mask) = (u32_at(info, 0)?, u32_at(info, 4)?, u32_at(info, 8)?);
+    let (mode, shift) = match revision {
+        1 => (u8_at(info, 12)?, String::new()),
+        2 => {
+            let direction = if u8_at(info, 12)? == 0 { "left" } else { "right" };
+            let shift = match u8_at(info, 13)? {
+                0 => String::new(),
+                bits => format!(" --{direction}-shift-mark {bits}"),
+            };
+            (u8_at(info, 14)?, shift)
+        }
+        _ => return None,
     };
+    let how = match mode {
+        0 => format!("--set-xmark {mark:#x}/{mask:#x}"),
+        1 => format!("--save-mark --nfmask {packet_mask:#x} --ctmask {mask:#x}"),
+        2 => format!("--restore-mark --nfmask {packet_mask:#x} --ctmask {mask:#x}"),
+        _ => return None,
+    };
+    Some(format!("-j CONNMARK {how}{shift}"))
+}
+
+/// `struct xt_tcpmss_info`
+fn largest_segment(size: u16) -> String {
+    /// `XT_TCPMSS_CLAMP_PMTU`
+    const BY_ROUTE: u16 = 0xffff;
+    match size {
+        BY_ROUTE => "-j TCPMSS --clamp-mss-to-pmtu".to_owned(),
+        size => format!("-j TCPMSS --set-mss {size}"),
+    }
+}
+
+/// `struct ipt_TTL_info`, and `ip6t_HL_info` of the same layout.
+fn hops(name: &str, info: &[u8]) -> Option<String> {
+    let how = *["set", "inc", "dec"].get(usize::from(u8_at(info, 0)?))?;
+    Some(format!("-j {name} --{}-{how} {}", name.to_lowercase(), u8_at(info, 1)?))
+}
+
+fn nat(name: &str, revision: u32, info: &[u8], ipv6: bool) -> Option<Action> {
+    let Range { flags, addresses: (first, last), ports } = range(revision, info, ipv6)?;
     let addresses = if flags & ADDRESSES == 0 {
         vec![None]
     } else {
@@ -162,6 +255,24 @@ mod tests {
     }
 
     #[test]
+    fn a_target_without_a_verdict_of_its_own_is_told_in_full() {
+        let mut proxy = [0; 28];
+        proxy[..4].copy_from_slice(&u32::MAX.to_ne_bytes());
+        proxy[4..8].copy_from_slice(&0x200_u32.to_ne_bytes());
+        proxy[24..26].copy_from_slice(&[0x23, 0x28]);
+        let action = parse_target("TPROXY", 1, &proxy, false);
+        assert_eq!(action.text, "-j TPROXY --on-port 9000 --on-ip 0.0.0.0 --tproxy-mark 0x200/0xffffffff");
+        assert!(matches!(action.verdict, Verdict::Other { .. }));
+        let mut mark = [0; 16];
+        mark[4..12].copy_from_slice(&[0xff; 8]);
+        mark[14] = 2;
+        let action = parse_target("CONNMARK", 2, &mark, false);
+        assert_eq!(action.text, "-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff");
+        assert_eq!(action.verdict, Verdict::Continue);
+        assert_eq!(parse_target("CONNMARK", 7, &mark, false).text, "-j CONNMARK");
+    }
+
+    #[test]
     fn a_port_range_is_not_called_one_port() {
         let mut info = vec![0u8; 44];
         info[..4].copy_from_slice(&3u32.to_ne_bytes());
@@ -181,8 +292,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_never_panics(name in 0usize..7, revision in 0u32..4, info in prop::collection::vec(any::<u8>(), 0..60), ipv6: bool) {
-            let names = ["DNAT", "SNAT", "REJECT", "NFQUEUE", "LOG", "MARK", "X"];
+        fn garbage_never_panics(name in 0usize..12, revision in 0u32..4, info in prop::collection::vec(any::<u8>(), 0..60), ipv6: bool) {
+            let names = ["DNAT", "SNAT", "REJECT", "NFQUEUE", "LOG", "MARK", "X", "REDIRECT", "NETMAP", "TPROXY",
+                "CONNMARK", "TTL"];
             parse_target(names[name], revision, &info, ipv6);
         }
     }
