@@ -11,9 +11,11 @@ use netdiag_common::observation::rules::{Chain, Hook, Match, Rule, Ruleset, Tabl
 
 mod object;
 mod owner;
+mod part;
 
 pub use object::ServiceChains;
 pub use owner::{Owner, owner, owner_by_names};
+pub use part::part;
 
 /// The first packet of a connection, in one hook of one node.
 #[derive(Debug, Clone)]

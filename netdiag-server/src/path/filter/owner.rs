@@ -5,13 +5,16 @@ use netdiag_common::observation::rules::{Chain, Rule, Table};
 /// Whose rule it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// kube-proxy or the kubelet.
+    /// kube-proxy or the kubelet, which both make the chain.
     Kubernetes,
+    KubeProxy,
     /// A network plugin or policy engine, by name.
     Plugin(&'static str),
     Firewalld,
     Ufw,
     Docker,
+    /// Another program of the node, by name.
+    Program(&'static str),
     /// Nobody we know: a person or their tools.
     Administrator,
 }
@@ -21,7 +24,11 @@ const CHAINS: &[(&str, Owner)] = &[
     ("KUBE-POD-FW-", Owner::Plugin("kube-router")),
     ("KUBE-NWPLCY-", Owner::Plugin("kube-router")),
     ("KUBE-ROUTER-", Owner::Plugin("kube-router")),
-    ("KUBE-", Owner::Kubernetes),
+    // The kubelet's (`pkg/kubelet/kubelet_network_linux.go`, Kubernetes 1.36), of which kube-proxy makes the first as well.
+    ("KUBE-FIREWALL", Owner::Kubernetes),
+    ("KUBE-IPTABLES-HINT", Owner::Kubernetes),
+    ("KUBE-KUBELET-CANARY", Owner::Kubernetes),
+    ("KUBE-", Owner::KubeProxy),
     ("cali-", Owner::Plugin("Calico")),
     ("CILIUM_", Owner::Plugin("Cilium")),
     ("FLANNEL-", Owner::Plugin("flannel")),
@@ -32,12 +39,33 @@ const CHAINS: &[(&str, Owner)] = &[
     ("ISTIO_", Owner::Plugin("Istio")),
     ("PROXY_INIT_", Owner::Plugin("Linkerd")),
     ("AWS-", Owner::Plugin("the AWS network plugin")),
+    ("KIND-MASQ-AGENT", Owner::Plugin("kindnet")),
+    ("IP-MASQ", Owner::Plugin("ip-masq-agent")),
     ("ufw", Owner::Ufw),
     ("DOCKER", Owner::Docker),
+    // firewalld where it writes through iptables: what its zones forward, and what leads there.
+    ("FWDI_", Owner::Firewalld),
+    ("FWDO_", Owner::Firewalld),
+    ("INPUT_ZONES", Owner::Firewalld),
+    ("INPUT_direct", Owner::Firewalld),
+    ("FORWARD_IN_ZONES", Owner::Firewalld),
+    ("FORWARD_OUT_ZONES", Owner::Firewalld),
+    ("FORWARD_direct", Owner::Firewalld),
+    ("OUTPUT_direct", Owner::Firewalld),
+    ("PREROUTING_ZONES", Owner::Firewalld),
+    ("PREROUTING_direct", Owner::Firewalld),
+    ("POSTROUTING_ZONES", Owner::Firewalld),
+    ("POSTROUTING_direct", Owner::Firewalld),
+    ("LIBVIRT_", Owner::Program("libvirt")),
+    ("NETAVARK", Owner::Program("Podman")),
+    ("ts-input", Owner::Program("Tailscale")),
+    ("ts-forward", Owner::Program("Tailscale")),
+    ("ts-postrouting", Owner::Program("Tailscale")),
+    ("f2b-", Owner::Program("Fail2ban")),
 ];
 
 const TABLES: &[(&str, Owner)] = &[
-    ("kube-proxy", Owner::Kubernetes),
+    ("kube-proxy", Owner::KubeProxy),
     ("kube-network-policies", Owner::Plugin("kube-network-policies")),
     ("kindnet", Owner::Plugin("kindnet")),
     ("calico", Owner::Plugin("Calico")),
@@ -46,6 +74,10 @@ const TABLES: &[(&str, Owner)] = &[
     ("antrea", Owner::Plugin("Antrea")),
     ("firewalld", Owner::Firewalld),
     ("docker", Owner::Docker),
+    ("cni_", Owner::Plugin("a CNI plugin")),
+    ("libvirt_network", Owner::Program("libvirt")),
+    ("netavark", Owner::Program("Podman")),
+    ("f2b-", Owner::Program("Fail2ban")),
 ];
 
 /// Programs that set the policy of a base chain of the shared iptables tables to drop.
@@ -73,6 +105,10 @@ fn by_comment(comment: Option<&str>) -> Owner {
         Some(comment) if comment.starts_with("kubernetes ") => Owner::Kubernetes,
         Some(comment) if comment.starts_with("cilium") => Owner::Plugin("Cilium"),
         Some(comment) if comment.starts_with("kube-router") => Owner::Plugin("kube-router"),
+        Some(comment) if comment.starts_with("flanneld ") => Owner::Plugin("flannel"),
+        Some(comment) if comment.starts_with("AWS, ") || comment.starts_with("AWS SNAT ") => {
+            Owner::Plugin("the AWS network plugin")
+        }
         _ => Owner::Administrator,
     }
 }
@@ -84,18 +120,64 @@ fn by(names: &[(&str, Owner)], name: &str) -> Option<Owner> {
 impl Owner {
     /// Part of Kubernetes' own network: other conditions speak about it.
     pub fn is_cluster(self) -> bool {
-        matches!(self, Self::Kubernetes | Self::Plugin(_))
+        matches!(self, Self::Kubernetes | Self::KubeProxy | Self::Plugin(_))
     }
 
     /// As in `a rule of ufw`.
     pub fn words(self) -> &'static str {
         match self {
             Self::Kubernetes => "Kubernetes",
-            Self::Plugin(name) => name,
+            Self::KubeProxy => "kube-proxy",
+            Self::Plugin(name) | Self::Program(name) => name,
             Self::Firewalld => "firewalld",
             Self::Ufw => "ufw",
             Self::Docker => "Docker",
             Self::Administrator => "an administrator",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(table: &str, chain: &str) -> &'static str {
+        owner_by_names(table, chain, None, None).words()
+    }
+
+    #[test]
+    fn programs_are_known_by_the_names_they_give() {
+        for (table, chain, owner) in [
+            ("nat", "KUBE-SVC-67NZLRHBNDSAWJRO", "kube-proxy"),
+            ("kube-proxy", "services", "kube-proxy"),
+            ("filter", "KUBE-FIREWALL", "Kubernetes"),
+            ("filter", "KUBE-NWPLCY-X", "kube-router"),
+            ("filter", "FWDI_public", "firewalld"),
+            ("firewalld", "filter_FWD_public_deny", "firewalld"),
+            ("filter", "LIBVIRT_FWI", "libvirt"),
+            ("libvirt_network", "guest_input", "libvirt"),
+            ("nat", "AWS-SNAT-CHAIN-0", "the AWS network plugin"),
+            ("filter", "ts-forward", "Tailscale"),
+            ("filter", "ts-shop", "an administrator"),
+            ("filter", "FORWARD", "an administrator"),
+        ] {
+            assert_eq!(of(table, chain), owner, "{table} {chain}");
+        }
+    }
+
+    #[test]
+    fn a_rule_of_a_shared_chain_is_known_by_where_it_leads_and_by_its_comment() {
+        let of = |target, comment| owner_by_names("filter", "FORWARD", target, comment).words();
+        assert_eq!(of(Some("DOCKER-USER"), None), "Docker");
+        assert_eq!(of(Some("LIBVIRT_FWI"), None), "libvirt");
+        assert_eq!(of(None, Some("flanneld forward")), "flannel");
+        assert_eq!(of(None, Some("AWS, primary ENI")), "the AWS network plugin");
+        assert_eq!(of(None, Some("maintenance")), "an administrator");
+    }
+
+    #[test]
+    fn what_programs_of_the_node_write_is_not_the_clusters() {
+        assert!(owner_by_names("nat", "KUBE-SERVICES", None, None).is_cluster());
+        assert!(!owner_by_names("filter", "LIBVIRT_FWI", None, None).is_cluster());
     }
 }
