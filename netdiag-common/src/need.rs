@@ -80,6 +80,8 @@ pub enum Topic {
     Kubelet,
     /// The container runtime's network configurations. Host only.
     Cni,
+    /// systemd-networkd: since when it runs, and what it removes. Host only.
+    Networkd,
     /// Packets dropped by the kernel, by namespace, reason and place. Host only: the reading covers the node and its pods.
     Drops,
     /// DNS queries and answers, by namespace, server and name. Host only: the reading covers the node and its pods.
@@ -202,6 +204,7 @@ impl Topic {
                 | Self::KubeProxy
                 | Self::Kubelet
                 | Self::Cni
+                | Self::Networkd
                 | Self::Drops
                 | Self::Rejects
                 | Self::Tcp
@@ -232,6 +235,7 @@ impl Topic {
             Self::KubeProxy => "kube_proxy",
             Self::Kubelet => "kubelet",
             Self::Cni => "cni",
+            Self::Networkd => "networkd",
             Self::Drops => "drops",
             Self::Dns => "dns",
             Self::Rejects => "rejects",

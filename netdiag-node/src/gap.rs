@@ -108,6 +108,7 @@ fn subject(topic: &Topic) -> String {
         Topic::KubeProxy => "kube-proxy's own health",
         Topic::Kubelet => "the kubelet's DNS settings",
         Topic::Cni => "the container runtime's network configurations",
+        Topic::Networkd => "systemd-networkd and its settings",
         Topic::Drops => "dropped packets",
         Topic::Dns => "DNS queries and answers",
         Topic::Rejects => "ICMP errors and TCP resets",

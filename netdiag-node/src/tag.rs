@@ -201,6 +201,7 @@ fn check_tuple(tuple: &TagTuple, is_v4: bool) -> Result<(), &'static str> {
         return Err("its addresses are of two families");
     }
     match tuple.protocol {
+        Protocol::Ipip => return Err("IPIP carries packets of other connections, and has none of its own"),
         Protocol::Icmp | Protocol::Icmpv6 => {
             if tuple.source.is_none() || !is_given(tuple.source_port) || tuple.destination_port.is_some() {
                 return Err("of ICMP one echo is followed, by its source and its identifier in place of a source port");

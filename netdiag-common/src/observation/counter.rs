@@ -72,6 +72,11 @@ impl Counters {
 }
 
 impl Counter {
+    /// Growth in the window; 0 also where it is not known, on the first look.
+    pub fn grown(self) -> u64 {
+        self.delta.unwrap_or(0)
+    }
+
     /// Growth per second of a window this long.
     #[expect(clippy::cast_precision_loss, reason = "a rate does not need more than 52 bits")]
     pub fn rate(&self, window_s: f64) -> Option<f64> {

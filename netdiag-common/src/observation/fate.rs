@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::Owner;
 use super::listener::Process;
 use super::rules::Counter;
+use super::{Owner, Protocol};
 use crate::Gap;
 use crate::forwarding::conntrack::{Connection, Entry};
 use crate::forwarding::packet::{ICMP, ICMPV6, Origin, TCP, UDP, UnknownBytes, icmp, tcp, udp};
@@ -75,7 +75,12 @@ pub enum FateTransport {
     },
     /// Or ICMPv6, by the addresses' family. An echo request is of kind 8, or 128.
     Icmp { kind: u8, code: u8, identifier: u16 },
+    /// Another packet of IPv4, of which nothing is known.
+    Ipip,
 }
+
+/// The header of a packet of IPv4 without options, in bytes.
+const IPV4_HEADER: usize = 20;
 
 /// The answer. Its rules and interfaces are those that [`Fate::outcome`] names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -177,6 +182,7 @@ impl FateRequest {
             FateTransport::Icmp { kind, code, identifier } => {
                 (if source.is_ipv4() { ICMP } else { ICMPV6 }, icmp(kind, code, identifier))
             }
+            FateTransport::Ipip => (Protocol::Ipip.number(), vec![0; IPV4_HEADER]),
         };
         let mut packet = Packet::between(origin, source, self.destination, protocol, &header)?;
         if self.may_be_fragmented {
@@ -195,6 +201,10 @@ impl FateRequest {
                 .map(|(offset, _, what)| UnknownBytes { offset, bytes: 2, why: format!("{what} was not given") });
             packet.unknown.extend(unknown);
         }
+        if self.transport == FateTransport::Ipip {
+            let (bytes, why) = (IPV4_HEADER, "the packet inside was not given".to_owned());
+            packet.unknown.push(UnknownBytes { offset: packet.bytes.len() - bytes, bytes, why });
+        }
         packet.mark = Fact::Known(self.mark);
         if let Some(entry) = &self.connection {
             packet.connection = Fact::Known(Connection::Existing(entry.clone()));
@@ -210,6 +220,7 @@ impl FateRequest {
             FateTransport::Tcp { .. } => "tcp",
             FateTransport::Udp { .. } => "udp",
             FateTransport::Icmp { kind, .. } => return format!("icmp type {kind} {source} → {}", self.destination),
+            FateTransport::Ipip => return format!("ipip {source} → {}", self.destination),
         };
         let (from, to) = self.transport.ports();
         format!("{name} {source} port {} → {} port {}", port(from), self.destination, port(to))
@@ -237,7 +248,7 @@ impl FateTransport {
             Self::Tcp { source_port, destination_port, .. } | Self::Udp { source_port, destination_port } => {
                 (source_port, destination_port)
             }
-            Self::Icmp { .. } => (None, None),
+            Self::Icmp { .. } | Self::Ipip => (None, None),
         }
     }
 }
@@ -281,6 +292,13 @@ mod tests {
         let packet = request(syn(Some(4242))).packet(Origin::Sent, any).unwrap();
         assert!(packet.unknown.is_empty());
         assert_eq!((packet.source().to_string(), packet.ports()), ("10.0.0.1".to_owned(), Some((4242, 80))));
+    }
+
+    #[test]
+    fn a_packet_in_a_packet_is_known_by_its_outer_header_alone() {
+        let packet = request(FateTransport::Ipip).packet(Origin::Sent, "0.0.0.0".parse().unwrap()).unwrap();
+        assert_eq!((packet.transport().unwrap().protocol, packet.ports(), packet.length), (4, None, 40));
+        assert_eq!((packet.unknown[0].offset, packet.unknown[0].bytes), (20, 20));
     }
 
     #[test]

@@ -273,8 +273,21 @@ impl Flow {
         self.status & (1 << 14 | 1 << 15) != 0
     }
 
+    /// The first direction's packets as they leave, after every translation.
+    pub fn sent(&self) -> FlowTuple {
+        self.reply.inverse()
+    }
+
     pub fn protocol(&self) -> Option<Protocol> {
         Protocol::from_number(self.protocol_number)
+    }
+}
+
+impl FlowTuple {
+    /// That of the packets which go the other way.
+    pub fn inverse(&self) -> Self {
+        let Self { source, destination, source_port, destination_port } = *self;
+        Self { source: destination, destination: source, source_port: destination_port, destination_port: source_port }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod listener;
 pub mod mesh;
 pub mod neighbour;
 pub mod network;
+pub mod networkd;
 pub mod pod;
 pub mod policy_map;
 pub mod preflight;
@@ -52,6 +53,7 @@ pub enum Observation {
     KubeProxy(kube_proxy::KubeProxy),
     Kubelet(kubelet::Kubelet),
     Cni(cni::Cni),
+    Networkd(networkd::Networkd),
     Drops(kfree_skb::Drops),
     Rejects(reject::Rejects),
     Tcp(tcp::Tcp),
@@ -97,6 +99,8 @@ pub enum Protocol {
     Sctp,
     Icmp,
     Icmpv6,
+    // IPv4 in IPv4 (RFC 2003), by which tunnels between nodes carry pods' packets.
+    Ipip,
 }
 
 impl Protocol {
@@ -104,6 +108,7 @@ impl Protocol {
     pub fn number(self) -> u8 {
         match self {
             Self::Icmp => 1,
+            Self::Ipip => 4,
             Self::Tcp => 6,
             Self::Udp => 17,
             Self::Icmpv6 => 58,
@@ -112,7 +117,8 @@ impl Protocol {
     }
 
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp, Self::Icmpv6].into_iter().find(|p| p.number() == number)
+        let known = [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp, Self::Icmpv6, Self::Ipip];
+        known.into_iter().find(|p| p.number() == number)
     }
 
     /// As Kubernetes spells it in `spec.ports[].protocol`.
@@ -123,6 +129,7 @@ impl Protocol {
             Self::Sctp => "SCTP",
             Self::Icmp => "ICMP",
             Self::Icmpv6 => "ICMPv6",
+            Self::Ipip => "IPIP",
         }
     }
 }
@@ -135,6 +142,7 @@ impl std::fmt::Display for Protocol {
             Self::Sctp => "sctp",
             Self::Icmp => "icmp",
             Self::Icmpv6 => "icmpv6",
+            Self::Ipip => "ipip",
         })
     }
 }

@@ -31,6 +31,17 @@ pub struct PolicyVerdict {
     /// Name of the map that decides.
     pub map: String,
     pub entry: PolicyEntry,
+    /// How full that map is. Told where the entry is missing alone: the kernel counts no entries, so that somebody has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<MapRoom>,
+}
+
+/// Entries of a map, and how many it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapRoom {
+    pub entries: u32,
+    /// `max_entries`
+    pub limit: u32,
 }
 
 /// The map's entry for the packet.
@@ -59,6 +70,13 @@ impl PolicyEntry {
             Self::WantsAuthentication => "dropped until both ends have authenticated",
             Self::Missing => "dropped, since no entry allows it",
         }
+    }
+}
+
+impl MapRoom {
+    /// Nothing more can be written (`trie_update_elem` of kernel/bpf/lpm_trie.c: `ENOSPC`).
+    pub fn is_full(self) -> bool {
+        self.entries >= self.limit
     }
 }
 

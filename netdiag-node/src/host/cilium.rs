@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError};
-use netdiag_common::observation::policy_map::{PolicyEntry, PolicyQuery, PolicyVerdict};
+use netdiag_common::observation::policy_map::{MapRoom, PolicyEntry, PolicyQuery, PolicyVerdict};
 
 use super::{ReadError, process};
 
@@ -35,6 +35,9 @@ const FAMILY_V6: u8 = 2;
 /// Bits of `ipcache_key` before the address.
 const IPCACHE_STATIC_PREFIX: u32 = 32;
 const POLICY_FULL_PREFIX: u32 = 64;
+/// Counting takes a system call for each entry. Cilium makes policy maps of 16 384 entries, and of 65 536 at most
+/// (`bpf-policy-map-max`).
+const MAX_COUNTED: u32 = 65_536;
 
 /// How wildcards of identities are looked up, by the maps' names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,10 +73,11 @@ pub fn read(proc: &Path, netns: u64, query: &PolicyQuery) -> Result<Option<Polic
     };
     let identity = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
 
-    let (map, wildcard, policies) = policies(&pins, endpoint)?;
+    let PolicyMap { name: map, wildcard, entries: policies, limit } = policies(&pins, endpoint)?;
     let look_up = |label: u32| known(policies.get(&policy_key(label, query), 0), &map);
     let entry = decide(identity, wildcard, look_up)?;
-    Ok(Some(PolicyVerdict { engine: "Cilium".to_owned(), endpoint: endpoint.into(), identity, map, entry }))
+    let room = if entry == PolicyEntry::Missing { room(&policies, limit, &map)? } else { None };
+    Ok(Some(PolicyVerdict { engine: "Cilium".to_owned(), endpoint: endpoint.into(), identity, map, entry, room }))
 }
 
 /// The folder of pins, and the map of endpoints in it.
@@ -108,18 +112,59 @@ fn open(path: &Path) -> Result<Option<Map>, ReadError> {
     }
 }
 
+/// An endpoint's policies.
+struct PolicyMap {
+    name: String,
+    wildcard: Wildcard,
+    entries: Policies,
+    /// `max_entries`
+    limit: u32,
+}
+
 /// The endpoint's own map, of whichever version.
-fn policies(pins: &Path, endpoint: u16) -> Result<(String, Wildcard, Policies), ReadError> {
+fn policies(pins: &Path, endpoint: u16) -> Result<PolicyMap, ReadError> {
     for (prefix, wildcard) in POLICIES {
         // `PolicyMap` of pkg/bpf: five digits.
         let name = format!("{prefix}{endpoint:05}");
         if let Some(map) = open(&pins.join(&name))? {
-            let policies = Policies::try_from(map).map_err(|error| other_layout(&name, &error))?;
-            return Ok((name, wildcard, policies));
+            let Map::LpmTrie(data) = &map else {
+                let why = "it is no trie of prefixes: it is of another version".to_owned();
+                return Err(ReadError::Malformed { what: format!("Cilium's map {name}"), why });
+            };
+            let limit = data.info().map_err(|error| failed("describe", &name, error))?.max_entries();
+            let entries = Policies::try_from(map).map_err(|error| other_layout(&name, &error))?;
+            return Ok(PolicyMap { name, wildcard, entries, limit });
         }
     }
     let why = format!("endpoint {endpoint} has none under the names that we know: Cilium is of another version");
     Err(ReadError::Malformed { what: "Cilium's policy maps".to_owned(), why })
+}
+
+/// Counts the entries; none where they cannot be counted: the map is larger than Cilium makes them, or changes all the time.
+fn room(policies: &Policies, limit: u32, map: &str) -> Result<Option<MapRoom>, ReadError> {
+    if limit > MAX_COUNTED {
+        return Ok(None);
+    }
+    let (mut first, mut entries, mut steps) = (None, 0, 0);
+    for key in policies.keys() {
+        let key = key.map_err(|error| failed("count the entries of", map, error))?;
+        let key = (key.prefix_len(), key.data());
+        // What follows an entry that was deleted meanwhile is the beginning (`trie_get_next_key` of kernel/bpf/lpm_trie.c).
+        if *first.get_or_insert(key) == key {
+            entries = 0;
+        }
+        entries += 1;
+        steps += 1;
+        if steps > 2 * limit {
+            return Ok(None);
+        }
+    }
+    // Some were counted twice: the first one was deleted meanwhile.
+    Ok((entries <= limit).then_some(MapRoom { entries, limit }))
+}
+
+fn failed(step: &str, map: &str, error: MapError) -> ReadError {
+    ReadError::Call { step: format!("{step} map {map}"), source: io::Error::other(error) }
 }
 
 fn other_layout(map: &str, error: &MapError) -> ReadError {
@@ -130,7 +175,7 @@ fn known<V>(found: Result<V, MapError>, map: &str) -> Result<Option<V>, ReadErro
     match found {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(ReadError::Call { step: format!("look up in map {map}"), source: io::Error::other(error) }),
+        Err(error) => Err(failed("look up in", map, error)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! kube-proxy's own view of itself: its process, `/healthz` on port 10256, `/proxyMode` and `/metrics` on port 10249.
+//! kube-proxy's own view of itself: its process, `/healthz` on port 10256, `/proxyMode`, `/metrics` and `/configz` on port 10249.
 //!
 //! Asked with plain HTTP/1.0, which needs no more than a socket: kube-proxy offers no TLS here.
 
@@ -9,7 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use netdiag_common::observation::kube_proxy::KubeProxy;
+use netdiag_common::observation::kube_proxy::{KubeProxy, KubeProxySettings};
+use serde_json::Value;
 
 use super::{ReadError, listener, process};
 
@@ -19,6 +20,9 @@ const METRICS_PORT: u16 = 10_249;
 const REQUEST_WITHIN: Duration = Duration::from_millis(300);
 /// A large cluster's metrics are some hundred KiB.
 const MAX_ANSWER_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Under which `/configz` has its configuration (`pkg/proxy/apis/config/register.go`).
+const GROUP: &str = "kubeproxy.config.k8s.io";
 
 const LAST_SYNC: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
 const LAST_QUEUED: &str = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds";
@@ -46,6 +50,7 @@ pub(crate) fn read(proc: &Path, netns: u64) -> Result<Option<KubeProxy>, ReadErr
     let mode = ask(metrics_at, "/proxyMode").filter(|answer| answer.status == 200);
     let metrics = ask(metrics_at, "/metrics").filter(|answer| answer.status == 200);
     let metrics = metrics.map(|answer| parse_metrics(&answer.body)).unwrap_or_default();
+    let settings = ask(metrics_at, "/configz").filter(|answer| answer.status == 200);
     Ok(Some(KubeProxy {
         // k3s and others run it as a part of a larger process: then it answers, but has no name of its own.
         running: has_process || mode.is_some(),
@@ -54,6 +59,7 @@ pub(crate) fn read(proc: &Path, netns: u64) -> Result<Option<KubeProxy>, ReadErr
         last_sync: metrics.last_sync,
         last_queued: metrics.last_queued,
         sync_failures: metrics.failures,
+        settings: settings.and_then(|answer| parse_settings(&answer.body)),
     }))
 }
 
@@ -115,6 +121,35 @@ fn parse_answer(text: &str) -> Option<Answer> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
     Some(Answer { status, body: body.to_owned() })
+}
+
+/// Answers of `/configz` (k8s.io/component-base/configz): kube-proxy 1.36 tells its configuration as it is written in a file, older ones
+/// as they keep it, with other capitals and `MasqueradeAll` and the networks elsewhere.
+fn parse_settings(text: &str) -> Option<KubeProxySettings> {
+    let all: Value = serde_json::from_str(text).ok()?;
+    let own = named(&all, GROUP)?;
+    let below = |section: &str, key: &str| named(own, section).and_then(|section| named(section, key));
+    let is_on = |section: &str, key: &str| below(section, key).and_then(Value::as_bool) == Some(true);
+    let texts = |list: Option<&Value>| -> Vec<String> {
+        let list = list.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let cluster_cidrs = match named(own, "clusterCIDR").and_then(Value::as_str) {
+        Some(listed) => listed.split(',').map(|net| net.trim().to_owned()).filter(|net| !net.is_empty()).collect(),
+        None => texts(below("detectLocal", "clusterCIDRs")),
+    };
+    Some(KubeProxySettings {
+        node_port_addresses: texts(named(own, "nodePortAddresses")),
+        detect_local_mode: named(own, "detectLocalMode").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        cluster_cidrs,
+        masquerade_all: ["iptables", "nftables", "linux"].iter().any(|section| is_on(section, "masqueradeAll")),
+        strict_arp: is_on("ipvs", "strictARP"),
+    })
+}
+
+/// A member by its name, whatever its capitals.
+fn named<'v>(value: &'v Value, name: &str) -> Option<&'v Value> {
+    value.as_object()?.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -193,6 +228,31 @@ mod tests {
     fn never_synced_is_not_the_year_1970() {
         let found = parse_metrics("kubeproxy_sync_proxy_rules_last_timestamp_seconds 0\n");
         assert_eq!(found, Metrics::default());
+    }
+
+    #[test]
+    fn settings_are_read_as_every_version_tells_them() {
+        let expected = KubeProxySettings {
+            node_port_addresses: vec!["10.0.0.0/8".into()],
+            detect_local_mode: "ClusterCIDR".into(),
+            cluster_cidrs: vec!["10.244.0.0/16".into(), "fd00:244::/56".into()],
+            masquerade_all: true,
+            strict_arp: true,
+        };
+        let written = r#"{"kubeproxy.config.k8s.io": {"kind": "KubeProxyConfiguration", "nodePortAddresses": ["10.0.0.0/8"],
+            "clusterCIDR": "10.244.0.0/16,fd00:244::/56", "detectLocalMode": "ClusterCIDR",
+            "iptables": {"masqueradeAll": false}, "nftables": {"masqueradeAll": true}, "ipvs": {"strictARP": true}}}"#;
+        let kept = r#"{"kubeproxy.config.k8s.io": {"NodePortAddresses": ["10.0.0.0/8"], "DetectLocalMode": "ClusterCIDR",
+            "DetectLocal": {"ClusterCIDRs": ["10.244.0.0/16", "fd00:244::/56"]},
+            "Linux": {"MasqueradeAll": true}, "IPVS": {"StrictARP": true}}}"#;
+        for text in [written, kept] {
+            assert_eq!(parse_settings(text), Some(expected.clone()), "{text}");
+        }
+        let without = r#"{"kubeproxy.config.k8s.io": {"nodePortAddresses": null, "clusterCIDR": ""}}"#;
+        assert_eq!(parse_settings(without), Some(KubeProxySettings::default()));
+        for text in ["", "[]", "{}", r#"{"kubelet.config.k8s.io": {}}"#] {
+            assert_eq!(parse_settings(text), None, "{text}");
+        }
     }
 
     #[test]

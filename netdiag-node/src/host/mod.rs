@@ -24,6 +24,7 @@ pub(crate) mod listener;
 pub(crate) mod neighbour;
 pub(crate) mod netlink;
 pub(crate) mod network;
+pub(crate) mod networkd;
 mod nftables;
 pub(crate) mod own;
 pub(crate) mod process;

@@ -9,10 +9,16 @@ use netdiag_common::observation::sysctl::Sysctls;
 
 use super::{ReadError, file};
 
-/// Below /proc/sys.
-const SINGLE: [&str; 8] = [
+/// Below /proc/sys. Of settings that hold where `all` or the interface has them (`IN_DEV_MAXCONF`, `IN_DEV_ORCONF` in
+/// include/linux/inetdevice.h), `all` is read, and the interfaces' own only of [`PER_INTERFACE`].
+const SINGLE: [&str; 13] = [
     "net/ipv4/ip_forward",
     "net/ipv4/ip_local_port_range",
+    "net/ipv4/conf/all/accept_local",
+    "net/ipv4/conf/all/arp_announce",
+    "net/ipv4/conf/all/arp_filter",
+    "net/ipv4/conf/all/arp_ignore",
+    "net/ipv4/conf/all/src_valid_mark",
     "net/ipv6/conf/all/forwarding",
     "net/ipv6/conf/all/disable_ipv6",
     "net/bridge/bridge-nf-call-iptables",
@@ -82,5 +88,6 @@ mod tests {
         let sysctls = read(Path::new("/proc")).unwrap();
         assert!(matches!(sysctls.values["net.ipv4.ip_forward"].as_str(), "0" | "1"));
         assert!(sysctls.values.contains_key("net.ipv4.conf.lo.rp_filter"));
+        assert!(sysctls.values.contains_key("net.ipv4.conf.all.arp_ignore"));
     }
 }

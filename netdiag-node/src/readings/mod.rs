@@ -22,8 +22,8 @@ use crate::gap::{Failure, gap};
 use crate::host::device::Scope;
 use crate::host::socket::Limits;
 use crate::host::{
-    Host, ReadError, cilium, cni, conntrack, forwarding, kube_proxy, kubelet, listener, network, process, resolver,
-    rules, service_rules, sysctl,
+    Host, ReadError, cilium, cni, conntrack, forwarding, kube_proxy, kubelet, listener, network, networkd, process,
+    resolver, rules, service_rules, sysctl,
 };
 use crate::kernel::{Kernel, Sizes, Uprobes};
 use crate::libraries::LibraryWatch;
@@ -31,7 +31,7 @@ use crate::mesh::Mesh;
 use crate::netns::NetnsHandle;
 use crate::owners::Owners;
 use crate::probe::series::{AllowList, Engine, Joins};
-use crate::reader::on_thread;
+use crate::reader::{self, on_thread};
 use crate::samples::Samples;
 use crate::shed::{Budget, Shedding};
 use crate::tag::Tags;
@@ -292,7 +292,9 @@ impl Job {
             Topic::Kubelet => kubelet::read(proc, netns.inode)?.map(Observation::Kubelet),
             Topic::PolicyMap(query) => cilium::read(proc, netns.inode, query)?.map(Observation::PolicyMap),
             Topic::Cni => cni::read(proc, netns.inode)?.map(Observation::Cni),
+            Topic::Networkd => networkd::read(proc, netns.inode)?.map(Observation::Networkd),
             Topic::Rules => {
+                reader::step_back();
                 let found = rules::read()?;
                 let is_empty = found.tables.is_empty() && found.left_out.is_empty();
                 (!is_empty).then_some(Observation::Rules(found))
@@ -314,7 +316,10 @@ impl Job {
                 }
                 Some(Observation::Fate(Arc::new(fate)))
             }
-            Topic::ServiceRules => Some(Observation::ServiceRules(service_rules::read()?)),
+            Topic::ServiceRules => {
+                reader::step_back();
+                Some(Observation::ServiceRules(service_rules::read()?))
+            }
             Topic::Devices => {
                 let scope = if pod.is_some() { Scope::Pod } else { Scope::Node };
                 Some(Observation::Devices(self.samples.devices(&netns, scope, self.need.window)?))

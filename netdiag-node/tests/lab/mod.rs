@@ -12,7 +12,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use netdiag_common::observation::Observation;
@@ -68,9 +68,13 @@ impl Authority {
     }
 }
 
+/// Lines of an agent's log since it listens.
+type Log = Arc<Mutex<Vec<String>>>;
+
 /// A running netdiag-node. Killed when dropped.
 pub struct Agent {
     pub child: Child,
+    log: Log,
     pub address: SocketAddr,
     pub authority: Authority,
     pub folder: tempfile::TempDir,
@@ -89,14 +93,19 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let address = listen_address(&mut child);
+        let (address, log) = listen_address(&mut child);
         let server = authority.leaf(SERVER_TLS_NAME);
-        Self { child, address, authority, folder, server }
+        Self { child, log, address, authority, folder, server }
     }
 
     /// The agent of a node whose kubelet has this cgroup root.
     pub fn of_node(node: &Namespace, root: &str) -> Self {
         Self::start(&["--host-netns", node.path().to_str().unwrap(), "--cgroup-root", &format!("/{root}")])
+    }
+
+    /// Lines of its log with these words.
+    pub fn logged(&self, words: &str) -> Vec<String> {
+        self.log.lock().unwrap().iter().filter(|line| line.contains(words)).cloned().collect()
     }
 
     pub fn pid(&self) -> nix::unistd::Pid {
@@ -185,8 +194,8 @@ impl Drop for Agent {
     }
 }
 
-/// From the line that says so; the rest of the log goes to the test's output.
-fn listen_address(child: &mut Child) -> SocketAddr {
+/// From the line that says so; the rest of the log is kept, and goes to the test's output.
+fn listen_address(child: &mut Child) -> (SocketAddr, Log) {
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     loop {
@@ -194,8 +203,15 @@ fn listen_address(child: &mut Child) -> SocketAddr {
         assert_ne!(log.read_line(&mut line).unwrap(), 0, "the agent ended before it listened");
         if let Some(rest) = line.split("listen=").nth(1) {
             let address = rest.split_whitespace().next().unwrap().parse().unwrap();
-            std::thread::spawn(move || log.lines().map_while(Result::ok).for_each(|line| eprintln!("agent: {line}")));
-            return address;
+            let kept = Log::default();
+            let lines = Arc::clone(&kept);
+            std::thread::spawn(move || {
+                for line in log.lines().map_while(Result::ok) {
+                    eprintln!("agent: {line}");
+                    lines.lock().unwrap().push(line);
+                }
+            });
+            return (address, kept);
         }
         eprint!("agent: {line}");
     }

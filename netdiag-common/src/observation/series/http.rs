@@ -57,6 +57,9 @@ pub struct HttpReport {
     /// `SERVING`, `NOT_SERVING`, `UNKNOWN`, `SERVICE_UNKNOWN`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grpc_health: Option<String>,
+    /// gRPC's own status of the answer, of head or trailers (gRPC's doc/statuscodes.md): HTTP's is 200 beside nearly all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc_status: Option<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -70,7 +73,7 @@ pub struct HttpExchange {
     /// `HTTP/1.1`, `HTTP/2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Who answered: `server`, `via`, `x-envoy-*`, `grpc-*`, `location`, `retry-after`, `content-type`, `content-length`; values cut at 256 bytes.
+    /// Who answered: `server`, `via`, `proxy-status`, `x-envoy-*`, `grpc-*`, `location`, `retry-after`, `content-type`, `content-length`; values cut at 256 bytes.
     pub headers: Vec<(String, String)>,
     /// Bytes of the body that were read, and whether that was all of it.
     pub body_bytes: u64,

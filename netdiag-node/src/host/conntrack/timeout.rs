@@ -45,6 +45,7 @@ impl Timeouts {
             Protocol::Udp => get("udp_timeout"),
             Protocol::Icmp => get("icmp_timeout"),
             Protocol::Icmpv6 => get("icmpv6_timeout"),
+            Protocol::Ipip => get("generic_timeout"),
             Protocol::Sctp => get(&format!("sctp_timeout_{}", state_name(entry.protocol, entry.state?).to_lowercase())),
         }
     }

@@ -66,7 +66,9 @@ pub(super) fn keys(request: &TagRequest) -> BTreeMap<Key, (bool, TagTuple)> {
         // An echo and its answer have the same identifier.
         let answer = match tuple.protocol {
             Protocol::Icmp | Protocol::Icmpv6 => key(to, from, source_port, 0),
-            Protocol::Tcp | Protocol::Udp | Protocol::Sctp => key(to, from, destination_port, source_port),
+            Protocol::Tcp | Protocol::Udp | Protocol::Sctp | Protocol::Ipip => {
+                key(to, from, destination_port, source_port)
+            }
         };
         keys.entry(answer).or_insert((true, *tuple));
     }

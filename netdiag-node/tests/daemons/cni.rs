@@ -1,43 +1,11 @@
 //! A container runtime's network configurations, found through its process: in its own mounts, where its configuration says.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of these tests too")]
-
-mod lab;
-
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-use lab::{Agent, NODE, Namespace};
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::cni::Cni;
 use netdiag_common::{Need, Reading, Topic};
 
-/// A process named `containerd` in the node's network namespace that sees `folder`'s `net.d` as `/mnt`.
-struct Runtime(Child);
-
-impl Runtime {
-    fn start(node: &Namespace, folder: &Path) -> Self {
-        // A shell that waits for the end of its input, by another name: what the kernel calls a process is its file's name.
-        std::fs::copy("/bin/sh", folder.join("containerd")).unwrap();
-        std::fs::write(folder.join("wait"), "read line\n").unwrap();
-        let at = folder.display();
-        let script = format!("mount --bind {at}/net.d /mnt; exec {at}/containerd {at}/wait --config {at}/config.toml");
-        let netns = format!("--net={}", node.path().display());
-        let child = Command::new("nsenter")
-            .args([netns.as_str(), "unshare", "--mount", "--propagation=private", "sh", "-ec", &script])
-            .stdin(Stdio::piped())
-            .spawn();
-        Self(child.unwrap())
-    }
-}
-
-impl Drop for Runtime {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::fake::{FakeDaemon, wait_for};
+use crate::lab::{self, Agent, NODE, Namespace};
 
 /// None until the process is there: then the folder is that of process 1, which not every machine lets a test look at.
 fn of_runtime(agent: &Agent) -> Option<Cni> {
@@ -66,15 +34,10 @@ fn folder_of_the_runtime_is_read_as_the_runtime_sees_it() {
 
     let agent = Agent::of_node(&node, &lab::kubelet_root("cni"));
     assert_eq!(of_runtime(&agent), None, "runtimes of other nodes are none of this one");
-    let _runtime = Runtime::start(&node, folder.path());
-    let started = Instant::now();
-    let found = loop {
-        if let Some(found) = of_runtime(&agent) {
-            break found;
-        }
-        assert!(started.elapsed() < Duration::from_secs(30), "no runtime is found");
-        std::thread::sleep(Duration::from_millis(50));
-    };
+    let (at, shown) = (folder.path(), ("net.d", "/mnt"));
+    let flags = format!("--config {}/config.toml", at.display());
+    let _runtime = FakeDaemon::start(&node, "containerd", at, shown, &flags);
+    let found = wait_for("runtime", || of_runtime(&agent));
     assert_eq!((found.runtime.as_deref(), found.folder.as_str()), (Some("containerd"), "/mnt"));
     let names: Vec<&str> = found.files.iter().map(|file| file.name.as_str()).collect();
     assert_eq!(names, ["05-other.conflist", "10-pods.conflist"]);
