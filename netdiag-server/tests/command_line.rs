@@ -144,3 +144,28 @@ fn a_mesh_of_a_recorded_cluster_says_that_nothing_was_probed() {
         assert!(stderr(&output).contains(says), "{arguments:?}: {}", stderr(&output));
     }
 }
+
+#[test]
+fn a_probe_of_a_recorded_cluster_ends_with_3_and_wrong_words_with_2() {
+    let bundle = Bundle::new();
+    let path = bundle.path();
+    let path = path.to_str().expect("UTF-8");
+    let probe = |words: &[&str]| netdiag(&[&["probe"], words, &["--from", "node/n1", "--bundle", path]].concat());
+    let output = probe(&["tcp", "--to", "service/shop/web:80", "-o", "json"]);
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
+    let answer = json(&output);
+    assert_eq!((answer["schema"].as_str(), answer["status"].as_str()), (Some("netdiag.probe/v1"), Some("unknown")));
+    assert!(not_seen(&answer).iter().any(|gap| gap.contains("a bundle cannot send packets")), "{answer}");
+    for (words, says) in [
+        (&["tcp", "--to", "service/shop/wob:80"][..], "there is no Service shop/wob"),
+        (&["tcp", "--to", "[fe80::1%eth0]:80"], "is not a target"),
+        (&["tcp", "--to", "10.0.0.1"], "names no port"),
+        (&["icmp", "--to", "10.0.0.1", "-c", "0"], "the count of attempts is 0"),
+        (&["tls", "--to", "10.0.0.1:443", "--secret", "web"], "NAMESPACE/NAME"),
+        (&["path", "--to", "10.0.0.1", "--by", "sctp"], "sctp"),
+    ] {
+        let output = probe(words);
+        assert_eq!(code(&output), 2, "{words:?}");
+        assert!(stderr(&output).contains(says), "{words:?}: {}", stderr(&output));
+    }
+}

@@ -45,6 +45,18 @@ fn series_is_sent_from_the_pod() {
     assert_eq!(of_node.failed, 1, "nobody listens there in the node's namespace: {of_node:?}");
 }
 
+#[test]
+fn series_is_one_line_of_the_log_with_who_asked() {
+    let Some(lab) = Lab::start("log") else { return };
+    result(lab.agent.seen(&Need::pod(NODE, UID, series(SeriesRequest { count: 3, ..to_node() }))));
+    let lines = eventually("the line", || Some(lab.agent.logged("series of probes")).filter(|lines| !lines.is_empty()));
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    let to = format!("to=\"{NODE_ADDRESS}:9\"");
+    for words in ["kind=\"tcp\"", "count=3", &to, r#"asked_by="the test\n""#] {
+        assert!(lines[0].contains(words), "{words}: {lines:?}");
+    }
+}
+
 /// Of an agent, because this process forks for other tests: the child would hold a connection that is closed here for a moment.
 #[test]
 fn one_source_port_serves_every_attempt() {

@@ -199,6 +199,21 @@ fn lies_alone_end_in_time_with_what_they_were() {
     assert_eq!(report!(attempt, Dns).queries[0].ignored, 1_000);
 }
 
+#[test]
+fn size_that_a_server_takes_is_told() {
+    let Some(host) = Host::new("size_that_a_server_takes_is_told") else { return };
+    let server = by_udp(&host, LOCAL[0], |socket, query, from| {
+        let mut bytes = good(query);
+        // One additional record: OPT with 1 024 as its class (RFC 6891 §6.1.2).
+        bytes[11] = 1;
+        bytes.extend([0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 0]);
+        let _ = socket.send_to(&bytes, from);
+    });
+    let attempt = host.attempt(ask(server, DnsTransport::Udp, &[DnsType::A]), PATIENT_MS);
+    assert_eq!(failure(&attempt), None, "{attempt:?}");
+    assert_eq!(report!(attempt, Dns).queries[0].answer.as_ref().unwrap().edns_bytes, Some(1_024));
+}
+
 /// Answers over TCP, and truncated over UDP, at one port.
 fn truncating(host: &Host) -> SocketAddr {
     let server = by_udp(host, LOCAL[0], |socket, query, from| {
@@ -251,9 +266,11 @@ fn streams_that_break_have_their_class() {
 #[test]
 fn names_that_cannot_be_asked_are_refused_in_words() {
     let Some(host) = Host::new("names_that_cannot_be_asked_are_refused_in_words") else { return };
-    for (name, words) in
-        [("x".repeat(64), "a label of 64 bytes"), (vec!["abcdefg"; 40].join("."), "a name of 319 bytes")]
-    {
+    for (name, words) in [
+        ("x".repeat(64), "a label of 64 bytes"),
+        (vec!["abcdefg"; 32].join("."), "a name of 255 bytes"),
+        (vec!["abcdefg"; 40].join("."), "a name of 319 bytes"),
+    ] {
         let asking = DnsAsking::Server { server: "127.0.0.1:53".parse().unwrap(), transport: DnsTransport::Udp };
         let probe = DnsProbe { name, records: vec![DnsType::A], asking, edns_bytes: None };
         let attempt = host.attempt(Probe::Dns(probe), PATIENT_MS);

@@ -1,10 +1,10 @@
 //! What holds for every kind: exact counts, the schedule, who sends, what is allowed, and which endpoint was met.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use netdiag_common::observation::series::transport::TcpClose;
-use netdiag_common::observation::series::{FailureClass, Identity, Probe, SeriesRequest, UdpProbe};
+use netdiag_common::observation::series::{FailureClass, Identity, Probe, SeriesRequest, SeriesResult, UdpProbe};
 use netdiag_node::gap::Failure;
 use netdiag_node::probe::series::{AllowList, Engine};
 
@@ -175,6 +175,59 @@ END");
         let direct = SeriesRequest { count: 2, ..request(tcp(&format!("{backend}:8080"), TcpClose::Reset)) };
         let result = ask_behind(&node, &pod, &direct).unwrap();
         assert!(result.attempts.iter().all(|attempt| attempt.endpoint.is_none() && attempt.succeeded()), "{result:?}");
+    }
+}
+
+#[test]
+fn one_port_meets_the_stale_entry_that_a_fresh_port_hides() {
+    let name = "one_port_meets_the_stale_entry_that_a_fresh_port_hides";
+    if Host::new(name).is_none() {
+        return;
+    }
+    let (node, pod, backend) = (Namespace::new(), Namespace::new(), Namespace::new());
+    node.connect("pod", &pod, "eth0");
+    node.connect("backend", &backend, "eth0");
+    node.sh("sysctl -qw net.ipv4.ip_forward=1\nip addr add 10.88.1.1/24 dev pod\nip addr add 10.88.2.1/24 dev backend");
+    pod.sh("ip addr add 10.88.1.2/24 dev eth0\nip route add default via 10.88.1.1");
+    backend.sh("ip addr add 10.88.2.2/24 dev eth0\nip route add default via 10.88.2.1");
+    for port in [7_001, 7_002] {
+        let socket = backend.run(|| UdpSocket::bind(("10.88.2.2", port)).unwrap());
+        std::thread::spawn(move || {
+            let mut bytes = [0; 64];
+            while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+                let _ = socket.send_to(&bytes[..length], from);
+            }
+        });
+    }
+    let translate = |port: u16| {
+        node.sh(&format!(
+            "nft -f - <<'END'
+add table ip service
+add chain ip service prerouting {{ type nat hook prerouting priority dstnat; }}
+flush chain ip service prerouting
+add rule ip service prerouting ip daddr 10.96.0.1 udp dport 53 dnat to 10.88.2.2:{port}
+END"
+        ));
+    };
+    let met = |source_port: Option<u16>| {
+        let to = "10.96.0.1:53".parse().unwrap();
+        let probe = UdpProbe { to, source_port, bytes: 8, payload: None, datagrams: 1, gap_us: 0 };
+        ask_behind(&node, &pod, &request(Probe::Udp(probe))).unwrap()
+    };
+    let endpoint = |result: &SeriesResult| result.attempts[0].endpoint.map(|endpoint| endpoint.port());
+    // Above the ports that the kernel gives by itself.
+    let kept = Some(61_404);
+    translate(7_001);
+    node.sh("sysctl -qw net.netfilter.nf_conntrack_udp_timeout=600 net.netfilter.nf_conntrack_udp_timeout_stream=600");
+    let before = met(kept);
+    if before.unseen.iter().any(|unseen| unseen.contains("tracked")) {
+        return skipped(name, format!("{:?}", before.unseen));
+    }
+    assert_eq!((before.succeeded, endpoint(&before)), (1, Some(7_001)), "{before:?}");
+    translate(7_002);
+    for (source_port, port) in [(kept, 7_001), (None, 7_002)] {
+        let result = met(source_port);
+        assert_eq!((result.succeeded, endpoint(&result)), (1, Some(port)), "{result:?}");
     }
 }
 

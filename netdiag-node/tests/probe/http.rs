@@ -51,7 +51,7 @@ fn says(answer: &'static str) -> impl Fn(TcpStream) + Send + Sync + 'static {
 fn good_answer_is_told_by_phases_in_both_families() {
     let Some(host) = Host::new("good_answer_is_told_by_phases_in_both_families") else { return };
     for address in LOCAL {
-        let answer = "HTTP/1.1 200 OK\r\nServer: byhand\r\nX-Envoy-A: 1\r\nX-Other: 2\r\nContent-Length: 2\r\n\r\nhi";
+        let answer = "HTTP/1.1 200 OK\r\nServer: byhand\r\nX-Envoy-A: 1\r\nX-Other: 2\r\nProxy-Status: edge; error=\"x\"\r\nContent-Length: 2\r\n\r\nhi";
         let to = host.serve(address, says(answer));
         let attempt = host.attempt(Probe::Http(HttpProbe { source_port: Some(61_500), ..get(to) }), PATIENT_MS);
         let found = report!(attempt, Http);
@@ -60,7 +60,7 @@ fn good_answer_is_told_by_phases_in_both_families() {
         assert_eq!((exchange.status, exchange.version.as_deref()), (Some(200), Some("HTTP/1.1")));
         assert_eq!((exchange.to, exchange.body_bytes, exchange.whole), (Some(to), 2, true));
         let headers: Vec<_> = exchange.headers.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(headers, ["server", "x-envoy-a", "content-length"]);
+        assert_eq!(headers, ["server", "x-envoy-a", "proxy-status", "content-length"]);
         let phases = exchange.phases;
         assert!(phases.connect_us.is_some() && phases.first_byte_us.is_some() && phases.body_us.is_some());
         assert!(phases.lookup_us.is_none() && phases.tls_us.is_none() && phases.total_us >= phases.first_byte_us);

@@ -83,6 +83,7 @@ fn grpc_health_is_told_by_its_word() {
         (None, Some("SERVING")),
         "{attempt:?}"
     );
+    assert_eq!(report!(attempt, Http).grpc_status, Some(0));
     let attempt = host.attempt(Probe::Http(health("other")), PATIENT_MS);
     assert_eq!(failure(&attempt), Some((Status, Answer, None)), "{attempt:?}");
     assert_eq!(report!(attempt, Http).grpc_health.as_deref(), Some("SERVICE_UNKNOWN"));

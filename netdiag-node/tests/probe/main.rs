@@ -20,6 +20,7 @@ mod lab;
 mod memory;
 mod path;
 mod path_mtu;
+mod stapled;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "these tests use a part")]
 mod support;

@@ -1,9 +1,9 @@
 //! TCP: what each way of failing looks like, and who is named.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, SocketAddrV6, TcpListener};
 
-use netdiag_common::observation::series::FailureClass::{Refused, Reset, Silence, Unreachable};
+use netdiag_common::observation::series::FailureClass::{Local, Refused, Reset, Silence, Unreachable};
 use netdiag_common::observation::series::ProbeStage::{Close, Connect};
 use netdiag_common::observation::series::transport::TcpClose;
 use netdiag_common::observation::series::{SeriesAttempt, SeriesRequest};
@@ -99,6 +99,22 @@ fn no_route_is_this_nodes_own_word() {
     let attempt = one(&host.namespace, &request(tcp("10.9.9.9:80", TcpClose::Orderly)));
     assert_eq!(failure(&attempt), Some((Unreachable, Connect, Some("ENETUNREACH"))), "{attempt:?}");
     assert_eq!(attempt.failure.unwrap().said_by, None);
+}
+
+#[test]
+fn link_local_address_leads_somewhere_by_its_interface_alone() {
+    let Some(host) = Host::new("link_local_address_leads_somewhere_by_its_interface_alone") else { return };
+    host.namespace.sh("ip link add near0 type veth peer name near1
+        ip link set near0 up; ip link set near1 up
+        ip addr add fe80::53/64 dev near0 nodad");
+    let scope = host.namespace.run(|| nix::net::if_::if_nametoindex("near0").unwrap());
+    let by = |scope, port| SocketAddr::from(SocketAddrV6::new("fe80::53".parse().unwrap(), port, 0, scope));
+    let port = host.serve_at(by(scope, 0), drop).port();
+    let attempt = one(&host.namespace, &request(tcp(&by(scope, port).to_string(), TcpClose::Orderly)));
+    assert_eq!(failure(&attempt), None, "{attempt:?}");
+    // tcp_v6_connect, net/ipv6/tcp_ipv6.c
+    let attempt = one(&host.namespace, &request(tcp(&by(0, port).to_string(), TcpClose::Orderly)));
+    assert_eq!(failure(&attempt), Some((Local, Connect, Some("EINVAL"))), "{attempt:?}");
 }
 
 #[test]

@@ -8,8 +8,8 @@ use netdiag_common::observation::Protocol;
 use netdiag_common::{Gap, GapReason};
 
 use super::object::{
-    ConfigMap, EndpointSlice, Event, Gateway, HttpRoute, Ingress, Namespace, NetworkPolicy, Node, Object, Pod, Service,
-    ServicePort, Workload,
+    ConfigMap, EndpointSlice, Event, Gateway, GrpcRoute, HttpRoute, Ingress, Namespace, NetworkPolicy, Node, Object,
+    Pod, ReferenceGrant, Service, ServicePort, TlsRoute, Workload,
 };
 
 /// All objects of one kind, by (namespace, name).
@@ -103,9 +103,12 @@ pub struct Cluster {
     /// `kube-system/coredns` alone.
     pub config_maps: Kind<ConfigMap>,
     pub ingresses: Kind<Ingress>,
-    /// Empty, too, where the cluster does not have the Gateway API.
+    /// This and the kinds below are empty, too, where the cluster does not have them: they are the Gateway API's.
     pub http_routes: Kind<HttpRoute>,
+    pub grpc_routes: Kind<GrpcRoute>,
+    pub tls_routes: Kind<TlsRoute>,
     pub gateways: Kind<Gateway>,
+    pub reference_grants: Kind<ReferenceGrant>,
     /// Single objects and files that could not be understood; the rest of their kind is there.
     pub unread: Vec<Gap>,
 }
@@ -140,6 +143,13 @@ impl Cluster {
     /// The Service one of whose cluster IPs this is.
     pub fn service_by_address(&self, address: IpAddr) -> Option<&Arc<Service>> {
         self.services.iter().find(|service| service.cluster_ips().contains(&address))
+    }
+
+    /// Whether some pod, node or Service of the cluster has this address.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.pod_by_address(address).is_some()
+            || self.node_by_address(address).is_some()
+            || self.service_by_address(address).is_some()
     }
 
     /// The Service that has this address of a load balancer or of `externalIPs`. Services may share one, and nodes may lend

@@ -9,6 +9,7 @@ use netdiag_common::{Gap, Need, Reading};
 
 pub mod cluster;
 pub mod corefile;
+mod kind_name;
 pub mod meta;
 pub mod object;
 pub mod parse;
@@ -16,8 +17,9 @@ pub mod selector;
 mod view;
 
 pub use cluster::{Cluster, Kind};
+pub use kind_name::KindName;
 pub use meta::{Meta, ObjectRef};
-pub use view::{KindName, Look, Seen, View};
+pub use view::{Look, Seen, View};
 
 #[derive(Debug, Clone)]
 pub struct Evidence {

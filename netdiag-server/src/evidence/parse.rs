@@ -47,7 +47,10 @@ pub fn add_json(cluster: &mut Cluster, kind: &str, json: &str) -> Result<(), Obj
         "ConfigMap" => insert_json(&mut cluster.config_maps, json),
         "Ingress" => insert_json(&mut cluster.ingresses, json),
         "HTTPRoute" => insert_json(&mut cluster.http_routes, json),
+        "GRPCRoute" => insert_json(&mut cluster.grpc_routes, json),
+        "TLSRoute" => insert_json(&mut cluster.tls_routes, json),
         "Gateway" => insert_json(&mut cluster.gateways, json),
+        "ReferenceGrant" => insert_json(&mut cluster.reference_grants, json),
         "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => {
             serde_json::from_str::<Workload>(json).map(|mut workload| {
                 kind.clone_into(&mut workload.kind);
@@ -71,7 +74,7 @@ fn insert_json<T: Object + DeserializeOwned>(kind: &mut super::Kind<T>, json: &s
 
 fn insert_workload(cluster: &mut Cluster, workload: Workload) {
     let key = format!("{}/{}", workload.kind, workload.metadata.name);
-    cluster.workloads.insert(&workload.metadata.namespace.clone(), &key, Arc::new(workload));
+    cluster.workloads.insert(&workload.metadata.namespace.clone(), &key, Arc::new(workload.slim()));
 }
 
 /// Adds one object that is no list.
@@ -88,7 +91,10 @@ pub fn add_object(cluster: &mut Cluster, value: Value) -> Result<(), ObjectError
         "ConfigMap" => insert(&mut cluster.config_maps, value),
         "Ingress" => insert(&mut cluster.ingresses, value),
         "HTTPRoute" => insert(&mut cluster.http_routes, value),
+        "GRPCRoute" => insert(&mut cluster.grpc_routes, value),
+        "TLSRoute" => insert(&mut cluster.tls_routes, value),
         "Gateway" => insert(&mut cluster.gateways, value),
+        "ReferenceGrant" => insert(&mut cluster.reference_grants, value),
         "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => {
             insert_workload(cluster, decode(value)?);
             Ok(())

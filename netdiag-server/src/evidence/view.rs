@@ -15,7 +15,9 @@ use netdiag_common::observation::kubelet::Kubelet;
 use netdiag_common::observation::listener::Listener;
 use netdiag_common::observation::neighbour::Neighbours;
 use netdiag_common::observation::network::Network;
+use netdiag_common::observation::networkd::Networkd;
 use netdiag_common::observation::pod::PodOnNode;
+use netdiag_common::observation::policy_map::{PolicyQuery, PolicyVerdict};
 use netdiag_common::observation::probe::{ProbeRequest, ProbeResult};
 use netdiag_common::observation::reject::Rejects;
 use netdiag_common::observation::resolver::Resolver;
@@ -30,6 +32,7 @@ use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic, Window};
 
 use super::Evidence;
 use super::cluster::{Cluster, Kind};
+use super::kind_name::KindName;
 use super::object::{ConfigMap, EndpointSlice, Event, Namespace, NetworkPolicy, Node, Pod, Service, Workload};
 
 /// What looking at something brought.
@@ -62,115 +65,6 @@ impl<'e, T> Look<'e, T> {
         match self {
             Self::Seen(seen) => Some(seen),
             Self::Absent(_) | Self::Dark => None,
-        }
-    }
-}
-
-/// The kinds of the API that are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum KindName {
-    Namespaces,
-    Nodes,
-    Pods,
-    Services,
-    EndpointSlices,
-    NetworkPolicies,
-    Workloads,
-    Events,
-    ConfigMaps,
-    Ingresses,
-    HttpRoutes,
-    Gateways,
-}
-
-impl KindName {
-    pub const ALL: [Self; 12] = [
-        Self::Namespaces,
-        Self::Nodes,
-        Self::Pods,
-        Self::Services,
-        Self::EndpointSlices,
-        Self::NetworkPolicies,
-        Self::Workloads,
-        Self::Events,
-        Self::ConfigMaps,
-        Self::Ingresses,
-        Self::HttpRoutes,
-        Self::Gateways,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Namespaces => "namespaces",
-            Self::Nodes => "nodes",
-            Self::Pods => "pods",
-            Self::Services => "services",
-            Self::EndpointSlices => "endpointslices",
-            Self::NetworkPolicies => "networkpolicies",
-            Self::Workloads => "workloads",
-            Self::Events => "events",
-            Self::ConfigMaps => "configmaps",
-            Self::Ingresses => "ingresses",
-            Self::HttpRoutes => "httproutes",
-            Self::Gateways => "gateways",
-        }
-    }
-
-    /// Whether conditions may read it. The others only say where probes can go, so that an answer lacks nothing without them.
-    pub fn is_judged(self) -> bool {
-        !matches!(self, Self::Ingresses | Self::HttpRoutes | Self::Gateways)
-    }
-
-    pub fn gap(self, cluster: &Cluster) -> Option<&Gap> {
-        match self {
-            Self::Namespaces => cluster.namespaces.gap(),
-            Self::Nodes => cluster.nodes.gap(),
-            Self::Pods => cluster.pods.gap(),
-            Self::Services => cluster.services.gap(),
-            Self::EndpointSlices => cluster.endpoint_slices.gap(),
-            Self::NetworkPolicies => cluster.network_policies.gap(),
-            Self::Workloads => cluster.workloads.gap(),
-            Self::Events => cluster.events.gap(),
-            Self::ConfigMaps => cluster.config_maps.gap(),
-            Self::Ingresses => cluster.ingresses.gap(),
-            Self::HttpRoutes => cluster.http_routes.gap(),
-            Self::Gateways => cluster.gateways.gap(),
-        }
-    }
-
-    pub fn set_gap(self, cluster: &mut Cluster, gap: Option<Gap>) {
-        match self {
-            Self::Namespaces => cluster.namespaces.set_gap(gap),
-            Self::Nodes => cluster.nodes.set_gap(gap),
-            Self::Pods => cluster.pods.set_gap(gap),
-            Self::Services => cluster.services.set_gap(gap),
-            Self::EndpointSlices => cluster.endpoint_slices.set_gap(gap),
-            Self::NetworkPolicies => cluster.network_policies.set_gap(gap),
-            Self::Workloads => cluster.workloads.set_gap(gap),
-            Self::Events => cluster.events.set_gap(gap),
-            Self::ConfigMaps => cluster.config_maps.set_gap(gap),
-            Self::Ingresses => cluster.ingresses.set_gap(gap),
-            Self::HttpRoutes => cluster.http_routes.set_gap(gap),
-            Self::Gateways => cluster.gateways.set_gap(gap),
-        }
-    }
-
-    /// The kind that an object of this `kind` belongs to; none when it is never judged.
-    pub fn of_object(kind: &str) -> Option<Self> {
-        match kind {
-            "Namespace" => Some(Self::Namespaces),
-            "Node" => Some(Self::Nodes),
-            "Pod" => Some(Self::Pods),
-            "Service" => Some(Self::Services),
-            "EndpointSlice" => Some(Self::EndpointSlices),
-            "NetworkPolicy" => Some(Self::NetworkPolicies),
-            "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => Some(Self::Workloads),
-            "Event" => Some(Self::Events),
-            "ConfigMap" => Some(Self::ConfigMaps),
-            "Ingress" => Some(Self::Ingresses),
-            "HTTPRoute" => Some(Self::HttpRoutes),
-            "Gateway" => Some(Self::Gateways),
-            _ => None,
         }
     }
 }
@@ -245,6 +139,7 @@ impl<'e> View<'e> {
         kube_proxy: KubeProxy -> KubeProxy,
         kubelet: Kubelet -> Kubelet,
         cni: Cni -> Cni,
+        networkd: Networkd -> Networkd,
         drops: Drops -> Drops,
         rejects: Rejects -> Rejects,
         tcp: Tcp -> Tcp,
@@ -293,6 +188,15 @@ impl<'e> View<'e> {
         };
         self.look(need, |observation| match observation {
             Observation::FoundFlows(value) => Some(value),
+            _ => None,
+        })
+    }
+
+    /// What a policy engine's maps say about one packet.
+    pub fn policy_map(&mut self, node: &str, query: PolicyQuery) -> Look<'e, PolicyVerdict> {
+        let need = Need::host(node, Topic::PolicyMap(query));
+        self.look(need, |observation| match observation {
+            Observation::PolicyMap(value) => Some(value),
             _ => None,
         })
     }

@@ -183,7 +183,7 @@ fn fate_of(step: &Step, drop: &Dropped, protocol: Protocol, events: &[TagEvent])
         Protocol::Udp => FateTransport::Udp { source_port: ports.0, destination_port: ports.1 },
         Protocol::Icmp => FateTransport::Icmp { kind: ECHO_REQUEST, code: 0, identifier: source_port },
         Protocol::Icmpv6 => FateTransport::Icmp { kind: ECHO_REQUEST_V6, code: 0, identifier: source_port },
-        Protocol::Sctp => return None,
+        Protocol::Sctp | Protocol::Ipip => return None,
     };
     let request = FateRequest {
         origin,

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::Access;
 use super::error::RequestError;
-use super::resource::{RESOURCES, Resource};
+use super::resource::{RESOURCES, Resource, api_version};
 use crate::ask::SourceError;
 use crate::evidence::parse::{self, ObjectError};
 use crate::evidence::{Cluster, KindName};
@@ -40,9 +40,16 @@ struct PageMeta {
     r#continue: String,
 }
 
-/// One resource's objects, and the version to watch from.
+/// One resource's objects, and where to watch from.
 pub(super) struct Listed {
     pub objects: Cluster,
+    pub end: End,
+}
+
+/// What a list was read by, and which state of it was read.
+pub(super) struct End {
+    /// Of the version that is served.
+    pub path: &'static str,
     pub resource_version: String,
 }
 
@@ -83,41 +90,60 @@ pub(super) fn name(access: &Access, cluster: &Cluster) -> String {
 /// All objects of one resource.
 pub(super) async fn list(access: &Access, resource: &Resource) -> Result<Listed, RequestError> {
     let mut objects = Cluster::default();
-    let resource_version = pages(access, resource, |page| {
+    let end = pages(access, resource, |page| {
         for item in page {
             add(&mut objects, resource, item.get());
         }
     })
     .await?;
-    Ok(Listed { objects, resource_version })
+    Ok(Listed { objects, end })
 }
 
-/// Reads page by page and returns the version that the whole list has.
+/// Reads page by page.
 async fn pages(
     access: &Access,
     resource: &Resource,
     mut take: impl FnMut(&[Box<RawValue>]),
-) -> Result<String, RequestError> {
+) -> Result<End, RequestError> {
     let limit = if resource.goes_to == KindName::Events { MAX_EVENT_PAGES } else { MAX_PAGES };
-    let mut token = String::new();
-    let mut resource_version = String::new();
-    for _ in 0..limit {
-        let mut uri = format!("{}?limit={PAGE}", resource.path);
-        if !resource.query.is_empty() {
-            uri.push_str(&format!("&{}", resource.query));
-        }
-        if !token.is_empty() {
-            uri.push_str(&format!("&continue={token}"));
-        }
-        let page: Page = get(access, &uri).await?;
-        resource_version = page.metadata.resource_version;
-        take(&page.items.unwrap_or_default());
-        token = page.metadata.r#continue;
-        if token.is_empty() {
+    let (first, path) = first_page(access, resource).await?;
+    let mut end = first.metadata;
+    take(&first.items.unwrap_or_default());
+    for _ in 1..limit {
+        if end.r#continue.is_empty() {
             break;
         }
+        let page = page(access, resource, path, &end.r#continue).await?;
+        end = page.metadata;
+        take(&page.items.unwrap_or_default());
     }
-    Ok(resource_version)
+    Ok(End { path, resource_version: end.resource_version })
+}
+
+/// By the first version that is served, and by which path that was.
+async fn first_page(access: &Access, resource: &Resource) -> Result<(Page, &'static str), RequestError> {
+    let mut path = resource.path;
+    let mut first = page(access, resource, path, "").await;
+    for older in resource.older.iter().copied() {
+        if !matches!(first, Err(RequestError::NotServed(_))) {
+            break;
+        }
+        path = older;
+        first = page(access, resource, path, "").await;
+    }
+    first.map(|page| (page, path))
+}
+
+/// `token`: where the page before it ended; empty for the first one.
+async fn page(access: &Access, resource: &Resource, path: &str, token: &str) -> Result<Page, RequestError> {
+    let mut uri = format!("{path}?limit={PAGE}");
+    if !resource.query.is_empty() {
+        uri.push_str(&format!("&{}", resource.query));
+    }
+    if !token.is_empty() {
+        uri.push_str(&format!("&continue={token}"));
+    }
+    get(access, &uri).await
 }
 
 /// One resource as the API wrote it, for a bundle.
@@ -137,25 +163,30 @@ pub async fn raw_lists(access: &Access) -> Result<Vec<RawList>, SourceError> {
     if let Some(Err(error)) = all.first().filter(|_| all.iter().all(Result::is_err)) {
         return Err(error.of_source(access));
     }
-    let list = |(resource, items): (&Resource, Result<Vec<Value>, RequestError>)| RawList {
-        kind: resource.kind,
-        name: resource.plural.split('.').next().unwrap_or(resource.plural),
-        api_version: resource.api_version(),
-        items: match items {
-            Err(error) if resource.is_absent(&error) => Ok(Vec::new()),
-            items => items.map_err(|error| resource.gap(&error)),
-        },
+    let list = |(resource, read): (&Resource, Result<(Vec<Value>, &'static str), RequestError>)| {
+        let path = read.as_ref().map_or(resource.path, |(_, path)| *path);
+        RawList {
+            kind: resource.kind,
+            name: resource.plural.split('.').next().unwrap_or(resource.plural),
+            api_version: api_version(path),
+            items: match read {
+                Err(error) if resource.is_absent(&error) => Ok(Vec::new()),
+                Err(error) => Err(resource.gap(&error)),
+                Ok((items, _)) => Ok(items),
+            },
+        }
     };
     Ok(RESOURCES.iter().zip(all).map(list).collect())
 }
 
-async fn raw(access: &Access, resource: &Resource) -> Result<Vec<Value>, RequestError> {
+/// With the path that they were read by.
+async fn raw(access: &Access, resource: &Resource) -> Result<(Vec<Value>, &'static str), RequestError> {
     let mut items = Vec::new();
-    pages(access, resource, |page| {
+    let end = pages(access, resource, |page| {
         items.extend(page.iter().filter_map(|item| serde_json::from_str(item.get()).ok()));
     })
     .await?;
-    Ok(items)
+    Ok((items, end.path))
 }
 
 /// Adds one object; one that cannot be understood is named, and the others stay.

@@ -14,6 +14,8 @@ pub(super) struct Resource {
     pub plural: &'static str,
     /// Of the collection over all namespaces, or of the one namespace that is read.
     pub path: &'static str,
+    /// The same in older versions of its API, for clusters that do not serve the version of `path`; they are read alike.
+    pub older: &'static [&'static str],
     /// Narrows the list; empty for all objects.
     pub query: &'static str,
     pub goes_to: KindName,
@@ -28,15 +30,21 @@ const fn resource(
     query: &'static str,
     goes_to: KindName,
 ) -> Resource {
-    Resource { kind, plural, path, query, goes_to, is_optional: false }
+    Resource { kind, plural, path, older: &[], query, goes_to, is_optional: false }
 }
 
 /// Of an API that a cluster may lack.
-const fn optional(kind: &'static str, plural: &'static str, path: &'static str, goes_to: KindName) -> Resource {
-    Resource { kind, plural, path, query: "", goes_to, is_optional: true }
+const fn optional(
+    kind: &'static str,
+    plural: &'static str,
+    path: &'static str,
+    older: &'static [&'static str],
+    goes_to: KindName,
+) -> Resource {
+    Resource { kind, plural, path, older, query: "", goes_to, is_optional: true }
 }
 
-pub(super) const RESOURCES: [Resource; 15] = [
+pub(super) const RESOURCES: [Resource; 18] = [
     resource("Namespace", "namespaces", "/api/v1/namespaces", "", KindName::Namespaces),
     resource("Node", "nodes", "/api/v1/nodes", "", KindName::Nodes),
     resource("Pod", "pods", "/api/v1/pods", "", KindName::Pods),
@@ -73,12 +81,36 @@ pub(super) const RESOURCES: [Resource; 15] = [
         "HTTPRoute",
         "httproutes.gateway.networking.k8s.io",
         "/apis/gateway.networking.k8s.io/v1/httproutes",
+        &[],
         KindName::HttpRoutes,
+    ),
+    optional(
+        "GRPCRoute",
+        "grpcroutes.gateway.networking.k8s.io",
+        "/apis/gateway.networking.k8s.io/v1/grpcroutes",
+        &[],
+        KindName::GrpcRoutes,
+    ),
+    // v1 since Gateway API 1.5; before that in its experimental channel alone.
+    optional(
+        "TLSRoute",
+        "tlsroutes.gateway.networking.k8s.io",
+        "/apis/gateway.networking.k8s.io/v1/tlsroutes",
+        &["/apis/gateway.networking.k8s.io/v1alpha2/tlsroutes"],
+        KindName::TlsRoutes,
+    ),
+    optional(
+        "ReferenceGrant",
+        "referencegrants.gateway.networking.k8s.io",
+        "/apis/gateway.networking.k8s.io/v1/referencegrants",
+        &["/apis/gateway.networking.k8s.io/v1beta1/referencegrants"],
+        KindName::ReferenceGrants,
     ),
     optional(
         "Gateway",
         "gateways.gateway.networking.k8s.io",
         "/apis/gateway.networking.k8s.io/v1/gateways",
+        &[],
         KindName::Gateways,
     ),
 ];
@@ -87,16 +119,6 @@ impl Resource {
     /// Whether this error says that the cluster does not have the API at all, and may lack it.
     pub fn is_absent(&self, error: &RequestError) -> bool {
         self.is_optional && matches!(error, RequestError::NotServed(_))
-    }
-
-    /// `v1`, `apps/v1`: from the path, where it stands after `api` or `apis`.
-    pub fn api_version(&self) -> String {
-        let mut parts = self.path.trim_start_matches('/').split('/');
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some("apis"), Some(group), Some(version)) => format!("{group}/{version}"),
-            (_, Some(version), _) => version.to_owned(),
-            _ => String::new(),
-        }
     }
 
     /// Why this resource is not in the snapshot.
@@ -126,6 +148,9 @@ impl Resource {
             KindName::ConfigMaps => cluster.config_maps = fresh.config_maps,
             KindName::Ingresses => cluster.ingresses = fresh.ingresses,
             KindName::HttpRoutes => cluster.http_routes = fresh.http_routes,
+            KindName::GrpcRoutes => cluster.grpc_routes = fresh.grpc_routes,
+            KindName::TlsRoutes => cluster.tls_routes = fresh.tls_routes,
+            KindName::ReferenceGrants => cluster.reference_grants = fresh.reference_grants,
             KindName::Gateways => cluster.gateways = fresh.gateways,
             // Four resources share this kind.
             KindName::Workloads => cluster.workloads.replace_prefixed(&format!("{}/", self.kind), fresh.workloads),
@@ -148,9 +173,22 @@ impl Resource {
             KindName::ConfigMaps => cluster.config_maps.remove(namespace, name),
             KindName::Ingresses => cluster.ingresses.remove(namespace, name),
             KindName::HttpRoutes => cluster.http_routes.remove(namespace, name),
+            KindName::GrpcRoutes => cluster.grpc_routes.remove(namespace, name),
+            KindName::TlsRoutes => cluster.tls_routes.remove(namespace, name),
+            KindName::ReferenceGrants => cluster.reference_grants.remove(namespace, name),
             KindName::Gateways => cluster.gateways.remove(namespace, name),
             KindName::Workloads => cluster.workloads.remove(namespace, &format!("{}/{name}", self.kind)),
         }
+    }
+}
+
+/// `v1`, `apps/v1`: from a collection's path, where it stands after `api` or `apis`.
+pub(super) fn api_version(path: &str) -> String {
+    let mut parts = path.trim_start_matches('/').split('/');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some("apis"), Some(group), Some(version)) => format!("{group}/{version}"),
+        (_, Some(version), _) => version.to_owned(),
+        _ => String::new(),
     }
 }
 
@@ -162,8 +200,24 @@ mod tests {
     fn only_an_api_that_a_cluster_may_lack_is_absent_and_only_when_it_is_not_served() {
         let of = |kind: &str| RESOURCES.iter().find(|resource| resource.kind == kind).expect("a resource");
         let (missing, forbidden) = (RequestError::NotServed(String::new()), RequestError::Forbidden(String::new()));
-        assert!(of("HTTPRoute").is_absent(&missing) && of("Gateway").is_absent(&missing));
+        for kind in ["HTTPRoute", "GRPCRoute", "TLSRoute", "ReferenceGrant", "Gateway"] {
+            assert!(of(kind).is_absent(&missing), "{kind}");
+        }
         assert!(!of("Gateway").is_absent(&forbidden), "a right that is missing is a gap");
         assert!(!of("Ingress").is_absent(&missing), "every API server has Ingresses");
+    }
+    #[test]
+    fn every_version_of_a_resource_is_the_same_collection() {
+        for resource in &RESOURCES {
+            let (collection, _) = resource.plural.split_once('.').unwrap_or((resource.plural, ""));
+            for path in std::iter::once(resource.path).chain(resource.older.iter().copied()) {
+                assert_eq!(path.rsplit('/').next(), Some(collection), "{path}");
+            }
+        }
+        assert_eq!(
+            api_version("/apis/gateway.networking.k8s.io/v1alpha2/tlsroutes"),
+            "gateway.networking.k8s.io/v1alpha2"
+        );
+        assert_eq!(api_version("/api/v1/namespaces/kube-system/configmaps"), "v1");
     }
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::Access;
 use super::error::RequestError;
-use super::list::{self, PAGE_TIMEOUT};
+use super::list::{self, End, PAGE_TIMEOUT};
 use super::resource::{RESOURCES, Resource};
 use crate::ask::SourceError;
 use crate::evidence::Cluster;
@@ -168,7 +168,7 @@ async fn follow(store: Arc<Store>, resource: &'static Resource) {
             Ok(listed) => {
                 store.listed(resource, listed.objects);
                 pause = FIRST_PAUSE;
-                changes(&store, resource, listed.resource_version).await
+                changes(&store, resource, listed.end).await
             }
             Err(error) => {
                 store.failed(resource, error.clone());
@@ -182,12 +182,12 @@ async fn follow(store: Arc<Store>, resource: &'static Resource) {
 }
 
 /// Applies changes until the objects must be listed again; says why.
-async fn changes(store: &Store, resource: &Resource, mut from: String) -> RequestError {
+async fn changes(store: &Store, resource: &Resource, listed: End) -> RequestError {
+    let End { path, resource_version: mut from } = listed;
     loop {
         let query = if resource.query.is_empty() { String::new() } else { format!("&{}", resource.query) };
         let uri = format!(
-            "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={from}{query}",
-            resource.path
+            "{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={from}{query}"
         );
         let request = match Request::get(uri).body(Vec::new()) {
             Ok(request) => request,

@@ -152,7 +152,7 @@ impl<S: Source, R: Rights> Sender<'_, S, R> {
             // Answers to a query from a port that nobody knew before have no tag.
             followed.end = End::Answered;
         }
-        if followed.end == End::Lost && !is_known(&self.cluster, to.ip()) {
+        if followed.end == End::Lost && !self.cluster.has_address(to.ip()) {
             followed.gaps.push(beyond(&followed, to));
         }
         (tally, followed)
@@ -226,12 +226,6 @@ fn backends(cluster: &Cluster, protocol: Protocol, to: SocketAddr) -> Vec<Backen
     backends.retain(|backend| backend.address.is_ipv4() == to.is_ipv4());
     backends.sort_by_key(|backend| !backend.ready);
     backends
-}
-
-fn is_known(cluster: &Cluster, address: IpAddr) -> bool {
-    cluster.pod_by_address(address).is_some()
-        || cluster.node_by_address(address).is_some()
-        || cluster.service_by_address(address).is_some()
 }
 
 fn beyond(followed: &Followed, to: SocketAddr) -> Gap {

@@ -75,6 +75,7 @@ impl Kind {
                 "server_name",
                 "alpn",
                 "authorities",
+                "secret",
             ],
             Self::Dns => &["records", "server", "transport", "edns_bytes", "apart", "server_name", "path"],
             Self::Tls => &["server_name", "alpn", "authorities", "secret", "each_version"],

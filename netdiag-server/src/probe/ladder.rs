@@ -84,7 +84,7 @@ pub enum RungName {
     ExternalIp,
     /// One host of Ingresses that leads to the Service.
     Ingress,
-    /// One host of HTTPRoutes, by a Gateway that they are attached to.
+    /// One host of HTTPRoutes, GRPCRoutes and TLSRoutes, by a Gateway that they are attached to.
     Gateway,
     /// The URL that was given.
     Url,
@@ -223,9 +223,10 @@ fn climbed<S: Source, R: Rights>(
     let mut tally = series.tally;
     tally.not_kept += tally.attempts.len() as u64;
     tally.attempts.clear();
-    let object = match &wish.shot.probe {
-        Probe::Tcp(probe) => run::object(&sender.cluster, probe.to),
-        _ => planned.objects.get(&series.to).cloned().unwrap_or_default(),
+    let object = match (planned.objects.get(&series.to), &wish.shot.probe) {
+        (Some(object), _) => object.clone(),
+        (None, Probe::Tcp(probe)) => run::object(&sender.cluster, probe.to),
+        (None, _) => String::new(),
     };
     Climbed {
         role,

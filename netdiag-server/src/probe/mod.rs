@@ -12,6 +12,7 @@ mod follow;
 mod kind;
 pub mod ladder;
 pub mod matrix;
+mod outside;
 pub(crate) mod plan;
 pub mod rights;
 mod run;

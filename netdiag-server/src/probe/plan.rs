@@ -113,18 +113,21 @@ impl std::str::FromStr for Goal {
         if text.contains("://") {
             return Ok(Self::Url(text.to_owned()));
         }
+        if text.contains('%') {
+            return Err(PlanError::Target { to: text.to_owned(), wanted: NO_ZONE });
+        }
         if text.contains('/') {
-            return Ok(match text.parse::<Target>()? {
-                Target::Address(address) => Self::Address(address.ip(), Some(address.port())),
-                Target::Name { name, port } => Self::Name { name, port },
-                object => Self::Object(object),
-            });
+            return match text.parse::<Target>()? {
+                Target::Address(address) => Self::of_address(text, address.ip(), Some(address.port())),
+                Target::Name { name, port } => Ok(Self::Name { name, port }),
+                object => Ok(Self::Object(object)),
+            };
         }
         if let Ok(address) = text.parse::<SocketAddr>() {
-            return Ok(Self::Address(address.ip(), Some(address.port())));
+            return Self::of_address(text, address.ip(), Some(address.port()));
         }
         if let Ok(address) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-            return Ok(Self::Address(address, None));
+            return Self::of_address(text, address, None);
         }
         // The rules for names and their lengths are those of questions.
         let Target::Name { name, port } = format!("name/{text}").parse::<Target>()? else {
@@ -134,6 +137,18 @@ impl std::str::FromStr for Goal {
     }
 }
 
+impl Goal {
+    fn of_address(text: &str, address: IpAddr, port: Option<u16>) -> Result<Self, PlanError> {
+        match address {
+            IpAddr::V6(local) if local.is_unicast_link_local() => {
+                Err(PlanError::Target { to: text.to_owned(), wanted: NO_ZONE })
+            }
+            _ => Ok(Self::Address(address, port)),
+        }
+    }
+}
+
+const NO_ZONE: &str = "another address of it: a link-local one leads somewhere by an interface alone, and its name counts inside one namespace";
 const TARGETS: &str =
     "pod/NAMESPACE/NAME:PORT, service/NAMESPACE/NAME:PORT, node/NAME:PORT, NAME:PORT, ADDRESS:PORT or a URL";
 
@@ -370,3 +385,6 @@ pub(super) fn client_of(pod: &Arc<crate::evidence::object::Pod>, cluster: &Clust
     let from = Origin::Pod { namespace: pod.metadata.namespace.clone(), name: pod.metadata.name.clone() };
     client(&from, cluster).ok()
 }
+
+#[cfg(test)]
+mod tests;

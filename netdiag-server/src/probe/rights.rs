@@ -37,6 +37,26 @@ impl Rights for Unchecked {
     }
 }
 
+/// Rights that end with some namespaces, as a request says itself.
+pub struct Only<'r, R> {
+    pub rights: &'r R,
+    /// None: all of them.
+    pub namespaces: Option<&'r [String]>,
+}
+
+impl<R: Rights> Rights for Only<'_, R> {
+    async fn may_start(&self, namespace: &str) -> Result<(), NoRight> {
+        if self.namespaces.is_some_and(|only| !only.iter().any(|one| one == namespace)) {
+            return Err(NoRight { text: denied("you", namespace), is_passing: false });
+        }
+        self.rights.may_start(namespace).await
+    }
+
+    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), NoRight> {
+        self.rights.may_get_secret(namespace, name).await
+    }
+}
+
 /// The identity of a kubeconfig asks for itself (SelfSubjectAccessReview), so that who lacks the right learns it before anything
 /// is sent on their behalf.
 pub struct Own {

@@ -90,7 +90,6 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
     let cluster = sender.cluster.clone();
     let mut probed = Probed { cluster, plan, series: Vec::new(), ladders: Vec::new(), matrix: None, gaps: Vec::new() };
     let plan = &probed.plan;
-    let mut left_out = Vec::new();
     let shots = match &plan.aim {
         Aim::Service if plan.request.kind == Kind::Ladder => {
             (probed.ladders, probed.gaps) = ladder::climb(sender, plan).await?;
@@ -104,8 +103,12 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
         Aim::Shots(shots) => shots.clone(),
         Aim::Servers { name } => {
             let each = sender.each_server(plan, name).await;
-            (probed.gaps, left_out) = (each.gaps, each.left_out);
-            each.shots
+            (probed.series, probed.gaps) = sender.send(plan, &each.wishes).await;
+            probed.gaps.extend(each.gaps);
+            if let Some(first) = probed.series.first_mut() {
+                first.tally.unseen.extend(each.left_out);
+            }
+            return Ok(probed);
         }
         Aim::Lookup { name, port } => {
             let (lookup, gaps) = sender.send(plan, &[wish_of_name(plan, name)]).await;
@@ -140,9 +143,6 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
             series.compared = Some(compared);
             gaps.extend(gap);
         }
-    }
-    if let Some(first) = series.first_mut() {
-        first.tally.unseen.extend(left_out);
     }
     probed.series.extend(series);
     probed.gaps.extend(gaps);

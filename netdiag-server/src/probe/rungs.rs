@@ -1,4 +1,4 @@
-//! Which rungs a ladder has: what is sent on each, or why nothing is. Nothing is sent here.
+//! Which rungs a ladder has: what is sent on each, or why nothing is. Nothing is sent here but the lookup of a load balancer's name.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -98,14 +98,12 @@ pub(super) async fn planned<S: Source, R: Rights>(
             .collect()
     };
     rungs.push(from_all(RungName::NodePort, &nodes, schedule, "the Service has no node port"));
-    let external = path.service().map(|service| service.external_ips().filter(|ip| of_family(*ip)).take(MAX_TARGETS));
-    let external: Vec<SocketAddr> = external.into_iter().flatten().map(|ip| SocketAddr::new(ip, port)).collect();
-    rungs.push(from_all(
-        RungName::ExternalIp,
-        &external,
-        schedule,
-        "the Service has no external address of this family",
-    ));
+    let outside = sender.outside(plan, path, is_v4).await;
+    let external: Vec<SocketAddr> =
+        outside.addresses.iter().take(MAX_TARGETS).map(|ip| SocketAddr::new(*ip, port)).collect();
+    let named = external.iter().filter(|_| !outside.name.is_empty());
+    let objects = named.map(|to| (to.to_string(), format!("load balancer {}", outside.name))).collect();
+    rungs.push(Planned { objects, ..from_all(RungName::ExternalIp, &external, schedule, &outside.none) });
     let shots_from_all = |shots: &[Shot]| {
         let mut wishes = Vec::new();
         for (climber, client) in climbers {
@@ -150,7 +148,7 @@ fn entrance_rungs(hosts: &[Host], wishes: impl Fn(&[Shot]) -> Vec<(Role, Wish)>)
     let mut rungs = Vec::new();
     for (rung, none) in [
         (RungName::Ingress, "no Ingress leads to this port of the Service"),
-        (RungName::Gateway, "no HTTPRoute leads to this port of the Service"),
+        (RungName::Gateway, "no route of a Gateway leads to this port of the Service"),
     ] {
         let own: Vec<&Host> = hosts.iter().filter(|host| host.rung == rung).collect();
         if own.is_empty() {

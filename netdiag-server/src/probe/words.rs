@@ -41,6 +41,10 @@ pub struct ProbeRequest {
     /// One attempt after the other, each followed by the kernels of the nodes on its way, until one fails.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follow: bool,
+    /// Namespaces whose pods may send; nodes may not then. None: whichever the asker's own rights allow. A server on its loopback does
+    /// not know who asks, and is told by the command line what it found out about its caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_from: Option<Vec<String>>,
     #[serde(default)]
     pub options: Options,
 }
@@ -131,7 +135,7 @@ pub struct Options {
     /// PEM of the authorities to trust.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authorities: Option<String>,
-    /// TLS: `NAMESPACE/NAME` of the Secret that the served certificate is compared with.
+    /// TLS, HTTP: `NAMESPACE/NAME` of the Secret that the served certificate is compared with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
     /// TLS: also each version apart, and without SNI.
@@ -212,6 +216,7 @@ impl ProbeRequest {
             uid: None,
             mark: None,
             follow: false,
+            only_from: None,
             options: Options::default(),
         }
     }

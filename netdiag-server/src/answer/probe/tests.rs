@@ -23,8 +23,12 @@ use crate::evidence::{Cluster, parse};
 use crate::probe::rights::Unchecked;
 use crate::probe::{ProbeRequest, Sender};
 
+mod entrances;
 mod followed;
 mod mtu;
+mod outside;
+mod paths;
+mod rights;
 mod servers;
 mod zones;
 
@@ -85,6 +89,7 @@ impl Agents {
             Probe::PathMtu(probe) => Some(probe.to),
             Probe::Dns(DnsProbe { asking: DnsAsking::Server { server, .. }, .. }) => Some(*server),
             Probe::Http(probe) => probe.to,
+            Probe::Tls(probe) => Some(probe.to),
             _ => None,
         };
         let endpoints = ["10.244.1.4:8080", "10.244.2.5:8080"];
@@ -97,11 +102,15 @@ impl Agents {
                     .iter()
                     .find_map(|(place, target)| self.broken.iter().find(|((p, t), _)| p == place && t == target))
                     .map(|(_, class)| *class);
-                if let Probe::Http(probe) = &request.probe {
-                    return over_http(number, probe, class);
-                }
-                if let Probe::PathMtu(probe) = &request.probe {
-                    return mtu::searched(number, probe, class);
+                match &request.probe {
+                    Probe::Http(probe) if probe.grpc_health.is_some() => {
+                        return entrances::over_grpc(number, probe, class);
+                    }
+                    Probe::Http(probe) => return over_http(number, probe, class),
+                    Probe::Tls(probe) => return entrances::over_tls(number, probe, class),
+                    Probe::PathMtu(probe) => return mtu::searched(number, probe, class),
+                    Probe::Dns(probe) if probe.name == outside::BALANCER => return outside::looked_up(number),
+                    _ => {}
                 }
                 let failure = class.map(|class| ProbeFailure {
                     stage: ProbeStage::Connect,
@@ -151,15 +160,7 @@ fn over_http(number: u32, probe: &HttpProbe, class: Option<FailureClass>) -> Ser
     };
     let issuer = "CN=shop".to_owned();
     let tls = probe.url.starts_with("https").then(|| TlsReport {
-        chain: vec![Certificate {
-            subject: "CN=shop.example".to_owned(),
-            issuer: issuer.clone(),
-            names: vec!["shop.example".to_owned()],
-            not_before: NOW.to_owned(),
-            not_after: "2027-01-01T12:00:00Z".to_owned(),
-            sha256: "ab".to_owned(),
-            serial: "01".to_owned(),
-        }],
+        chain: vec![certificate(&issuer)],
         problems: vec![TlsProblem::UnknownAuthority { issuer }],
         ..TlsReport::default()
     });
@@ -174,7 +175,7 @@ fn over_http(number: u32, probe: &HttpProbe, class: Option<FailureClass>) -> Ser
         why: format!("status {status}"),
     });
     let exchange = HttpExchange { url: probe.url.clone(), status: Some(status), ..HttpExchange::default() };
-    let report = HttpReport { exchanges: vec![exchange], tls, grpc_health: None };
+    let report = HttpReport { exchanges: vec![exchange], tls, ..HttpReport::default() };
     SeriesAttempt {
         number,
         at_us: u64::from(number) * 1_000,
@@ -184,6 +185,18 @@ fn over_http(number: u32, probe: &HttpProbe, class: Option<FailureClass>) -> Ser
         endpoint: None,
         failure,
         report: ProbeReport::Http(Box::new(report)),
+    }
+}
+
+fn certificate(issuer: &str) -> Certificate {
+    Certificate {
+        subject: "CN=shop.example".to_owned(),
+        issuer: issuer.to_owned(),
+        names: vec!["shop.example".to_owned()],
+        not_before: NOW.to_owned(),
+        not_after: "2027-01-01T12:00:00Z".to_owned(),
+        sha256: "ab".to_owned(),
+        serial: "01".to_owned(),
     }
 }
 

@@ -302,9 +302,19 @@ fn path_mtu(report: &PathMtuReport) -> Vec<Line> {
 
 fn path(report: &PathReport, cluster: &Cluster) -> Vec<Line> {
     let mut lines: Vec<Line> = report.hops.iter().map(|hop| ("hop", of_hop(hop, cluster))).collect();
-    let back = report.back_hops.map(|hops| format!(", {hops} hops back by the answer's TTL")).unwrap_or_default();
-    let end = if report.reached { "the target answers" } else { "the target does not answer" };
-    lines.insert(0, ("way", format!("{end}{back}")));
+    let there = report.hops.last().filter(|_| report.reached).map(|hop| hop.ttl);
+    let way = match (there, report.back_hops) {
+        (Some(there), Some(back)) if there == back => {
+            format!("the target answers, {there} hops away, and as many back by its answer's TTL")
+        }
+        (Some(there), Some(back)) => format!(
+            "the target answers, {there} hops away, and {back} back by its answer's TTL: the ways differ; a probe of the path \
+             from there shows the other one"
+        ),
+        (Some(there), None) => format!("the target answers, {there} hops away"),
+        (None, _) => "the target does not answer".to_owned(),
+    };
+    lines.insert(0, ("way", way));
     lines
 }
 

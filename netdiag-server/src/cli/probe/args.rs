@@ -97,6 +97,9 @@ pub(super) struct TlsWords {
     /// PEM file of the authorities to trust
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Compare the served certificate with that of this Secret (type kubernetes.io/tls)
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    secret: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -131,9 +134,6 @@ pub(super) struct TlsArgs {
     /// Also each version apart, and without SNI
     #[arg(long)]
     each_version: bool,
-    /// Compare the served certificate with that of this Secret (type kubernetes.io/tls)
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    secret: Option<String>,
     #[command(flatten)]
     tls: TlsWords,
     #[command(flatten)]
@@ -282,7 +282,7 @@ impl KindArgs {
                 (Kind::Dns, options, a.common)
             }
             Self::Tls(a) => {
-                let options = Options { each_version: a.each_version, secret: a.secret, ..a.tls.options()? };
+                let options = Options { each_version: a.each_version, ..a.tls.options()? };
                 (Kind::Tls, options, a.common)
             }
             Self::Udp(a) => {
@@ -325,7 +325,8 @@ impl KindArgs {
 impl TlsWords {
     fn options(self) -> Result<Options, Failure> {
         let authorities = authorities(self.ca)?;
-        Ok(Options { server_name: self.server_name, alpn: self.alpn, authorities, ..Options::default() })
+        let Self { server_name, alpn, secret, .. } = self;
+        Ok(Options { server_name, alpn, authorities, secret, ..Options::default() })
     }
 }
 
@@ -367,6 +368,7 @@ mod tests {
         for (line, kind) in [
             ("tcp --source-port 4000 --close reset -c 10 --interval 10ms", Kind::Tcp),
             ("http --path /healthz --expect 200,204 --http-version http2 --method HEAD --alpn h2", Kind::Http),
+            ("http --https --secret shop/web-tls", Kind::Http),
             ("dns --type a,AAAA --server each --transport tcp --apart", Kind::Dns),
             ("dns --server 10.96.0.10 --transport https --server-name dns.example --path /resolve", Kind::Dns),
             ("tls --each-version --server-name web.shop --secret shop/web-tls", Kind::Tls),

@@ -30,12 +30,14 @@ pub(super) async fn run(
     output: ShortFormat,
 ) -> Result<ProbeAnswer, Failure> {
     let mut way = match route {
-        Route::Server(server) => {
-            ask_for_right(request, rights).await?;
-            Way::Server(server)
-        }
+        Route::Server(server) => Way::Server(server),
         Route::Here(source) => Way::Here(Box::new(source)),
     };
+    let only_from = match way {
+        Way::Server(_) => ask_for_rights(request, rights).await?,
+        Way::Here(_) => None,
+    };
+    let request = &ProbeRequest { only_from, ..request.clone() };
     let mut screen = (output == ShortFormat::Text && is_long(request)).then(Screen::enter).flatten();
     let _progress = screen.is_none().then(|| Progress::start("probing"));
     let started = Instant::now();
@@ -94,8 +96,8 @@ fn first_part(request: &ProbeRequest, is_watched: bool) -> u32 {
 }
 
 /// Before anything is asked for: the server answers on its own loopback to whoever may open a port of its pod, so it is the
-/// caller's own right that is looked at here.
-async fn ask_for_right(request: &ProbeRequest, rights: &OwnRights) -> Result<(), Failure> {
+/// caller's own right that is looked at here. The namespaces that the caller may probe from, where those are not all.
+async fn ask_for_rights(request: &ProbeRequest, rights: &OwnRights) -> Result<Option<Vec<String>>, Failure> {
     let namespace = match request.from.split('/').collect::<Vec<_>>().as_slice() {
         ["pod", namespace, _] => (*namespace).to_owned(),
         _ => String::new(),
@@ -106,7 +108,34 @@ async fn ask_for_right(request: &ProbeRequest, rights: &OwnRights) -> Result<(),
         let may = rights.may_get_secret(&secret.namespace, &secret.name).await;
         may.map_err(|denied| Failure(denied.to_string()))?;
     }
-    Ok(())
+    // The right to probe from nodes is that in all namespaces. A pod with hostNetwork takes it, too, and the server knows which one is.
+    if namespace.is_empty() || rights.may_start("").await.is_ok() {
+        return Ok(None);
+    }
+    let mut only = vec![namespace];
+    let others = if is_sent_elsewhere(request) { namespaces_besides(request) } else { Vec::new() };
+    for other in others {
+        if !only.contains(&other) && rights.may_start(&other).await.is_ok() {
+            only.push(other);
+        }
+    }
+    Ok(Some(only))
+}
+
+/// Whether it is sent from nodes or other pods as well: whoever stands beside the client, and the far side.
+fn is_sent_elsewhere(request: &ProbeRequest) -> bool {
+    matches!(request.kind, Kind::Ladder | Kind::Matrix | Kind::Mtu)
+        || request.kind == Kind::Dns && request.options.server.as_deref() == Some("each")
+}
+
+/// Of the target, and of the cluster's DNS, whose pods ask its upstreams.
+fn namespaces_besides(request: &ProbeRequest) -> Vec<String> {
+    let target = match request.to.split('/').collect::<Vec<_>>().as_slice() {
+        ["pod" | "service" | "svc", namespace, _] => Some((*namespace).to_owned()),
+        _ => None,
+    };
+    let dns = (request.kind == Kind::Dns).then(|| "kube-system".to_owned());
+    target.into_iter().chain(dns).collect()
 }
 
 /// Who is asked, part for part.
@@ -132,5 +161,44 @@ impl Way {
                 Ok(probe_with(&**source, cluster, request, rights, Some("the command line".to_owned())).await?)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_as_long_as_somebody_looks() {
+        let tcp = ProbeRequest::new(Kind::Tcp, "node/n1", "10.0.0.1:80");
+        let even = ProbeRequest { count: Some(100_000), interval_us: 1_000, ..tcp.clone() };
+        assert_eq!((first_part(&even, true), first_part(&even, false)), (1_000, 25_000));
+        let slow = ProbeRequest { interval_us: 60_000_000, ..even.clone() };
+        assert_eq!(first_part(&slow, true), 1, "one is asked for however long it waits");
+        let silent = ProbeRequest { interval_us: 0, ..even.clone() };
+        assert_eq!(first_part(&silent, true), 5, "none of five is answered in 5 s each");
+        assert_eq!(first_part(&ProbeRequest { parallel: 100, ..silent }, true), FIRST);
+    }
+
+    #[test]
+    fn what_cannot_be_continued_is_asked_for_at_once() {
+        let many = |kind| ProbeRequest { count: Some(1_000), ..ProbeRequest::new(kind, "node/n1", "10.0.0.1:80") };
+        assert!(is_long(&many(Kind::Tcp)) && !is_long(&ProbeRequest { count: Some(3), ..many(Kind::Tcp) }));
+        assert!(!is_long(&many(Kind::Ladder)) && !is_long(&many(Kind::Matrix)));
+        assert!(!is_long(&ProbeRequest { follow: true, ..many(Kind::Tcp) }));
+    }
+
+    #[test]
+    fn rights_are_asked_for_wherever_it_is_sent_from() {
+        let of = |kind, to: &str| ProbeRequest::new(kind, "pod/shop/client", to);
+        let ladder = of(Kind::Ladder, "service/pay/ledger:80");
+        assert!(is_sent_elsewhere(&ladder) && !is_sent_elsewhere(&of(Kind::Tcp, "service/pay/ledger:80")));
+        assert_eq!(namespaces_besides(&ladder), ["pay"]);
+        assert_eq!(namespaces_besides(&of(Kind::Mtu, "10.244.2.5")), Vec::<String>::new());
+        let mut each = of(Kind::Dns, "example.com");
+        assert!(!is_sent_elsewhere(&each));
+        each.options.server = Some("each".to_owned());
+        assert!(is_sent_elsewhere(&each));
+        assert_eq!(namespaces_besides(&each), ["kube-system"]);
     }
 }

@@ -9,7 +9,7 @@ use crate::answer::probe::{self as answer, ProbeAnswer, ProbeStatus};
 use crate::ask::Source;
 use crate::evidence::Cluster;
 use crate::kube;
-use crate::probe::rights::{Own, Unchecked};
+use crate::probe::rights::{Only, Own, Unchecked};
 use crate::probe::{self, ProbeRequest, Rights, RunError, Sender};
 
 mod args;
@@ -93,6 +93,7 @@ pub(in crate::cli) async fn probe_with<S: Source, R: Rights>(
     asked_by: Option<String>,
 ) -> Result<ProbeAnswer, RunError> {
     let plan = probe::plan(request, &cluster)?;
+    let rights = &Only { rights, namespaces: request.only_from.as_deref() };
     let sender = Sender { source, cluster, rights, asked_by };
     let probed = probe::run(&sender, plan).await?;
     Ok(answer::build(&probed, source.now()))

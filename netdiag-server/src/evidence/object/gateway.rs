@@ -1,8 +1,8 @@
-//! Gateway API (gateway.networking.k8s.io/v1): Gateways with their listeners, and the HTTPRoutes that are attached to them.
+//! Gateways (gateway.networking.k8s.io/v1) with their listeners.
 
 use serde::Deserialize;
 
-use super::{Meta, Object, ObjectCondition, null_default};
+use super::{Meta, null_default};
 
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
@@ -39,6 +39,9 @@ pub struct Listener {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ListenerTls {
+    /// `Terminate` unless it says `Passthrough`: then TLS is the endpoints' own.
+    #[serde(deserialize_with = "null_default")]
+    pub mode: String,
     #[serde(deserialize_with = "null_default")]
     pub certificate_refs: Vec<SecretRef>,
 }
@@ -57,6 +60,24 @@ pub struct SecretRef {
 #[serde(default)]
 pub struct AllowedRoutes {
     pub namespaces: Option<RouteNamespaces>,
+    /// Empty for all that its protocol can carry.
+    #[serde(deserialize_with = "null_default")]
+    pub kinds: Vec<RouteKind>,
+}
+
+/// Of Gateway API's own group unless it says another.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct RouteKind {
+    pub group: Option<String>,
+    pub kind: String,
+}
+
+impl RouteKind {
+    /// Whether it is the kind of Gateway API with this name.
+    pub fn is_route(&self, kind: &str) -> bool {
+        self.group.as_deref().is_none_or(|group| group == GATEWAY_GROUP) && self.kind == kind
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -80,115 +101,4 @@ pub struct GatewayAddress {
     #[serde(rename = "type", deserialize_with = "null_default")]
     pub kind: String,
     pub value: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-pub struct HttpRoute {
-    pub metadata: Meta,
-    #[serde(default)]
-    pub spec: HttpRouteSpec,
-    #[serde(default)]
-    pub status: HttpRouteStatus,
-}
-
-impl Object for HttpRoute {
-    const KIND: &'static str = "HTTPRoute";
-
-    fn meta(&self) -> &Meta {
-        &self.metadata
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct HttpRouteSpec {
-    #[serde(deserialize_with = "null_default")]
-    pub parent_refs: Vec<ParentRef>,
-    /// Empty for every host of its listeners.
-    #[serde(deserialize_with = "null_default")]
-    pub hostnames: Vec<String>,
-    #[serde(deserialize_with = "null_default")]
-    pub rules: Vec<RouteRule>,
-}
-
-/// What a route is attached to: a Gateway unless kind or group say otherwise.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ParentRef {
-    pub group: Option<String>,
-    pub kind: Option<String>,
-    /// The route's own unless named.
-    #[serde(deserialize_with = "null_default")]
-    pub namespace: String,
-    pub name: String,
-    /// A listener's name; empty for all of them.
-    #[serde(deserialize_with = "null_default")]
-    pub section_name: String,
-    pub port: Option<u16>,
-}
-
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RouteRule {
-    /// Any of them; empty for every request.
-    #[serde(deserialize_with = "null_default")]
-    pub matches: Vec<RouteMatch>,
-    #[serde(deserialize_with = "null_default")]
-    pub backend_refs: Vec<BackendRef>,
-}
-
-/// All of it must hold.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RouteMatch {
-    /// None means the prefix `/`.
-    pub path: Option<ValueMatch>,
-    #[serde(deserialize_with = "null_default")]
-    pub headers: Vec<ValueMatch>,
-    #[serde(deserialize_with = "null_default")]
-    pub query_params: Vec<ValueMatch>,
-    pub method: Option<String>,
-}
-
-/// Of a path, a header field or a query parameter.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(default)]
-pub struct ValueMatch {
-    /// `Exact`, `PathPrefix`, `RegularExpression`; empty means `PathPrefix` for a path, else `Exact`.
-    #[serde(rename = "type", deserialize_with = "null_default")]
-    pub kind: String,
-    /// Empty for a path.
-    pub name: String,
-    #[serde(deserialize_with = "null_default")]
-    pub value: String,
-}
-
-/// A Service unless kind or group say otherwise; in the route's namespace unless another is named.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(default)]
-pub struct BackendRef {
-    pub group: Option<String>,
-    pub kind: Option<String>,
-    #[serde(deserialize_with = "null_default")]
-    pub namespace: String,
-    pub name: String,
-    pub port: Option<u16>,
-    /// Missing means 1; 0 gets nothing.
-    pub weight: Option<u32>,
-}
-
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(default)]
-pub struct HttpRouteStatus {
-    #[serde(deserialize_with = "null_default")]
-    pub parents: Vec<RouteParentStatus>,
-}
-
-/// What one Gateway's controller says of the route.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RouteParentStatus {
-    pub parent_ref: ParentRef,
-    #[serde(deserialize_with = "null_default")]
-    pub conditions: Vec<ObjectCondition>,
 }

@@ -10,22 +10,30 @@ use super::meta::{Meta, ObjectRef};
 use super::selector::LabelSelector;
 
 mod gateway;
+mod grant;
 mod ingress;
 mod node;
 mod pod;
 mod policy;
+mod route;
 mod service;
 mod workload;
 
-pub use gateway::{
-    BackendRef, GATEWAY_GROUP, Gateway, HttpRoute, Listener, ParentRef, RouteMatch, RouteRule, SecretRef, ValueMatch,
-};
+pub use gateway::{GATEWAY_GROUP, Gateway, Listener, SecretRef};
+pub use grant::{GrantFrom, ReferenceGrant};
 pub use ingress::{Ingress, IngressBackend, IngressPath, IngressTls};
 pub use node::{Node, NodeAddress, NodeSpec, NodeStatus, ZONE_LABEL};
 pub use pod::{Container, ContainerPort, ContainerState, ContainerStatus, Pod, PodIp, PodSpec, PodStatus, StateDetail};
 pub use policy::{IpBlock, NetworkPolicy, NetworkPolicySpec, PolicyPeer, PolicyPort, PolicyRule};
-pub use service::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice, Service, ServicePort, ServiceSpec};
-pub use workload::{PodTemplate, Workload, WorkloadSpec, WorkloadStatus};
+pub use route::{
+    BackendRef, GrpcMatch, GrpcRoute, GrpcRule, HttpMatch, HttpRoute, HttpRule, MethodMatch, ParentRef, Route, Rule,
+    TlsRoute, TlsRule, ValueMatch,
+};
+pub use service::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, HintedFor, Service, ServicePort,
+    ServiceSpec,
+};
+pub use workload::{PodTemplate, TemplateContainer, Workload, WorkloadSpec, WorkloadStatus};
 
 /// What all slim objects share.
 pub trait Object {
@@ -47,7 +55,7 @@ macro_rules! object {
         }
     )*};
 }
-object!(Namespace, Node, Service, EndpointSlice, NetworkPolicy, Event, ConfigMap, Ingress, Gateway);
+object!(Namespace, Node, Service, EndpointSlice, NetworkPolicy, Event, ConfigMap, Ingress, Gateway, ReferenceGrant);
 
 /// JSON's `null` as the type's default: the API writes both `null` and nothing.
 fn null_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
@@ -132,6 +140,19 @@ pub struct Event {
     pub count: Option<u32>,
     pub last_timestamp: Option<Timestamp>,
     pub event_time: Option<Timestamp>,
+}
+
+impl Event {
+    /// When it happened last, where it says.
+    pub fn last_at(&self) -> Option<Timestamp> {
+        self.last_timestamp.or(self.event_time)
+    }
+
+    /// Whether it tells of this very object, among events of the object's kind and namespace: not of an earlier one of that name.
+    pub fn is_of(&self, meta: &Meta) -> bool {
+        let object = &self.involved_object;
+        object.uid == meta.uid || (object.uid.is_empty() && object.name == meta.name)
+    }
 }
 
 /// Read for CoreDNS alone.

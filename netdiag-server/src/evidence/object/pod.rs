@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use netdiag_common::observation::Protocol;
 use serde::Deserialize;
 
@@ -86,6 +87,13 @@ pub struct StateDetail {
     pub reason: String,
     pub message: String,
     pub exit_code: i32,
+}
+
+impl ContainerStatus {
+    /// Since when the container runs, by its node's clock; none when it does not.
+    pub fn started_at(&self) -> Option<Timestamp> {
+        self.state.running.as_ref()?.get("startedAt")?.as_str()?.parse().ok()
+    }
 }
 
 impl Object for Pod {

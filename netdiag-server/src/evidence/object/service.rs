@@ -34,7 +34,11 @@ pub struct ServiceSpec {
     pub external_name: String,
     pub internal_traffic_policy: String,
     pub external_traffic_policy: String,
+    /// `PreferClose`, `PreferSameZone`, `PreferSameNode`: the slices' controller writes hints.
+    pub traffic_distribution: Option<String>,
     pub session_affinity: String,
+    /// `SingleStack`, `PreferDualStack`, `RequireDualStack`; empty for ExternalName Services.
+    pub ip_family_policy: String,
     pub publish_not_ready_addresses: bool,
     #[serde(rename = "externalIPs", deserialize_with = "null_default")]
     pub external_ips: Vec<String>,
@@ -60,6 +64,8 @@ pub struct LoadBalancerStatus {
 pub struct LoadBalancerIngress {
     /// Empty when the load balancer is known by a name alone.
     pub ip: String,
+    /// Empty when it has an address.
+    pub hostname: String,
     /// `VIP` unless said otherwise; with `Proxy` the nodes leave the address to the load balancer.
     pub ip_mode: String,
 }
@@ -95,6 +101,18 @@ impl Service {
     /// Addresses from outside of the cluster that nodes translate: load balancers' and `externalIPs`.
     pub fn external_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.load_balancer_ips().chain(self.listed_external_ips())
+    }
+
+    /// Where people outside come to it: every address of load balancers, also those that nodes leave to them, and `externalIPs`.
+    pub fn outside_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let ingress = self.status.load_balancer.ingress.iter();
+        ingress.filter_map(|ingress| ingress.ip.parse().ok()).chain(self.listed_external_ips())
+    }
+
+    /// Load balancers that are known by a name alone.
+    pub fn load_balancer_names(&self) -> impl Iterator<Item = &str> + '_ {
+        let ingress = self.status.load_balancer.ingress.iter().filter(|ingress| ingress.ip.is_empty());
+        ingress.map(|ingress| ingress.hostname.as_str()).filter(|name| !name.is_empty())
     }
 
     /// The clients that the load balancer's addresses take, as far as they can be read.
@@ -137,7 +155,24 @@ pub struct Endpoint {
     pub node_name: String,
     pub target_ref: Option<TargetRef>,
     /// Set when the endpoint is meant for some zones or nodes alone; then a proxy may leave it out.
-    pub hints: Option<serde_json::Value>,
+    pub hints: Option<EndpointHints>,
+}
+
+/// Whom an endpoint is meant for (`discovery.k8s.io/v1`, `EndpointHints`).
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointHints {
+    #[serde(deserialize_with = "null_default")]
+    pub for_zones: Vec<HintedFor>,
+    /// Since Kubernetes 1.33 (KEP-3015).
+    #[serde(deserialize_with = "null_default")]
+    pub for_nodes: Vec<HintedFor>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct HintedFor {
+    pub name: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]

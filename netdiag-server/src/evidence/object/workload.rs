@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{LabelSelector, Meta, ObjectCondition, ObjectRef};
+use super::{LabelSelector, Meta, ObjectCondition, ObjectRef, null_default};
 
 /// Deployment, ReplicaSet, DaemonSet or StatefulSet, as far as it explains missing pods.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -26,6 +26,14 @@ impl Workload {
     pub fn reference(&self) -> ObjectRef {
         ObjectRef::new(&self.kind, &self.metadata)
     }
+
+    /// Without what is kept of DaemonSets alone: a large cluster has a handful of those, and 100 000 ReplicaSets.
+    pub(crate) fn slim(mut self) -> Self {
+        if self.kind != "DaemonSet" {
+            self.spec.template.spec = None;
+        }
+        self
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -41,6 +49,25 @@ pub struct WorkloadSpec {
 #[serde(default)]
 pub struct PodTemplate {
     pub metadata: Meta,
+    /// DaemonSets only.
+    pub spec: Option<Box<TemplateSpec>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct TemplateSpec {
+    #[serde(deserialize_with = "null_default")]
+    pub containers: Vec<TemplateContainer>,
+}
+
+/// What a container is started with.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct TemplateContainer {
+    #[serde(deserialize_with = "null_default")]
+    pub command: Vec<String>,
+    #[serde(deserialize_with = "null_default")]
+    pub args: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -52,4 +79,27 @@ pub struct WorkloadStatus {
     pub desired_number_scheduled: u32,
     pub number_ready: u32,
     pub conditions: Vec<ObjectCondition>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::evidence::{Cluster, parse};
+
+    #[test]
+    fn what_containers_are_started_with_is_kept_of_daemon_sets_alone() {
+        for (kind, kept) in [("DaemonSet", true), ("Deployment", false), ("ReplicaSet", false), ("StatefulSet", false)]
+        {
+            let object = json!({"kind": kind, "metadata": {"name": "web", "namespace": "shop"},
+                "spec": {"template": {"spec": {"containers": [{"name": "web", "args": ["-v"]}]}}}});
+            let (mut listed, mut read) = (Cluster::default(), Cluster::default());
+            parse::add_json(&mut listed, kind, &object.to_string()).expect("an object");
+            parse::add(&mut read, object).expect("an object");
+            for cluster in [listed, read] {
+                let workload = cluster.workloads.get("shop", &format!("{kind}/web")).expect("the workload");
+                assert_eq!(workload.spec.template.spec.is_some(), kept, "{kind}");
+            }
+        }
+    }
 }

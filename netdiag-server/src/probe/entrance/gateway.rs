@@ -1,13 +1,22 @@
-//! HTTPRoutes and the listeners of Gateways (gateway.networking.k8s.io/v1) that lead to a Service.
+//! Routes of Gateway API, and the listeners of Gateways that take them, which lead to a Service.
 
 use super::super::ladder::RungName;
 use super::super::secret::SecretName;
-use super::{Asking, Door, Entrances, Wanted, below};
-use crate::evidence::Cluster;
+use super::matches::Enters;
+use super::{Asking, Door, Entrances, Wanted, grant};
 use crate::evidence::object::{
-    BackendRef, GATEWAY_GROUP, Gateway, HttpRoute, Listener, ParentRef, RouteMatch, RouteRule, SecretRef, Service,
-    ServicePort, ValueMatch,
+    BackendRef, GATEWAY_GROUP, Gateway, Listener, ParentRef, Route, SecretRef, Service, ServicePort,
 };
+use crate::evidence::{Cluster, Kind};
+
+/// What routes should lead to, and what is wanted of them.
+#[derive(Clone, Copy)]
+struct Goal<'g> {
+    cluster: &'g Cluster,
+    service: &'g Service,
+    port: &'g ServicePort,
+    wanted: Wanted<'g>,
+}
 
 pub(super) fn find(
     cluster: &Cluster,
@@ -16,31 +25,39 @@ pub(super) fn find(
     wanted: Wanted<'_>,
     found: &mut Entrances,
 ) {
-    for route in cluster.http_routes.iter() {
-        for rule in &route.spec.rules {
-            if !leads(route, rule, service, port) {
-                continue;
-            }
-            let asking = asking(rule, |text| is_taken(route, text, service, port));
+    let goal = Goal { cluster, service, port, wanted };
+    of_kind(&cluster.http_routes, goal, found);
+    of_kind(&cluster.grpc_routes, goal, found);
+    of_kind(&cluster.tls_routes, goal, found);
+}
+
+fn of_kind<R: Enters>(routes: &Kind<Route<R>>, goal: Goal<'_>, found: &mut Entrances) {
+    for route in routes.iter() {
+        let (own, others): (Vec<&R>, Vec<&R>) = route.spec.rules.iter().partition(|rule| leads(route, *rule, goal));
+        for rule in own {
+            let asking = rule.asking(&others);
             for parent in route.spec.parent_refs.iter().filter(|parent| is_gateway(parent)) {
-                at_parent(cluster, route, parent, &asking, wanted, found);
+                at_parent(route, parent, &asking, goal, found);
             }
         }
     }
 }
 
-fn at_parent(
-    cluster: &Cluster,
-    route: &HttpRoute,
+fn at_parent<R: Enters>(
+    route: &Route<R>,
     parent: &ParentRef,
     asking: &Result<Asking, String>,
-    wanted: Wanted<'_>,
+    goal: Goal<'_>,
     found: &mut Entrances,
 ) {
     let own = &route.metadata;
+    let cluster = goal.cluster;
     let namespace = if parent.namespace.is_empty() { &own.namespace } else { &parent.namespace };
     let gateway_name = format!("Gateway {namespace}/{}", parent.name);
-    let object = format!("HTTPRoute {}/{} at {gateway_name}{}", own.namespace, own.name, refusals(route, parent));
+    let route_name = format!("{} {}/{} at {gateway_name}", R::ROUTE, own.namespace, own.name);
+    let mut against: Vec<String> = refusal(route, parent).into_iter().collect();
+    against.extend(grant::lacking_to_service::<R>(cluster, own, goal.service));
+    let object = noted(&route_name, &against);
     let first_host = route.spec.hostnames.first().map_or("", String::as_str);
     let Some(gateway) = cluster.gateways.get(namespace, &parent.name) else {
         // A list that could not be read is a gap of its own.
@@ -52,23 +69,31 @@ fn at_parent(
     let addresses: Vec<String> = gateway.status.addresses.iter().map(|address| address.value.clone()).collect();
     let mut is_taken_in = false;
     for listener in gateway.spec.listeners.iter().filter(|listener| takes(gateway, listener, route, parent)) {
+        let secrets = secrets(gateway, listener);
+        let mut against = against.clone();
+        against.extend(grant::lacking_to_secrets(cluster, gateway, &secrets));
+        let object = noted(&route_name, &against);
         for host in hosts(route, listener) {
             is_taken_in = true;
             let https = listener.protocol == "HTTPS";
-            let (rung, port, secrets) = (RungName::Gateway, listener.port, secrets(gateway, listener));
+            let (rung, port) = (RungName::Gateway, listener.port);
             let (object, host, secrets) = (&object, &host, &secrets);
             let door = Door { rung, object, host, https, port, secrets, addresses: &addresses };
-            found.add(&door, asking.clone(), wanted);
+            found.add(&door, asking.clone(), goal.wanted);
         }
     }
     if !is_taken_in {
-        let why = format!("{object}: none of its listeners for HTTP takes the route by name, port, namespace and host");
+        let protocol = R::PROTOCOLS[0];
+        let why = format!(
+            "{object}: none of its listeners for {protocol} takes the route by name, port, namespace, kind and host"
+        );
         found.not_tried(RungName::Gateway, first_host, why);
     }
 }
 
+/// Where its certificates come from; nowhere where TLS is the endpoints' own.
 fn secrets(gateway: &Gateway, listener: &Listener) -> Vec<SecretName> {
-    let listed = listener.tls.iter().flat_map(|tls| &tls.certificate_refs);
+    let listed = listener.tls.iter().filter(|tls| tls.mode != "Passthrough").flat_map(|tls| &tls.certificate_refs);
     let of_core = listed.filter(|one| one.group.is_empty() && ["", "Secret"].contains(&one.kind.as_str()));
     let named = |one: &SecretRef| {
         let namespace = if one.namespace.is_empty() { &gateway.metadata.namespace } else { &one.namespace };
@@ -77,15 +102,20 @@ fn secrets(gateway: &Gateway, listener: &Listener) -> Vec<SecretName> {
     of_core.map(named).collect()
 }
 
+/// With what speaks against it.
+fn noted(object: &str, against: &[String]) -> String {
+    if against.is_empty() { object.to_owned() } else { format!("{object} ({})", against.join("; ")) }
+}
+
 /// What the controller says against the route.
-fn refusals(route: &HttpRoute, parent: &ParentRef) -> String {
+fn refusal<R>(route: &Route<R>, parent: &ParentRef) -> Option<String> {
     let of_parent = route.status.parents.iter().filter(|status| {
         status.parent_ref.name == parent.name && status.parent_ref.section_name == parent.section_name
     });
     let refused = of_parent.flat_map(|status| &status.conditions).find(|condition| {
         condition.status == "False" && ["Accepted", "ResolvedRefs"].contains(&condition.kind.as_str())
     });
-    refused.map(|condition| format!(" (not {}: {})", condition.kind, condition.reason)).unwrap_or_default()
+    refused.map(|condition| format!("not {}: {}", condition.kind, condition.reason))
 }
 
 fn is_gateway(parent: &ParentRef) -> bool {
@@ -93,11 +123,12 @@ fn is_gateway(parent: &ParentRef) -> bool {
         && parent.kind.as_deref().is_none_or(|kind| kind == "Gateway")
 }
 
-fn leads(route: &HttpRoute, rule: &RouteRule, service: &Service, port: &ServicePort) -> bool {
-    rule.backend_refs.iter().any(|backend| is_service(route, backend, service) && backend.port == Some(port.port))
+fn leads<R: Enters>(route: &Route<R>, rule: &R, goal: Goal<'_>) -> bool {
+    let is_port = |backend: &BackendRef| backend.port == Some(goal.port.port);
+    rule.backend_refs().iter().any(|backend| is_service(route, backend, goal.service) && is_port(backend))
 }
 
-fn is_service(route: &HttpRoute, backend: &BackendRef, service: &Service) -> bool {
+fn is_service<R>(route: &Route<R>, backend: &BackendRef, service: &Service) -> bool {
     let namespace = if backend.namespace.is_empty() { &route.metadata.namespace } else { &backend.namespace };
     backend.group.as_deref().is_none_or(str::is_empty)
         && backend.kind.as_deref().is_none_or(|kind| kind == "Service")
@@ -107,17 +138,20 @@ fn is_service(route: &HttpRoute, backend: &BackendRef, service: &Service) -> boo
 }
 
 /// Whether the route may be attached to this listener. Namespaces that are chosen by labels are taken as chosen.
-fn takes(gateway: &Gateway, listener: &Listener, route: &HttpRoute, parent: &ParentRef) -> bool {
-    let from = listener.allowed_routes.as_ref().and_then(|allowed| allowed.namespaces.as_ref());
+fn takes<R: Enters>(gateway: &Gateway, listener: &Listener, route: &Route<R>, parent: &ParentRef) -> bool {
+    let allowed = listener.allowed_routes.as_ref();
+    let from = allowed.and_then(|allowed| allowed.namespaces.as_ref());
     let is_same = from.is_none_or(|namespaces| ["", "Same"].contains(&namespaces.from.as_str()));
-    ["HTTP", "HTTPS"].contains(&listener.protocol.as_str())
+    let kinds = allowed.map_or(&[][..], |allowed| allowed.kinds.as_slice());
+    R::PROTOCOLS.contains(&listener.protocol.as_str())
+        && (kinds.is_empty() || kinds.iter().any(|kind| kind.is_route(R::ROUTE)))
         && (parent.section_name.is_empty() || parent.section_name == listener.name)
         && parent.port.is_none_or(|port| port == listener.port)
         && (!is_same || gateway.metadata.namespace == route.metadata.namespace)
 }
 
 /// The hosts that both have.
-fn hosts(route: &HttpRoute, listener: &Listener) -> Vec<String> {
+fn hosts<R>(route: &Route<R>, listener: &Listener) -> Vec<String> {
     let of_listener = listener.hostname.as_str();
     if route.spec.hostnames.is_empty() {
         return vec![of_listener.to_owned()];
@@ -133,65 +167,4 @@ fn hosts(route: &HttpRoute, listener: &Listener) -> Vec<String> {
 /// A wildcard of Gateway API stands for one label or more.
 fn is_under(host: &str, wildcard: &str) -> bool {
     wildcard.strip_prefix('*').is_some_and(|end| end.starts_with('.') && host.len() > end.len() && host.ends_with(end))
-}
-
-/// Whether an exact path of the same route leads elsewhere.
-fn is_taken(route: &HttpRoute, text: &str, service: &Service, port: &ServicePort) -> bool {
-    let elsewhere = route.spec.rules.iter().filter(|rule| !leads(route, rule, service, port));
-    let mut paths = elsewhere.flat_map(|rule| &rule.matches).filter_map(|one| one.path.as_ref());
-    paths.any(|path| path.kind == "Exact" && path.value == text)
-}
-
-/// The first match that a probe can satisfy; else why the first one cannot be.
-fn asking(rule: &RouteRule, taken: impl Fn(&str) -> bool) -> Result<Asking, String> {
-    if rule.matches.is_empty() {
-        return Ok(Asking { path: below("/", taken), ..Asking::default() });
-    }
-    let mut why_not = None;
-    for one in &rule.matches {
-        match satisfied(one, &taken) {
-            Ok(asking) => return Ok(asking),
-            Err(why) => why_not = why_not.or(Some(why)),
-        }
-    }
-    Err(why_not.unwrap_or_default())
-}
-
-fn satisfied(one: &RouteMatch, taken: impl Fn(&str) -> bool) -> Result<Asking, String> {
-    let method = one.method.clone().filter(|method| method != "GET");
-    if let Some(other) = method.as_ref().filter(|method| !["HEAD", "OPTIONS"].contains(&method.as_str())) {
-        return Err(format!("it wants the method {other}, and a probe changes nothing"));
-    }
-    let mut path = match one.path.as_ref().map(|path| (path.kind.as_str(), path.value.as_str())) {
-        None => below("/", taken),
-        Some(("Exact", value)) => value.to_owned(),
-        Some(("" | "PathPrefix", value)) => below(value, taken),
-        Some((kind, value)) => return Err(cannot_be(kind, "path", value)),
-    };
-    for (index, parameter) in exact(&one.query_params, "query parameter")?.into_iter().enumerate() {
-        let between = if index == 0 { '?' } else { '&' };
-        path.push_str(&format!("{between}{}={}", escaped(&parameter.0), escaped(&parameter.1)));
-    }
-    Ok(Asking { path, headers: exact(&one.headers, "header field")?, method })
-}
-
-/// Names with the values that they must have.
-fn exact(wanted: &[ValueMatch], what: &str) -> Result<Vec<(String, String)>, String> {
-    let pair = |one: &ValueMatch| match one.kind.as_str() {
-        "" | "Exact" => Ok((one.name.clone(), one.value.clone())),
-        kind => Err(cannot_be(kind, &format!("{what} {}", one.name), &one.value)),
-    };
-    wanted.iter().map(pair).collect()
-}
-
-fn cannot_be(kind: &str, what: &str, value: &str) -> String {
-    format!("no request is made to fit the {kind} {value:?} of its {what}: try one that fits with --url")
-}
-
-/// For a query (RFC 3986, 3.4): what has a meaning there stands as its number.
-fn escaped(text: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes()
-        .map(|byte| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
 }

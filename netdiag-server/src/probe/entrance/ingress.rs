@@ -42,14 +42,14 @@ pub(super) fn find(
             let paths = rule.http.iter().flat_map(|http| &http.paths);
             for path in paths.filter(|path| leads(&path.backend)) {
                 let taken = |text: &str| is_taken(ingress, &rule.host, text, &leads);
-                add(&rule.host, path_of(path, taken).map(|path| Asking { path, ..Asking::default() }));
+                add(&rule.host, path_of(path, taken).map(Asking::get));
             }
         }
         if ingress.spec.default_backend.as_ref().is_some_and(leads) {
             let asking = if ingress.spec.rules.iter().any(|rule| rule.host.is_empty() && rule.http.is_some()) {
                 Err("the Service gets what no rule takes, and its rules are for every host".to_owned())
             } else {
-                Ok(Asking { path: "/".to_owned(), ..Asking::default() })
+                Ok(Asking::get("/".to_owned()))
             };
             add("", asking);
         }

@@ -6,8 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use netdiag_common::Gap;
 
+use super::kind::Kind;
 use super::ladder::RungName;
-use super::plan::{PlanError, Shot};
+use super::plan::{Ends, PlanError, Shot};
 use super::secret::SecretName;
 use super::shots;
 use super::words::ProbeRequest;
@@ -15,8 +16,10 @@ use crate::evidence::Cluster;
 use crate::evidence::object::{Service, ServicePort};
 
 mod gateway;
+mod grant;
 mod ingress;
 pub(super) mod judge;
+mod matches;
 #[cfg(test)]
 mod tests;
 
@@ -70,13 +73,19 @@ struct Door<'d> {
     addresses: &'d [String],
 }
 
-/// What a request must be like to satisfy a match.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Asking {
-    /// With the query.
-    path: String,
-    headers: Vec<(String, String)>,
-    method: Option<String>,
+/// What must be sent to satisfy a match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Asking {
+    Http {
+        /// With the query.
+        path: String,
+        headers: Vec<(String, String)>,
+        method: Option<String>,
+    },
+    /// How the server as a whole is, by grpc.health.v1.Health.
+    Grpc { headers: Vec<(String, String)> },
+    /// A handshake.
+    Tls,
 }
 
 /// The ladder's words, and whose addresses are meant.
@@ -93,7 +102,14 @@ pub(super) fn find(cluster: &Cluster, service: &Service, port: &ServicePort, wan
     let mut found = Entrances::default();
     ingress::find(cluster, service, port, wanted, &mut found);
     gateway::find(cluster, service, port, wanted, &mut found);
-    let kinds = [cluster.ingresses.gap(), cluster.http_routes.gap(), cluster.gateways.gap()];
+    let kinds = [
+        cluster.ingresses.gap(),
+        cluster.http_routes.gap(),
+        cluster.grpc_routes.gap(),
+        cluster.tls_routes.gap(),
+        cluster.gateways.gap(),
+        cluster.reference_grants.gap(),
+    ];
     found.gaps.extend(kinds.into_iter().flatten().cloned());
     for rung in [RungName::Ingress, RungName::Gateway] {
         found.bound(rung);
@@ -129,8 +145,13 @@ impl Entrances {
         let mut others = 0;
         for address in door.addresses {
             let shot = match address.parse::<IpAddr>() {
-                Ok(address) if address.is_ipv4() == wanted.is_v4 => door.at_address(address, &asking, wanted.request),
-                Err(_) if wanted.names_too => door.at_name(address, &asking, wanted.request),
+                Ok(address) if address.is_ipv4() == wanted.is_v4 => {
+                    door.at_address(address, &asking, wanted.request).map_err(|error| error.to_string())
+                }
+                Err(_) if wanted.names_too && asking == Asking::Tls => Err(door.handshake_by_name(address)),
+                Err(_) if wanted.names_too => {
+                    door.at_name(address, &asking, wanted.request).map_err(|error| error.to_string())
+                }
                 _ => {
                     others += 1;
                     continue;
@@ -143,7 +164,7 @@ impl Entrances {
                         host.ways.push(Way { object: object.to_owned(), secrets: door.secrets.to_vec(), shot });
                     }
                 }
-                Err(error) => self.not_tried(door.rung, door.host, format!("{object}: {error}")),
+                Err(why) => self.not_tried(door.rung, door.host, format!("{object}: {why}")),
             }
         }
         if door.addresses.is_empty() {
@@ -191,6 +212,9 @@ impl Door<'_> {
     }
 
     fn at_address(&self, address: IpAddr, asking: &Asking, request: &ProbeRequest) -> Result<Shot, PlanError> {
+        if *asking == Asking::Tls {
+            return self.handshake(address, request);
+        }
         let host = match self.host {
             "" => shots::host_of(address),
             _ => self.some_host(),
@@ -208,14 +232,58 @@ impl Door<'_> {
         Ok(Shot { to, ..shot })
     }
 
+    /// By the name of the rule; without one where the rule has none.
+    fn handshake(&self, address: IpAddr, request: &ProbeRequest) -> Result<Shot, PlanError> {
+        let request = ProbeRequest { kind: Kind::Tls, ..request.clone() };
+        let name = Some(self.some_host()).filter(|host| !host.is_empty());
+        let shot = shots::at(&request, &Ends { address, port: Some(self.port), name: name.clone() })?;
+        let to = name.map_or_else(|| format!("TLS at {}", shot.to), |name| format!("TLS for {name} at {}", shot.to));
+        Ok(Shot { to, ..shot })
+    }
+
+    /// Why that is not tried: such a probe goes to an address.
+    fn handshake_by_name(&self, name: &str) -> String {
+        let host = self.some_host();
+        let server_name = if host.is_empty() { String::new() } else { format!(" --server-name {host}") };
+        format!("the address in its status is a name: try `netdiag probe tls --to {name}:{}{server_name}`", self.port)
+    }
+
     fn url(&self, host: &str, asking: &Asking) -> String {
         let scheme = if self.https { "https" } else { "http" };
-        format!("{scheme}://{host}{}{}", self.port_in_url(), asking.path)
+        format!("{scheme}://{host}{}{}", self.port_in_url(), asking.path())
     }
 
     fn port_in_url(&self) -> String {
         let usual = if self.https { HTTPS } else { HTTP };
         if self.port == usual { String::new() } else { format!(":{}", self.port) }
+    }
+}
+
+impl Asking {
+    fn get(path: String) -> Self {
+        Self::Http { path, headers: Vec::new(), method: None }
+    }
+
+    fn path(&self) -> &str {
+        match self {
+            Self::Http { path, .. } => path,
+            Self::Grpc { .. } => matches::HEALTH_PATH,
+            Self::Tls => "",
+        }
+    }
+
+    fn headers(&self) -> &[(String, String)] {
+        match self {
+            Self::Http { headers, .. } | Self::Grpc { headers } => headers,
+            Self::Tls => &[],
+        }
+    }
+
+    fn method(&self) -> Option<&String> {
+        match self {
+            Self::Http { method, .. } => method.as_ref(),
+            Self::Grpc { .. } | Self::Tls => None,
+        }
     }
 }
 
@@ -230,9 +298,10 @@ fn asked(
     server_name: Option<String>,
 ) -> ProbeRequest {
     let mut request = request.clone();
-    headers.extend(asking.headers.iter().map(|(name, value)| format!("{name}: {value}")));
+    headers.extend(asking.headers().iter().map(|(name, value)| format!("{name}: {value}")));
     request.options.headers = headers;
-    request.options.method.clone_from(&asking.method);
+    request.options.method = asking.method().cloned();
+    request.options.grpc_health = matches!(asking, Asking::Grpc { .. }).then(String::new);
     request.options.server_name = server_name;
     request
 }

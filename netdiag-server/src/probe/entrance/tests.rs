@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::evidence::parse;
-use crate::probe::Kind;
+
+mod grants;
+mod routes;
 
 fn service() -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},

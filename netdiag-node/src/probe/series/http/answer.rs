@@ -17,8 +17,8 @@ use super::failure;
 /// Fields of the answer that are told, and bytes of each value.
 const MAX_TOLD: usize = 32;
 const MAX_VALUE: usize = 256;
-/// Who answered, and what comes next.
-const TOLD: [&str; 6] = ["server", "via", "location", "retry-after", "content-type", "content-length"];
+/// Who answered, what proxies say of it (RFC 9209), and what comes next.
+const TOLD: [&str; 7] = ["server", "via", "proxy-status", "location", "retry-after", "content-type", "content-length"];
 const TOLD_PREFIXES: [&str; 2] = ["x-envoy-", "grpc-"];
 
 /// A head and what was read of its body.

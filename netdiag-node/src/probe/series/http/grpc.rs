@@ -33,36 +33,39 @@ pub(super) fn request(service: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// The service's state by its name, and why that is no success.
-pub(super) fn judge(
-    headers: &HeaderMap,
-    trailers: Option<&HeaderMap>,
-    body: &[u8],
-) -> (Option<String>, Option<ProbeFailure>) {
+/// What a check came to.
+pub(super) struct Health {
+    /// The answer's own status; none where it was no gRPC.
+    pub(super) status: Option<u16>,
+    /// The service's state by its name.
+    pub(super) state: Option<String>,
+    /// Why that is no success.
+    pub(super) failure: Option<ProbeFailure>,
+}
+
+pub(super) fn judge(headers: &HeaderMap, trailers: Option<&HeaderMap>, body: &[u8]) -> Health {
     // A failure without an answer has its status in the head ("Trailers-Only").
     let field = |name: &str| trailers.and_then(|trailers| trailers.get(name)).or_else(|| headers.get(name));
     let status = field("grpc-status").and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u16>().ok());
-    match status {
-        Some(0) => {}
+    let (state, failure) = match status {
+        Some(0) => match state(body) {
+            Ok(state) if state == "SERVING" => (Some(state), None),
+            Ok(state) => {
+                let why = format!("the service is {state}");
+                (Some(state), Some(failed(FailureClass::Status, why)))
+            }
+            Err(why) => (None, Some(failed(FailureClass::Protocol, why))),
+        },
         Some(code) => {
             let message = field("grpc-message").and_then(|value| value.to_str().ok()).unwrap_or_default();
             let message: String = message.chars().take(256).collect();
             let state = (code == 5).then(|| "SERVICE_UNKNOWN".to_owned());
-            return (
-                state,
-                Some(failed(FailureClass::Status, format!("grpc-status {code} ({}) {message}", name(code)))),
-            );
+            let why = format!("grpc-status {code} ({}) {message}", name(code));
+            (state, Some(failed(FailureClass::Status, why)))
         }
-        None => return (None, Some(failed(FailureClass::Protocol, "no grpc-status came: this is no gRPC".to_owned()))),
-    }
-    match state(body) {
-        Ok(state) if state == "SERVING" => (Some(state), None),
-        Ok(state) => {
-            let why = format!("the service is {state}");
-            (Some(state), Some(failed(FailureClass::Status, why)))
-        }
-        Err(why) => (None, Some(failed(FailureClass::Protocol, why))),
-    }
+        None => (None, Some(failed(FailureClass::Protocol, "no grpc-status came: this is no gRPC".to_owned()))),
+    };
+    Health { status, state, failure }
 }
 
 /// `HealthCheckResponse { status = 1 }` behind its prefix.
@@ -140,8 +143,9 @@ mod tests {
     #[test]
     fn answers_are_held_against_status_and_length() {
         let judged = |status, body: &[u8]| {
-            let (state, failure) = judge(&HeaderMap::new(), Some(&trailers(status)), body);
-            (state, failure.map(|failure| failure.class))
+            let health = judge(&HeaderMap::new(), Some(&trailers(status)), body);
+            assert_eq!(health.status, status.parse().ok());
+            (health.state, health.failure.map(|failure| failure.class))
         };
         assert_eq!(judged("0", &[0, 0, 0, 0, 2, 8, 1]), (Some("SERVING".to_owned()), None));
         assert_eq!(judged("0", &[0, 0, 0, 0, 2, 8, 2]).1, Some(FailureClass::Status));
@@ -150,6 +154,7 @@ mod tests {
         assert_eq!(judged("0", &[0, 0, 0, 0, 2, 0xff, 0xff]).1, Some(FailureClass::Protocol));
         assert_eq!(judged("5", &[]), (Some("SERVICE_UNKNOWN".to_owned()), Some(FailureClass::Status)));
         assert_eq!(judged("12", &[]), (None, Some(FailureClass::Status)));
-        assert_eq!(judge(&HeaderMap::new(), None, &[]).1.unwrap().class, FailureClass::Protocol);
+        let nothing = judge(&HeaderMap::new(), None, &[]);
+        assert_eq!((nothing.status, nothing.failure.unwrap().class), (None, FailureClass::Protocol));
     }
 }

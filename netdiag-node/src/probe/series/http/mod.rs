@@ -106,7 +106,14 @@ async fn exchanged(
     seen.answered = Some(Instant::now());
     // A certificate that is wrong comes first: a client that checks it sees nothing of the rest.
     let answer = match (answered, way.distrust) {
-        (_, Some(distrust)) => return Met::Failed(distrust),
+        (Err(_), Some(distrust)) => return Met::Failed(distrust),
+        (Ok(answer), Some(distrust)) => {
+            // Whoever trusts it all the same may ask what it said.
+            if is_grpc {
+                health(&answer, report);
+            }
+            return Met::Failed(distrust);
+        }
         (Err(failure), None) => return Met::Failed(failure),
         (Ok(answer), None) => answer,
     };
@@ -127,9 +134,9 @@ fn health(answer: &Answer, report: &mut HttpReport) -> Met {
         let why = format!("status {}: this is no gRPC", answer.status);
         return Met::Failed(failed(ProbeStage::Answer, FailureClass::Status, why));
     }
-    let (state, failure) = grpc::judge(&answer.headers, answer.trailers.as_ref(), &answer.body);
-    report.grpc_health = state;
-    failure.map_or(Met::Ended, Met::Failed)
+    let health = grpc::judge(&answer.headers, answer.trailers.as_ref(), &answer.body);
+    (report.grpc_health, report.grpc_status) = (health.state, health.status);
+    health.failure.map_or(Met::Ended, Met::Failed)
 }
 
 /// Where an answer leads, when it is to be followed.

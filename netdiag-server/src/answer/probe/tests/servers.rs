@@ -2,6 +2,7 @@
 
 use netdiag_common::observation::resolver::Resolver;
 
+use super::rights::ShopAlone;
 use super::*;
 
 /// The client asks the cluster's DNS, the replica's pod a server outside, and nobody can look into anything else.
@@ -80,11 +81,45 @@ async fn a_name_of_the_cluster_is_asked_of_no_upstream() {
 async fn upstreams_are_those_that_the_corefile_leads_the_name_to() {
     let answer = each(with_dns([]), "pod/shop/client", "example.com").await;
     let by_file = "upstream of CoreDNS, by /etc/resolv.conf of pod/kube-system/coredns";
+    let there = "asked from pod/kube-system/coredns on n2";
     assert_eq!(
         asked_servers(&answer)[3..],
-        [format!("example.com by 10.1.0.53:53 ({by_file})"), format!("example.com by 8.8.8.8:53 ({by_file})")]
+        [
+            format!("example.com by 10.1.0.53:53 ({by_file}), {there}"),
+            format!("example.com by 8.8.8.8:53 ({by_file}), {there}")
+        ]
     );
     let answer = each(with_dns([]), "pod/shop/client", "git.corp.example").await;
+    assert_eq!(
+        asked_servers(&answer)[3..],
+        [
+            format!("git.corp.example by 10.2.0.53:5353 (upstream of CoreDNS), {there}"),
+            format!("git.corp.example by 10.2.0.54:853 (upstream of CoreDNS), {there}")
+        ]
+    );
+}
+
+#[tokio::test]
+async fn an_upstream_is_asked_from_the_replicas_own_namespace() {
+    let mut request = ProbeRequest::new(Kind::Dns, "pod/shop/client", "example.com");
+    request.options.server = Some("each".to_owned());
+    let broken = |place| ((place, "8.8.8.8:53"), FailureClass::Silence);
+    let answer = asked_in(with_dns([]), &request, &[broken("coredns")]).await;
+    let failed: Vec<&str> =
+        answer.series.iter().filter(|series| series.tally.failed > 0).map(|series| series.to.as_str()).collect();
+    assert_eq!(failed, [asked_servers(&answer)[4]]);
+    let answer = asked_in(with_dns([]), &request, &[broken("client")]).await;
+    assert_eq!(answer.status, ProbeStatus::Well, "{}", answer.verdict);
+}
+
+#[tokio::test]
+async fn an_upstream_is_asked_from_the_client_where_nobody_may_ask_from_the_replica() {
+    let mut request = ProbeRequest::new(Kind::Dns, "pod/shop/client", "git.corp.example");
+    request.options.server = Some("each".to_owned());
+    let agents = Agents { cluster: with_dns([]), broken: BTreeMap::new(), armed: Mutex::default() };
+    let plan = probe::plan(&request, &agents.cluster).expect("a plan");
+    let sender = Sender { source: &agents, cluster: agents.cluster.clone(), rights: &ShopAlone, asked_by: None };
+    let answer = build(&probe::run(&sender, plan).await.expect("results"), agents.now());
     assert_eq!(
         asked_servers(&answer)[3..],
         [
@@ -92,6 +127,9 @@ async fn upstreams_are_those_that_the_corefile_leads_the_name_to() {
             "git.corp.example by 10.2.0.54:853 (upstream of CoreDNS)"
         ]
     );
+    let why = "upstreams of CoreDNS: asked from pod/shop/client, and not from its own pods: \
+               ann may not probe from kube-system";
+    assert_eq!(answer.series[0].tally.unseen, [why]);
 }
 
 #[tokio::test]
@@ -100,6 +138,34 @@ async fn the_cache_on_the_node_is_asked_where_it_runs() {
     let answer = each(with_dns([set]), "pod/shop/client", "web.shop.svc.cluster.local").await;
     let cache = "by 169.254.20.10:53 (NodeLocal DNSCache, DaemonSet kube-system/node-local-dns, its usual address)";
     assert!(asked_servers(&answer).iter().any(|to| to.ends_with(cache)), "{:?}", asked_servers(&answer));
+}
+
+#[tokio::test]
+async fn the_cache_is_asked_where_its_daemon_set_lets_it_listen() {
+    let name = "web.shop.svc.cluster.local";
+    let set = |args: Value| {
+        json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "node-local-dns", "namespace": "kube-system"},
+            "spec": {"template": {"spec": {"containers": [{"name": "node-cache", "args": args}]}}}})
+    };
+    let cache = "NodeLocal DNSCache, DaemonSet kube-system/node-local-dns";
+    for args in [
+        json!(["-localip", "169.254.20.11,10.96.0.10", "-conf", "/etc/Corefile"]),
+        json!(["-conf", "/etc/Corefile", "--localip=169.254.20.11, 10.96.0.10"]),
+    ] {
+        let answer = each(with_dns([set(args)]), "pod/shop/client", name).await;
+        let own = "resolv.conf of pod/shop/client";
+        assert_eq!(
+            asked_servers(&answer)[1..3],
+            [
+                format!("{name} by 10.96.0.10:53 ({own}; {cache}; Service kube-system/kube-dns)"),
+                format!("{name} by 169.254.20.11:53 ({cache})"),
+            ]
+        );
+    }
+    let unfilled = set(json!(["-localip", "__PILLAR__LOCAL__DNS__,__PILLAR__DNS__SERVER__"]));
+    let answer = each(with_dns([unfilled]), "pod/shop/client", name).await;
+    let usual = format!("{name} by 169.254.20.10:53 ({cache}, its usual address)");
+    assert!(asked_servers(&answer).contains(&usual.as_str()), "{:?}", asked_servers(&answer));
 }
 
 #[tokio::test]
