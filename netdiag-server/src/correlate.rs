@@ -89,7 +89,7 @@ pub fn correlate(judged: &Judged) -> Correlated {
         (left, right)
     };
     causes.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
-    let status = status(&causes, judged);
+    let status = status(&causes, &consequences, judged);
     Correlated {
         confidence: overall(status, &causes, judged),
         completeness: completeness(judged),
@@ -103,8 +103,8 @@ pub fn correlate(judged: &Judged) -> Correlated {
 /// Packets overrule paper: all got through although none can, or they failed in a way the claim does not explain.
 /// A claim about the name is compared with lookups, any other with connections.
 fn overruled(finding: &Finding, judged: &Judged) -> Option<String> {
-    // What only connects says nothing about a process that answers late.
-    if finding.predicts.contains(&Fate::LateAnswer) {
+    // What only connects says nothing about a process that answers late, or whose certificate is not trusted.
+    if finding.predicts.iter().any(|fate| fate.is_after_connect()) {
         return None;
     }
     let symptom = &judged.symptom;
@@ -206,10 +206,15 @@ fn confidence(condition: &Condition, finding: &Finding, verdicts: &[(&'static Co
     }
 }
 
-fn status(causes: &[Cause], judged: &Judged) -> Status {
+fn status(causes: &[Cause], consequences: &[Cause], judged: &Judged) -> Status {
     // Whatever a claim says, a path on which some packets got through is not broken.
     let some_get_through = judged.symptom.state == SymptomState::Partial;
     if causes.iter().any(|cause| cause.finding.impact == Impact::Breaks) && !some_get_through {
+        return Status::Broken;
+    }
+    // One endpoint's fault breaks the path of a client that gets to no other.
+    let all_breaks = consequences.iter().any(|consequence| consequence.finding.impact == Impact::Breaks);
+    if all_breaks && judged.symptom.state == SymptomState::Fails {
         return Status::Broken;
     }
     if !causes.is_empty() {

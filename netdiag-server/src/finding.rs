@@ -48,6 +48,8 @@ pub enum Fate {
     /// The connection is made at once and its answer comes late or never. No connect meets that: the kernel completes handshakes
     /// for the process.
     LateAnswer,
+    /// The connection is made, and the client does not trust the certificate that it is shown. No connect meets that either.
+    Distrusted,
     /// The name server answered, and the name has no address.
     LookupNoSuchName,
     /// The name server answered with an error of its own: `SERVFAIL`, `REFUSED`, …
@@ -95,6 +97,11 @@ impl Fate {
         }
     }
 
+    /// It comes after the handshake of TCP.
+    pub fn is_after_connect(self) -> bool {
+        matches!(self, Self::LateAnswer | Self::Distrusted)
+    }
+
     pub fn is_lookup(self) -> bool {
         matches!(
             self,
@@ -114,6 +121,7 @@ impl Fate {
             Self::Unreachable => "unreachable",
             Self::NotPermitted => "not permitted",
             Self::LateAnswer => "a late answer",
+            Self::Distrusted => "a certificate that is not trusted",
             Self::LookupNoSuchName => "lookup finds no such name",
             Self::LookupServerError => "lookup fails in the name server",
             Self::LookupRefused => "lookup refused",

@@ -45,6 +45,8 @@ const FAULTS: &[&str] = &[
     "kp-hairpin-bridge-off",
     "kp-bridge-nf-call-off",
     "svc-internal-traffic-policy-local",
+    "svc-topology-hints-starvation",
+    "svc-session-affinity-skew",
     "svc-lb-source-ranges",
     "svc-external-traffic-policy-local",
     "kp-restore-failure",
@@ -61,6 +63,14 @@ const FAULTS: &[&str] = &[
     "dns-cluster-domain-mismatch",
     "cni-missing-masquerade",
     "cni-agent-down",
+    "cni-networkd-flush",
+    "host-clock-skew",
+    "cni-ebpf-map-full",
+    "cni-vxlan-checksum-offload",
+    "cni-ipip-blocked",
+    "cni-src-dst-check",
+    "svc-headless-port-translation",
+    "svc-ipfamily-mismatch",
 ];
 
 /// Files of `src/condition` that hold what conditions share instead of a condition: they name no code.
@@ -166,6 +176,8 @@ fn declared_reads_are_topics_and_kinds_without_repetition() {
         "probe",
         "series",
         "fate",
+        "policy_map",
+        "networkd",
     ];
     for condition in condition::ALL {
         let mut seen = BTreeSet::new();

@@ -11,7 +11,11 @@ use crate::evidence::{Look, ObjectRef, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
 use crate::path::{Backend, Client, Path};
 
+/// Why kernels drop what no route leads on (`net/ipv4/ip_input.c`, `net/ipv4/route.c`): no way, or a way that is an error.
+pub const NO_ROUTE: &[&str] = &["IP_INNOROUTES", "IP_OUTNOROUTES"];
+
 /// One direction between two nodes.
+#[derive(Clone, Copy)]
 pub struct Leg<'p> {
     /// The node whose table is asked.
     pub node: &'p str,

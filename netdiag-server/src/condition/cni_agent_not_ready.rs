@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::unready::{selects, shortened, stopped};
+use super::unready::{selected, shortened, stopped};
 use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
-use crate::evidence::object::{Event, Node, Object, Pod, Service, Workload};
+use crate::evidence::object::{Node, Object, Pod, Service, Workload};
 use crate::evidence::{Cluster, KindName, Look, ObjectRef, View};
 use crate::finding::{Finding, Fix, Impact, Proof};
 use crate::path::Path;
@@ -60,6 +60,12 @@ const AGENTS: &[(&str, &str)] = &[
     ("ovnkube-node", "OVN-Kubernetes"),
     ("weave-net", "Weave Net"),
 ];
+
+/// The pod is a network plugin's agent.
+pub(super) fn is_agent(pod: &Pod) -> bool {
+    let maker = pod.metadata.controller.as_ref();
+    maker.is_some_and(|(kind, name)| kind == "DaemonSet" && AGENTS.iter().any(|(agent, _)| agent == name))
+}
 
 /// What plugins say when there is no address left to give: no agent's fault.
 const EXHAUSTED: &[&str] = &[
@@ -197,8 +203,7 @@ fn endpoints<'e>(cluster: &'e Cluster, service: &Service) -> Vec<&'e Pod> {
     if service.spec.selector.is_empty() {
         return Vec::new();
     }
-    let pods = cluster.pods.in_namespace(&service.metadata.namespace).map(Arc::as_ref);
-    pods.filter(|pod: &&Pod| !pod.is_finished() && selects(service, &pod.metadata.labels)).collect()
+    selected(&cluster.pods, service).map(Arc::as_ref).collect()
 }
 
 fn waits<'e>(pod: &'e Pod, view: &mut View<'e>) -> Judged<'e> {
@@ -214,8 +219,11 @@ fn waits<'e>(pod: &'e Pod, view: &mut View<'e>) -> Judged<'e> {
         Ok(down) => down,
         Err(because) => return Judged::Fine(because),
     };
-    let about = events.value.in_namespace(&pod.metadata.namespace).filter(|event| is_about(event, pod));
-    let latest = about.filter(|event| event.reason == "FailedCreatePodSandBox").max_by_key(|event| told_at(event));
+    let about = events
+        .value
+        .in_namespace(&pod.metadata.namespace)
+        .filter(|event| event.involved_object.kind == "Pod" && event.is_of(&pod.metadata));
+    let latest = about.filter(|event| event.reason == "FailedCreatePodSandBox").max_by_key(|event| event.last_at());
     let follows = match latest {
         Some(event) if is_exhausted(&event.message) => {
             return Judged::Fine(format!(
@@ -225,7 +233,7 @@ fn waits<'e>(pod: &'e Pod, view: &mut View<'e>) -> Judged<'e> {
             ));
         }
         Some(event) if is_network(&event.message) => {
-            let at = told_at(event).unwrap_or(events.at);
+            let at = event.last_at().unwrap_or(events.at);
             Proof::observed(format!("events of {}", pod.reference()), node, at, shortened(&event.message))
         }
         _ => match network_not_ready(object) {
@@ -284,15 +292,6 @@ fn why_not_ready(pod: &Pod) -> String {
         None | Some("") => "is not ready".to_owned(),
         Some(message) => format!("is not ready: {}", shortened(message)),
     }
-}
-
-fn is_about(event: &Event, pod: &Pod) -> bool {
-    let (object, meta) = (&event.involved_object, &pod.metadata);
-    object.kind == "Pod" && (object.uid == meta.uid || (object.uid.is_empty() && object.name == meta.name))
-}
-
-fn told_at(event: &Event) -> Option<Timestamp> {
-    event.last_timestamp.or(event.event_time)
 }
 
 /// As container runtimes begin what a plugin said: `failed to setup network for sandbox …`.

@@ -7,7 +7,7 @@ use netdiag_common::observation::{Owner, Protocol};
 use netdiag_common::{Gap, GapReason, Netns};
 
 use super::trace::{Met, probe_of};
-use super::{Condition, Read, Severity, Verdict, Words};
+use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::{Look, ObjectRef, Seen, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
 use crate::path::{FEWEST_FAILURES, Path};
@@ -37,7 +37,11 @@ pub const CONDITION: Condition = Condition {
         "pod_network_route_missing",
         "listen_queue_overflows",
     ],
-    explains: &[],
+    explains: &[
+        Explains { code: "pods_lost_between_nodes", relation: Relation::SameNode },
+        Explains { code: "topology_hints_leave_no_working_endpoint", relation: Relation::SamePath },
+        Explains { code: "session_affinity_keeps_bad_endpoint", relation: Relation::SamePath },
+    ],
     judge,
 };
 
@@ -169,7 +173,7 @@ fn is_full(entries: u64, limit: u64) -> bool {
 /// Growth in the window, with what came after the agent's last look at the statistics.
 fn grown(table: &Conntrack, name: &str, now: u64) -> u64 {
     let counter = table.failures.get(name).copied().unwrap_or_default();
-    let delta = counter.delta.unwrap_or(0);
+    let delta = counter.grown();
     delta.max(now.saturating_sub(counter.value.saturating_sub(delta)))
 }
 

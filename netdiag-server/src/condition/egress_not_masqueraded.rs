@@ -289,9 +289,7 @@ fn is_private(address: IpAddr) -> bool {
 
 /// Of no pod, node or Service that is known, and of no node's pod range.
 fn is_outside(cluster: &Cluster, address: IpAddr) -> bool {
-    cluster.pod_by_address(address).is_none()
-        && cluster.node_by_address(address).is_none()
-        && cluster.service_by_address(address).is_none()
+    !cluster.has_address(address)
         && !cluster.nodes.iter().any(|node| node.spec.pod_cidrs.iter().any(|range| range.contains(&address)))
 }
 

@@ -10,7 +10,7 @@ use netdiag_common::observation::rules::{Backend as Writer, Verdict as Action};
 use super::rule::{Rule, stopping};
 use super::trace::{Met, Packets, dropped, probe_of, rejected};
 use super::way::{self, Search, search};
-use super::{Condition, Read, Severity, Verdict, Words};
+use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::{Look, ObjectRef, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
 use crate::path::filter::{Owner, Stop, owner, stops};
@@ -45,7 +45,10 @@ pub const CONDITION: Condition = Condition {
         Read::Topic("probe"),
     ],
     lookalikes: &["policy_denies_path", "pod_network_route_missing", "kube_proxy_rules_stale"],
-    explains: &[],
+    explains: &[
+        Explains { code: "topology_hints_leave_no_working_endpoint", relation: Relation::SamePath },
+        Explains { code: "session_affinity_keeps_bad_endpoint", relation: Relation::SamePath },
+    ],
     judge,
 };
 

@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use netdiag_common::Netns;
 use netdiag_common::observation::service_rules::ServiceAction;
 
+use super::proxied::{asked_cluster_ips, proxied};
 use super::{Condition, Read, Severity, Verdict, Words, proof};
 use crate::evidence::object::{Object, Service, ServicePort};
 use crate::evidence::{KindName, Look, ObjectRef, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
-use crate::path::forwarding::{endpoints, is_proxied, nodes_with_endpoints};
+use crate::path::forwarding::{endpoints, nodes_with_endpoints};
 use crate::path::{Client, Path};
 
 pub const CONDITION: Condition = Condition {
@@ -40,20 +41,17 @@ pub const CONDITION: Condition = Condition {
 const NAMED: usize = 3;
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
-    let (Some(service), Some(port)) = (path.service(), path.service_port()) else {
-        return Verdict::not_applicable("the path does not lead to a Service's port");
+    let (service, port) = match proxied(path) {
+        Ok(found) => found,
+        Err(because) => return Verdict::not_applicable(because),
     };
-    if !is_proxied(service) {
-        return Verdict::not_applicable("the Service has no address that kube-proxy serves");
-    }
     if service.spec.internal_traffic_policy != "Local" {
         return Verdict::clear(format!("{} sends to endpoints of all nodes", service.reference()));
     }
     let (Look::Seen(slices), Look::Seen(_)) = (view.endpoint_slices(), view.services()) else {
         return Verdict::unknown(view);
     };
-    let own = service.cluster_ips();
-    let Some(address) = path.addresses.iter().copied().find(|address| own.contains(address)) else {
+    let Some(address) = asked_cluster_ips(path, service).first().copied() else {
         return Verdict::not_applicable("the asked address is no cluster IP, so this policy does not hold for it");
     };
     let with = nodes_with_endpoints(view.cluster(), service, port, address);

@@ -9,12 +9,13 @@ use netdiag_common::observation::Protocol;
 use netdiag_common::observation::kube_proxy::KubeProxy;
 use netdiag_common::observation::service_rules::{Endpoint, Proxier, ServiceAction, ServiceRules};
 
+use super::proxied::proxied;
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::object::{Object, Service, ServicePort};
 use crate::evidence::{KindName, Look, ObjectRef, Seen, View};
 use crate::finding::{Finding, Fix, Impact, Proof};
 use crate::path::Path;
-use crate::path::forwarding::{is_proxied, services_with_endpoints, wanted};
+use crate::path::forwarding::{services_with_endpoints, wanted};
 
 pub const CONDITION: Condition = Condition {
     code: "kube_proxy_rules_stale",
@@ -71,12 +72,10 @@ pub(super) enum Node {
 }
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
-    let (Some(service), Some(port)) = (path.service(), path.service_port()) else {
-        return Verdict::not_applicable("the path does not lead to a Service's port");
+    let (service, port) = match proxied(path) {
+        Ok(found) => found,
+        Err(because) => return Verdict::not_applicable(because),
     };
-    if !is_proxied(service) {
-        return Verdict::not_applicable("the Service has no address that kube-proxy serves");
-    }
     let (Look::Seen(slices), Look::Seen(_)) = (view.endpoint_slices(), view.services()) else {
         return Verdict::unknown(view);
     };

@@ -6,12 +6,12 @@ use netdiag_common::Netns;
 use netdiag_common::observation::kube_proxy::KubeProxy;
 
 use super::kube_proxy_rules_stale::{self as stale, Stale};
+use super::proxied::proxied;
 use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::object::Object;
 use crate::evidence::{KindName, Look, ObjectRef, View};
 use crate::finding::{Finding, Fix, Impact, Proof};
 use crate::path::Path;
-use crate::path::forwarding::is_proxied;
 
 pub const CONDITION: Condition = Condition {
     code: "kube_proxy_sync_fails",
@@ -51,12 +51,10 @@ struct Failing {
 }
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
-    let (Some(service), Some(port)) = (path.service(), path.service_port()) else {
-        return Verdict::not_applicable("the path does not lead to a Service's port");
+    let (service, port) = match proxied(path) {
+        Ok(found) => found,
+        Err(because) => return Verdict::not_applicable(because),
     };
-    if !is_proxied(service) {
-        return Verdict::not_applicable("the Service has no address that kube-proxy serves");
-    }
     let (Look::Seen(slices), Look::Seen(_)) = (view.endpoint_slices(), view.services()) else {
         return Verdict::unknown(view);
     };

@@ -10,7 +10,7 @@ use netdiag_common::observation::socket::{ListenQueue, Sockets};
 use netdiag_common::{Gap, GapReason, Netns};
 
 use super::trace::{Met, probe_of};
-use super::{Condition, Read, Severity, Verdict, Words};
+use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::object::Object;
 use crate::evidence::{Look, ObjectRef, Seen, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
@@ -41,7 +41,10 @@ pub const CONDITION: Condition = Condition {
         "conntrack_table_full",
         "target_port_not_listening",
     ],
-    explains: &[],
+    explains: &[
+        Explains { code: "topology_hints_leave_no_working_endpoint", relation: Relation::SamePath },
+        Explains { code: "session_affinity_keeps_bad_endpoint", relation: Relation::SamePath },
+    ],
     judge,
 };
 
@@ -241,15 +244,12 @@ fn because(queue: &ListenQueue, sockets: &Sockets) -> Option<String> {
         let limit = used.limit.unwrap_or_default();
         return Some(format!("process {} has {} of {limit} file descriptors open", used.process.name, used.open));
     }
-    let throttled = sockets.groups.iter().filter_map(|group| group.cpu.as_ref()).find(|cpu| {
-        let share = |counter: Counter| counter.delta.unwrap_or(0);
-        share(cpu.throttled_periods) * 2 > share(cpu.periods)
-    })?;
-    let of = |counter: Counter| counter.delta.unwrap_or(0);
+    let mut limited = sockets.groups.iter().filter_map(|group| group.cpu.as_ref());
+    let throttled = limited.find(|cpu| cpu.throttled_periods.grown() * 2 > cpu.periods.grown())?;
     Some(format!(
         "its CPU quota was used up in {} of {} periods",
-        of(throttled.throttled_periods),
-        of(throttled.periods)
+        throttled.throttled_periods.grown(),
+        throttled.periods.grown()
     ))
 }
 

@@ -4,7 +4,7 @@ use netdiag_common::observation::Protocol;
 use netdiag_common::observation::listener::Listener;
 
 use super::sockets::{self, Behind, Heard};
-use super::{Condition, Read, Severity, Verdict, Words};
+use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::View;
 use crate::evidence::object::Object;
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
@@ -26,7 +26,10 @@ pub const CONDITION: Condition = Condition {
     faults: &["app-bind-localhost"],
     reads: &[Read::Topic("listeners"), Read::Topic("drops"), Read::Topic("rejects")],
     lookalikes: &["target_port_not_listening", "policy_denies_path"],
-    explains: &[],
+    explains: &[
+        Explains { code: "topology_hints_leave_no_working_endpoint", relation: Relation::SamePath },
+        Explains { code: "session_affinity_keeps_bad_endpoint", relation: Relation::SamePath },
+    ],
     judge,
 };
 

@@ -8,9 +8,11 @@ use crate::evidence::{KindName, View};
 use crate::finding::Finding;
 use crate::path::Path;
 
+pub mod address_families_differ;
 mod between;
 pub(crate) mod bridge;
 pub mod bridge_nf_call_iptables_off;
+pub mod checksums_arrive_wrong;
 pub mod cluster_dns_has_no_endpoints;
 pub mod cluster_domain_not_served;
 pub mod cni_agent_not_ready;
@@ -24,6 +26,7 @@ mod enforced;
 pub mod external_traffic_policy_has_no_local_endpoint;
 pub mod foreign_rule_translates_path;
 pub mod hairpin_mode_off;
+pub mod headless_port_not_translated;
 mod hop;
 pub mod host_firewall_drops_path;
 pub mod internal_traffic_policy_has_no_local_endpoint;
@@ -38,10 +41,13 @@ pub mod load_balancer_source_ranges_exclude_client;
 pub mod name_does_not_exist;
 pub mod neighbour_table_full;
 pub mod neighbour_unresolved;
+pub mod networkd_removed_routes;
+pub mod node_clock_wrong;
 pub mod node_link_faulty;
 mod overlay;
 pub mod overlay_ends_differ;
 pub mod overlay_port_blocked;
+mod passes;
 pub mod path_mtu_black_hole;
 pub mod plugin_rule_stops_path;
 pub mod pod_address_duplicated;
@@ -49,17 +55,23 @@ pub mod pod_address_without_pod;
 pub mod pod_default_route_missing;
 pub mod pod_network_route_missing;
 pub mod pod_range_overlaps_network;
+pub mod pods_lost_between_nodes;
 pub mod policy_denies_path;
+pub mod policy_map_lacks_entry;
 mod proof;
+mod proxied;
 pub mod reverse_path_filter_drops;
+pub mod routing_rule_missing;
 pub(crate) mod rule;
 pub mod server_cpu_throttled;
 pub mod service_has_no_ready_endpoints;
 pub mod service_port_not_defined;
 pub mod service_selects_no_pods;
 pub mod service_traffic_untracked;
+pub mod session_affinity_keeps_bad_endpoint;
 mod sockets;
 pub mod target_port_not_listening;
+pub mod topology_hints_leave_no_working_endpoint;
 mod trace;
 pub mod two_network_plugins;
 mod unready;
@@ -74,6 +86,8 @@ pub const ALL: &[&Condition] = &[
     &egress_policy_blocks_dns::CONDITION,
     &cluster_dns_has_no_endpoints::CONDITION,
     &service_port_not_defined::CONDITION,
+    &headless_port_not_translated::CONDITION,
+    &address_families_differ::CONDITION,
     &service_selects_no_pods::CONDITION,
     &service_has_no_ready_endpoints::CONDITION,
     &cni_agent_not_ready::CONDITION,
@@ -82,6 +96,8 @@ pub const ALL: &[&Condition] = &[
     &foreign_rule_translates_path::CONDITION,
     &internal_traffic_policy_has_no_local_endpoint::CONDITION,
     &external_traffic_policy_has_no_local_endpoint::CONDITION,
+    &topology_hints_leave_no_working_endpoint::CONDITION,
+    &session_affinity_keeps_bad_endpoint::CONDITION,
     &load_balancer_source_ranges_exclude_client::CONDITION,
     &kube_proxy_sync_fails::CONDITION,
     &kube_proxy_rules_stale::CONDITION,
@@ -90,6 +106,7 @@ pub const ALL: &[&Condition] = &[
     &bridge_nf_call_iptables_off::CONDITION,
     &policy_denies_path::CONDITION,
     &plugin_rule_stops_path::CONDITION,
+    &policy_map_lacks_entry::CONDITION,
     &host_firewall_drops_path::CONDITION,
     &ip_forwarding_off::CONDITION,
     &reverse_path_filter_drops::CONDITION,
@@ -98,10 +115,14 @@ pub const ALL: &[&Condition] = &[
     &two_network_plugins::CONDITION,
     &pod_address_duplicated::CONDITION,
     &pod_network_route_missing::CONDITION,
+    &routing_rule_missing::CONDITION,
+    &networkd_removed_routes::CONDITION,
     &pod_range_overlaps_network::CONDITION,
     &egress_not_masqueraded::CONDITION,
     &overlay_port_blocked::CONDITION,
     &overlay_ends_differ::CONDITION,
+    &pods_lost_between_nodes::CONDITION,
+    &checksums_arrive_wrong::CONDITION,
     &path_mtu_black_hole::CONDITION,
     &node_link_faulty::CONDITION,
     &neighbour_unresolved::CONDITION,
@@ -111,6 +132,7 @@ pub const ALL: &[&Condition] = &[
     &listener_bound_to_loopback::CONDITION,
     &listen_queue_overflows::CONDITION,
     &server_cpu_throttled::CONDITION,
+    &node_clock_wrong::CONDITION,
 ];
 
 /// The condition with this code.

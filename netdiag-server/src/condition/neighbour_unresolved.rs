@@ -9,7 +9,7 @@ use netdiag_common::{Gap, GapReason, Netns};
 
 use super::hop::{Leg, legs, pairs};
 use super::trace::{Met, dropped, probe_of};
-use super::{Condition, Read, Severity, Verdict, Words};
+use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::object::{Object, Pod};
 use crate::evidence::{KindName, Look, ObjectRef, Seen, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
@@ -40,7 +40,10 @@ pub const CONDITION: Condition = Condition {
         Read::Topic("probe"),
     ],
     lookalikes: &["pod_network_route_missing", "host_firewall_drops_path", "policy_denies_path"],
-    explains: &[],
+    explains: &[
+        Explains { code: "topology_hints_leave_no_working_endpoint", relation: Relation::SamePath },
+        Explains { code: "session_affinity_keeps_bad_endpoint", relation: Relation::SamePath },
+    ],
     judge,
 };
 

@@ -263,7 +263,7 @@ fn hardware(devices: &Devices, index: Option<u32>) -> impl Iterator<Item = &Devi
 /// What is wrong with the device, as the end of a sentence.
 fn fault(device: &Device, devices: Seen<Devices>) -> Option<String> {
     let window_s = devices.value.window_s;
-    let lost_carriers = grown(device.carrier_down);
+    let lost_carriers = device.carrier_down.grown();
     if lost_carriers >= FEWEST_LOST_CARRIERS {
         return Some(format!("lost its carrier {lost_carriers} times in {window_s:.0} s"));
     }
@@ -277,11 +277,7 @@ fn fault(device: &Device, devices: Seen<Devices>) -> Option<String> {
 
 /// Growth of a counter of the kernel; one that is not there is 0.
 fn statistic(device: &Device, name: &str) -> u64 {
-    device.statistics.get(name).copied().map_or(0, grown)
-}
-
-fn grown(counter: Counter) -> u64 {
-    counter.delta.unwrap_or(0)
+    device.statistics.get(name).copied().map_or(0, Counter::grown)
 }
 
 /// It has seen faults, and nobody knows when.

@@ -1,5 +1,7 @@
 //! The ways of a path that go through a tunnel between two nodes, one for each direction.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use netdiag_common::Netns;
 use netdiag_common::observation::network::Network;
@@ -57,6 +59,18 @@ impl<'p> Crossing<'p> {
             found.push(Tunnelled { from, to, entrance, outer, exit, near, far });
         }
         Some(found)
+    }
+}
+
+impl Tunnelled<'_, '_> {
+    /// Where its packets come from: what the device has, or the address of the link that leads to the other end.
+    pub(super) fn source(&self) -> Option<IpAddr> {
+        let (outer, network) = (self.outer?, self.near.network);
+        outer.source.or_else(|| {
+            let link = network.route_to(outer.destination)?.link_index?;
+            let mut own = network.addresses.iter().filter(|own| own.link_index == link).map(|own| own.address);
+            own.find(|own| own.is_ipv4() == outer.destination.is_ipv4())
+        })
     }
 }
 

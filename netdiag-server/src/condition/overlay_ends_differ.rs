@@ -35,6 +35,7 @@ pub const CONDITION: Condition = Condition {
     reads: &[Read::Topic("network"), Read::Topic("drops"), Read::Topic("probe")],
     lookalikes: &[
         "overlay_port_blocked",
+        "pods_lost_between_nodes",
         "pod_network_route_missing",
         "host_firewall_drops_path",
         "policy_denies_path",
@@ -47,7 +48,7 @@ pub const CONDITION: Condition = Condition {
 const REASONS: &[&str] = &["VXLAN_VNI_NOT_FOUND", "NO_SOCKET"];
 
 /// One direction whose ends differ.
-struct Differs {
+pub(super) struct Differs {
     from: String,
     to: String,
     claim: String,
@@ -119,7 +120,7 @@ fn differing(crossing: &Crossing, directions: &[Tunnelled]) -> Vec<Differs> {
     directions.iter().filter_map(differs).collect()
 }
 
-fn differs(direction: &Tunnelled) -> Option<Differs> {
+pub(super) fn differs(direction: &Tunnelled) -> Option<Differs> {
     let outer = direction.outer?;
     let exit = direction.exit?;
     let mut claims = Vec::new();

@@ -1,10 +1,7 @@
 //! A packet filter stops the outer packets of the overlay between two nodes.
 
-use std::net::SocketAddr;
-
 use jiff::Timestamp;
 use netdiag_common::Netns;
-use netdiag_common::observation::Protocol;
 use netdiag_common::observation::rules::Hook;
 
 use super::between::pairs;
@@ -21,23 +18,29 @@ pub const CONDITION: Condition = Condition {
     code: "overlay_port_blocked",
     severity: Severity::Critical,
     words: Words {
-        means: "pods of two nodes talk through a tunnel, and a firewall rule on one of the nodes stops the tunnel's UDP port: nodes \
-                reach each other, pods of different nodes do not",
+        means: "pods of two nodes talk through a tunnel, and a firewall rule on one of the nodes stops the tunnel's UDP port, or its \
+                IP protocol: nodes reach each other, pods of different nodes do not",
         how_we_know: "the route to the other node's pod leads into a tunnel device; the rules of both nodes are walked for the \
                       packet that carries the pod's, from node address to node address; the probe, the rule's counter and dropped \
                       packets agree",
         silent_when: "no rule of the two nodes stops it, the probe gets through, or pods are routed without a tunnel; what a \
-                      security group or a router between the nodes stops cannot be seen on the nodes",
-        what_to_do: "accept the tunnel's UDP port between nodes before that rule",
+                      security group or a router between the nodes stops is pods_lost_between_nodes",
+        what_to_do: "accept the tunnel's UDP port, or its IP protocol, between nodes before that rule",
         sources: &[
             "https://github.com/flannel-io/flannel/blob/master/Documentation/troubleshooting.md#firewalls",
             "nft(8), chains and hooks",
-            "RFC 7348",
+            "RFC 7348, RFC 2003",
         ],
     },
-    faults: &["cni-vxlan-blocked"],
+    faults: &["cni-vxlan-blocked", "cni-ipip-blocked"],
     reads: &[Read::Topic("network"), Read::Topic("rules"), Read::Topic("drops"), Read::Topic("probe")],
-    lookalikes: &["overlay_ends_differ", "pod_network_route_missing", "host_firewall_drops_path", "policy_denies_path"],
+    lookalikes: &[
+        "overlay_ends_differ",
+        "pods_lost_between_nodes",
+        "pod_network_route_missing",
+        "host_firewall_drops_path",
+        "policy_denies_path",
+    ],
     explains: &[],
     judge,
 };
@@ -48,13 +51,14 @@ const SENDS: &[Hook] = &[Hook::Output, Hook::Postrouting];
 const TAKES: &[Hook] = &[Hook::Prerouting, Hook::Input];
 
 /// A rule that stops the outer packets of one direction.
-struct Blocked {
+pub(super) struct Blocked {
     node: String,
     claim: String,
     place: String,
     proofs: Vec<Proof>,
     packets: Option<Packets>,
-    port: u16,
+    /// `UDP port 8472`
+    what: String,
 }
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
@@ -97,10 +101,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         claim.push_str(&format!("; {broken} of {ways} ways of this path are cut"));
     }
     let fix = Fix {
-        text: format!(
-            "accept UDP port {} between the nodes on node {}, before {}",
-            first.port, first.node, first.place
-        ),
+        text: format!("accept {} between the nodes on node {}, before {}", first.what, first.node, first.place),
         commands: Vec::new(),
         verify: path.ask_again(),
     };
@@ -113,13 +114,11 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts: &[Fate::Silence], fix })
 }
 
-/// The rules of both nodes that stop it, and whether something could not be seen or decided.
-fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<Blocked>, bool) {
+/// The rules of both nodes that stop its packets, and whether something could not be seen or decided.
+pub(super) fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<Blocked>, bool) {
     let (mut found, mut dark) = (Vec::new(), false);
     let Some(outer) = direction.outer else { return (found, dark) };
-    // Tunnels that are protocols of their own have no port to open, and rules for them are not walked.
-    let Some(port) = outer.port.filter(|_| met != Met::GotThrough) else { return (found, dark) };
-    let destination = SocketAddr::new(outer.destination, port);
+    let Some((protocol, destination)) = outer.to().filter(|_| met != Met::GotThrough) else { return (found, dark) };
     for (node, looked, hooks) in [(direction.from, direction.near, SENDS), (direction.to, direction.far, TAKES)] {
         let rules = match view.rules(node, &Netns::Host) {
             Look::Seen(rules) => rules,
@@ -139,7 +138,7 @@ fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<Blocked>, b
             source: outer.source,
             dialled: destination,
             endpoint: destination,
-            protocol: Protocol::Udp,
+            protocol,
             input: device.filter(|_| !is_sender),
             output: device.filter(|_| is_sender),
         };
@@ -147,13 +146,17 @@ fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<Blocked>, b
         dark |= all.is_empty() && !rules.value.left_out.is_empty();
         let sure = all.iter().find(|stop| stop.sure);
         let Some(stop) = sure else {
-            dark |= !all.is_empty();
+            // A network plugin lets its own tunnel through, by sets that this walk does not look into.
+            dark |= all.iter().any(|stop| !owner(stop.table, stop.chain, stop.rule).is_cluster());
             continue;
         };
         let (place, text) = (place(stop), words(stop));
         let claim = format!(
-            "on node {node}, {place} stops the packets of {} from node {} to node {} (UDP port {port}): {text}",
-            direction.entrance.link.name, direction.from, direction.to
+            "on node {node}, {place} stops the packets of {} from node {} to node {} ({}): {text}",
+            direction.entrance.link.name,
+            direction.from,
+            direction.to,
+            outer.words()
         );
         let mut proofs = vec![
             Proof::programmed(
@@ -161,8 +164,11 @@ fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<Blocked>, b
                 direction.from,
                 direction.near.at,
                 format!(
-                    "{} carries packets for pods of node {} to {destination}/udp",
-                    direction.entrance.link.name, direction.to
+                    "{} carries packets for pods of node {} to {} ({})",
+                    direction.entrance.link.name,
+                    direction.to,
+                    outer.destination,
+                    outer.words()
                 ),
             ),
             Proof::programmed("packet filter", node, rules.at, format!("{place}: {text}")),
@@ -171,8 +177,8 @@ fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<Blocked>, b
         // What the network plugin or kube-proxy drops is not for an administrator to accept; who wrote it is told.
         let by = owner(stop.table, stop.chain, stop.rule);
         let claim = if by.is_cluster() { format!("{claim} (written by {})", by.words()) } else { claim };
-        let packets = outer.source.map(|source| Packets { source, destination, protocol: Protocol::Udp });
-        found.push(Blocked { node: node.to_owned(), claim, place, proofs, packets, port });
+        let packets = outer.source.map(|source| Packets { source, destination, protocol });
+        found.push(Blocked { node: node.to_owned(), claim, place, proofs, packets, what: outer.words() });
         // What is stopped on the first node never gets to the second.
         break;
     }

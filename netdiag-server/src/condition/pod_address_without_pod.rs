@@ -36,7 +36,11 @@ pub const CONDITION: Condition = Condition {
         Read::Topic("probe"),
     ],
     lookalikes: &["kube_proxy_rules_stale", "pod_network_route_missing", "host_firewall_drops_path"],
-    explains: &[Explains { code: "neighbour_unresolved", relation: Relation::SamePath }],
+    explains: &[
+        Explains { code: "neighbour_unresolved", relation: Relation::SamePath },
+        Explains { code: "topology_hints_leave_no_working_endpoint", relation: Relation::SamePath },
+        Explains { code: "session_affinity_keeps_bad_endpoint", relation: Relation::SamePath },
+    ],
     judge,
 };
 

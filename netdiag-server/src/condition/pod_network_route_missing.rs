@@ -14,7 +14,7 @@ use crate::evidence::object::Node;
 use crate::evidence::{KindName, Look, View};
 use crate::finding::{Fate, Proof};
 use crate::path::Path;
-use crate::path::route::{Way, inside, is_steered, way, words};
+use crate::path::route::{Way, aside, inside, is_steered, leads_to, way, words};
 
 pub const CONDITION: Condition = Condition {
     code: "pod_network_route_missing",
@@ -29,6 +29,7 @@ pub const CONDITION: Condition = Condition {
         sources: &[
             "https://kubernetes.io/docs/concepts/cluster-administration/networking/",
             "ip-route(8), net/ipv4/route.c: ip_route_input_slow",
+            "networkd.conf(5): ManageForeignRoutes=",
         ],
     },
     faults: &["cni-podcidr-route-missing", "cni-blackhole-route"],
@@ -38,17 +39,15 @@ pub const CONDITION: Condition = Condition {
     judge,
 };
 
-/// `net/ipv4/ip_input.c` and `net/ipv4/route.c`: no way, or a way that is an error.
-const REASONS: &[&str] = &["IP_INNOROUTES", "IP_OUTNOROUTES"];
-
 const ROUTING: Routing = Routing {
     look,
     verb: "are cut",
-    reasons: REASONS,
+    reasons: between::NO_ROUTE,
     fix: |node| {
         format!(
             "restore the route on node {node}: restart the network plugin's agent there, or check the cloud's route table where \
-             it makes these routes"
+             it makes these routes; if it was systemd-networkd that took the route away when it was started anew, as it does with \
+             routes that it did not write, set ManageForeignRoutes=no in /etc/systemd/networkd.conf on every node"
         )
     },
 };
@@ -57,7 +56,8 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     between::judge(path, view, &ROUTING)
 }
 
-fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
+/// One direction, by the routes of the node that sends.
+pub(super) fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
     let Look::Seen(network) = view.network(leg.node, &Netns::Host) else { return Found::Dark };
     let (network, at) = (network.value, network.at);
     let way = way(network, leg.to);
@@ -71,7 +71,8 @@ fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
         return Found::Dark;
     }
     let lost_as_told = matches!(met, Met::Failed(Fate::Unreachable | Fate::Silence));
-    if is_steered(network) && !lost_as_told {
+    let is_elsewhere = aside(network, leg.to).any(|route| leads_to(network, route.table, leg.to));
+    if is_elsewhere || (is_steered(network) && !lost_as_told) {
         return Found::Dark;
     }
     let instead = match &way {

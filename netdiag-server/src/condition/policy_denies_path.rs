@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::enforced::{Enforced, enforced_on};
 use super::trace::{Met, Packets, dropped, probe_of};
-use super::{Condition, Read, Severity, Verdict, Words};
+use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::object::{NetworkPolicy, Object, Pod};
 use crate::evidence::{KindName, Look, ObjectRef, View};
 use crate::finding::{Finding, Fix, Impact, Proof};
@@ -38,7 +38,10 @@ pub const CONDITION: Condition = Condition {
         Read::Topic("probe"),
     ],
     lookalikes: &["host_firewall_drops_path", "pod_network_route_missing", "kube_proxy_rules_stale"],
-    explains: &[],
+    explains: &[
+        Explains { code: "topology_hints_leave_no_working_endpoint", relation: Relation::SamePath },
+        Explains { code: "session_affinity_keeps_bad_endpoint", relation: Relation::SamePath },
+    ],
     judge,
 };
 

@@ -3,7 +3,7 @@
 use netdiag_common::observation::Protocol;
 
 use super::sockets::{self, Behind, Heard};
-use super::{Condition, Read, Severity, Verdict, Words};
+use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::View;
 use crate::evidence::object::Object;
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
@@ -25,7 +25,10 @@ pub const CONDITION: Condition = Condition {
     faults: &["svc-wrong-targetport", "app-not-running"],
     reads: &[Read::Topic("listeners"), Read::Topic("drops"), Read::Topic("rejects")],
     lookalikes: &["listener_bound_to_loopback", "policy_denies_path"],
-    explains: &[],
+    explains: &[
+        Explains { code: "topology_hints_leave_no_working_endpoint", relation: Relation::SamePath },
+        Explains { code: "session_affinity_keeps_bad_endpoint", relation: Relation::SamePath },
+    ],
     judge,
 };
 

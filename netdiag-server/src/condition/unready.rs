@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::evidence::object::{
     ContainerStatus, EndpointSlice, IntOrString, Object, Pod, Service, ServicePort, Workload,
 };
-use crate::evidence::{Look, ObjectRef, View};
+use crate::evidence::{Kind, Look, ObjectRef, View};
 use crate::finding::{Fix, Proof};
 
 /// What the EndpointSlices of a Service say.
@@ -82,9 +82,7 @@ pub(super) fn endpoints(service: &Service, port: Option<&ServicePort>, view: &mu
             },
         });
     }
-    let in_namespace = pods.value.in_namespace(&service.metadata.namespace);
-    let selected: Vec<&Arc<Pod>> =
-        in_namespace.filter(|pod| !pod.is_finished() && selects(service, &pod.metadata.labels)).collect();
+    let selected: Vec<&Arc<Pod>> = selected(pods.value, service).collect();
     if selected.is_empty() {
         let Look::Seen(workloads) = view.workloads() else { return Endpoints::Dark };
         let mut makers: Vec<&Arc<Workload>> = workloads
@@ -115,7 +113,13 @@ fn has_port(slice: &EndpointSlice, port: &ServicePort) -> bool {
     slice.ports.iter().any(|p| p.name == port.name && p.protocol.0 == port.protocol.0 && p.port.is_some())
 }
 
-pub(super) fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
+/// Living pods that the Service's selector means; all of its namespace where that is empty.
+pub(super) fn selected<'e>(pods: &'e Kind<Pod>, service: &Service) -> impl Iterator<Item = &'e Arc<Pod>> {
+    let in_namespace = pods.in_namespace(&service.metadata.namespace);
+    in_namespace.filter(|pod| !pod.is_finished() && selects(service, &pod.metadata.labels))
+}
+
+fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
     service.spec.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
@@ -166,7 +170,7 @@ fn refusal(workload: &Workload, view: &mut View) -> Option<String> {
     let failed = events.value.in_namespace(&workload.metadata.namespace).filter(|event| {
         event.reason == "FailedCreate" && event.involved_object.kind != "Pod" && of_it(&event.involved_object.name)
     });
-    failed.max_by_key(|event| event.last_timestamp.or(event.event_time)).map(|event| shortened(&event.message))
+    failed.max_by_key(|event| event.last_at()).map(|event| shortened(&event.message))
 }
 
 fn not_ready(pods: &[&Arc<Pod>], mut proofs: Vec<Proof>, view: &mut View) -> Lack {
@@ -294,11 +298,8 @@ fn readiness_event(pod: &Pod, view: &mut View) -> Option<String> {
         .value
         .in_namespace(&meta.namespace)
         .filter(|event| event.reason == "Unhealthy" && event.message.starts_with("Readiness probe"))
-        .filter(|event| {
-            event.involved_object.uid == meta.uid
-                || (event.involved_object.uid.is_empty() && event.involved_object.name == meta.name)
-        })
-        .max_by_key(|event| event.last_timestamp.or(event.event_time))
+        .filter(|event| event.is_of(meta))
+        .max_by_key(|event| event.last_at())
         .map(|event| shortened(&event.message))
 }
 

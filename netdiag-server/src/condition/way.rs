@@ -17,7 +17,7 @@ use crate::question::Purpose;
 use crate::trace::{Begins, Leg, Place, Way, WayEnd, ways};
 
 /// The port that the followed packet comes from: one that the kernel may choose (`net.ipv4.ip_local_port_range`).
-const SOURCE_PORT: u16 = 50_000;
+pub const SOURCE_PORT: u16 = 50_000;
 
 /// What the ways of one path have of what a condition looks for.
 pub enum Search<T> {

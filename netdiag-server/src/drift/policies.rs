@@ -285,7 +285,7 @@ fn end(fate: &Fate, path: &Path) -> Found {
 
 /// What Cilium's maps have for it.
 fn told(verdict: &PolicyVerdict) -> Found {
-    let PolicyVerdict { engine, endpoint, identity, map, entry } = verdict;
+    let PolicyVerdict { engine, endpoint, identity, map, entry, .. } = verdict;
     let place =
         format!("map {map} of {engine} (endpoint {endpoint}, identity {identity} of the other end): {}", entry.word());
     match entry {

@@ -94,6 +94,10 @@ fn seen(topic: &str, value: &Value) -> Reading<Observation> {
 
 /// Drift of n1.
 fn drift_since(rules: &Value, routes: &[&str], changed: &str) -> NodeDrift {
+    drift_beside(&json!({"running": true}), rules, routes, changed)
+}
+
+fn drift_beside(proxy: &Value, rules: &Value, routes: &[&str], changed: &str) -> NodeDrift {
     let mut cluster = Cluster::default();
     for object in objects(changed) {
         parse::add(&mut cluster, object).expect("an object");
@@ -102,7 +106,7 @@ fn drift_since(rules: &Value, routes: &[&str], changed: &str) -> NodeDrift {
         (Need::host("n1", Topic::ServiceRules), seen("service_rules", rules)),
         (Need::host("n1", Topic::Network), seen("network", &network(routes))),
         (Need::host("n2", Topic::Network), seen("network", &network(&["10.244.1.0/24"]))),
-        (Need::host("n1", Topic::KubeProxy), seen("kube_proxy", &json!({"running": true}))),
+        (Need::host("n1", Topic::KubeProxy), seen("kube_proxy", proxy)),
         (Need::host("n1", Topic::Flows), Reading::Absent { at: READ_AT.parse().expect("a time") }),
     ]);
     let now = "2026-01-01T12:00:01Z".parse().expect("a time");
@@ -253,6 +257,17 @@ fn what_is_not_known_is_not_the_same() {
     assert!(old.gaps.iter().any(|gap| gap.why.contains("does not list node ports")), "{:?}", old.gaps);
     let unread = changed("/entries/0/terms", Value::Null);
     assert!(unread.gaps.iter().any(|gap| gap.why.contains("could not be decoded")), "{:?}", unread.gaps);
+}
+
+#[test]
+fn addresses_that_somebody_chose_for_node_ports_are_not_compared() {
+    let gaps = |addresses: &Value| {
+        let proxy = json!({"running": true, "settings": {"node_port_addresses": addresses}});
+        drift_beside(&proxy, &rules(), &["10.244.2.0/24"], "2026-01-01T10:00:00Z").gaps
+    };
+    assert_eq!(gaps(&json!(["primary"])), []);
+    let found = gaps(&json!(["10.0.0.0/8"]));
+    assert!(found.iter().any(|gap| gap.why.contains("node ports on 10.0.0.0/8 alone")), "{found:?}");
 }
 
 #[test]

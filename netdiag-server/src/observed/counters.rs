@@ -30,7 +30,7 @@ pub(super) fn rows(place: &Place, seen: &Counters, selection: &Selection) -> Vec
         place: place.clone(),
         counter: name.clone(),
         value: counter.value,
-        grown_by: counter.delta.unwrap_or(0),
+        grown_by: counter.grown(),
         rate: (counter.rate(seen.window_s).unwrap_or(0.0) * 100.0).round() / 100.0,
         last_at: counter.last_at,
     };

@@ -46,7 +46,7 @@ pub(super) fn of_sockets(place: &Place, seen: &Sockets, selection: &Selection) -
         let cpu = group.cpu.as_ref()?;
         let throttled = cpu.throttled_periods.delta.filter(|periods| *periods > 0)?;
         let of = group.container_id.as_ref().map_or_else(|| "pod".to_owned(), |id| format!("container {id:.12}"));
-        Some(row("throttled periods of CPU time".to_owned(), throttled, cpu.periods.delta.unwrap_or(0), of))
+        Some(row("throttled periods of CPU time".to_owned(), throttled, cpu.periods.grown(), of))
     });
     near.chain(throttled).filter(|row| selection.has_reason(&[&row.what, &row.of])).collect()
 }

@@ -1,13 +1,15 @@
 //! Where a Service's connections should go from one node: what kube-proxy makes of EndpointSlices.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
 use netdiag_common::observation::service_rules::Endpoint;
 
 use crate::evidence::Cluster;
-use crate::evidence::object::{self, EndpointPort, EndpointSlice, Service, ServicePort};
+use crate::evidence::object::{
+    self, EndpointHints, EndpointPort, EndpointSlice, HintedFor, Node, Service, ServicePort,
+};
 
 /// The endpoints that one node's proxy should choose from, for one address of a Service.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -86,8 +88,7 @@ fn endpoints_of<'s>(
     let (mut ready, mut serving) = (BTreeSet::new(), BTreeSet::new());
     for slice in slices {
         found.changed_at = found.changed_at.max(slice.metadata.changed_at);
-        let named = |p: &&EndpointPort| p.name == port.name && p.protocol.0 == port.protocol.0;
-        let Some(number) = slice.ports.iter().find(named).and_then(|p| p.port) else { continue };
+        let Some(number) = number_of(slice, port) else { continue };
         for endpoint in &slice.endpoints {
             let is_within_reach = only_on.is_none_or(|node| endpoint.node_name == node);
             found.hinted |= is_within_reach && endpoint.hints.is_some();
@@ -117,6 +118,60 @@ pub fn nodes_with_endpoints(cluster: &Cluster, service: &Service, port: &Service
         cluster.slices_of(service).flat_map(|slice| &slice.endpoints).map(|e| e.node_name.as_str()).collect();
     let has = |node: &&str| !endpoints(cluster, service, port, like, Some(node)).endpoints.is_empty();
     all.into_iter().filter(|node| !node.is_empty()).filter(has).map(str::to_owned).collect()
+}
+
+/// What the hints of a Service's endpoints leave for one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// `zone a`, `node n1`.
+    pub whose: String,
+    /// Ready, and meant for it.
+    pub endpoints: BTreeSet<Endpoint>,
+    /// As ready, but meant for others.
+    pub left_out: BTreeSet<Endpoint>,
+}
+
+/// kube-proxy keeps to the ready endpoints that are hinted for its node, or else for its zone, where every ready endpoint has
+/// such a hint and one is for it (`pkg/proxy/topology.go`, `topologyModeFromHints`). Both ways where both would do: hints for
+/// nodes may be switched off, so that only the node's rules tell which one it went. None where hints leave nothing out.
+pub fn kept_by_hints(cluster: &Cluster, service: &Service, port: &ServicePort, like: IpAddr, node: &Node) -> Vec<Kept> {
+    let mut ready: BTreeMap<Endpoint, Option<&EndpointHints>> = BTreeMap::new();
+    for slice in cluster.slices_of(service) {
+        let Some(number) = number_of(slice, port) else { continue };
+        for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready.unwrap_or(true)) {
+            let hints = endpoint.hints.as_ref();
+            let of_family = addresses(endpoint, like.is_ipv4());
+            ready.extend(of_family.map(|address| (Endpoint { address, port: number }, hints)));
+        }
+    }
+    let by_node = kept(&ready, "node", &node.metadata.name, |hints| &hints.for_nodes);
+    let by_zone = kept(&ready, "zone", node.zone(), |hints| &hints.for_zones);
+    by_node.into_iter().chain(by_zone).collect()
+}
+
+fn kept(
+    ready: &BTreeMap<Endpoint, Option<&EndpointHints>>,
+    kind: &str,
+    name: &str,
+    list: fn(&EndpointHints) -> &Vec<HintedFor>,
+) -> Option<Kept> {
+    let (mut endpoints, mut left_out) = (BTreeSet::new(), BTreeSet::new());
+    for (endpoint, hints) in ready {
+        let hinted = list((*hints)?);
+        if hinted.is_empty() {
+            return None;
+        }
+        let set = if hinted.iter().any(|hint| hint.name == name) { &mut endpoints } else { &mut left_out };
+        set.insert(endpoint.clone());
+    }
+    let divides = !endpoints.is_empty() && !left_out.is_empty();
+    divides.then(|| Kept { whose: format!("{kind} {name}"), endpoints, left_out })
+}
+
+/// The number that a slice has for the Service's port of the same name and protocol (EndpointSlice API).
+fn number_of(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
+    let named = |p: &&EndpointPort| p.name == port.name && p.protocol.0 == port.protocol.0;
+    slice.ports.iter().find(named).and_then(|p| p.port)
 }
 
 fn addresses(endpoint: &object::Endpoint, ipv4: bool) -> impl Iterator<Item = IpAddr> {

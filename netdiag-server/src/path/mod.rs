@@ -28,7 +28,7 @@ pub use name::{DnsName, ServiceName, cluster_domain};
 pub use resolve::{ResolveError, edit_distance, resolve, target_port_of};
 pub(crate) use resolve::{backends, exists};
 pub(crate) use symptom::{MAX_BACKEND_PROBES, MAX_CLIENT_PROBES};
-pub use symptom::{ProbeSeen, ProbeTo, Symptom, SymptomState, dns_probe, lookups, symptom};
+pub use symptom::{ProbeSeen, ProbeTo, Symptom, SymptomState, address_probes, dns_probe, lookups, symptom};
 
 /// What the question means in this cluster.
 #[derive(Debug, Clone)]

@@ -1,7 +1,8 @@
 //! How a node sends to another node's pods through a tunnel: by which device, and in which outer packet.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use netdiag_common::observation::Protocol;
 use netdiag_common::observation::network::{Link, Network, Route, Tunnel};
 
 use super::route::{Way, way};
@@ -20,6 +21,8 @@ pub struct Outer {
     pub source: Option<IpAddr>,
     /// The other node, as this one knows it.
     pub destination: IpAddr,
+    /// What carries the packet; none for tunnels whose packets nothing here looks for.
+    pub protocol: Option<Protocol>,
     /// UDP port; none for tunnels that are protocols of their own.
     pub port: Option<u16>,
     /// VNI or key.
@@ -40,17 +43,47 @@ pub fn outer(network: &Network, entrance: Entrance<'_>, address: IpAddr) -> Opti
     if tunnel.external {
         return None;
     }
-    let base = Outer { source: tunnel.local, destination: address, port: tunnel.port, id: tunnel.id };
+    let protocol = protocol(link, tunnel);
+    let base = Outer { source: tunnel.local, destination: address, protocol, port: tunnel.port, id: tunnel.id };
     if let Some(remote) = tunnel.remote.filter(|remote| !remote.is_multicast()) {
         return Some(Outer { destination: remote, ..base });
     }
     let Way::Known(Route { gateway, .. }) = way(network, address) else { return None };
+    // Such a device has no neighbours: without another end, it sends to the route's gateway itself (`ip_tunnel_xmit`, "NBMA tunnel",
+    // net/ipv4/ip_tunnel.c).
+    if protocol == Some(Protocol::Ipip) {
+        return gateway.map(|destination| Outer { destination, ..base });
+    }
     let hop = gateway.unwrap_or(address);
     let neighbour = network.neighbours.iter().find(|known| known.link_index == link.index && known.address == hop)?;
     let mac = neighbour.mac.as_ref()?;
     let mut entries = network.forwarding.iter().filter(|entry| entry.link_index == link.index && entry.mac == *mac);
     let entry = entries.find(|entry| entry.destination.is_some())?;
     Some(Outer { destination: entry.destination?, port: entry.port.or(base.port), id: entry.id.or(base.id), ..base })
+}
+
+fn protocol(link: &Link, tunnel: &Tunnel) -> Option<Protocol> {
+    match (link.kind.as_str(), tunnel.port) {
+        ("ipip", _) => Some(Protocol::Ipip),
+        (_, Some(_)) => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+impl Outer {
+    /// Protocol and destination, with port 0 where the protocol has none.
+    pub fn to(&self) -> Option<(Protocol, SocketAddr)> {
+        Some((self.protocol?, SocketAddr::new(self.destination, self.port.unwrap_or(0))))
+    }
+
+    /// What has to pass between the nodes: `UDP port 8472`, `IP protocol 4, IPIP`.
+    pub fn words(&self) -> String {
+        match (self.port, self.protocol) {
+            (Some(port), _) => format!("UDP port {port}"),
+            (None, Some(protocol)) => format!("IP protocol {}, {}", protocol.number(), protocol.kubernetes()),
+            (None, None) => "its own IP protocol".to_owned(),
+        }
+    }
 }
 
 /// The device of another node that takes what comes out of `entrance`: the one that leads back to `address`, else the one of

@@ -138,8 +138,10 @@ fn to_service(
     };
     path.addresses = service.cluster_ips();
     path.backends = port.as_ref().map(|port| backends(cluster, &service, port)).unwrap_or_default();
-    if service.is_headless() && !matches!(path.question.to, Target::Service { port: Some(PortName::Name(_)), .. }) {
-        // Nothing translates the port of a headless Service: clients meet the pods at the number they dial.
+    let by_name = matches!(path.question.to, Target::Service { port: Some(PortName::Name(_)), .. });
+    if service.is_headless() && path.is_asked() && !by_name {
+        // Nothing translates the port of a headless Service: clients meet the pods at the number they dial. Of a Service that
+        // nobody asks about it is not known that anybody dials that number.
         path.backends.iter_mut().for_each(|backend| backend.port = path.port.unwrap_or(backend.port));
     }
     path.target = TargetObject::Service { service, port };

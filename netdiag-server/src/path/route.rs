@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netdiag_common::observation::network::{Network, Route, RouteKind};
+use netdiag_common::observation::network::{Network, PolicyRule, Route, RouteKind};
+
+/// `default`, `main` and `local` (linux/rtnetlink.h: `enum rt_class_t`); 0 is none.
+const USUAL_TABLES: [u32; 4] = [0, 253, 254, 255];
 
 /// What the table has for an address of another node's pod network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,28 @@ pub fn way(network: &Network, address: IpAddr) -> Way {
 pub fn is_steered(network: &Network) -> bool {
     let usual = [(0, 255), (32_766, 254), (32_767, 253)];
     network.policy_rules.iter().any(|rule| !rule.selector.is_empty() || !usual.contains(&(rule.priority, rule.table)))
+}
+
+/// Routes to the address, other than default ones, in tables besides those that every Linux has.
+pub fn aside(network: &Network, address: IpAddr) -> impl Iterator<Item = &Route> {
+    network.routes.iter().filter(move |route| {
+        !USUAL_TABLES.contains(&route.table)
+            && route.kind == RouteKind::Unicast
+            && route.destination.prefix_len() > 0
+            && route.destination.contains(&address)
+    })
+}
+
+/// Whether some rule leads packets to such addresses to this table. The one that the kernel makes for virtual routing domains names
+/// no table, so it leads to any (`FRA_L3MDEV`, net/l3mdev/l3mdev.c).
+pub fn leads_to(network: &Network, table: u32, address: IpAddr) -> bool {
+    let mut rules = network.policy_rules.iter().filter(|rule| is_of_family(rule, address));
+    rules.any(|rule| rule.table == table || rule.selector.contains("l3mdev"))
+}
+
+/// Rules of IPv4 and IPv6 are apart.
+pub fn is_of_family(rule: &PolicyRule, address: IpAddr) -> bool {
+    rule.family.is_empty() || rule.family == if address.is_ipv4() { "ip" } else { "ip6" }
 }
 
 /// `10.244.2.0/24 via 172.30.0.12 dev eth0`, `unreachable 10.244.2.0/24`, `default via 172.30.0.1 dev eth0`.

@@ -143,16 +143,7 @@ pub fn lookups(path: &Path, view: &mut View) -> Vec<ProbeSeen> {
 pub fn symptom(path: &Path, view: &mut View) -> Symptom {
     let mut probes = lookups(path, view);
     for (index, client) in path.clients.iter().enumerate().take(MAX_CLIENT_PROBES) {
-        for address in &path.addresses {
-            if !client.speaks_to(*address) {
-                continue;
-            }
-            let Some(request) = path.address_probe(*address) else { continue };
-            if let Look::Seen(seen) = view.probe(&client.node, &client.netns, request) {
-                let to = ProbeTo::Address(*address);
-                probes.push(ProbeSeen { client: index, to, at: seen.at, result: seen.value.clone() });
-            }
-        }
+        probes.extend(address_probes(path, index, view));
         // A pod or node is its own backend: the probe above was that one.
         if path.service().is_none() {
             continue;
@@ -176,6 +167,20 @@ pub fn symptom(path: &Path, view: &mut View) -> Symptom {
         (_, connect) => connect,
     };
     Symptom { state, probes, lived: lived(path, view) }
+}
+
+/// What a client, by its place in the path, meets at the addresses that it dials.
+pub fn address_probes(path: &Path, index: usize, view: &mut View) -> Vec<ProbeSeen> {
+    let client = &path.clients[index];
+    let mut probes = Vec::new();
+    for address in path.addresses.iter().copied().filter(|address| client.speaks_to(*address)) {
+        let Some(request) = path.address_probe(address) else { continue };
+        if let Look::Seen(seen) = view.probe(&client.node, &client.netns, request) {
+            let to = ProbeTo::Address(address);
+            probes.push(ProbeSeen { client: index, to, at: seen.at, result: seen.value.clone() });
+        }
+    }
+    probes
 }
 
 /// The name is found when any name server gives an address for any candidate; the next server is tried when one does not

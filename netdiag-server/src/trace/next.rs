@@ -12,8 +12,8 @@ use crate::evidence::Cluster;
 use crate::evidence::object::Node;
 
 /// Device types that pack a packet into another one, for a node that the destination says.
-pub(crate) const TUNNELS: [&str; 9] =
-    ["vxlan", "geneve", "ipip", "sit", "gre", "ip6gre", "ip6tnl", "wireguard", "gretap"];
+pub(crate) const TUNNELS: [&str; 10] =
+    ["vxlan", "geneve", "ipip", "sit", "gre", "ip6gre", "ip6tnl", "wireguard", "gretap", "ip6gretap"];
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Next {

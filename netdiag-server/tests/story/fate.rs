@@ -161,19 +161,19 @@ impl Story<'_> {
     }
 
     fn interface(&self, need: &Need, index: u32) -> FateInterface {
-        let link = |network: &Network| network.links.iter().find(|link| link.index == index).map(|l| l.name.clone());
+        let link = |network: &Network| network.link(index).map(|link| (link.name.clone(), link.kind.clone()));
         let peer = match &need.netns {
             Netns::Pod(uid) => self.link_of(&need.node, uid).map(|index| (index, Owner::Host)),
             Netns::Host => {
                 self.pods_of(&need.node).find(|(_, link)| *link == index).map(|(uid, _)| (ETH0, Owner::Pod { uid }))
             }
         };
-        let name = match &need.netns {
+        let (name, kind) = match &need.netns {
             Netns::Host => self.network(&need.node).and_then(link).unwrap_or_default(),
-            Netns::Pod(_) => "eth0".to_owned(),
+            Netns::Pod(_) => ("eth0".to_owned(), "veth".to_owned()),
         };
         let peer = peer.map(|(index, owner)| Peer { index, netns_id: Some(0), owner: Some(owner) });
-        FateInterface { index, name, kind: "veth".to_owned(), master_index: None, peer }
+        FateInterface { index, name, kind, master_index: None, peer }
     }
 
     fn link_of(&self, node: &str, uid: &str) -> Option<u32> {
@@ -216,7 +216,7 @@ impl Story<'_> {
         let (protocol, port) = match request.transport {
             FateTransport::Tcp { destination_port, .. } => (Protocol::Tcp, destination_port),
             FateTransport::Udp { destination_port, .. } => (Protocol::Udp, destination_port),
-            FateTransport::Icmp { .. } => return Vec::new(),
+            FateTransport::Icmp { .. } | FateTransport::Ipip => return Vec::new(),
         };
         let rules = Need { topic: Topic::ServiceRules, ..need.clone() };
         let Some(Reading::Seen { value: Observation::ServiceRules(rules), .. }) = self.readings.get(&rules) else {
@@ -252,7 +252,7 @@ fn again(
     let transport = match request.transport {
         FateTransport::Tcp { flags, .. } => FateTransport::Tcp { source_port, destination_port, flags },
         FateTransport::Udp { .. } => FateTransport::Udp { source_port, destination_port },
-        icmp @ FateTransport::Icmp { .. } => icmp,
+        without_ports @ (FateTransport::Icmp { .. } | FateTransport::Ipip) => without_ports,
     };
     let changed = FateRequest { source: Some(source), destination, transport, connection: None, ..request.clone() };
     changed.packet(Origin::Sent, source)

@@ -99,6 +99,9 @@ struct Told {
     absent: bool,
     #[serde(default)]
     unavailable: Option<Gap>,
+    /// By the node's clock; untold: the story's moment.
+    #[serde(default)]
+    at: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -130,6 +133,14 @@ struct ToldProbe {
     /// What TCP from there to `mtu` may send in one segment, bytes; untold: what a device of 1500 bytes gives.
     #[serde(default)]
     segment: Option<u32>,
+    /// TLS handshakes with this address meet a certificate that is `valid` from the one time to the other, with a `problem` by the
+    /// agent's clock: `expired`, `not_yet_valid`, or untold none. Without `valid` no handshake comes about.
+    #[serde(default)]
+    tls: Option<SocketAddr>,
+    #[serde(default)]
+    valid: Option<(String, String)>,
+    #[serde(default)]
+    problem: Option<String>,
     #[serde(default)]
     dns: Option<SocketAddr>,
     /// The name asked for, `*` for any.
@@ -336,10 +347,14 @@ fn object_key(object: &Value) -> String {
 }
 
 fn reading(told: Told, place: &str) -> (Need, Reading<Observation>) {
-    let at: Timestamp = NOW.parse().expect("a time");
+    let at: Timestamp = told.at.unwrap_or_else(|| NOW.parse().expect("a time"));
     let topic: Topic = serde_json::from_value(told.topic.clone())
         .unwrap_or_else(|error| panic!("{place}: topic {}: {error}", told.topic));
-    let kind = if matches!(topic, Topic::FindFlows(_)) { Value::from("found_flows") } else { told.topic.clone() };
+    let kind = match &topic {
+        Topic::FindFlows(_) => Value::from("found_flows"),
+        Topic::PolicyMap(_) => Value::from("policy_map"),
+        _ => told.topic.clone(),
+    };
     let need = Need { node: told.node, netns: told.netns, topic, window: Window::default() };
     let reading = match (told.seen, told.absent, told.unavailable) {
         (Some(value), false, None) => {

@@ -1,10 +1,11 @@
-//! What a story tells of series of probes: how large packets fare, and how large TCP makes them.
+//! What a story tells of series of probes: how large packets fare, how large TCP makes them, and which certificates are served.
 
 use netdiag_common::Need;
 use netdiag_common::observation::Observation;
+use netdiag_common::observation::series::tls::{Certificate, TlsProblem};
 use netdiag_common::observation::series::{
     FailureClass, PathMtuReport, Probe, ProbeFailure, ProbeReport, ProbeStage, SeriesAttempt, SeriesRequest,
-    SeriesResult, TcpReport,
+    SeriesResult, TcpReport, TlsReport,
 };
 
 use super::{Results, ToldProbe, origin};
@@ -14,11 +15,12 @@ const DEVICE: u32 = 1500;
 /// IPv4 and TCP with timestamps.
 const HEADERS: u32 = 52;
 
-/// A search for the path MTU, or a connection for its segments; other series are asked for by no condition.
+/// A search for the path MTU, a connection for its segments, or a TLS handshake; other series are asked for by no condition.
 pub(super) fn answer(need: &Need, request: &SeriesRequest, told: &[ToldProbe]) -> Option<Observation> {
     let to = match &request.probe {
         Probe::PathMtu(probe) => probe.to,
         Probe::Tcp(probe) => probe.to,
+        Probe::Tls(probe) => probe.to,
         other => panic!("a series of {} probes in a story", other.name()),
     };
     let from_here = |line: &&ToldProbe| line.from == "any" || line.from == origin(need);
@@ -28,6 +30,7 @@ pub(super) fn answer(need: &Need, request: &SeriesRequest, told: &[ToldProbe]) -
             let segment = line.and_then(|line| line.segment).unwrap_or(DEVICE - HEADERS);
             (ProbeReport::Tcp(TcpReport { send_mss: Some(segment), ..TcpReport::default() }), None)
         }
+        Probe::Tls(_) => shaken(told.iter().filter(from_here).find(|line| line.tls == Some(to))?),
         _ => search(line)?,
     };
     let failed = u32::from(failure.is_some());
@@ -55,6 +58,38 @@ pub(super) fn answer(need: &Need, request: &SeriesRequest, told: &[ToldProbe]) -
         entered_us: None,
         unseen: Vec::new(),
     }))
+}
+
+/// The certificate that is served, and what the agent's clock makes of it.
+fn shaken(line: &ToldProbe) -> (ProbeReport, Option<ProbeFailure>) {
+    let failure = |class, why: &str| ProbeFailure {
+        stage: ProbeStage::Tls,
+        class,
+        errno: None,
+        said_by: None,
+        icmp: None,
+        why: why.to_owned(),
+    };
+    let Some((not_before, not_after)) = line.valid.clone() else {
+        return (ProbeReport::Nothing, Some(failure(FailureClass::Protocol, "the port speaks no TLS")));
+    };
+    let problem = line.problem.as_deref().map(|problem| match problem {
+        "expired" => TlsProblem::Expired { not_after: not_after.clone() },
+        "not_yet_valid" => TlsProblem::NotYetValid { not_before: not_before.clone() },
+        other => panic!("a certificate that is {other} in a story"),
+    });
+    let certificate = Certificate {
+        subject: "CN=web".to_owned(),
+        issuer: "CN=shop".to_owned(),
+        names: Vec::new(),
+        not_before,
+        not_after,
+        sha256: String::new(),
+        serial: String::new(),
+    };
+    let failure = problem.as_ref().map(|_| failure(FailureClass::Certificate, "the certificate is outdated"));
+    let problems = problem.into_iter().collect();
+    (ProbeReport::Tls(Box::new(TlsReport { chain: vec![certificate], problems, ..TlsReport::default() })), failure)
 }
 
 /// None when no agent answers.

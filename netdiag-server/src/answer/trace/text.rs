@@ -124,8 +124,8 @@ impl LegEntry {
             };
             let counted = decision.counts();
             let whose = match (decision.owner.as_str(), decision.object.as_str()) {
-                ("", _) | ("Kubernetes", "") => String::new(),
-                ("Kubernetes", object) => format!(" [{object}]"),
+                ("", _) | ("Kubernetes" | "kube-proxy", "") => String::new(),
+                ("Kubernetes" | "kube-proxy", object) => format!(" [{object}]"),
                 (owner, "") => format!(" [{owner}]"),
                 (owner, object) => format!(" [{owner}, {object}]"),
             };

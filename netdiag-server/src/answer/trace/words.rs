@@ -14,7 +14,7 @@ use netdiag_common::observation::probe::Outcome;
 use netdiag_common::observation::trace::{TraceEvent, TraceKind};
 
 use super::DecisionEntry;
-use crate::path::filter::{ServiceChains, owner_by_names};
+use crate::path::filter::{ServiceChains, owner_by_names, part};
 use crate::trace::{Counted, Direction, Leg, Sent, Side, Way, WayEnd};
 
 pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: Option<&Counted>) -> DecisionEntry {
@@ -38,7 +38,10 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: 
         let target = jumps_to(rule.verdict);
         owner_by_names(rule.table, rule.chain, target.as_deref(), rule.comment).words().to_owned()
     });
-    let object = of_rule.and_then(|rule| chains.object(rule.chain).or_else(|| chains.object(&jumps_to(rule.verdict)?)));
+    let object = of_rule.and_then(|rule| {
+        let of_service = chains.object(rule.chain).or_else(|| chains.object(&jumps_to(rule.verdict)?));
+        of_service.or_else(|| part(rule.table, rule.chain))
+    });
     DecisionEntry {
         what,
         predicted: !matches!(side, Side::Traced(_)),

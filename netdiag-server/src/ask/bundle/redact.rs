@@ -21,16 +21,24 @@ pub(super) fn redact(object: &mut Value) {
     rules.into_iter().flatten().for_each(route_rule);
 }
 
-/// Of an HTTPRoute: header fields that it wants or adds, which may be credentials.
+/// Of an HTTPRoute or a GRPCRoute: header fields that it wants or adds, which may be credentials.
 fn route_rule(rule: &mut Value) {
     for matched in rule.get_mut("matches").and_then(Value::as_array_mut).into_iter().flatten() {
         for list in ["headers", "queryParams"] {
             redact_values(matched.get_mut(list));
         }
     }
-    for filter in rule.get_mut("filters").and_then(Value::as_array_mut).into_iter().flatten() {
-        for list in ["requestHeaderModifier/set", "requestHeaderModifier/add"] {
-            redact_values(filter.pointer_mut(&format!("/{list}")));
+    route_filters(rule);
+    rule.get_mut("backendRefs").and_then(Value::as_array_mut).into_iter().flatten().for_each(route_filters);
+}
+
+/// Of a rule, or of one of its backends.
+fn route_filters(of: &mut Value) {
+    for filter in of.get_mut("filters").and_then(Value::as_array_mut).into_iter().flatten() {
+        for list in ["set", "add"] {
+            for modifier in ["requestHeaderModifier", "responseHeaderModifier"] {
+                redact_values(filter.pointer_mut(&format!("/{modifier}/{list}")));
+            }
         }
     }
 }
@@ -92,7 +100,8 @@ mod tests {
     fn header_fields_of_routes_do_not_leave_the_cluster() {
         let fields = serde_json::json!([{"type": "Exact", "name": "authorization", "value": "hunter2"}]);
         let rule = serde_json::json!({"matches": [{"path": {"value": "/shop"}, "headers": fields, "queryParams": fields}],
-            "filters": [{"requestHeaderModifier": {"set": fields, "add": fields}}]});
+            "filters": [{"requestHeaderModifier": {"set": fields, "add": fields}}],
+            "backendRefs": [{"name": "web", "filters": [{"responseHeaderModifier": {"set": fields, "add": fields}}]}]});
         let mut route = serde_json::json!({"kind": "HTTPRoute", "metadata": {}, "spec": {"rules": [rule]}});
         redact(&mut route);
         let text = route.to_string();

@@ -143,6 +143,7 @@ fn passive_needs(cluster: &Cluster, node: &str) -> Vec<Need> {
         Topic::KubeProxy,
         Topic::Kubelet,
         Topic::Cni,
+        Topic::Networkd,
         Topic::Drops,
         Topic::Dns,
         Topic::Flows,

@@ -80,17 +80,7 @@ fn queries(path: &Path, view: &mut View) -> Option<Vec<ProbeSeen>> {
 
 /// Of a path to the DNS Service: the probes that show the symptom, so that they are sent once.
 fn own_queries(path: &Path, view: &mut View) -> Vec<ProbeSeen> {
-    let mut probes = Vec::new();
-    for (index, client) in path.clients.iter().enumerate().take(MAX_CLIENT_PROBES) {
-        for address in path.addresses.iter().copied().filter(|address| client.speaks_to(*address)) {
-            let Some(request) = path.address_probe(address) else { continue };
-            if let Look::Seen(seen) = view.probe(&client.node, &client.netns, request) {
-                let to = ProbeTo::Address(address);
-                probes.push(ProbeSeen { client: index, to, at: seen.at, result: seen.value.clone() });
-            }
-        }
-    }
-    probes
+    (0..path.clients.len().min(MAX_CLIENT_PROBES)).flat_map(|client| path::address_probes(path, client, view)).collect()
 }
 
 fn is_late(attempt: &Attempt) -> bool {
@@ -168,14 +158,10 @@ fn by_kubelet(path: &Path, none_is_ready: bool, view: &mut View) -> Felt {
 /// The last probe of the kubelet that the pod did not answer in time.
 fn waited(pod: &Pod, events: &Kind<Event>, now: Timestamp) -> Option<Proof> {
     let meta = &pod.metadata;
-    let of_it = |event: &Event| {
-        let involved = &event.involved_object;
-        involved.uid == meta.uid || (involved.uid.is_empty() && involved.name == meta.name)
-    };
     let (at, message) = events
         .in_namespace(&meta.namespace)
-        .filter(|event| event.reason == "Unhealthy" && of_it(event) && is_wait(&event.message))
-        .filter_map(|event| Some((event.last_timestamp.or(event.event_time)?, &event.message)))
+        .filter(|event| event.reason == "Unhealthy" && event.is_of(meta) && is_wait(&event.message))
+        .filter_map(|event| Some((event.last_at()?, &event.message)))
         .max_by_key(|(at, _)| *at)?;
     let is_recent = now.duration_since(at).as_secs() <= WINDOW_S;
     let source = format!("event of {}", pod.reference());

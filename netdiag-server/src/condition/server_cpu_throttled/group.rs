@@ -1,7 +1,6 @@
 //! Whether the control groups behind an endpoint run out of their CPU quota.
 
 use jiff::Timestamp;
-use netdiag_common::observation::counter::Counter;
 use netdiag_common::observation::socket::{ControlGroup, CpuGroup, Sockets};
 use netdiag_common::{Gap, GapReason};
 
@@ -51,8 +50,8 @@ pub(super) fn shortage(pod: &Pod, backend: &Backend, sockets: Seen<Sockets>) -> 
     });
     let short = limited.filter(|(_, cpu, _)| is_used_up(cpu, sockets.at));
     let (group, cpu, quota_us) = short.max_by_key(|(_, cpu, _)| share(cpu))?;
-    let (throttled, periods) = (grown(cpu.throttled_periods), grown(cpu.periods));
-    let (waited, window_s) = (seconds(grown(cpu.throttled_us)), sockets.value.window_s);
+    let (throttled, periods) = (cpu.throttled_periods.grown(), cpu.periods.grown());
+    let (waited, window_s) = (seconds(cpu.throttled_us.grown()), sockets.value.window_s);
     Some(Shortage {
         group: name(pod, group),
         limit: limit(quota_us, cpu.period_us),
@@ -77,16 +76,12 @@ fn serving<'s>(backend: &Backend, sockets: &'s Sockets) -> impl Iterator<Item = 
 fn is_used_up(cpu: &CpuGroup, at: Timestamp) -> bool {
     let last_at = cpu.throttled_periods.last_at;
     let is_now = last_at.is_some_and(|last_at| at.duration_since(last_at).as_secs() <= NOW_S);
-    is_now && grown(cpu.throttled_periods) >= FEWEST_PERIODS && share(cpu) >= THROTTLED_PERCENT
+    is_now && cpu.throttled_periods.grown() >= FEWEST_PERIODS && share(cpu) >= THROTTLED_PERCENT
 }
 
 /// Periods in which the quota was used up, of those in which the group wanted to run, in percent.
 fn share(cpu: &CpuGroup) -> u64 {
-    grown(cpu.throttled_periods) * 100 / grown(cpu.periods).max(1)
-}
-
-fn grown(counter: Counter) -> u64 {
-    counter.delta.unwrap_or(0)
+    cpu.throttled_periods.grown() * 100 / cpu.periods.grown().max(1)
 }
 
 fn name(pod: &Pod, group: &ControlGroup) -> String {
@@ -137,6 +132,8 @@ pub(super) fn unread(pod: &Pod, backend: &Backend, sockets: &Sockets) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use netdiag_common::observation::counter::Counter;
+
     use super::*;
 
     #[test]

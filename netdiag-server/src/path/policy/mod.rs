@@ -125,7 +125,7 @@ impl<'c> Flow<'c> {
     }
 
     /// The end whose policies count in this direction, and the end that their rules are about.
-    fn ends(&self, direction: Direction) -> (&Side<'c>, &Side<'c>) {
+    pub fn ends(&self, direction: Direction) -> (&Side<'c>, &Side<'c>) {
         match direction {
             Direction::Ingress => (&self.to, &self.from),
             Direction::Egress => (&self.from, &self.to),
