@@ -12,6 +12,7 @@ const FILES: &[(&str, &str)] = &[
     ("service_selects_no_pods", include_str!("cases/service_selects_no_pods.yaml")),
     ("service_has_no_ready_endpoints", include_str!("cases/service_has_no_ready_endpoints.yaml")),
     ("service_port_not_defined", include_str!("cases/service_port_not_defined.yaml")),
+    ("headless_port_not_translated", include_str!("cases/headless_port_not_translated.yaml")),
     (
         "internal_traffic_policy_has_no_local_endpoint",
         include_str!("cases/internal_traffic_policy_has_no_local_endpoint.yaml"),
@@ -20,6 +21,8 @@ const FILES: &[(&str, &str)] = &[
         "external_traffic_policy_has_no_local_endpoint",
         include_str!("cases/external_traffic_policy_has_no_local_endpoint.yaml"),
     ),
+    ("topology_hints_leave_no_working_endpoint", include_str!("cases/topology_hints_leave_no_working_endpoint.yaml")),
+    ("session_affinity_keeps_bad_endpoint", include_str!("cases/session_affinity_keeps_bad_endpoint.yaml")),
     (
         "load_balancer_source_ranges_exclude_client",
         include_str!("cases/load_balancer_source_ranges_exclude_client.yaml"),
@@ -27,6 +30,7 @@ const FILES: &[(&str, &str)] = &[
     ("target_port_not_listening", include_str!("cases/target_port_not_listening.yaml")),
     ("listener_bound_to_loopback", include_str!("cases/listener_bound_to_loopback.yaml")),
     ("listen_queue_overflows", include_str!("cases/listen_queue_overflows.yaml")),
+    ("listen_queue_overflows_in_zone", include_str!("cases/listen_queue_overflows_in_zone.yaml")),
     // Before the faults of n1's kube-proxy: they cut the server's watches there, and for up to half a minute afterwards it
     // knows of no change of an object.
     ("cluster_dns_has_no_endpoints", include_str!("cases/cluster_dns_has_no_endpoints.yaml")),
@@ -53,8 +57,11 @@ const FILES: &[(&str, &str)] = &[
     ("two_network_plugins", include_str!("cases/two_network_plugins.yaml")),
     ("pod_range_overlaps_network", include_str!("cases/pod_range_overlaps_network.yaml")),
     ("pod_network_route_missing", include_str!("cases/pod_network_route_missing.yaml")),
+    ("routing_rule_missing", include_str!("cases/routing_rule_missing.yaml")),
     ("neighbour_unresolved", include_str!("cases/neighbour_unresolved.yaml")),
     ("path_mtu_black_hole", include_str!("cases/path_mtu_black_hole.yaml")),
+    ("pods_lost_between_nodes", include_str!("cases/pods_lost_between_nodes.yaml")),
+    ("pods_answers_lost", include_str!("cases/pods_answers_lost.yaml")),
     ("conntrack_table_full", include_str!("cases/conntrack_table_full.yaml")),
     ("one_of_three_endpoints", include_str!("cases/one_of_three_endpoints.yaml")),
     ("one_node_of_two", include_str!("cases/one_node_of_two.yaml")),
@@ -65,6 +72,7 @@ const FILES: &[(&str, &str)] = &[
     ("healthy_on_bridge", include_str!("cases/healthy_on_bridge.yaml")),
     ("overlay_port_blocked", include_str!("cases/overlay_port_blocked.yaml")),
     ("overlay_ends_differ", include_str!("cases/overlay_ends_differ.yaml")),
+    ("overlay_lost_between_nodes", include_str!("cases/overlay_lost_between_nodes.yaml")),
     ("egress_not_masqueraded", include_str!("cases/egress_not_masqueraded.yaml")),
     ("healthy_on_overlay", include_str!("cases/healthy_on_overlay.yaml")),
     ("policy_denies_path", include_str!("cases/policy_denies_path.yaml")),

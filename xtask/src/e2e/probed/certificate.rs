@@ -1,7 +1,5 @@
 //! What is served beside the Secret that it should come from: the API server's own certificate, then another one.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use serde_json::Value;
 
@@ -12,8 +10,6 @@ use crate::install::{self, Installed};
 
 /// The Secret that `optional/certificates.yaml` names.
 const SECRET: &str = "web-tls";
-/// RBAC's rules are watched: what was just written holds a moment later.
-const HOLDS_WITHIN: Duration = READY_WITHIN;
 
 pub(super) fn compared(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
@@ -24,8 +20,9 @@ pub(super) fn compared(cluster: &Cluster, installed: &Installed) -> Result<Vec<S
     }
     cluster.apply(&install::optional("certificates.yaml")?)?;
     let mut answer = Value::Null;
+    // RBAC's rules are watched: what was just written holds a moment later.
     let mut came = |outcome: &str| {
-        cluster.wait_until(&format!("certificate that is {outcome}"), HOLDS_WITHIN, || {
+        cluster.wait_until(&format!("certificate that is {outcome}"), READY_WITHIN, || {
             answer = ask(cluster, installed).unwrap_or_default();
             answer["series"][0]["secret"]["outcome"] == outcome
         })

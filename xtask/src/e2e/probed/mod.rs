@@ -1,10 +1,11 @@
 //! The case `probed`: every kind of probe from a pod's own namespace in a dual-stack cluster, IPv4 and IPv6; the ladder and the
-//! matrix of a healthy Service; TLS of the API server, beside a Secret; a pod's control group. Then the symptoms that clients know,
-//! each injected and told by its class.
+//! matrix of a healthy Service; TLS of the API server, beside a Secret; a pod's control group; scrapes as of blackbox_exporter. Then
+//! the symptoms that clients know, each injected and told by its class.
 
 mod certificate;
 mod entrance;
 mod group;
+mod scrape;
 
 use std::time::Duration;
 
@@ -27,8 +28,10 @@ pub(super) const SUBJECT: Subject = Subject {
 /// kube-proxy programs an address that is new within a second or two.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// A Service of both families with a node port.
-const BOTH_FAMILIES: &str = r#"{"spec": {"type": "NodePort", "ipFamilyPolicy": "PreferDualStack"}}"#;
+/// A Service of both families with a node port, and addresses that nobody has: kube-proxy translates them on each node.
+const BOTH_FAMILIES: &str = r#"{"spec": {"type": "NodePort", "ipFamilyPolicy": "PreferDualStack",
+    "externalIPs": ["10.255.0.80", "fd00:10:255::80"]}}"#;
+const DNS_OF_BOTH: &str = r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#;
 /// The agents may fill a link for a moment, and make sockets in a pod's control group.
 const ALLOWED: [&str; 2] = ["NETDIAG_PROBE_THROUGHPUT=true", "NETDIAG_PROBE_JOIN_CGROUP=true"];
 /// A server that answers datagrams, and one that takes bytes: `agnhost netexec` speaks UDP at this port.
@@ -50,7 +53,7 @@ struct Healthy {
     series: usize,
 }
 
-const HEALTHY: [Healthy; 12] = [
+const HEALTHY: [Healthy; 13] = [
     Healthy { words: &["tcp", "-c", "12"], to: "service/shop/web:80", series: 2 },
     Healthy { words: &["tcp", "--source-port", "61777", "-c", "1"], to: "pod/shop/web-2:8080", series: 2 },
     Healthy { words: &["http", "--path", "/healthz"], to: "service/shop/web:80", series: 2 },
@@ -58,6 +61,7 @@ const HEALTHY: [Healthy; 12] = [
     Healthy { words: &["dns"], to: "service/shop/web", series: 1 },
     // As a program asks, by the Service's address, and by its only replica.
     Healthy { words: &["dns", "--server", "each", "--family", "ipv4"], to: "web.shop.svc.cluster.local", series: 3 },
+    Healthy { words: &["dns", "--server", "each", "--family", "ipv6"], to: "web.shop.svc.cluster.local", series: 3 },
     Healthy { words: &["udp", "--payload", "hostname", "--datagrams", "1"], to: "service/shop/udp:8081", series: 2 },
     Healthy { words: &["icmp", "-c", "5", "--interval", "20ms"], to: "pod/shop/web-2", series: 2 },
     // There and back, in both families.
@@ -77,6 +81,7 @@ fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
 fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     super::deploy_world(cluster)?;
     cluster.kubectl(&["-n", "shop", "patch", "service", "web", "--patch", BOTH_FAMILIES])?;
+    cluster.kubectl(&["-n", "kube-system", "patch", "service", "kube-dns", "--patch", DNS_OF_BOTH])?;
     cluster.apply(UDP)?;
     let installed = super::install_on_n1(cluster)?;
     let set = ["-n", "netdiag-system", "set", "env", "daemonset/netdiag-node"];
@@ -103,6 +108,7 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     wrong.extend(entrance::fake_gateway(cluster, &installed)?);
     wrong.extend(certificate::compared(cluster, &installed)?);
     wrong.extend(group::joined(cluster, &installed)?);
+    wrong.extend(scrape::scraped(cluster)?);
     wrong.extend(matrix(cluster, &installed)?);
     wrong.extend(symptoms::run(cluster, &installed).context("symptoms")?);
     Ok(wrong)
@@ -173,7 +179,7 @@ fn ladder(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
             own.filter(|climbed| climbed["tally"]["failed"] == 0).count()
         };
         let rungs = ladder["rungs"].as_array().map_or(&[][..], Vec::as_slice);
-        for name in ["own_listener", "pod_ip", "cluster_ip", "name", "node_port"] {
+        for name in ["own_listener", "pod_ip", "cluster_ip", "name", "node_port", "external_ip"] {
             let rung = rungs.iter().find(|rung| rung["rung"] == name);
             if rung.is_none_or(|rung| holding(rung) == 0) {
                 wrong.push(format!("rung {name} of {} does not hold: {ladder}", ladder["family"]));
