@@ -34,6 +34,7 @@ const FILES: &[(&str, &str)] = &[
     // Before the faults of n1's kube-proxy: they cut the server's watches there, and for up to half a minute afterwards it
     // knows of no change of an object.
     ("cluster_dns_has_no_endpoints", include_str!("cases/cluster_dns_has_no_endpoints.yaml")),
+    ("cluster_domain_not_served", include_str!("cases/cluster_domain_not_served.yaml")),
     ("kube_proxy_sync_fails", include_str!("cases/kube_proxy_sync_fails.yaml")),
     ("kube_proxy_rules_stale", include_str!("cases/kube_proxy_rules_stale.yaml")),
     ("kube_proxy_stopped", include_str!("cases/kube_proxy_stopped.yaml")),
