@@ -72,6 +72,8 @@ pub(crate) fn prepare(purpose: Purpose) -> Result<()> {
                 package("ipset", "/usr/sbin/ipset"),
                 package("iproute2", "/usr/bin/ip"),
                 package("procps", "/usr/sbin/sysctl"),
+                // A case starts its systemd-networkd.
+                package("systemd", "/usr/lib/systemd/systemd-networkd"),
                 // The dynamic busybox has the same files apart from this one, and does not run in an image.
                 package("busybox-static", "/usr/share/doc/busybox-static"),
             ])

@@ -59,6 +59,7 @@ const FILES: &[(&str, &str)] = &[
     ("pod_range_overlaps_network", include_str!("cases/pod_range_overlaps_network.yaml")),
     ("pod_network_route_missing", include_str!("cases/pod_network_route_missing.yaml")),
     ("routing_rule_missing", include_str!("cases/routing_rule_missing.yaml")),
+    ("networkd_removed_routes", include_str!("cases/networkd_removed_routes.yaml")),
     ("neighbour_unresolved", include_str!("cases/neighbour_unresolved.yaml")),
     ("path_mtu_black_hole", include_str!("cases/path_mtu_black_hole.yaml")),
     ("pods_lost_between_nodes", include_str!("cases/pods_lost_between_nodes.yaml")),
