@@ -81,6 +81,7 @@ const FILES: &[(&str, &str)] = &[
     ("egress_policy_blocks_dns", include_str!("cases/egress_policy_blocks_dns.yaml")),
     ("policy_port_of_service", include_str!("cases/policy_port_of_service.yaml")),
     ("policy_and_or", include_str!("cases/policy_and_or.yaml")),
+    ("policy_map_lacks_entry", include_str!("cases/policy_map_lacks_entry.yaml")),
 ];
 
 #[derive(Debug, Clone, Deserialize)]
