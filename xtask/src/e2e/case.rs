@@ -75,6 +75,7 @@ const FILES: &[(&str, &str)] = &[
     ("overlay_port_blocked", include_str!("cases/overlay_port_blocked.yaml")),
     ("overlay_ends_differ", include_str!("cases/overlay_ends_differ.yaml")),
     ("overlay_lost_between_nodes", include_str!("cases/overlay_lost_between_nodes.yaml")),
+    ("checksums_arrive_wrong", include_str!("cases/checksums_arrive_wrong.yaml")),
     ("egress_not_masqueraded", include_str!("cases/egress_not_masqueraded.yaml")),
     ("healthy_on_overlay", include_str!("cases/healthy_on_overlay.yaml")),
     ("policy_denies_path", include_str!("cases/policy_denies_path.yaml")),
