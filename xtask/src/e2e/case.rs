@@ -13,6 +13,7 @@ const FILES: &[(&str, &str)] = &[
     ("service_has_no_ready_endpoints", include_str!("cases/service_has_no_ready_endpoints.yaml")),
     ("service_port_not_defined", include_str!("cases/service_port_not_defined.yaml")),
     ("headless_port_not_translated", include_str!("cases/headless_port_not_translated.yaml")),
+    ("address_families_differ", include_str!("cases/address_families_differ.yaml")),
     (
         "internal_traffic_policy_has_no_local_endpoint",
         include_str!("cases/internal_traffic_policy_has_no_local_endpoint.yaml"),
