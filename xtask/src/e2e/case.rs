@@ -11,6 +11,7 @@ use crate::cluster::{Cni, ProxyMode};
 const FILES: &[(&str, &str)] = &[
     ("service_selects_no_pods", include_str!("cases/service_selects_no_pods.yaml")),
     ("service_has_no_ready_endpoints", include_str!("cases/service_has_no_ready_endpoints.yaml")),
+    ("cni_agent_not_ready", include_str!("cases/cni_agent_not_ready.yaml")),
     ("service_port_not_defined", include_str!("cases/service_port_not_defined.yaml")),
     ("headless_port_not_translated", include_str!("cases/headless_port_not_translated.yaml")),
     ("address_families_differ", include_str!("cases/address_families_differ.yaml")),
