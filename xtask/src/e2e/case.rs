@@ -33,6 +33,7 @@ const FILES: &[(&str, &str)] = &[
     ("listener_bound_to_loopback", include_str!("cases/listener_bound_to_loopback.yaml")),
     ("listen_queue_overflows", include_str!("cases/listen_queue_overflows.yaml")),
     ("listen_queue_overflows_in_zone", include_str!("cases/listen_queue_overflows_in_zone.yaml")),
+    ("server_cpu_throttled", include_str!("cases/server_cpu_throttled.yaml")),
     // Before the faults of n1's kube-proxy: they cut the server's watches there, and for up to half a minute afterwards it
     // knows of no change of an object.
     ("cluster_dns_has_no_endpoints", include_str!("cases/cluster_dns_has_no_endpoints.yaml")),
@@ -99,7 +100,7 @@ pub(super) struct Case {
     /// Who connects the pods in the cluster this case needs.
     #[serde(default = "ptp")]
     pub(super) cni: Cni,
-    /// A variant of another case: run when named or with `--extra`.
+    /// A variant of another case, or one that takes long: run when named or with `--extra`, and never asked with a view taken away.
     #[serde(default)]
     pub(super) extra: bool,
     pub(super) ask: Ask,

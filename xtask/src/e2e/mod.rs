@@ -64,7 +64,7 @@ pub(crate) struct Arguments {
     /// All cases in both modes.
     #[arg(long)]
     all: bool,
-    /// Also the variants of cases that run by name only.
+    /// Also the variants and long cases that run by name only.
     #[arg(long)]
     extra: bool,
     /// Leave the last cluster up, for looking around.
