@@ -35,7 +35,7 @@ pub struct Link {
     /// Index of the other end of a veth or netkit pair, in its own namespace.
     #[serde(default)]
     pub peer_index: Option<u32>,
-    /// Bridge or bond this link is enslaved to.
+    /// Bridge, bond or VRF this link is enslaved to.
     #[serde(default)]
     pub master_index: Option<u32>,
     /// Only of bridges.
@@ -44,6 +44,12 @@ pub struct Link {
     /// Only of links that are ports of a bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge_port: Option<BridgePort>,
+    /// Only of VLAN devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<Vlan>,
+    /// Only of VRFs: the routing table of what arrives on their ports (`IFLA_VRF_TABLE`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vrf_table: Option<u32>,
     /// Only of tunnels whose parameters rtnetlink tells: VXLAN, Geneve, IPIP, SIT, GRE. WireGuard's peers are not among them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<Tunnel>,
@@ -115,10 +121,56 @@ pub struct Bridge {
     pub promiscuous: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What decides which frames a bridge takes from this port, and which it hands to it (`IFLA_BRPORT_*` of linux/if_link.h;
+/// `br_handle_frame` and `should_deliver` in `net/bridge`, Linux 6.18). None for what the kernel, or an agent of before, does not
+/// tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BridgePort {
     /// A packet may leave by the port that it came in by (`BR_HAIRPIN_MODE`; `should_deliver` in `net/bridge/br_forward.c`).
     pub hairpin: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<PortState>,
+    /// Nothing that came in by it leaves by another isolated port (`br_skb_isolated`, Linux 4.18).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolated: Option<bool>,
+    /// A message of a spanning tree turns it off (`BR_BPDU_GUARD`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<bool>,
+    /// Where a frame came from is where answers go to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning: Option<bool>,
+    /// It gets frames to addresses that the forwarding database does not have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unicast_flood: Option<bool>,
+    /// The bridge answers ARP and neighbour discovery itself, where it can, and floods less of it here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neigh_suppress: Option<bool>,
+    /// Only senders that the forwarding database has here are let in (Linux 5.18).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked: Option<bool>,
+}
+
+/// `BR_STATE_*` of linux/if_bridge.h. Only a port that is forwarding takes packets in and lets them out, unless the bridge keeps a
+/// state for each VLAN (`mst_enabled`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortState {
+    Disabled,
+    Listening,
+    Learning,
+    Forwarding,
+    Blocking,
+}
+
+/// The tag of a VLAN device's frames (`IFLA_VLAN_ID`, `IFLA_VLAN_PROTOCOL`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vlan {
+    pub id: u16,
+    /// EtherType of the tag: 0x8100 of 802.1Q, 0x88a8 of 802.1ad.
+    pub protocol: u16,
+    /// The device that carries the tagged frames; none when it is in another namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lower_index: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,5 +253,78 @@ impl Network {
             .iter()
             .filter(|route| matches!(route.table, 254 | 255) && route.destination.contains(&address))
             .max_by_key(|route| (route.table, route.destination.prefix_len(), std::cmp::Reverse(route.metric)))
+    }
+}
+
+impl BridgePort {
+    /// What is otherwise than a new port that works has it: `blocking, hairpin, isolated, learning off`; empty for nothing.
+    pub fn words(self) -> String {
+        let state = self.state.filter(|state| *state != PortState::Forwarding).map(PortState::word);
+        let flags = [
+            (self.hairpin, "hairpin"),
+            (self.isolated == Some(true), "isolated"),
+            (self.guard == Some(true), "guard"),
+            (self.learning == Some(false), "learning off"),
+            (self.unicast_flood == Some(false), "flood off"),
+            (self.neigh_suppress == Some(true), "neigh_suppress"),
+            (self.locked == Some(true), "locked"),
+        ];
+        let flags = flags.into_iter().filter(|(is_told, _)| *is_told).map(|(_, word)| word);
+        state.into_iter().chain(flags).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl PortState {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Listening => "listening",
+            Self::Learning => "learning",
+            Self::Forwarding => "forwarding",
+            Self::Blocking => "blocking",
+        }
+    }
+}
+
+impl Vlan {
+    /// `VLAN 100`, or `VLAN 100 (802.1ad)` where the tag is not the usual one.
+    pub fn words(self) -> String {
+        match self.protocol {
+            0x8100 => format!("VLAN {}", self.id),
+            0x88a8 => format!("VLAN {} (802.1ad)", self.id),
+            other => format!("VLAN {} (tag {other:#06x})", self.id),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_tells_what_is_not_as_usual() {
+        let usual = BridgePort { state: Some(PortState::Forwarding), learning: Some(true), ..BridgePort::default() };
+        assert_eq!(usual.words(), "");
+        let odd = BridgePort {
+            state: Some(PortState::Blocking),
+            hairpin: true,
+            isolated: Some(true),
+            unicast_flood: Some(false),
+            ..usual
+        };
+        assert_eq!(odd.words(), "blocking, hairpin, isolated, flood off");
+    }
+
+    #[test]
+    fn a_port_as_agents_of_before_tell_it_says_nothing_more() {
+        let port: BridgePort = serde_json::from_str(r#"{"hairpin": true}"#).unwrap();
+        assert_eq!((port.isolated, port.state, port.words()), (None, None, "hairpin".to_owned()));
+    }
+
+    #[test]
+    fn a_vlan_names_its_tag_where_it_is_not_the_usual_one() {
+        let vlan = |protocol| Vlan { id: 100, protocol, lower_index: None }.words();
+        assert_eq!([vlan(0x8100), vlan(0x88a8)], ["VLAN 100", "VLAN 100 (802.1ad)"]);
+        assert_eq!(vlan(0x9100), "VLAN 100 (tag 0x9100)");
     }
 }

@@ -6,6 +6,7 @@ mod neighbour;
 mod route;
 mod rule;
 mod tunnel;
+mod upper;
 
 use std::net::IpAddr;
 
@@ -61,7 +62,7 @@ pub(crate) fn read() -> Result<Network, ReadError> {
 /// A link and the namespace its other end is in.
 pub(crate) struct FoundLink {
     pub(crate) link: Link,
-    /// The peer's namespace, as this namespace numbers it (`ip netns list-id`); none when the peer is in this one.
+    /// The namespace of the peer or of the device below, as this one numbers it (`ip netns list-id`); none when it is this one.
     pub(crate) peer_netns_id: Option<u32>,
 }
 
@@ -104,6 +105,8 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
         master_index: None,
         bridge: None,
         bridge_port: None,
+        vlan: None,
+        vrf_table: None,
         tunnel: None,
     };
     let mut promiscuity = 0;
@@ -121,6 +124,8 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
                 link.kind = name.map(|(_, name)| string(name)).unwrap_or_default();
                 (link.bridge, link.bridge_port) = (bridge::bridge(value), bridge::port(value));
                 link.tunnel = tunnel::tunnel(&link.kind, value);
+                link.vlan = upper::vlan(&link.kind, value);
+                link.vrf_table = upper::vrf_table(&link.kind, value);
             }
             IFLA_LINK_NETNSID => peer_netns_id = int(value, 0),
             _ => {}
@@ -128,6 +133,9 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
     }
     if let Some(bridge) = &mut link.bridge {
         bridge.promiscuous = promiscuity > 0;
+    }
+    if let Some(vlan) = &mut link.vlan {
+        vlan.lower_index = lower.filter(|_| peer_netns_id.is_none());
     }
     // For other kinds (VLAN, macvlan, tunnels) IFLA_LINK is the device below, not another end.
     if matches!(&*link.kind, "veth" | "netkit") {

@@ -1,6 +1,6 @@
 //! Parsers on bytes the kernel wrote, and one reading of this machine's loopback.
 
-use netdiag_common::observation::network::RouteKind;
+use netdiag_common::observation::network::{PortState, RouteKind, Vlan};
 
 use super::*;
 
@@ -183,12 +183,46 @@ fn this_machine_has_a_loopback() {
     assert!(network.routes.iter().any(|route| route.kind == RouteKind::Local && route.table == 255));
 }
 
+/// `struct ifinfomsg` of link 5 and its attributes.
+fn link_message(list: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut bytes = vec![0, 0, 1, 0];
+    bytes.extend(5u32.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(attribute_bytes(list));
+    bytes
+}
+
+/// `IFLA_LINKINFO` of a kind with these settings.
+fn link_info(kind: &[u8], settings: &[(u16, &[u8])]) -> Vec<u8> {
+    attribute_bytes(&[(libc::IFLA_INFO_KIND, kind), (libc::IFLA_INFO_DATA, &attribute_bytes(settings))])
+}
+
 #[test]
-fn a_bridge_and_its_ports_tell_how_they_forward() {
-    let script =
-        "ip link add br0 type bridge nf_call_iptables 1; ip link set br0 promisc on; ip link add a type veth peer b;
-                  ip link set a master br0; ip link set b master br0; ip link set a type bridge_slave hairpin on";
-    // A namespace of its own, which ends with the thread.
+fn a_vlan_tells_its_tag_and_the_device_below() {
+    // As the kernel lists `ip link add link eth0 name v100 type vlan id 100 protocol 802.1ad`.
+    let info = link_info(b"vlan", &[(5, &0x88a8u16.to_be_bytes()), (1, &100u16.to_ne_bytes()), (2, &[1, 0, 0, 0])]);
+    let lower = 2u32.to_ne_bytes();
+    let vlan = |list: &[(u16, &[u8])]| parse_link(&link_message(list)).unwrap().link.vlan;
+    let here = vlan(&[(libc::IFLA_LINK, &lower), (libc::IFLA_LINKINFO, &info)]);
+    assert_eq!(here, Some(Vlan { id: 100, protocol: 0x88a8, lower_index: Some(2) }));
+    // In another namespace its index means nothing here.
+    let there = vlan(&[(libc::IFLA_LINKINFO, &info), (libc::IFLA_LINK, &lower), (IFLA_LINK_NETNSID, &[0; 4])]);
+    assert_eq!(there.unwrap().lower_index, None);
+    assert_eq!(vlan(&[(libc::IFLA_LINKINFO, &link_info(b"macvlan", &[(1, &4u32.to_ne_bytes())]))]), None);
+}
+
+#[test]
+fn a_vrf_tells_its_table() {
+    let table = |kind: &[u8]| {
+        let info = link_info(kind, &[(1, &1_000u32.to_ne_bytes())]);
+        parse_link(&link_message(&[(libc::IFLA_LINKINFO, &info)])).unwrap().link.vrf_table
+    };
+    assert_eq!((table(b"vrf\0"), table(b"vlan\0")), (Some(1_000), None));
+}
+
+/// What is read in a namespace that this script makes. None, said loudly, when this machine cannot have it.
+fn read_behind(test: &str, script: &'static str) -> Option<Network> {
+    // It ends with the thread.
     let read = std::thread::spawn(move || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).map_err(|errno| errno.to_string())?;
         let output =
@@ -198,13 +232,16 @@ fn a_bridge_and_its_ports_tell_how_they_forward() {
         }
         Ok(read().unwrap())
     });
-    let network = match read.join().unwrap() {
-        Ok(network) => network,
-        Err(reason) => {
-            eprintln!("netdiag-skip: a_bridge_and_its_ports_tell_how_they_forward: {reason}");
-            return;
-        }
-    };
+    read.join().unwrap().map_err(|reason| eprintln!("netdiag-skip: {test}: {reason}")).ok()
+}
+
+#[test]
+fn a_bridge_and_its_ports_tell_how_they_forward() {
+    let script =
+        "ip link add br0 type bridge nf_call_iptables 1; ip link set br0 promisc on; ip link add a type veth peer b;
+                  ip link set a master br0; ip link set b master br0; ip link set a type bridge_slave hairpin on
+                  ip link set b type bridge_slave isolated on guard on learning off flood off neigh_suppress on";
+    let Some(network) = read_behind("a_bridge_and_its_ports_tell_how_they_forward", script) else { return };
     let link = |name: &str| network.links.iter().find(|link| link.name == name).unwrap();
     let bridge = link("br0").bridge.unwrap();
     assert_eq!((bridge.nf_call_iptables, bridge.nf_call_ip6tables), (Some(true), Some(false)));
@@ -212,4 +249,30 @@ fn a_bridge_and_its_ports_tell_how_they_forward() {
     let hairpin = |name: &str| link(name).bridge_port.map(|port| port.hairpin);
     assert_eq!((hairpin("a"), hairpin("b"), hairpin("lo")), (Some(true), Some(false), None));
     assert_eq!((link("a").master_index, link("a").bridge), (Some(link("br0").index), None));
+    let [a, b] = ["a", "b"].map(|name| link(name).bridge_port.unwrap());
+    // Nothing is up.
+    assert_eq!((a.state, b.state), (Some(PortState::Disabled), Some(PortState::Disabled)));
+    assert_eq!((a.isolated, a.guard, a.neigh_suppress), (Some(false), Some(false), Some(false)));
+    assert_eq!((b.isolated, b.guard, b.neigh_suppress), (Some(true), Some(true), Some(true)));
+    assert_eq!((a.learning, a.unicast_flood), (Some(true), Some(true)));
+    assert_eq!((b.learning, b.unicast_flood), (Some(false), Some(false)));
+    assert_eq!(b.words(), "disabled, isolated, guard, learning off, flood off, neigh_suppress");
+}
+
+#[test]
+fn a_vlan_device_is_read_from_the_kernel() {
+    let script = "ip link add a type veth peer b; ip link add link a name a.100 type vlan id 100";
+    let Some(network) = read_behind("a_vlan_device_is_read_from_the_kernel", script) else { return };
+    let link = |name: &str| network.links.iter().find(|link| link.name == name).unwrap();
+    assert_eq!(link("a.100").vlan, Some(Vlan { id: 100, protocol: 0x8100, lower_index: Some(link("a").index) }));
+    assert_eq!(link("a").vlan, None);
+}
+
+#[test]
+fn a_vrf_is_read_from_the_kernel() {
+    let script = "ip link add blue type vrf table 1000; ip link add a type veth peer b; ip link set a master blue";
+    let Some(network) = read_behind("a_vrf_is_read_from_the_kernel", script) else { return };
+    let link = |name: &str| network.links.iter().find(|link| link.name == name).unwrap();
+    assert_eq!((link("blue").vrf_table, link("a").vrf_table), (Some(1_000), None));
+    assert_eq!(link("a").master_index, Some(link("blue").index));
 }
