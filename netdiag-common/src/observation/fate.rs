@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::listener::Process;
+use super::network::{BridgePort, Vlan};
 use super::rules::Counter;
 use super::{Owner, Protocol};
 use crate::Gap;
@@ -82,7 +83,8 @@ pub enum FateTransport {
 /// The header of a packet of IPv4 without options, in bytes.
 const IPV4_HEADER: usize = 20;
 
-/// The answer. Its rules and interfaces are those that [`Fate::outcome`] names.
+/// The answer. Its rules and interfaces are those that [`Fate::outcome`] names, and interfaces beside those: the master of a port,
+/// the device below a VLAN, the port behind which a neighbour is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fate {
     /// nf_tables generation id while all of this was read.
@@ -96,6 +98,9 @@ pub struct Fate {
     /// Who takes what is delivered; only for paths of TCP and UDP that end so, and of which the destination port is known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deliveries: Vec<FateDelivery>,
+    /// Who on the link is given what is sent; only for paths that end on a link where addresses are resolved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub neighbours: Vec<FateNeighbour>,
     /// What of the words could not be read; what was not evaluated is with each path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unseen: Vec<Gap>,
@@ -123,6 +128,26 @@ pub struct FateSocket {
     pub process: Option<Process>,
 }
 
+/// The kernel's entry for the next hop of a path (ARP of RFC 826, neighbour discovery of RFC 4861), as it is now. It ends no path:
+/// whatever its state, the kernel asks for the address when it has to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FateNeighbour {
+    /// Number of the path in [`Outcome::paths`].
+    pub path: usize,
+    pub interface: u32,
+    /// The router, or the destination itself.
+    pub address: IpAddr,
+    /// As [`Neighbour::state`](super::network::Neighbour::state); none without an entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Of a bridge: the port that its forwarding database has this Ethernet address behind; none where it has it behind none, or
+    /// behind several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u32>,
+}
+
 /// A rule on the way, in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FateRule {
@@ -148,6 +173,12 @@ pub struct FateInterface {
     /// Bridge, bond or VRF that it is a port of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master_index: Option<u32>,
+    /// Of a port of a bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<BridgePort>,
+    /// Of a VLAN device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<Vlan>,
     /// The other end of a veth or netkit device: where what leaves here arrives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<Peer>,
@@ -241,6 +272,21 @@ impl FateSocket {
     }
 }
 
+impl FateNeighbour {
+    /// `neighbour 10.0.0.2: 02:00:00:00:00:09 (reachable)`
+    pub fn words(&self) -> String {
+        let entry = match (self.state.as_deref(), &self.mac) {
+            (Some("failed"), _) => {
+                "did not answer when it was asked last (failed), and is asked again for this packet".to_owned()
+            }
+            (Some("incomplete"), _) => "is being asked for its link address (incomplete)".to_owned(),
+            (Some(state), Some(mac)) => format!("{mac} ({state})"),
+            _ => "no entry yet, so that it will be resolved for this packet".to_owned(),
+        };
+        format!("neighbour {}: {entry}", self.address)
+    }
+}
+
 impl FateTransport {
     /// Source and destination port, as far as they are given; none of ICMP.
     pub fn ports(&self) -> (Option<u16>, Option<u16>) {
@@ -306,6 +352,30 @@ mod tests {
         let mut request = request(FateTransport::Udp { source_port: None, destination_port: Some(53) });
         request.destination = "fd00::1".parse().unwrap();
         assert!(request.packet(Origin::Sent, "10.0.0.1".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_neighbour_that_does_not_answer_is_told_as_one_that_is_asked_again() {
+        let neighbour = |state: Option<&str>, mac: Option<&str>| FateNeighbour {
+            path: 0,
+            interface: 2,
+            address: "10.0.0.2".parse().unwrap(),
+            state: state.map(str::to_owned),
+            mac: mac.map(str::to_owned),
+            port: None,
+        };
+        let mac = Some("02:00:00:00:00:09");
+        let unresolved = "no entry yet, so that it will be resolved for this packet";
+        for (state, mac, entry) in [
+            (Some("stale"), mac, "02:00:00:00:00:09 (stale)"),
+            (Some("incomplete"), None, "is being asked for its link address (incomplete)"),
+            (None, None, unresolved),
+            (Some("none"), None, unresolved),
+        ] {
+            assert_eq!(neighbour(state, mac).words(), format!("neighbour 10.0.0.2: {entry}"));
+        }
+        let failed = neighbour(Some("failed"), None).words();
+        assert!(failed.contains("(failed)") && failed.contains("asked again"), "{failed}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod attach;
 mod bridges;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod neighbours;
 mod policies;
 mod programs;
 mod sizes;

@@ -216,6 +216,7 @@ fn fate(request: &FateRequest, source: &str) -> Reading<Observation> {
         rules: Vec::new(),
         interfaces: Vec::new(),
         deliveries: Vec::new(),
+        neighbours: Vec::new(),
         unseen: Vec::new(),
     };
     Reading::Seen { value: Observation::Fate(Arc::new(fate)), at: READ_AT.parse().expect("a time") }

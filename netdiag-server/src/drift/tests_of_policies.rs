@@ -136,6 +136,7 @@ fn fate(request: &FateRequest, end: End, gaps: &[&str]) -> Reading<Observation> 
         rules,
         interfaces: Vec::new(),
         deliveries: Vec::new(),
+        neighbours: Vec::new(),
         unseen: Vec::new(),
     };
     Reading::Seen { value: Observation::Fate(Arc::new(fate)), at: READ_AT.parse().expect("a time") }

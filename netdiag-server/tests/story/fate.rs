@@ -93,7 +93,8 @@ impl Story<'_> {
         }
         let rules = told.map(|told| told.rules.clone()).unwrap_or_default();
         let outcome = Outcome { paths, cut: false };
-        Some(Fate { generation: None, packet, outcome, rules, interfaces, deliveries: Vec::new(), unseen: Vec::new() })
+        let (deliveries, neighbours, unseen) = (Vec::new(), Vec::new(), Vec::new());
+        Some(Fate { generation: None, packet, outcome, rules, interfaces, deliveries, neighbours, unseen })
     }
 
     fn enters(&self, need: &Need, request: &FateRequest) -> Option<(Packet, Vec<FateInterface>)> {
@@ -173,7 +174,7 @@ impl Story<'_> {
             Netns::Pod(_) => ("eth0".to_owned(), "veth".to_owned()),
         };
         let peer = peer.map(|(index, owner)| Peer { index, netns_id: Some(0), owner: Some(owner) });
-        FateInterface { index, name, kind, master_index: None, peer }
+        FateInterface { index, name, kind, master_index: None, port: None, vlan: None, peer }
     }
 
     fn link_of(&self, node: &str, uid: &str) -> Option<u32> {

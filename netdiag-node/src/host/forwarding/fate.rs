@@ -9,15 +9,15 @@ use netdiag_common::forwarding::state::{ChainKey, Route, RouteQuery};
 use netdiag_common::forwarding::{Outcome, Packet};
 use netdiag_common::observation::Owner;
 use netdiag_common::observation::fate::{
-    Fate, FateInterface, FateInterfaceKey, FateOrigin, FateRequest, FateRule, Peer,
+    Fate, FateInterface, FateInterfaceKey, FateNeighbour, FateOrigin, FateRequest, FateRule, Peer,
 };
+use netdiag_common::observation::network::Link;
 use netdiag_common::{Gap, GapReason};
 use nix::sys::socket::SockProtocol;
 
-use super::delivery;
 use super::route::Routes;
 use super::unevaluated::{self, Surroundings};
-use super::{Evaluation, evaluate};
+use super::{Evaluation, delivery, evaluate, next_hop};
 use crate::host::netlink::Netlink;
 use crate::host::{ReadError, network, nftables};
 
@@ -43,12 +43,21 @@ pub fn fate(request: &FateRequest, around: &mut Surroundings<'_>) -> Result<Fate
         comment: rule.comment,
         counter: rule.counter,
     });
-    let interfaces = interfaces(&interfaces_of(&packet, &outcome), around.owner)?;
+    let neighbours = match next_hop::neighbours(&outcome) {
+        Ok(neighbours) => neighbours,
+        Err(error) => {
+            unseen.push(unevaluated::unread("the neighbours that are given what is sent", &error));
+            Vec::new()
+        }
+    };
+    let mut interfaces = interfaces(&interfaces_of(&packet, &outcome), around.owner)?;
+    let beside = beside(&interfaces, &neighbours);
+    interfaces.extend(self::interfaces(&beside, around.owner)?);
     let input = interfaces.iter().find(|own| packet.origin == Origin::Received { interface: own.index });
     unseen.extend(input.filter(|input| input.master_index.is_some()).map(of_a_port));
     let rules = rules.chain(legacy_rules).collect();
     let (generation, deliveries) = (state.generation, Vec::new());
-    let mut fate = Fate { generation, packet, outcome, rules, interfaces, deliveries, unseen };
+    let mut fate = Fate { generation, packet, outcome, rules, interfaces, deliveries, neighbours, unseen };
     let chains = state.hooks.as_ref().map_or(&[][..], |hooks| &hooks.chains);
     unevaluated::tell(&mut fate, chains, around);
     match delivery::deliveries(&fate, around) {
@@ -70,8 +79,8 @@ pub(crate) fn interfaces(
         let netns_id = found.peer_netns_id.map(u32::cast_signed);
         let peer = found.link.peer_index.map(|index| Peer { index, netns_id, owner: owner(netns_id) });
         let network::FoundLink { link, .. } = found;
-        let (name, kind, master_index) = (link.name, link.kind, link.master_index);
-        interfaces.push(FateInterface { index: *index, name, kind, master_index, peer });
+        let Link { name, kind, master_index, bridge_port: port, vlan, .. } = link;
+        interfaces.push(FateInterface { index: *index, name, kind, master_index, port, vlan, peer });
     }
     Ok(interfaces)
 }
@@ -159,6 +168,15 @@ fn interfaces_of(packet: &Packet, outcome: &Outcome) -> BTreeSet<u32> {
         }
     }
     indexes
+}
+
+/// The masters of ports on the way, the devices below VLANs, and the ports that neighbours are behind.
+fn beside(interfaces: &[FateInterface], neighbours: &[FateNeighbour]) -> BTreeSet<u32> {
+    let masters = interfaces.iter().filter_map(|own| own.master_index);
+    let below = interfaces.iter().filter_map(|own| own.vlan?.lower_index);
+    let ports = neighbours.iter().filter_map(|neighbour| neighbour.port);
+    let is_new = |index: &u32| interfaces.iter().all(|own| own.index != *index);
+    masters.chain(below).chain(ports).filter(is_new).collect()
 }
 
 /// A bridge may hand the packet to another of its ports, or to this host as a packet of its own interface.

@@ -5,6 +5,7 @@ mod delivery;
 mod fate;
 mod filters;
 mod ipset;
+mod next_hop;
 #[cfg(test)]
 pub(crate) mod open;
 mod route;

@@ -10,10 +10,11 @@ mod upper;
 
 use std::net::IpAddr;
 
-use netdiag_common::observation::network::{Address, Link, Network};
+use netdiag_common::forwarding::packet::octets;
+use netdiag_common::observation::network::{Address, FdbEntry, Link, Network};
 use nix::sys::socket::SockProtocol;
 
-pub(crate) use neighbour::state as neighbour_state;
+pub(crate) use neighbour::{parse as parse_neighbour, state as neighbour_state};
 
 use super::ReadError;
 use super::netlink::{IPV4, IPV6, Netlink, UNSPECIFIED, address, attribute, attributes, int, short, string};
@@ -47,7 +48,7 @@ pub(crate) fn read() -> Result<Network, ReadError> {
         .collect();
     let policy_rules = netlink.dump(libc::RTM_GETRULE, &request, "list routing rules", rule::parse)?;
     let neighbours = netlink.dump(libc::RTM_GETNEIGH, &request, "list neighbours", neighbour::parse)?;
-    let forwarding = fdb::read(&mut netlink)?;
+    let forwarding = forwarding(&mut netlink)?;
     Ok(Network {
         links: capped(links, MAX_LINKS, "links", &mut left_out),
         addresses,
@@ -64,6 +65,9 @@ pub(crate) struct FoundLink {
     pub(crate) link: Link,
     /// The namespace of the peer or of the device below, as this one numbers it (`ip netns list-id`); none when it is this one.
     pub(crate) peer_netns_id: Option<u32>,
+    /// Next hops on it are asked for their link addresses (`arp_constructor`, net/ipv4/arp.c; `ndisc_constructor`,
+    /// net/ipv6/ndisc.c; Linux 6.18): it has headers, and nothing says that nobody is to be asked.
+    pub(crate) resolves: bool,
 }
 
 /// The links of the calling thread's network namespace.
@@ -90,10 +94,36 @@ pub(crate) fn link(netlink: &mut Netlink, index: u32) -> Result<Option<FoundLink
     }
 }
 
+/// What the kernel has of one host on a link; none when it has no entry (`neigh_get`, Linux 5.0).
+pub(crate) fn neighbour<T>(
+    netlink: &mut Netlink,
+    link: u32,
+    host: IpAddr,
+    decode: impl FnMut(&[u8]) -> Option<T>,
+) -> Result<Option<T>, ReadError> {
+    let mut request = vec![if host.is_ipv4() { IPV4 } else { IPV6 }, 0, 0, 0];
+    request.extend(link.to_ne_bytes());
+    request.extend([0; 4]);
+    request.extend(attribute(libc::NDA_DST, &octets(host)));
+    match netlink.get(libc::RTM_GETNEIGH, &request, "look up a neighbour", decode) {
+        Err(ReadError::Call { source, .. }) if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+            Ok(None)
+        }
+        found => found,
+    }
+}
+
+/// The forwarding databases of the calling thread's network namespace.
+pub(crate) fn forwarding(netlink: &mut Netlink) -> Result<Vec<FdbEntry>, ReadError> {
+    fdb::read(netlink)
+}
+
 /// `struct ifinfomsg` and its attributes.
 pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
-    let index = int(payload, 4)?;
+    let (hardware, index) = (short(payload, 2)?, int(payload, 4)?);
     let flags = int(payload, 8)?.cast_signed();
+    let without = libc::IFF_NOARP | libc::IFF_LOOPBACK | libc::IFF_POINTOPOINT;
+    let resolves = matches!(hardware, libc::ARPHRD_ETHER | libc::ARPHRD_INFINIBAND) && flags & without == 0;
     let mut link = Link {
         index,
         name: String::new(),
@@ -141,7 +171,7 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
     if matches!(&*link.kind, "veth" | "netkit") {
         link.peer_index = lower;
     }
-    Some(FoundLink { link, peer_netns_id })
+    Some(FoundLink { link, peer_netns_id, resolves })
 }
 
 /// `struct ifaddrmsg` and its attributes.

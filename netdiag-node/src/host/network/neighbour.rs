@@ -7,7 +7,7 @@ use netdiag_common::observation::network::Neighbour;
 use super::{address, attributes, family_name, int, short};
 
 /// `struct ndmsg` and its attributes. None for entries that stand for no host: multicast and loopback (`NUD_NOARP`), bridges.
-pub(super) fn parse(payload: &[u8]) -> Option<Neighbour> {
+pub(crate) fn parse(payload: &[u8]) -> Option<Neighbour> {
     let link_index = int(payload, 4)?;
     let state = state(payload)?;
     let mut host = None;

@@ -11,6 +11,7 @@ use crate::path::Path;
 use crate::path::filter::ServiceChains;
 use crate::trace::{Agreement, Compared, Counted, Direction, Follow, Leg, Place, Sent, Side, Trace, WayEnd};
 
+mod link;
 mod text;
 mod words;
 
@@ -241,9 +242,10 @@ fn leg(world: &World<'_>, leg: &Leg, compared: Option<Compared>, counted: Option
             Agreement::Differs => AgreementName::Differs,
             Agreement::NotTraced => AgreementName::NotTraced,
         },
-        decisions: sides
-            .iter()
-            .map(|side| words::side(&world.chains, leg, side, counted))
+        decisions: link::arrival(leg)
+            .into_iter()
+            .chain(sides.iter().map(|side| words::side(&world.chains, leg, side, counted)))
+            .chain(link::departure(leg))
             .chain(words::delivery(leg))
             .collect(),
         assumptions: leg.path().assumptions.iter().map(|assumption| words::assumption(leg, assumption)).collect(),

@@ -62,22 +62,25 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: 
 pub(super) fn delivery(leg: &Leg) -> Option<DecisionEntry> {
     let delivery = leg.fate.deliveries.iter().find(|delivery| delivery.path == leg.path)?;
     let sockets: Vec<String> = delivery.sockets.iter().map(FateSocket::words).collect();
-    let what = match &sockets[..] {
+    Some(predicted(match &sockets[..] {
         [] => "delivered: no socket takes it".to_owned(),
         [one] => format!("delivered to {one}"),
         several => format!("delivered to one of {}: {}", several.len(), several.join(", ")),
-    };
-    let (owner, object) = (String::new(), String::new());
-    Some(DecisionEntry {
+    }))
+}
+
+/// What no rule decides and no kernel traces.
+pub(super) fn predicted(what: String) -> DecisionEntry {
+    DecisionEntry {
         what,
         predicted: true,
         traced: None,
-        owner,
-        object,
+        owner: String::new(),
+        object: String::new(),
         packets: None,
         counted: None,
         expected: None,
-    })
+    }
 }
 
 /// How one attempt ended, or how many of several got through.
@@ -214,7 +217,7 @@ fn route(leg: &Leg, route: &Route) -> String {
     }
 }
 
-fn interface(leg: &Leg, index: u32) -> String {
+pub(super) fn interface(leg: &Leg, index: u32) -> String {
     match leg.fate.interfaces.iter().find(|interface| interface.index == index) {
         Some(interface) => interface.name.clone(),
         None => format!("interface {index}"),

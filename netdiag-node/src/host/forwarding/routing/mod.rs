@@ -10,13 +10,13 @@ mod tests;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 
-use netdiag_common::forwarding::packet::{Protocol, octets};
+use netdiag_common::forwarding::packet::Protocol;
 use netdiag_common::forwarding::routing::{RouteTable, RoutingRule, RoutingState, TableKey, TableRoute};
 use netdiag_common::forwarding::state::{Key, Table};
 use nix::sys::socket::SockProtocol;
 
-use super::super::ReadError;
 use super::super::netlink::{DUMP_TRIES, Ended, IPV4, IPV6, Netlink, attribute, short};
+use super::super::{ReadError, network};
 
 /// Routes of a table that is kept whole. A node has a few per pod and node; a router's table of all the Internet is a
 /// million, of which one question needs a handful.
@@ -29,7 +29,6 @@ const MAX_COVERING: usize = 4_096;
 const MAX_RULES: usize = 65_536;
 
 const RTA_TABLE: u16 = 15;
-const NDA_DST: u16 = 1;
 
 pub(super) struct Routing {
     netlink: Netlink,
@@ -99,19 +98,8 @@ impl Routing {
 
     /// `NUD_*`; 0 where the kernel has no entry.
     fn neighbour(&mut self, interface: u32, address: IpAddr) -> Result<u16, ReadError> {
-        let mut request = vec![if address.is_ipv4() { IPV4 } else { IPV6 }, 0, 0, 0];
-        request.extend(interface.to_ne_bytes());
-        request.extend([0; 4]);
-        request.extend(attribute(NDA_DST, &octets(address)));
-        match self.netlink.get(libc::RTM_GETNEIGH, &request, "look up a neighbour", |payload| short(payload, 8)) {
-            Ok(state) => Ok(state.unwrap_or(0)),
-            Err(ReadError::Call { source, .. })
-                if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) =>
-            {
-                Ok(0)
-            }
-            Err(error) => Err(error),
-        }
+        let state = network::neighbour(&mut self.netlink, interface, address, |payload| short(payload, 8))?;
+        Ok(state.unwrap_or(0))
     }
 
     /// The wanted routes of a table; none when they are more than `most`.
