@@ -131,6 +131,9 @@ pub(super) fn tell(fate: &mut Fate, chains: &[BaseChain], around: &Surroundings<
     policies(fate);
     virtual_servers(fate);
     narrow_bridges(fate);
+    if let Err(error) = bridge::keep_apart(fate) {
+        fate.unseen.push(unread("the ports of a bridge", &error));
+    }
 }
 
 fn narrow_bridges(fate: &mut Fate) {
