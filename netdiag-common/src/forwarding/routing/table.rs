@@ -32,6 +32,41 @@ pub mod action {
     pub const PROHIBIT: u8 = 8;
 }
 
+/// What a route says about who made it: `RTPROT_*` of linux/rtnetlink.h (Linux 6.18) as rt_protos of iproute2 spells them; a number
+/// for others, which each site gives as it likes.
+///
+/// Makers write what they like: Cilium's routes say `kernel`, so that networkd leaves them alone (`RTProto` in its linux_defaults).
+pub fn maker(protocol: u8) -> String {
+    let name = match protocol {
+        0 => "unspec",
+        1 => "redirect",
+        2 => "kernel",
+        3 => "boot",
+        4 => "static",
+        8 => "gated",
+        9 => "ra",
+        10 => "mrt",
+        11 => "zebra",
+        12 => "bird",
+        13 => "dnrouted",
+        14 => "xorp",
+        15 => "ntk",
+        16 => "dhcp",
+        17 => "mrouted",
+        18 => "keepalived",
+        42 => "babel",
+        84 => "ovn",
+        99 => "openr",
+        186 => "bgp",
+        187 => "isis",
+        188 => "ospf",
+        189 => "rip",
+        192 => "eigrp",
+        other => return other.to_string(),
+    };
+    name.to_owned()
+}
+
 /// `RT_TABLE_*` of linux/rtnetlink.h.
 pub const DEFAULT_TABLE: u32 = 253;
 pub const MAIN_TABLE: u32 = 254;
@@ -108,7 +143,7 @@ pub struct TableRoute {
     /// Type of service, 0 for any.
     pub service: u8,
     pub metric: u32,
-    /// `RTPROT_*`: who made it; 2 is the kernel.
+    /// `RTPROT_*`: who made it, see [`maker`]; 2 is the kernel.
     pub protocol: u8,
     /// Of routers (IPv6, RFC 4191): 0 medium, 1 high, 3 low.
     pub preference: u8,

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::super::state::{Interface, Table};
-use super::table::{action, kind};
+use super::table::{action, kind, maker};
 use super::*;
 
 fn key(table: u32) -> TableKey {
@@ -215,4 +215,11 @@ fn answers_go_over_the_wire() {
     let answers = answers(&state, &sent("10.9.0.1")).unwrap();
     let json = serde_json::to_string(&answers).unwrap();
     assert_eq!(serde_json::from_str::<Vec<Answer>>(&json).unwrap(), answers);
+}
+
+#[test]
+fn routes_say_who_made_them() {
+    let made = [2, 3, 4, 9, 11, 12, 16].map(maker);
+    assert_eq!(made, ["kernel", "boot", "static", "ra", "zebra", "bird", "dhcp"]);
+    assert_eq!(maker(80), "80");
 }

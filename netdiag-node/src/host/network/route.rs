@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use netdiag_common::forwarding::routing::table::maker;
 use netdiag_common::observation::network::{Route, RouteKind};
 
 use super::{IPV4, IPV6, address, attributes, int, short};
@@ -64,7 +65,7 @@ fn parse_message(payload: &[u8]) -> Option<Vec<Route>> {
         hops.push(single);
     }
     let destination = IpNet::new(destination, prefix_length).ok()?;
-    let protocol = protocol(*payload.get(5)?);
+    let protocol = maker(*payload.get(5)?);
     let routes = hops.into_iter().map(|hop| Route {
         destination,
         kind,
@@ -113,27 +114,4 @@ fn kind(number: u8) -> RouteKind {
         libc::RTN_THROW => RouteKind::Throw,
         _ => RouteKind::Other,
     }
-}
-
-/// `RTPROT_*` of linux/rtnetlink.h, in iproute2's spelling; the number for others.
-fn protocol(number: u8) -> String {
-    let name = match number {
-        0 => "unspec",
-        1 => "redirect",
-        2 => "kernel",
-        3 => "boot",
-        4 => "static",
-        9 => "ra",
-        11 => "zebra",
-        12 => "bird",
-        16 => "dhcp",
-        18 => "keepalived",
-        42 => "babel",
-        186 => "bgp",
-        187 => "isis",
-        188 => "ospf",
-        189 => "rip",
-        other => return other.to_string(),
-    };
-    name.to_owned()
 }

@@ -6,6 +6,7 @@ use netdiag_common::forwarding::conntrack::{State, Tuple};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::packet::Packet;
 use netdiag_common::forwarding::path::{Assumption, Decision, End, Place, Reject, Size, Tracked};
+use netdiag_common::forwarding::routing::table::maker;
 use netdiag_common::forwarding::routing::{Considered, Discard, Why};
 use netdiag_common::forwarding::state::{ChainKey, Route};
 use netdiag_common::observation::Protocol;
@@ -38,6 +39,7 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: 
         let target = jumps_to(rule.verdict);
         owner_by_names(rule.table, rule.chain, target.as_deref(), rule.comment).words().to_owned()
     });
+    let owner = owner.or_else(|| maker_of(side));
     let object = of_rule.and_then(|rule| {
         let of_service = chains.object(rule.chain).or_else(|| chains.object(&jumps_to(rule.verdict)?));
         of_service.or_else(|| part(rule.table, rule.chain))
@@ -117,6 +119,13 @@ fn rule_of(decision: &Decision) -> Option<OfRule<'_>> {
 fn rule_of_event(event: &TraceEvent) -> Option<OfRule<'_>> {
     let is_rule = event.kind == TraceKind::Rule && event.handle.is_some();
     is_rule.then_some(OfRule { table: &event.table, chain: &event.chain, verdict: &event.verdict, comment: None })
+}
+
+/// What the route says about who made it: `proto bird`.
+fn maker_of(side: &Side) -> Option<String> {
+    let (Side::Untraced(decision) | Side::Both(decision) | Side::Predicted(decision)) = side else { return None };
+    let Decision::Routed { why: Some(why), .. } = decision else { return None };
+    Some(format!("proto {}", maker(why.route.as_ref()?.protocol)))
 }
 
 fn packets(leg: &Leg, decision: &Decision) -> Option<u64> {
@@ -321,5 +330,41 @@ pub(in crate::answer) fn stopped(leg: &Leg) -> String {
         ),
         End::HopsExhausted => "at the end of its time to live".to_owned(),
         End::Unknown { by, because } => format!("not known further, because {because}, at {}", place(leg, by)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netdiag_common::forwarding::routing::TableRoute;
+    use netdiag_common::forwarding::state::Hook;
+
+    use super::*;
+
+    #[test]
+    fn a_route_says_who_made_it() {
+        let made_by = |protocol| TableRoute {
+            destination: "10.244.2.0/24".parse().unwrap(),
+            source: None,
+            kind: 1,
+            scope: 0,
+            service: 0,
+            metric: 0,
+            protocol,
+            preference: 0,
+            own: None,
+            object: None,
+            encapsulation: None,
+            mtu: None,
+            mtu_locked: false,
+            hops: Vec::new(),
+        };
+        let routed = |route: Option<TableRoute>| {
+            let why = Some(Box::new(Why { route, ..Why::default() }));
+            let route = Route::Forward { interface: 2, gateway: None, source: None };
+            Side::Untraced(Decision::Routed { hook: Hook::Forward, route, why })
+        };
+        assert_eq!(maker_of(&routed(Some(made_by(12)))).as_deref(), Some("proto bird"));
+        assert_eq!(maker_of(&routed(Some(made_by(80)))).as_deref(), Some("proto 80"));
+        assert_eq!(maker_of(&routed(None)), None);
     }
 }
