@@ -54,8 +54,8 @@ pub(super) struct Narrow {
     pub is_one_of_many: bool,
 }
 
-/// The ports of a bridge that drop what leaves by it on this path, without telling anybody (`br_dev_queue_push_xmit`). Which
-/// port it is, the bridge's own table decides, which is not read.
+/// The ports of a bridge that drop what leaves by it on this path, without telling anybody (`br_dev_queue_push_xmit`). All of them
+/// are looked at: which one it is changes with the bridge's own table.
 pub(super) fn narrow_ports(bridge: u32, way: &Way) -> Result<Vec<Narrow>, ReadError> {
     let Some(Decision::Measured { mtu, length, size, .. }) = way.decisions.last() else { return Ok(Vec::new()) };
     let longest = if *size == Size::Fits { *length } else { *mtu };
