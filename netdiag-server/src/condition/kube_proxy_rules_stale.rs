@@ -24,8 +24,9 @@ pub const CONDITION: Condition = Condition {
         means: "on one node the rules for the Service are missing, or lead to other endpoints than the EndpointSlices say",
         how_we_know: "the Service's addresses and ready endpoints are compared with the rules read from that node's \
                       kernel; kube-proxy's own health and last sync are read besides",
-        silent_when: "the EndpointSlices changed a moment ago, the Service has no endpoints at all, topology hints let \
-                      the proxy choose fewer, or nothing shows that kube-proxy serves the node (IPVS and other proxies)",
+        silent_when: "the EndpointSlices changed a moment ago, the Service has no endpoints at all, the rules lead to those \
+                      that topology hints leave for the node or to more of them, or nothing shows that kube-proxy serves \
+                      the node (IPVS and other proxies)",
         what_to_do: "restart kube-proxy on that node, and remove what deletes its rules or keeps it from the API server",
         sources: &[
             "https://kubernetes.io/docs/reference/networking/virtual-ips/",
@@ -36,6 +37,7 @@ pub const CONDITION: Condition = Condition {
     reads: &[
         Read::Kind(KindName::Services),
         Read::Kind(KindName::EndpointSlices),
+        Read::Kind(KindName::Nodes),
         Read::Topic("service_rules"),
         Read::Topic("kube_proxy"),
     ],
@@ -162,16 +164,20 @@ fn compare(
     address: IpAddr,
     node: &str,
     rules: Seen<ServiceRules>,
-    view: &View,
+    view: &mut View,
 ) -> Node {
     let wanted = wanted(view.cluster(), service, port, address, node);
+    // Which endpoints hints leave depends on the node's zone.
+    if wanted.hinted && matches!(view.nodes(), Look::Dark) {
+        return Node::Dark;
+    }
     let newest = wanted.changed_at.max(service.metadata.changed_at);
     if newest.is_some_and(|changed| is_settling(changed, rules.at, view.now())) {
         return Node::Silent("the Service or its EndpointSlices changed less than 10 s before the rules were read");
     }
     let socket = SocketAddr::new(address, port.port);
     let protocol = port.protocol.0;
-    let all = wanted.endpoints.len();
+    let all = wanted.unhinted.len();
     let rule = rules.value.find(address, protocol, port.port);
     let (breaks, what, text) = match rule.map(|rule| &rule.action) {
         None if !rules.value.undecoded.is_empty() => return Node::Dark,
@@ -192,12 +198,14 @@ fn compare(
         }
         Some(ServiceAction::Endpoints(have)) => {
             let have: BTreeSet<Endpoint> = have.iter().cloned().collect();
-            let extra = list(have.difference(&wanted.endpoints));
-            let missing = if wanted.hinted { Vec::new() } else { list(wanted.endpoints.difference(&have)) };
+            // A proxy that heeds no hints sends to more endpoints, which are the Service's as well.
+            let extra = list(have.difference(&wanted.unhinted));
+            let is_other_way = wanted.instead.contains(&have);
+            let missing = if is_other_way { Vec::new() } else { list(wanted.endpoints.difference(&have)) };
             if extra.is_empty() && missing.is_empty() {
                 return Node::Right;
             }
-            let breaks = have.is_disjoint(&wanted.endpoints);
+            let breaks = have.is_disjoint(&wanted.unhinted);
             let what = differences(service, &format!("{socket}/{protocol}"), &extra, &missing, have.len());
             (breaks, what, format!("{socket}/{protocol} leads to {}", list(have.iter()).join(", ")))
         }

@@ -34,6 +34,7 @@ pub const CONDITION: Condition = Condition {
     reads: &[
         Read::Kind(KindName::Services),
         Read::Kind(KindName::EndpointSlices),
+        Read::Kind(KindName::Nodes),
         Read::Topic("service_rules"),
         Read::Topic("kube_proxy"),
     ],

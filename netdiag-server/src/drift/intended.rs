@@ -9,7 +9,7 @@ use netdiag_common::observation::Protocol;
 
 use crate::evidence::Cluster;
 use crate::evidence::object::{EndpointSlice, Service, ServicePort};
-use crate::path::forwarding::{Traffic, Wanted, is_proxied, wanted_of};
+use crate::path::forwarding::{Site, Traffic, Wanted, is_proxied, wanted_of};
 
 /// Where connections come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,10 +57,11 @@ impl<'c> Slices<'c> {
 
 /// Everything that should lead somewhere on this node.
 pub(super) fn intended(cluster: &Cluster, slices: &Slices<'_>, node: &str) -> BTreeMap<Entrance, Intention> {
+    let site = Site::of(cluster, node);
     let mut all = BTreeMap::new();
     for service in cluster.services.iter().filter(|service| is_proxied(service)) {
         for port in &service.spec.ports {
-            for (entrance, intention) in of_port(service, port, slices.of_service(service), node) {
+            for (entrance, intention) in of_port(service, port, slices.of_service(service), site) {
                 // Two Services may claim one external address; kube-proxy lets one of them win.
                 all.entry(entrance).or_insert(intention);
             }
@@ -69,14 +70,19 @@ pub(super) fn intended(cluster: &Cluster, slices: &Slices<'_>, node: &str) -> BT
     all
 }
 
-fn of_port(service: &Service, port: &ServicePort, slices: &[&EndpointSlice], node: &str) -> Vec<(Entrance, Intention)> {
+fn of_port(
+    service: &Service,
+    port: &ServicePort,
+    slices: &[&EndpointSlice],
+    site: Site<'_>,
+) -> Vec<(Entrance, Intention)> {
     let mut found = Vec::new();
     let own = service.cluster_ips();
     let external: Vec<IpAddr> = service.listed_external_ips().collect();
     let balanced: Vec<IpAddr> = service.load_balancer_ips().collect();
     let protocol = port.protocol.0;
     let intention = |ipv4: bool, traffic: Traffic, sources: Option<BTreeSet<IpNet>>| {
-        let wanted = wanted_of(slices.iter().copied(), service, port, ipv4, node, traffic);
+        let wanted = wanted_of(slices.iter().copied(), service, port, ipv4, site, traffic);
         let changed_at = wanted.changed_at.max(service.metadata.changed_at);
         let sticky = service.spec.session_affinity == "ClientIP";
         Intention { service: full_name(service, port), wanted, sticky, sources, changed_at }

@@ -216,6 +216,8 @@ fn gap(node: &str, what: &str, why: String, remedy: &str) -> Gap {
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_of_hints;
+#[cfg(test)]
 mod tests_of_pods;
 #[cfg(test)]
 mod tests_of_policies;

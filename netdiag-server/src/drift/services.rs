@@ -14,6 +14,10 @@ use super::{Difference, Kind};
 /// A change younger than this when the rules were read may not have reached them, as for `kube_proxy_rules_stale`.
 pub(super) const SETTLE_S: f64 = 10.0;
 
+/// Since Kubernetes 1.34 hints for nodes are heeded by themselves; what kube-proxy there is told about it is not read.
+const WITHOUT_NODES: &str = "they lead to the endpoints that a kube-proxy takes that heeds no hints for nodes (before \
+                             Kubernetes 1.34, or without its gate PreferSameTrafficDistribution)";
+
 /// What the comparison of one node's rules brought.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
@@ -132,12 +136,14 @@ fn one(
         return;
     }
     if !leads_right(intention, have.action, rules.proxier) {
-        compared.differences.push(difference(Kind::Endpoints, expected, found, have.chain));
-        return;
+        if !leads_instead(intention, have.action) {
+            compared.differences.push(difference(Kind::Endpoints, expected, found, have.chain));
+            return;
+        }
+        *compared.unknown.entry(WITHOUT_NODES).or_default() += 1;
     }
-    let ServiceAction::Endpoints(endpoints) = have.action else { return };
-    if intention.wanted.hinted && endpoints.len() < intention.wanted.endpoints.len() {
-        *compared.unknown.entry("topology hints may be why they lead to fewer endpoints").or_default() += 1;
+    if !matches!(have.action, ServiceAction::Endpoints(_)) {
+        return;
     }
     match have.terms {
         None => *compared.unknown.entry("session affinity and source ranges could not be decoded").or_default() += 1,
@@ -165,15 +171,21 @@ fn one(
 fn leads_right(intention: &Intention, action: &ServiceAction, proxier: Proxier) -> bool {
     let wanted = &intention.wanted;
     match action {
-        ServiceAction::Endpoints(have) => {
-            let have: BTreeSet<&Endpoint> = have.iter().collect();
-            let none_else = have.iter().all(|endpoint| wanted.endpoints.contains(*endpoint));
-            !have.is_empty() && none_else && (wanted.hinted || have.len() == wanted.endpoints.len())
-        }
+        ServiceAction::Endpoints(have) => !have.is_empty() && are(have, &wanted.endpoints),
         // IPVS refuses wherever a virtual server has no real one.
         ServiceAction::Reject => wanted.endpoints.is_empty() && (!wanted.anywhere || proxier == Proxier::Ipvs),
         ServiceAction::Drop => wanted.endpoints.is_empty() && wanted.anywhere,
     }
+}
+
+/// Where they would be right if the proxy heeded no hints for nodes.
+fn leads_instead(intention: &Intention, action: &ServiceAction) -> bool {
+    let ServiceAction::Endpoints(have) = action else { return false };
+    intention.wanted.instead.iter().any(|wanted| are(have, wanted))
+}
+
+fn are(have: &[Endpoint], wanted: &BTreeSet<Endpoint>) -> bool {
+    have.iter().collect::<BTreeSet<_>>().into_iter().eq(wanted)
 }
 
 fn expected(intention: &Intention) -> String {

@@ -53,7 +53,7 @@ fn objects(changed: &str) -> Vec<Value> {
     ]
 }
 
-fn to(endpoints: &[&str]) -> Value {
+pub(super) fn to(endpoints: &[&str]) -> Value {
     let list: Vec<Value> = endpoints.iter().map(|address| json!({"address": address, "port": 8080})).collect();
     json!({"endpoints": list})
 }
@@ -98,19 +98,26 @@ fn drift_since(rules: &Value, routes: &[&str], changed: &str) -> NodeDrift {
 }
 
 fn drift_beside(proxy: &Value, rules: &Value, routes: &[&str], changed: &str) -> NodeDrift {
-    let mut cluster = Cluster::default();
-    for object in objects(changed) {
-        parse::add(&mut cluster, object).expect("an object");
-    }
-    let readings = Readings::from([
+    drift_in(objects(changed), &readings(proxy, rules, routes))
+}
+
+fn readings(proxy: &Value, rules: &Value, routes: &[&str]) -> Readings {
+    Readings::from([
         (Need::host("n1", Topic::ServiceRules), seen("service_rules", rules)),
         (Need::host("n1", Topic::Network), seen("network", &network(routes))),
         (Need::host("n2", Topic::Network), seen("network", &network(&["10.244.1.0/24"]))),
         (Need::host("n1", Topic::KubeProxy), seen("kube_proxy", proxy)),
         (Need::host("n1", Topic::Flows), Reading::Absent { at: READ_AT.parse().expect("a time") }),
-    ]);
+    ])
+}
+
+pub(super) fn drift_in(objects: Vec<Value>, readings: &Readings) -> NodeDrift {
+    let mut cluster = Cluster::default();
+    for object in objects {
+        parse::add(&mut cluster, object).expect("an object");
+    }
     let now = "2026-01-01T12:00:01Z".parse().expect("a time");
-    compare(Arc::new(cluster), &["n1".to_owned()], &readings, now).nodes.remove(0)
+    compare(Arc::new(cluster), &["n1".to_owned()], readings, now).nodes.remove(0)
 }
 
 fn drift_of(rules: &Value) -> NodeDrift {

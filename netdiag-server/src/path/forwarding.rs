@@ -16,13 +16,45 @@ use crate::evidence::object::{
 pub struct Wanted {
     /// Empty when connections are to be refused or dropped.
     pub endpoints: BTreeSet<Endpoint>,
+    /// What a proxy may choose from instead: hints for nodes may be switched off there, or the node's zone is not known here.
+    pub instead: Vec<BTreeSet<Endpoint>>,
+    /// What it would choose from without hints.
+    pub unhinted: BTreeSet<Endpoint>,
     /// Some node has an endpoint that could be used: without one connections are refused, otherwise dropped.
     pub anywhere: bool,
-    /// Zone or node hints let a proxy choose fewer (topology-aware routing).
+    /// Endpoints have hints, so that it depends on the node and its zone which ones are chosen (topology-aware routing).
     pub hinted: bool,
     /// The newest change of the Service's slices.
     pub changed_at: Option<Timestamp>,
 }
+
+/// Whose proxy it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Site<'a> {
+    pub node: &'a str,
+    /// Empty for a node without one, none when the API has no such node.
+    pub zone: Option<&'a str>,
+}
+
+impl<'a> Site<'a> {
+    pub fn of(cluster: &'a Cluster, node: &'a str) -> Self {
+        Self { node, zone: cluster.nodes.get("", node).map(|found| found.zone()) }
+    }
+}
+
+/// Which endpoints come into question.
+#[derive(Clone, Copy)]
+enum Reach<'a> {
+    /// Of all nodes, whoever asks.
+    All,
+    /// Of one node alone.
+    On(&'a str),
+    /// Of all nodes, as hints leave them for this one.
+    From(Site<'a>),
+}
+
+/// Ready endpoints, with what their slices hint.
+type Ready<'s> = BTreeMap<Endpoint, Option<&'s EndpointHints>>;
 
 /// Whether the Service is kube-proxy's business at all.
 pub fn is_proxied(service: &Service) -> bool {
@@ -46,7 +78,7 @@ pub fn wanted(cluster: &Cluster, service: &Service, port: &ServicePort, address:
     let is_own = service.cluster_ips().contains(&address);
     let traffic = if is_own { Traffic::Internal } else { Traffic::External };
     let slices = cluster.slices_of(service).map(AsRef::as_ref);
-    wanted_of(slices, service, port, address.is_ipv4(), node, traffic)
+    wanted_of(slices, service, port, address.is_ipv4(), Site::of(cluster, node), traffic)
 }
 
 /// The same of slices that were found before.
@@ -55,14 +87,15 @@ pub fn wanted_of<'s>(
     service: &Service,
     port: &ServicePort,
     ipv4: bool,
-    node: &str,
+    site: Site<'_>,
     traffic: Traffic,
 ) -> Wanted {
     let policy = match traffic {
         Traffic::Internal => &service.spec.internal_traffic_policy,
         Traffic::External => &service.spec.external_traffic_policy,
     };
-    endpoints_of(slices, port, ipv4, (policy == "Local").then_some(node))
+    let reach = if policy == "Local" { Reach::On(site.node) } else { Reach::From(site) };
+    endpoints_of(slices, port, ipv4, reach)
 }
 
 /// The endpoints of a Service's port, of all nodes or of one.
@@ -73,42 +106,59 @@ pub fn endpoints(
     like: IpAddr,
     only_on: Option<&str>,
 ) -> Wanted {
-    endpoints_of(cluster.slices_of(service).map(AsRef::as_ref), port, like.is_ipv4(), only_on)
+    let reach = only_on.map_or(Reach::All, Reach::On);
+    endpoints_of(cluster.slices_of(service).map(AsRef::as_ref), port, like.is_ipv4(), reach)
 }
 
-/// kube-proxy takes the ready endpoints, and when there is none those that still serve while they terminate
-/// (`pkg/proxy/topology.go`, `CategorizeEndpoints`). A traffic policy `Local` looks at those of one node alone.
+/// kube-proxy takes the ready endpoints that hints leave for its node, and when there is no ready one those that still serve while
+/// they terminate (`pkg/proxy/topology.go`, `CategorizeEndpoints`, Kubernetes 1.31 to 1.36). A traffic policy `Local` looks at those
+/// of one node alone, whatever their hints.
 fn endpoints_of<'s>(
     slices: impl IntoIterator<Item = &'s EndpointSlice>,
     port: &ServicePort,
     ipv4: bool,
-    only_on: Option<&str>,
+    reach: Reach<'_>,
 ) -> Wanted {
     let mut found = Wanted::default();
-    let (mut ready, mut serving) = (BTreeSet::new(), BTreeSet::new());
+    let (mut ready, mut serving) = (Ready::new(), BTreeSet::new());
     for slice in slices {
         found.changed_at = found.changed_at.max(slice.metadata.changed_at);
         let Some(number) = number_of(slice, port) else { continue };
         for endpoint in &slice.endpoints {
-            let is_within_reach = only_on.is_none_or(|node| endpoint.node_name == node);
-            found.hinted |= is_within_reach && endpoint.hints.is_some();
+            let is_within_reach = match reach {
+                Reach::On(node) => endpoint.node_name == node,
+                Reach::All | Reach::From(_) => true,
+            };
             let conditions = &endpoint.conditions;
             let is_ready = conditions.ready.unwrap_or(true);
-            let set = if is_ready {
-                &mut ready
-            } else if conditions.terminating == Some(true) && conditions.serving.unwrap_or(is_ready) {
-                &mut serving
-            } else {
+            if !is_ready && !(conditions.terminating == Some(true) && conditions.serving.unwrap_or(is_ready)) {
                 continue;
-            };
-            let mut usable = addresses(endpoint, ipv4).map(|address| Endpoint { address, port: number }).peekable();
-            found.anywhere |= usable.peek().is_some();
-            if is_within_reach {
-                set.extend(usable);
+            }
+            for address in addresses(endpoint, ipv4) {
+                found.anywhere = true;
+                let own = Endpoint { address, port: number };
+                if is_within_reach && is_ready {
+                    ready.insert(own, endpoint.hints.as_ref());
+                } else if is_within_reach {
+                    serving.insert(own);
+                }
             }
         }
     }
-    found.endpoints = if ready.is_empty() { serving } else { ready };
+    found.unhinted = if ready.is_empty() { serving } else { ready.keys().cloned().collect() };
+    let Reach::From(site) = reach else {
+        found.endpoints.clone_from(&found.unhinted);
+        return found;
+    };
+    found.hinted = ready.values().any(Option::is_some);
+    let Hinted { by_node, by_zone } = hinted(&ready, site);
+    let mut without_nodes: Vec<BTreeSet<Endpoint>> = by_zone.into_iter().map(|kept| kept.endpoints).collect();
+    if without_nodes.is_empty() || site.zone.is_none() {
+        without_nodes.insert(0, found.unhinted.clone());
+    }
+    let mut ways = by_node.map(|kept| kept.endpoints).into_iter().chain(without_nodes);
+    found.endpoints = ways.next().unwrap_or_default();
+    found.instead = ways.filter(|way| *way != found.endpoints).collect();
     found
 }
 
@@ -131,11 +181,34 @@ pub struct Kept {
     pub left_out: BTreeSet<Endpoint>,
 }
 
+/// What hints leave for one node. Hints for nodes come first where they are heeded.
+struct Hinted {
+    /// Heeded by itself since Kubernetes 1.34 (`PreferSameTrafficDistribution`).
+    by_node: Option<Kept>,
+    /// At most one where the node's zone is known, else one for each zone that it may be in.
+    by_zone: Vec<Kept>,
+}
+
 /// kube-proxy keeps to the ready endpoints that are hinted for its node, or else for its zone, where every ready endpoint has
-/// such a hint and one is for it (`pkg/proxy/topology.go`, `topologyModeFromHints`). Both ways where both would do: hints for
-/// nodes may be switched off, so that only the node's rules tell which one it went. None where hints leave nothing out.
+/// such a hint and one is for it (`pkg/proxy/topology.go`, `topologyModeFromHints`, Kubernetes 1.33 to 1.36; before, for zones alone,
+/// `canUseTopology`). Where neither holds it takes all.
+fn hinted(ready: &Ready<'_>, site: Site<'_>) -> Hinted {
+    let for_zone = |zone: &str| kept(ready, "zone", zone, |hints| &hints.for_zones);
+    let by_zone = match site.zone {
+        Some(zone) => for_zone(zone).into_iter().collect(),
+        None => {
+            let listed = ready.values().flatten().flat_map(|hints| &hints.for_zones);
+            let zones: BTreeSet<&str> = listed.map(|zone| zone.name.as_str()).collect();
+            zones.into_iter().filter_map(for_zone).collect()
+        }
+    };
+    Hinted { by_node: kept(ready, "node", site.node, |hints| &hints.for_nodes), by_zone }
+}
+
+/// What hints leave for one node, where they leave something out. Both ways where both would do: hints for nodes may be switched
+/// off, so that only the node's rules tell which one it went.
 pub fn kept_by_hints(cluster: &Cluster, service: &Service, port: &ServicePort, like: IpAddr, node: &Node) -> Vec<Kept> {
-    let mut ready: BTreeMap<Endpoint, Option<&EndpointHints>> = BTreeMap::new();
+    let mut ready = Ready::new();
     for slice in cluster.slices_of(service) {
         let Some(number) = number_of(slice, port) else { continue };
         for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready.unwrap_or(true)) {
@@ -144,17 +217,11 @@ pub fn kept_by_hints(cluster: &Cluster, service: &Service, port: &ServicePort, l
             ready.extend(of_family.map(|address| (Endpoint { address, port: number }, hints)));
         }
     }
-    let by_node = kept(&ready, "node", &node.metadata.name, |hints| &hints.for_nodes);
-    let by_zone = kept(&ready, "zone", node.zone(), |hints| &hints.for_zones);
-    by_node.into_iter().chain(by_zone).collect()
+    let Hinted { by_node, by_zone } = hinted(&ready, Site { node: &node.metadata.name, zone: Some(node.zone()) });
+    by_node.into_iter().chain(by_zone).filter(|kept| !kept.left_out.is_empty()).collect()
 }
 
-fn kept(
-    ready: &BTreeMap<Endpoint, Option<&EndpointHints>>,
-    kind: &str,
-    name: &str,
-    list: fn(&EndpointHints) -> &Vec<HintedFor>,
-) -> Option<Kept> {
+fn kept(ready: &Ready<'_>, kind: &str, name: &str, list: fn(&EndpointHints) -> &Vec<HintedFor>) -> Option<Kept> {
     let (mut endpoints, mut left_out) = (BTreeSet::new(), BTreeSet::new());
     for (endpoint, hints) in ready {
         let hinted = list((*hints)?);
@@ -164,8 +231,7 @@ fn kept(
         let set = if hinted.iter().any(|hint| hint.name == name) { &mut endpoints } else { &mut left_out };
         set.insert(endpoint.clone());
     }
-    let divides = !endpoints.is_empty() && !left_out.is_empty();
-    divides.then(|| Kept { whose: format!("{kind} {name}"), endpoints, left_out })
+    (!endpoints.is_empty()).then(|| Kept { whose: format!("{kind} {name}"), endpoints, left_out })
 }
 
 /// The number that a slice has for the Service's port of the same name and protocol (EndpointSlice API).
