@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use netdiag_common::observation::Protocol;
+use netdiag_common::observation::service_rules::Proxier;
 
 use crate::evidence::Cluster;
 use crate::evidence::object::{EndpointSlice, Service, ServicePort};
-use crate::path::forwarding::{Site, Traffic, Wanted, is_proxied, wanted_of};
+use crate::path::forwarding::{Site, Traffic, Wanted, is_proxied, wanted_by_ipvs, wanted_of};
 
 /// Where connections come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,12 +57,17 @@ impl<'c> Slices<'c> {
 }
 
 /// Everything that should lead somewhere on this node.
-pub(super) fn intended(cluster: &Cluster, slices: &Slices<'_>, node: &str) -> BTreeMap<Entrance, Intention> {
+pub(super) fn intended(
+    cluster: &Cluster,
+    slices: &Slices<'_>,
+    node: &str,
+    proxier: Proxier,
+) -> BTreeMap<Entrance, Intention> {
     let site = Site::of(cluster, node);
     let mut all = BTreeMap::new();
     for service in cluster.services.iter().filter(|service| is_proxied(service)) {
         for port in &service.spec.ports {
-            for (entrance, intention) in of_port(service, port, slices.of_service(service), site) {
+            for (entrance, intention) in of_port(service, port, slices.of_service(service), site, proxier) {
                 // Two Services may claim one external address; kube-proxy lets one of them win.
                 all.entry(entrance).or_insert(intention);
             }
@@ -75,6 +81,7 @@ fn of_port(
     port: &ServicePort,
     slices: &[&EndpointSlice],
     site: Site<'_>,
+    proxier: Proxier,
 ) -> Vec<(Entrance, Intention)> {
     let mut found = Vec::new();
     let own = service.cluster_ips();
@@ -82,7 +89,10 @@ fn of_port(
     let balanced: Vec<IpAddr> = service.load_balancer_ips().collect();
     let protocol = port.protocol.0;
     let intention = |ipv4: bool, traffic: Traffic, sources: Option<BTreeSet<IpNet>>| {
-        let wanted = wanted_of(slices.iter().copied(), service, port, ipv4, site, traffic);
+        let wanted = match proxier {
+            Proxier::Ipvs => wanted_by_ipvs(slices, service, port, ipv4, site, traffic),
+            _ => wanted_of(slices.iter().copied(), service, port, ipv4, site, traffic),
+        };
         let changed_at = wanted.changed_at.max(service.metadata.changed_at);
         let sticky = service.spec.session_affinity == "ClientIP";
         Intention { service: full_name(service, port), wanted, sticky, sources, changed_at }

@@ -73,7 +73,7 @@ fn with_rules(
         Some(true) => {}
         Some(false) => drift.differences.push(unmasqueraded(rules.proxier)),
     }
-    let compared = services::compare(&intended(cluster, slices, &node), rules, read_at, now);
+    let compared = services::compare(&intended(cluster, slices, &node, rules.proxier), rules, read_at, now);
     drift.compared = compared.entrances;
     drift.settling = compared.settling;
     drift.differences.extend(compared.differences);

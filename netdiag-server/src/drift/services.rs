@@ -18,6 +18,10 @@ pub(super) const SETTLE_S: f64 = 10.0;
 const WITHOUT_NODES: &str = "they lead to the endpoints that a kube-proxy takes that heeds no hints for nodes (before \
                              Kubernetes 1.34, or without its gate PreferSameTrafficDistribution)";
 
+/// `pkg/proxy/ipvs/ipset.go`
+const IN_IPSETS: &str = "source ranges are in the ipsets KUBE-LOAD-BALANCER-FW and KUBE-LOAD-BALANCER-SOURCE-CIDR in IPVS \
+                         mode (for IPv6 KUBE-6-…), which are not listed";
+
 /// What the comparison of one node's rules brought.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
@@ -155,10 +159,7 @@ fn one(
             }
             if rules.proxier == Proxier::Ipvs {
                 if intention.sources.is_some() {
-                    *compared
-                        .unknown
-                        .entry("source ranges are in ipsets in IPVS mode, which are not read")
-                        .or_default() += 1;
+                    *compared.unknown.entry(IN_IPSETS).or_default() += 1;
                 }
             } else if !same_sources(entrance, intention.sources.as_ref(), terms.sources.as_ref()) {
                 let (expected, found) = (sources(intention.sources.as_ref()), sources(terms.sources.as_ref()));

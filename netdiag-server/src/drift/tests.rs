@@ -222,17 +222,21 @@ fn two_modes_and_unhooked_chains_are_about_the_whole_node() {
 }
 
 #[test]
-fn virtual_servers_of_ipvs_refuse_where_rules_drop() {
+fn virtual_servers_of_ipvs_lead_to_other_nodes_where_rules_drop() {
     let mut rules = rules();
     rules["proxier"] = json!("ipvs");
-    rules["node_ports"][1]["action"] = json!("reject");
+    rules["node_ports"][1]["action"] = to(&["10.244.2.3"]);
+    rules["node_ports"][1]["terms"] = json!({"sticky": false});
     rules["entries"][2]["terms"] = json!({"sticky": true});
     for entry in rules["entries"].as_array_mut().expect("a list") {
         entry["service"] = Value::Null;
     }
     let drift = drift_of(&rules);
     assert_eq!(drift.differences, []);
-    assert!(drift.gaps[0].why.contains("source ranges are in ipsets"), "{:?}", drift.gaps);
+    assert!(drift.gaps[0].why.contains("ipsets KUBE-LOAD-BALANCER-FW"), "{:?}", drift.gaps);
+    rules["node_ports"][1]["action"] = json!("reject");
+    assert_eq!(drift_of(&rules).differences[0].kind, Kind::Endpoints);
+    rules["node_ports"][1]["action"] = to(&["10.244.2.3"]);
     rules["entries"][0]["action"] = to(&["10.244.1.2"]);
     let differences = drift_of(&rules).differences;
     assert_eq!((differences.len(), differences[0].rule.as_str()), (1, "virtual servers of IPVS"));

@@ -98,6 +98,26 @@ pub fn wanted_of<'s>(
     endpoints_of(slices, port, ipv4, reach)
 }
 
+/// The same in IPVS mode: where a policy `Local` finds no endpoint on the node, a virtual server leads to those of other nodes, for
+/// the node's own pods (`syncEndpoint` of `pkg/proxy/ipvs/proxier.go`, since Kubernetes 1.21). A Service that is for pods alone has
+/// none then (`UsesClusterEndpoints` of `pkg/proxy/serviceport.go`).
+pub fn wanted_by_ipvs(
+    slices: &[&EndpointSlice],
+    service: &Service,
+    port: &ServicePort,
+    ipv4: bool,
+    site: Site<'_>,
+    traffic: Traffic,
+) -> Wanted {
+    let own = wanted_of(slices.iter().copied(), service, port, ipv4, site, traffic);
+    let is_for_others = port.node_port != 0 || service.external_ips().any(|address| address.is_ipv4() == ipv4);
+    let is_for_pods_alone = service.spec.internal_traffic_policy == "Local" && !is_for_others;
+    if !own.endpoints.is_empty() || is_for_pods_alone {
+        return own;
+    }
+    endpoints_of(slices.iter().copied(), port, ipv4, Reach::From(site))
+}
+
 /// The endpoints of a Service's port, of all nodes or of one.
 pub fn endpoints(
     cluster: &Cluster,
