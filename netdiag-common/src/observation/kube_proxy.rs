@@ -33,6 +33,8 @@ pub struct KubeProxy {
 pub struct KubeProxySettings {
     /// On which of the node's addresses node ports are: networks, or `primary`. Empty for what the mode takes by itself.
     pub node_port_addresses: Vec<String>,
+    /// The address that it takes for the node's own instead of the one that the API has; unspecified or empty for none.
+    pub bind_address: String,
     /// How it tells traffic of the cluster's own pods: `ClusterCIDR`, `NodeCIDR`, `BridgeInterface`, `InterfaceNamePrefix`; empty for
     /// what it takes by itself.
     pub detect_local_mode: String,

@@ -30,6 +30,25 @@ pub struct ServiceRules {
     /// and where rules were left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub masquerades: Option<bool>,
+    /// On which addresses node ports are, for each family that has rules; none from an agent that does not look, and in IPVS mode,
+    /// where each virtual server has an address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port_addresses: Option<Vec<NodePortAddresses>>,
+}
+
+/// Whose packets of one family get to the rules of node ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePortAddresses {
+    pub ipv6: bool,
+    pub on: OwnAddresses,
+}
+
+/// Of the node's own addresses.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OwnAddresses {
+    All,
+    Only(BTreeSet<IpAddr>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -125,6 +125,7 @@ pub(super) mod tests {
             node_ports: None,
             others: None,
             masquerades: None,
+            node_port_addresses: None,
         }
     }
 

@@ -138,9 +138,11 @@ fn parse_settings(text: &str) -> Option<KubeProxySettings> {
         Some(listed) => listed.split(',').map(|net| net.trim().to_owned()).filter(|net| !net.is_empty()).collect(),
         None => texts(below("detectLocal", "clusterCIDRs")),
     };
+    let text = |key: &str| named(own, key).and_then(Value::as_str).unwrap_or_default().to_owned();
     Some(KubeProxySettings {
         node_port_addresses: texts(named(own, "nodePortAddresses")),
-        detect_local_mode: named(own, "detectLocalMode").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        bind_address: text("bindAddress"),
+        detect_local_mode: text("detectLocalMode"),
         cluster_cidrs,
         masquerade_all: ["iptables", "nftables", "linux"].iter().any(|section| is_on(section, "masqueradeAll")),
         strict_arp: is_on("ipvs", "strictARP"),
@@ -234,16 +236,17 @@ mod tests {
     fn settings_are_read_as_every_version_tells_them() {
         let expected = KubeProxySettings {
             node_port_addresses: vec!["10.0.0.0/8".into()],
+            bind_address: "0.0.0.0".into(),
             detect_local_mode: "ClusterCIDR".into(),
             cluster_cidrs: vec!["10.244.0.0/16".into(), "fd00:244::/56".into()],
             masquerade_all: true,
             strict_arp: true,
         };
         let written = r#"{"kubeproxy.config.k8s.io": {"kind": "KubeProxyConfiguration", "nodePortAddresses": ["10.0.0.0/8"],
-            "clusterCIDR": "10.244.0.0/16,fd00:244::/56", "detectLocalMode": "ClusterCIDR",
+            "bindAddress": "0.0.0.0", "clusterCIDR": "10.244.0.0/16,fd00:244::/56", "detectLocalMode": "ClusterCIDR",
             "iptables": {"masqueradeAll": false}, "nftables": {"masqueradeAll": true}, "ipvs": {"strictARP": true}}}"#;
-        let kept = r#"{"kubeproxy.config.k8s.io": {"NodePortAddresses": ["10.0.0.0/8"], "DetectLocalMode": "ClusterCIDR",
-            "DetectLocal": {"ClusterCIDRs": ["10.244.0.0/16", "fd00:244::/56"]},
+        let kept = r#"{"kubeproxy.config.k8s.io": {"NodePortAddresses": ["10.0.0.0/8"], "BindAddress": "0.0.0.0",
+            "DetectLocalMode": "ClusterCIDR", "DetectLocal": {"ClusterCIDRs": ["10.244.0.0/16", "fd00:244::/56"]},
             "Linux": {"MasqueradeAll": true}, "IPVS": {"StrictARP": true}}}"#;
         for text in [written, kept] {
             assert_eq!(parse_settings(text), Some(expected.clone()), "{text}");

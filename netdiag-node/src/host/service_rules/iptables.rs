@@ -7,7 +7,9 @@ use std::collections::{BTreeSet, HashMap};
 use ipnet::IpNet;
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::rules::{Backend, Chain, Hook, Match, Rule, Ruleset, Table, Verdict};
-use netdiag_common::observation::service_rules::{Endpoint, Proxier, ServiceAction, Terms};
+use netdiag_common::observation::service_rules::{
+    Endpoint, NodePortAddresses, OwnAddresses, Proxier, ServiceAction, Terms,
+};
 
 use super::{Found, Key, NodePort, Reached, Way, chains_of, proxier_of};
 use crate::host::rules::RawRules;
@@ -63,6 +65,7 @@ pub(super) fn decode(raw: &RawRules, found: &mut Found) -> Option<Backend> {
             found.unhooked |= services.rules.is_empty() || !is_hooked(nat);
             let chains = chains_of(nat);
             found.unmasqueraded |= !masquerades(nat, &chains);
+            found.node_port_addresses.push(NodePortAddresses { ipv6: family == "ip6", on: taken(services) });
             decode_nat(services, &chains, found);
             if let Some(node_ports) = chains.get(NODE_PORTS) {
                 decode_node_ports(node_ports, family == "ip6", &chains, found);
@@ -128,6 +131,24 @@ fn decode_node_ports(list: &Chain, ipv6: bool, chains: &HashMap<&str, &Chain>, f
             Err(why) => found.undecoded(|| why),
         }
     }
+}
+
+/// Which addresses' packets KUBE-SERVICES sends on to node ports, at its end: those of single ones, or of all that are the node's
+/// (`-m addrtype --dst-type LOCAL`), where loopback may be excepted.
+fn taken(services: &Chain) -> OwnAddresses {
+    let mut taken = BTreeSet::new();
+    for rule in &services.rules {
+        if !matches!(&rule.verdict, Verdict::Jump { chain } if chain == NODE_PORTS) {
+            continue;
+        }
+        let single = rule.matches.iter().find_map(|found| match found {
+            Match::Destination { nets, negated: false } => Some(nets),
+            _ => None,
+        });
+        let Some(nets) = single else { return OwnAddresses::All };
+        taken.extend(nets.iter().map(IpNet::addr));
+    }
+    OwnAddresses::Only(taken)
 }
 
 /// What a packet meets in a chain; none when it meets no endpoint.

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::rules::{Backend, Chain, Table};
 use netdiag_common::observation::service_rules::{
-    Endpoint, NodePortRule, Proxier, ServiceAction, ServiceRule, ServiceRules, Terms,
+    Endpoint, NodePortAddresses, NodePortRule, Proxier, ServiceAction, ServiceRule, ServiceRules, Terms,
 };
 
 use super::ReadError;
@@ -42,6 +42,7 @@ fn decode_ipvs(virtual_servers: &ipvs::Raw, raw: &RawRules) -> ServiceRules {
         node_ports: Some(found.node_ports.into_values().collect()),
         others: Some(iptables::with_endpoints(raw)),
         masquerades: None,
+        node_port_addresses: None,
     }
 }
 
@@ -67,6 +68,7 @@ pub(crate) fn decode(raw: &RawRules) -> ServiceRules {
         node_ports: Some(found.node_ports.into_values().collect()),
         others: Some(there),
         masquerades: (proxier != Proxier::None && raw.ruleset.left_out.is_empty()).then_some(!found.unmasqueraded),
+        node_port_addresses: Some(found.node_port_addresses),
     }
 }
 
@@ -114,6 +116,7 @@ struct Found {
     unhooked: bool,
     /// Some family's packets that are marked for it keep their source.
     unmasqueraded: bool,
+    node_port_addresses: Vec<NodePortAddresses>,
 }
 
 impl Found {

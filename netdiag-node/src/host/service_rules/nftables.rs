@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::rules::{Backend, Chain, Hook, Match, Rule, Table, Verdict};
-use netdiag_common::observation::service_rules::{Endpoint, ServiceAction, Terms};
+use netdiag_common::observation::service_rules::{Endpoint, NodePortAddresses, OwnAddresses, ServiceAction, Terms};
 
 use super::{Found, Key, NodePort, Reached, Way, chains_of};
 use crate::host::budget::KUBE_PROXY_TABLE;
@@ -84,10 +84,16 @@ fn leads_to(chain: &Chain, wanted: impl Fn(&str) -> bool) -> bool {
 
 fn decode_family(sets: &HashMap<&str, &Set>, chains: &HashMap<&str, &Chain>, ipv6: bool, found: &mut Found) {
     let firewalls = firewalls(sets, found);
-    let node_addresses: Vec<IpAddr> = sets
-        .get("nodeport-ips")
-        .map(|set| set.elements.iter().filter_map(|element| address(&element.key)).collect())
-        .unwrap_or_default();
+    let taken = sets.get("nodeport-ips");
+    let node_addresses: Vec<IpAddr> =
+        taken.map(|set| set.elements.iter().filter_map(|element| address(&element.key)).collect()).unwrap_or_default();
+    // kube-proxy deletes the set where it takes all of the node's addresses (`setupNFTables`, Kubernetes 1.31 to 1.36).
+    let on = taken.map_or(OwnAddresses::All, |_| OwnAddresses::Only(node_addresses.iter().copied().collect()));
+    if taken.is_none_or(|set| set.complete) {
+        found.node_port_addresses.push(NodePortAddresses { ipv6, on });
+    } else {
+        found.undecoded(|| "set nodeport-ips was not read to its end".to_owned());
+    }
     // What has no endpoints comes first and stays: its drop or reject is what happens to a packet, whatever the chain of
     // the same address would do.
     for (map, on_node_addresses) in [

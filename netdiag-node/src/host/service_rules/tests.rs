@@ -1,6 +1,7 @@
 //! Decodes rules recorded from a real cluster (Kubernetes 1.36.3, dual-stack, one node).
 
-use netdiag_common::observation::service_rules::Endpoint;
+use netdiag_common::observation::rules::{Match, Verdict};
+use netdiag_common::observation::service_rules::{Endpoint, OwnAddresses};
 
 use super::*;
 use crate::host::budget::Budget;
@@ -91,6 +92,36 @@ fn node_ports_are_listed_in_every_mode() {
     let node = find(&rules, "172.30.77.11", Protocol::Tcp, 30080);
     assert_eq!(node, (Some("default/node".into()), endpoints(pods, 8080)));
     assert!(rules.find("172.30.77.11".parse().unwrap(), Protocol::Tcp, 30080).unwrap().node_port);
+}
+
+/// On which IPv4 addresses node ports are.
+fn node_port_addresses(raw: &RawRules) -> Option<OwnAddresses> {
+    let all = decode(raw).node_port_addresses.expect("they are always looked for");
+    all.into_iter().find(|addresses| !addresses.ipv6).map(|addresses| addresses.on)
+}
+
+#[test]
+fn addresses_of_node_ports_are_seen_in_every_mode() {
+    let one = || OwnAddresses::Only(["172.30.77.11".parse().unwrap()].into());
+    for (mut raw, proxier) in every_mode() {
+        // nftables mode takes the node's primary address by itself, the others take all.
+        let is_nftables = proxier == Proxier::Nftables;
+        let by_itself = if is_nftables { one() } else { OwnAddresses::All };
+        assert_eq!(node_port_addresses(&raw), Some(by_itself), "{proxier:?}");
+        if is_nftables {
+            raw.sets.retain(|set| set.name != "nodeport-ips");
+            assert_eq!(node_port_addresses(&raw), Some(OwnAddresses::All));
+            continue;
+        }
+        let chains = raw.ruleset.tables.iter_mut().flat_map(|table| &mut table.chains);
+        for rule in chains.filter(|chain| chain.name == "KUBE-SERVICES").flat_map(|chain| &mut chain.rules) {
+            if matches!(&rule.verdict, Verdict::Jump { chain } if chain == "KUBE-NODEPORTS") {
+                let nets = vec!["172.30.77.11/32".parse().unwrap()];
+                rule.matches = vec![Match::Destination { nets, negated: false }];
+            }
+        }
+        assert_eq!(node_port_addresses(&raw), Some(one()), "{proxier:?}");
+    }
 }
 
 #[test]
