@@ -1,6 +1,6 @@
 //! Intended against programmed, for whole nodes: every port of every Service with what kube-proxy wrote for it, what is left of
-//! Services that are gone, the routes to the other nodes' pods, the links of pods, flows that outlive their rules, and what
-//! became of NetworkPolicies.
+//! Services that are gone, the addresses of node ports, the routes to the other nodes' pods, the
+//! links of pods, flows that outlive their rules, and what became of NetworkPolicies.
 
 mod bridges;
 mod flows;
@@ -8,6 +8,7 @@ mod intended;
 mod masquerade;
 mod mtu;
 mod node;
+mod node_ports;
 mod pods;
 mod policies;
 mod routes;
@@ -87,6 +88,8 @@ pub enum Kind {
     OtherService,
     Affinity,
     Sources,
+    /// Node ports are on other addresses of the node than kube-proxy is told.
+    NodePortAddresses,
     /// An entry that no Service has.
     Leftover,
     /// To the pods of another node.
@@ -217,6 +220,8 @@ fn gap(node: &str, what: &str, why: String, remedy: &str) -> Gap {
 mod tests;
 #[cfg(test)]
 mod tests_of_hints;
+#[cfg(test)]
+mod tests_of_node_ports;
 #[cfg(test)]
 mod tests_of_pods;
 #[cfg(test)]

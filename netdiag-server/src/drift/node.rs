@@ -7,7 +7,9 @@ use netdiag_common::{Gap, Need, Reading, Topic};
 
 use super::intended::{Slices, intended};
 use super::pods::{Pods, host};
-use super::{Difference, Kind, NodeDrift, Readings, bridges, flows, gap, masquerade, mtu, policies, routes, services};
+use super::{
+    Difference, Kind, NodeDrift, Readings, bridges, flows, gap, masquerade, mtu, node_ports, policies, routes, services,
+};
 use crate::evidence::Cluster;
 
 pub(super) fn compare(
@@ -25,7 +27,7 @@ pub(super) fn compare(
                 Proxier::None => without_rules(node, readings, &mut drift),
                 _ => {
                     with_rules(cluster, slices, rules, (*at, now), &mut drift);
-                    chosen_addresses(rules, readings, &mut drift);
+                    node_ports::compare(cluster, rules, readings, &mut drift);
                 }
             }
         }
@@ -89,26 +91,6 @@ fn with_rules(
             "look at them on the node with nft or iptables-save",
         ));
     }
-}
-
-/// Node ports are compared by their numbers: which addresses of the node they are on, where somebody has chosen that, is not looked at.
-fn chosen_addresses(rules: &ServiceRules, readings: &Readings, drift: &mut NodeDrift) {
-    /// What nftables mode takes by itself (`cmd/kube-proxy/app/server_linux.go`, Kubernetes 1.36).
-    const BY_ITSELF: &str = "primary";
-    let need = Need::host(&drift.node, Topic::KubeProxy);
-    let Some(Reading::Seen { value: Observation::KubeProxy(proxy), .. }) = readings.get(&need) else { return };
-    let chosen = proxy.settings.iter().flat_map(|settings| &settings.node_port_addresses);
-    let chosen: Vec<&str> = chosen.map(String::as_str).filter(|address| *address != BY_ITSELF).collect();
-    if chosen.is_empty() || rules.node_ports.as_ref().is_none_or(Vec::is_empty) {
-        return;
-    }
-    let why = format!(
-        "kube-proxy takes node ports on {} alone (nodePortAddresses), which is not compared",
-        chosen.join(", ")
-    );
-    let remedy =
-        "look on the node at what leads to the rules of node ports: set nodeport-ips, or the end of KUBE-SERVICES";
-    drift.gaps.push(gap(&drift.node, "addresses of node ports", why, remedy));
 }
 
 /// No rules at all: a fault only where kube-proxy is what serves Services.
@@ -179,7 +161,7 @@ fn name(proxier: Proxier) -> &'static str {
     }
 }
 
-fn old_agent(node: &str, what: &str) -> Gap {
+pub(super) fn old_agent(node: &str, what: &str) -> Gap {
     gap(node, what, "the agent does not say".to_owned(), "bring agents and server to the same version")
 }
 

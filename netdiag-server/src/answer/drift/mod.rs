@@ -45,7 +45,7 @@ pub enum DriftStatus {
 pub struct NodeEntry {
     pub node: String,
     pub status: DriftStatus,
-    /// `nftables`, `iptables_nft`, `iptables_legacy` or `none`; empty when the rules could not be read.
+    /// `nftables`, `iptables_nft`, `iptables_legacy`, `ipvs` or `none`; empty when the rules could not be read.
     pub proxier: String,
     /// Addresses and node ports of Service ports that were compared.
     pub compared: usize,
@@ -62,7 +62,7 @@ pub struct NodeEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DifferenceEntry {
     /// `not_hooked`, `no_rules`, `two_proxiers`, `missing`, `endpoints`, `other_service`, `affinity`, `sources`, `leftover`, `route`,
-    /// `mtu`, `hairpin`, `bridge_hooks`, `flow`, `masquerade` or `policy`.
+    /// `mtu`, `hairpin`, `bridge_hooks`, `flow`, `masquerade`, `policy` or `node_port_addresses`.
     pub kind: String,
     /// `shop/web:http`; empty for what is about the whole node.
     pub service: String,
@@ -126,6 +126,7 @@ fn kind(kind: Kind) -> &'static str {
         Kind::OtherService => "other_service",
         Kind::Affinity => "affinity",
         Kind::Sources => "sources",
+        Kind::NodePortAddresses => "node_port_addresses",
         Kind::Leftover => "leftover",
         Kind::Route => "route",
         Kind::Mtu => "mtu",

@@ -1,0 +1,174 @@
+//! On which of a node's addresses its node ports are, against what kube-proxy is told (`nodePortAddresses`). Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netdiag_common::observation::kube_proxy::KubeProxySettings;
+use netdiag_common::observation::network::Network;
+use netdiag_common::observation::service_rules::{NodePortAddresses, OwnAddresses, Proxier, ServiceRules};
+use netdiag_common::observation::{Observation, Protocol};
+use netdiag_common::{Need, Reading, Topic};
+
+use super::node::old_agent;
+use super::pods::host;
+use super::{Difference, Kind, NodeDrift, Readings, gap};
+use crate::evidence::Cluster;
+use crate::evidence::object::Node;
+
+const WHAT: &str = "addresses of node ports";
+/// The one word beside networks: the addresses that the API has for the node (`NodePortAddressesPrimary`).
+const PRIMARY: &str = "primary";
+/// On it are the addresses of Services in IPVS mode, which are no node's.
+const IPVS_DEVICE: &str = "kube-ipvs0";
+/// Addresses and ports of one difference that are named; the rest is counted.
+const MAX_NAMED: usize = 8;
+
+/// Node ports of one family, with the addresses that they are on.
+type Found = BTreeMap<OwnAddresses, Vec<(Protocol, u16)>>;
+
+pub(super) fn compare(cluster: &Cluster, rules: &ServiceRules, readings: &Readings, drift: &mut NodeDrift) {
+    let ports = rules.node_ports.as_deref().unwrap_or_default();
+    // Where no packet gets to the rules, that is said.
+    if ports.is_empty() || !rules.hooked {
+        return;
+    }
+    let settings = match readings.get(&Need::host(&drift.node, Topic::KubeProxy)) {
+        Some(Reading::Seen { value: Observation::KubeProxy(proxy), .. }) => proxy.settings.as_ref(),
+        Some(Reading::Unavailable { gap }) => return drift.gaps.push(gap.clone()),
+        _ => None,
+    };
+    let Some(settings) = settings else {
+        let why = "kube-proxy does not tell its settings there (nodePortAddresses)".to_owned();
+        let remedy = "let it answer for /configz on 127.0.0.1:10249 (metricsBindAddress)";
+        return drift.gaps.push(gap(&drift.node, WHAT, why, remedy));
+    };
+    // Without the node's addresses, what is missing is said with its routes.
+    let (Some(host), Some(node)) = (host(readings, &drift.node), cluster.nodes.get("", &drift.node)) else { return };
+    if rules.proxier != Proxier::Ipvs && rules.node_port_addresses.is_none() {
+        return drift.gaps.push(old_agent(&drift.node, WHAT));
+    }
+    let Some(nets) = nets(settings, node, rules.proxier) else {
+        let why = format!("{} is no list of networks (nodePortAddresses)", settings.node_port_addresses.join(", "));
+        return drift.gaps.push(gap(&drift.node, WHAT, why, "read the log of kube-proxy on that node"));
+    };
+    let is_unclear = !rules.undecoded.is_empty() || !host.left_out.is_empty();
+    let families: BTreeSet<bool> = ports.iter().map(|port| port.ipv6).collect();
+    for ipv6 in families {
+        let wanted = wanted(&nets, host, rules.proxier, ipv6);
+        let wrong = found(rules, ipv6).into_iter().filter(|(on, _)| *on != wanted);
+        for (on, ports) in wrong {
+            if is_unclear {
+                let why = "rules or addresses were not read to their end".to_owned();
+                let remedy = "look on the node at what leads to the rules of node ports";
+                return drift.gaps.push(gap(&drift.node, WHAT, why, remedy));
+            }
+            drift.differences.push(difference(rules.proxier, ipv6, &wanted, &on, &ports));
+        }
+    }
+}
+
+/// What it is told, or takes by itself; none where that cannot be read. nftables mode takes the primary addresses by itself
+/// (`cmd/kube-proxy/app/server_linux.go`, Kubernetes 1.31 to 1.36), and the others all.
+fn nets(settings: &KubeProxySettings, node: &Node, proxier: Proxier) -> Option<Vec<IpNet>> {
+    let listed = &settings.node_port_addresses;
+    let by_itself = listed.is_empty() && proxier == Proxier::Nftables;
+    if by_itself || listed.iter().eq([PRIMARY]) {
+        let bound = settings.bind_address.parse().ok();
+        return Some([true, false].into_iter().filter_map(|ipv4| primary(node, bound, ipv4)).collect());
+    }
+    listed.iter().map(|text| text.parse().ok()).collect()
+}
+
+/// The address that kube-proxy binds to, or else the node's first one of this family, internal ones before external ones
+/// (`detectNodeIPs` of `cmd/kube-proxy/app/server.go`, `GetNodeHostIPs` of `pkg/util/node`).
+fn primary(node: &Node, bound: Option<IpAddr>, ipv4: bool) -> Option<IpNet> {
+    let of_kind = |kind: &'static str| node.status.addresses.iter().filter(move |listed| listed.kind == kind);
+    let listed = of_kind("InternalIP").chain(of_kind("ExternalIP")).filter_map(|listed| listed.address.parse().ok());
+    let bound = bound.filter(|address: &IpAddr| !address.is_unspecified());
+    let own = bound.into_iter().chain(listed).find(|address| address.is_ipv4() == ipv4);
+    own.filter(|address| !address.is_loopback()).map(IpNet::from)
+}
+
+/// The node's addresses in these networks; all where none of the family is named (`pkg/proxy/util/nodeport_addresses.go`).
+fn wanted(nets: &[IpNet], host: &Network, proxier: Proxier, ipv6: bool) -> OwnAddresses {
+    let nets: Vec<&IpNet> = nets.iter().filter(|net| net.addr().is_ipv6() == ipv6).collect();
+    let is_all = nets.is_empty() || nets.iter().any(|net| net.prefix_len() == 0);
+    if is_all && proxier != Proxier::Ipvs {
+        return OwnAddresses::All;
+    }
+    let of_services = host.links.iter().find(|link| link.name == IPVS_DEVICE).map(|link| link.index);
+    let of_services = host.addresses.iter().filter(|own| Some(own.link_index) == of_services);
+    let of_services: BTreeSet<IpAddr> = of_services.map(|own| own.address).collect();
+    let own = host.addresses.iter().map(|own| own.address).filter(|own| own.is_ipv6() == ipv6);
+    let own = own.filter(|own| !own.is_loopback() && !of_services.contains(own));
+    // `isValidForSet` of `pkg/proxy/ipvs/netlink_linux.go`
+    let is_linked = |own: &IpAddr| matches!(own, IpAddr::V6(own) if own.is_unicast_link_local());
+    let is_in = |own: &IpAddr| if is_all { !is_linked(own) } else { nets.iter().any(|net| net.contains(own)) };
+    OwnAddresses::Only(own.filter(is_in).collect())
+}
+
+/// Loopback is left out: whether node ports are there, too, is another setting of kube-proxy (`localhostNodePorts`).
+fn found(rules: &ServiceRules, ipv6: bool) -> Found {
+    let mut found = Found::new();
+    let ports = rules.node_ports.iter().flatten().filter(|port| port.ipv6 == ipv6);
+    if rules.proxier != Proxier::Ipvs {
+        let on = rules.node_port_addresses.iter().flatten().find(|addresses| addresses.ipv6 == ipv6);
+        let on = match on.map(|NodePortAddresses { on, .. }| on) {
+            Some(OwnAddresses::All) => OwnAddresses::All,
+            Some(OwnAddresses::Only(taken)) => {
+                OwnAddresses::Only(taken.iter().copied().filter(|address| !address.is_loopback()).collect())
+            }
+            None => OwnAddresses::Only(BTreeSet::new()),
+        };
+        found.insert(on, ports.map(|port| (port.protocol, port.port)).collect());
+        return found;
+    }
+    let mut taken: BTreeMap<(Protocol, u16), BTreeSet<IpAddr>> = BTreeMap::new();
+    for server in rules.entries.iter().filter(|server| server.node_port && server.address.is_ipv6() == ipv6) {
+        taken.entry((server.protocol, server.port)).or_default().insert(server.address);
+    }
+    for port in ports {
+        let key = (port.protocol, port.port);
+        found.entry(OwnAddresses::Only(taken.remove(&key).unwrap_or_default())).or_default().push(key);
+    }
+    found
+}
+
+fn difference(
+    proxier: Proxier,
+    ipv6: bool,
+    wanted: &OwnAddresses,
+    on: &OwnAddresses,
+    ports: &[(Protocol, u16)],
+) -> Difference {
+    let family = if ipv6 { "ip6" } else { "ip" };
+    let ports = list(ports.iter().map(|(protocol, port)| format!("{port}/{protocol}")));
+    Difference {
+        kind: Kind::NodePortAddresses,
+        service: String::new(),
+        entrance: None,
+        expected: format!("{} node ports on {}", if ipv6 { "IPv6" } else { "IPv4" }, words(wanted)),
+        found: format!("{ports} on {}", words(on)),
+        rule: match proxier {
+            Proxier::Nftables => format!("set nodeport-ips of table {family} kube-proxy"),
+            Proxier::Ipvs => "virtual servers of IPVS".to_owned(),
+            _ => format!("end of chain KUBE-SERVICES of table {family} nat"),
+        },
+    }
+}
+
+fn words(on: &OwnAddresses) -> String {
+    match on {
+        OwnAddresses::All => "all addresses of the node".to_owned(),
+        OwnAddresses::Only(none) if none.is_empty() => "no address of the node".to_owned(),
+        OwnAddresses::Only(some) => list(some.iter().map(ToString::to_string)),
+    }
+}
+
+fn list(all: impl ExactSizeIterator<Item = String>) -> String {
+    let more = all.len().saturating_sub(MAX_NAMED);
+    let named: Vec<String> = all.take(MAX_NAMED).collect();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", named.join(", "))
+}

@@ -1,0 +1,118 @@
+//! On which addresses node ports are, beside what kube-proxy is told.
+
+use serde_json::{Value, json};
+
+use super::tests::{drift_in, objects, proxy, readings, rules, to};
+use super::*;
+
+pub(super) const LONG_AGO: &str = "2026-01-01T10:00:00Z";
+pub(super) const ROUTES: [&str; 1] = ["10.244.2.0/24"];
+
+/// n1 has 172.30.0.11, 10.244.1.1 and 127.0.0.1; its node ports are on these addresses.
+fn drift_of(proxier: &str, settings: &Value, on: &Value) -> NodeDrift {
+    let mut rules = rules();
+    rules["proxier"] = json!(proxier);
+    rules["node_port_addresses"][0]["on"] = on.clone();
+    let proxy = json!({"running": true, "settings": settings});
+    drift_in(objects(LONG_AGO), &readings(&proxy, &rules, &ROUTES))
+}
+
+fn listed(addresses: &[&str]) -> Value {
+    json!({"node_port_addresses": addresses})
+}
+
+fn only(addresses: &[&str]) -> Value {
+    json!({"only": addresses})
+}
+
+fn none(proxier: &str, settings: &Value, on: &Value) {
+    let drift = drift_of(proxier, settings, on);
+    assert_eq!((drift.differences, drift.gaps), (Vec::new(), Vec::new()), "{proxier} {settings} {on}");
+}
+
+fn one(proxier: &str, settings: &Value, on: &Value) -> Difference {
+    let drift = drift_of(proxier, settings, on);
+    assert_eq!((drift.differences.len(), &drift.gaps), (1, &Vec::new()), "{:?}", drift.differences);
+    assert_eq!(drift.differences[0].kind, Kind::NodePortAddresses);
+    drift.differences[0].clone()
+}
+
+#[test]
+fn nftables_takes_the_primary_address_by_itself() {
+    let primary = only(&["172.30.0.11"]);
+    let both = listed(&["172.30.0.0/16", "fd00::/8"]);
+    for settings in [json!({}), listed(&["primary"]), listed(&["172.30.0.11/32"]), both] {
+        none("nftables", &settings, &primary);
+        let found = one("nftables", &settings, &json!("all"));
+        assert_eq!(found.expected, "IPv4 node ports on 172.30.0.11");
+        assert_eq!(found.found, "30080/tcp, 30081/tcp on all addresses of the node");
+        assert_eq!(found.rule, "set nodeport-ips of table ip kube-proxy");
+    }
+    let bound = json!({"bind_address": "10.244.1.1"});
+    none("nftables", &bound, &only(&["10.244.1.1"]));
+    none("nftables", &json!({"bind_address": "0.0.0.0"}), &primary);
+}
+
+#[test]
+fn iptables_takes_all_addresses_by_itself() {
+    none("iptables_nft", &json!({}), &json!("all"));
+    let found = one("iptables_nft", &json!({}), &only(&["172.30.0.11"]));
+    assert_eq!(found.expected, "IPv4 node ports on all addresses of the node");
+    assert_eq!(found.rule, "end of chain KUBE-SERVICES of table ip nat");
+    none("iptables_legacy", &listed(&["primary"]), &only(&["172.30.0.11"]));
+    assert_eq!(one("iptables_nft", &json!({}), &only(&[])).found, "30080/tcp, 30081/tcp on no address of the node");
+}
+
+#[test]
+fn networks_are_of_one_family_each() {
+    none("nftables", &listed(&["10.0.0.0/8"]), &only(&["10.244.1.1"]));
+    let found = one("nftables", &listed(&["10.0.0.0/8"]), &only(&["172.30.0.11"]));
+    assert_eq!(found.expected, "IPv4 node ports on 10.244.1.1");
+    for all in [&["0.0.0.0/0", "10.0.0.0/8"][..], &["fd00::/8"]] {
+        none("nftables", &listed(all), &json!("all"));
+        one("nftables", &listed(all), &only(&["172.30.0.11"]));
+    }
+    none("nftables", &listed(&["203.0.113.0/24"]), &only(&[]));
+}
+
+#[test]
+fn node_ports_on_loopback_are_another_setting() {
+    let with = listed(&["127.0.0.0/8", "172.30.0.0/16"]);
+    none("iptables_nft", &with, &only(&["127.0.0.1", "172.30.0.11"]));
+    none("iptables_nft", &with, &only(&["172.30.0.11"]));
+}
+
+#[test]
+fn each_virtual_server_of_ipvs_has_an_address() {
+    let mut rules = rules();
+    rules["proxier"] = json!("ipvs");
+    rules["node_ports"][1]["action"] = to(&["10.244.2.3"]);
+    let server = |address: &str, port: u16| json!({"address": address, "protocol": "tcp", "port": port, "action": "reject", "node_port": true});
+    let entries = rules["entries"].as_array_mut().expect("a list");
+    entries.extend([server("10.244.1.1", 30080), server("172.30.0.11", 30081)]);
+    let found = drift_in(objects(LONG_AGO), &readings(&proxy(), &rules, &ROUTES)).differences;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].expected, "IPv4 node ports on 10.244.1.1, 172.30.0.11");
+    assert_eq!(found[0].found, "30081/tcp on 172.30.0.11");
+    rules["entries"].as_array_mut().expect("a list").push(server("10.244.1.1", 30081));
+    let whole = drift_in(objects(LONG_AGO), &readings(&proxy(), &rules, &ROUTES));
+    assert_eq!(whole.differences, []);
+}
+
+#[test]
+fn what_is_not_told_is_not_compared() {
+    let why = |rules: &Value, proxy: &Value| {
+        let drift = drift_in(objects(LONG_AGO), &readings(proxy, rules, &ROUTES));
+        assert_eq!(drift.differences, []);
+        let of_ports = drift.gaps.into_iter().find(|gap| gap.what == "addresses of node ports");
+        of_ports.map(|gap| gap.why).unwrap_or_default()
+    };
+    assert!(why(&rules(), &json!({"running": true})).contains("does not tell its settings"));
+    let mut old = rules();
+    old["node_port_addresses"] = Value::Null;
+    assert_eq!(why(&old, &proxy()), "the agent does not say");
+    let mut cut = rules();
+    cut["node_port_addresses"] = json!([]);
+    cut["undecoded"] = json!(["set nodeport-ips was not read to its end"]);
+    assert!(why(&cut, &proxy()).contains("not read to their end"));
+}
