@@ -1,9 +1,10 @@
 //! Intended against programmed, for whole nodes: every port of every Service with what kube-proxy wrote for it, what is left of
-//! Services that are gone, the addresses of node ports, the routes to the other nodes' pods, the
+//! Services that are gone, the addresses of node ports, who listens on health check ports, the routes to the other nodes' pods, the
 //! links of pods, flows that outlive their rules, and what became of NetworkPolicies.
 
 mod bridges;
 mod flows;
+mod health_ports;
 mod intended;
 mod masquerade;
 mod mtu;
@@ -90,6 +91,8 @@ pub enum Kind {
     Sources,
     /// Node ports are on other addresses of the node than kube-proxy is told.
     NodePortAddresses,
+    /// kube-proxy does not listen where load balancers ask for the node's endpoints.
+    HealthPort,
     /// An entry that no Service has.
     Leftover,
     /// To the pods of another node.
@@ -134,6 +137,7 @@ async fn look<S: Source>(source: &S, scope: &Scope, budget: Duration) -> Result<
     let of_host = [Topic::ServiceRules, Topic::KubeProxy, Topic::Flows, Topic::Sysctls];
     let needs = asked.iter().flat_map(|node| of_host.clone().map(|topic| Need::host(node, topic)));
     let needs = needs.chain(networks.iter().map(|node| Need::host(node, Topic::Network)));
+    let needs = needs.chain(health_ports::needs(&cluster, &asked));
     let needs = needs.chain(asked.iter().flat_map(|node| pods.needs(node))).collect();
     let deadline = Instant::now() + budget;
     let mut readings: Readings = source.gather(needs, deadline).await.into_iter().collect();
@@ -218,6 +222,8 @@ fn gap(node: &str, what: &str, why: String, remedy: &str) -> Gap {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_health_ports;
 #[cfg(test)]
 mod tests_of_hints;
 #[cfg(test)]

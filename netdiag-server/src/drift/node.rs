@@ -8,7 +8,8 @@ use netdiag_common::{Gap, Need, Reading, Topic};
 use super::intended::{Slices, intended};
 use super::pods::{Pods, host};
 use super::{
-    Difference, Kind, NodeDrift, Readings, bridges, flows, gap, masquerade, mtu, node_ports, policies, routes, services,
+    Difference, Kind, NodeDrift, Readings, bridges, flows, gap, health_ports, masquerade, mtu, node_ports, policies,
+    routes, services,
 };
 use crate::evidence::Cluster;
 
@@ -28,6 +29,7 @@ pub(super) fn compare(
                 _ => {
                     with_rules(cluster, slices, rules, (*at, now), &mut drift);
                     node_ports::compare(cluster, rules, readings, &mut drift);
+                    health_ports::compare(cluster, readings, now, &mut drift);
                 }
             }
         }

@@ -256,7 +256,7 @@ fn rule(proxier: Proxier, entrance: &Entrance, chain: Option<&str>) -> String {
 }
 
 /// Nodes have clocks of their own: one that is ahead must not make a change look old.
-fn is_settling(changed: Timestamp, read_at: Timestamp, now: Timestamp) -> bool {
+pub(super) fn is_settling(changed: Timestamp, read_at: Timestamp, now: Timestamp) -> bool {
     read_at.min(now).duration_since(changed).as_secs_f64() < SETTLE_S
 }
 

@@ -62,7 +62,7 @@ pub struct NodeEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DifferenceEntry {
     /// `not_hooked`, `no_rules`, `two_proxiers`, `missing`, `endpoints`, `other_service`, `affinity`, `sources`, `leftover`, `route`,
-    /// `mtu`, `hairpin`, `bridge_hooks`, `flow`, `masquerade`, `policy` or `node_port_addresses`.
+    /// `mtu`, `hairpin`, `bridge_hooks`, `flow`, `masquerade`, `policy`, `node_port_addresses` or `health_port`.
     pub kind: String,
     /// `shop/web:http`; empty for what is about the whole node.
     pub service: String,
@@ -127,6 +127,7 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Affinity => "affinity",
         Kind::Sources => "sources",
         Kind::NodePortAddresses => "node_port_addresses",
+        Kind::HealthPort => "health_port",
         Kind::Leftover => "leftover",
         Kind::Route => "route",
         Kind::Mtu => "mtu",

@@ -44,6 +44,8 @@ pub struct ServiceSpec {
     pub external_ips: Vec<String>,
     #[serde(deserialize_with = "null_default")]
     pub load_balancer_source_ranges: Vec<String>,
+    /// Where load balancers ask a node whether it has an endpoint; 0 for none.
+    pub health_check_node_port: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
