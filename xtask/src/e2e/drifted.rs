@@ -1,5 +1,5 @@
-//! The case `drifted`: what a healthy cluster has programmed is what it intends, for every kind of Service; one rule less on one
-//! node is named, with the node and the Service, and is no more once it is back.
+//! The case `drifted`: what a healthy cluster has programmed is what it intends, for every kind of Service and in two zones; one rule
+//! less on one node is named, with the node and the Service, and is no more once it is back.
 
 use std::time::Duration;
 
@@ -21,7 +21,10 @@ pub(super) const SUBJECT: Subject = Subject {
 /// What changed less than 10 s before is not compared yet, and kube-proxy takes a second or two.
 const READY_WITHIN: Duration = Duration::from_mins(1);
 
-/// Entrances of every kind, of both families.
+/// The zones of both nodes, which one Service's clients stay in.
+const ZONES: [(&str, &str); 2] = [("n1", "topology.kubernetes.io/zone=a"), ("n2", "topology.kubernetes.io/zone=b")];
+
+/// Entrances of every kind, of both families. Load balancers ask for the health of `near`.
 const SERVICES: &str = "
 apiVersion: v1
 kind: Service
@@ -39,7 +42,7 @@ apiVersion: v1
 kind: Service
 metadata: {name: near, namespace: shop}
 spec:
-  type: NodePort
+  type: LoadBalancer
   externalTrafficPolicy: Local
   internalTrafficPolicy: Local
   selector: {app: web}
@@ -52,6 +55,16 @@ spec:
   type: NodePort
   selector: {app: nobody}
   ports: [{port: 80}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: zoned, namespace: shop}
+spec:
+  type: NodePort
+  ipFamilyPolicy: PreferDualStack
+  trafficDistribution: PreferClose
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080}]
 ";
 
 const BALANCER: &str = r#"{"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.10"}]}}}"#;
@@ -71,7 +84,11 @@ fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
 
 fn in_cluster(cluster: &Cluster, mode: ProxyMode) -> Result<Vec<String>> {
     super::deploy_world(cluster)?;
+    for (node, zone) in ZONES {
+        cluster.kubectl(&["label", "node", node, zone])?;
+    }
     cluster.apply(SERVICES)?;
+    cluster.wait_until("hints for both zones", READY_WITHIN, || is_hinted(cluster))?;
     cluster.kubectl(&["-n", "shop", "patch", "service", "all", "--subresource=status", "--patch", BALANCER])?;
     let installed = install::install(cluster, Build::Tests)?;
     let mut wrong = Vec::new();
@@ -114,6 +131,15 @@ fn commands(mode: ProxyMode) -> (String, String) {
             ),
         ),
     }
+}
+
+/// In each of both families, every endpoint is meant for a zone.
+fn is_hinted(cluster: &Cluster) -> bool {
+    let hints = "jsonpath={range .items[*]}{.endpoints[*].hints.forZones[*].name}{\"\\n\"}{end}";
+    let of_zoned = "kubernetes.io/service-name=zoned";
+    let slices = cluster.kubectl(&["-n", "shop", "get", "endpointslices", "-l", of_zoned, "-o", hints]);
+    let is_whole = |zones: &str| zones.split_whitespace().count() == 3;
+    slices.is_ok_and(|slices| slices.lines().count() == 2 && slices.lines().all(is_whole))
 }
 
 /// Nothing differs, and nothing is too young to be compared.
