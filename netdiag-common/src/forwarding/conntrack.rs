@@ -11,11 +11,17 @@ use super::packet::{ICMP, ICMPV6, Packet, Protocol, TCP};
 pub mod status {
     pub const EXPECTED: u32 = 1;
     pub const SEEN_REPLY: u32 = 1 << 1;
+    pub const ASSURED: u32 = 1 << 2;
     pub const CONFIRMED: u32 = 1 << 3;
     pub const SOURCE_NAT: u32 = 1 << 4;
     pub const DESTINATION_NAT: u32 = 1 << 5;
+    pub const SEQUENCE_ADJUSTED: u32 = 1 << 6;
     pub const SOURCE_NAT_DONE: u32 = 1 << 7;
     pub const DESTINATION_NAT_DONE: u32 = 1 << 8;
+    pub const NAT_CLASH: u32 = 1 << 12;
+    pub const HELPER: u32 = 1 << 13;
+    /// A flowtable has it.
+    pub const OFFLOADED: u32 = 1 << 14;
 }
 
 /// What the table has for a packet when it arrives.

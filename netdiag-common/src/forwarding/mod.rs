@@ -26,6 +26,7 @@ pub mod conntrack;
 pub mod expression;
 mod fact;
 mod fib;
+pub mod flowtable;
 mod guard;
 mod hash;
 pub mod ipset;

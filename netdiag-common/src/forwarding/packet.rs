@@ -10,7 +10,15 @@ use super::fact::Fact;
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+pub const GRE: u8 = 47;
 pub const ICMPV6: u8 = 58;
+
+/// Of byte 13 of TCP's header.
+pub(super) mod flag {
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 2;
+    pub const RST: u8 = 4;
+}
 
 /// In network byte order.
 pub fn octets(address: IpAddr) -> Vec<u8> {

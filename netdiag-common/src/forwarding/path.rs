@@ -119,6 +119,15 @@ pub enum Decision {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         why: Option<Box<Why>>,
     },
+    /// A flowtable takes the connection, or forwards a packet of one that it took before.
+    Flowtable {
+        hook: Hook,
+        /// Family, table and name.
+        flowtable: String,
+        /// Packets of its connections that come in on these pass no rules.
+        devices: Vec<String>,
+        step: FlowStep,
+    },
     /// The packet was compared with the largest one that leaves by its route.
     Measured {
         hook: Hook,
@@ -131,6 +140,14 @@ pub enum Decision {
         length: u32,
         size: Size,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowStep {
+    /// By a rule, which this packet itself goes on behind.
+    Added,
+    Forwarded,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

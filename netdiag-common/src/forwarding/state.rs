@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::expression::{Expression, Verdict};
+use super::flowtable::Flowtable;
 use super::guard::Guards;
 use super::ipset::{IpSet, IpSetQuery};
 use super::packet::Protocol;
@@ -34,6 +35,8 @@ pub enum Key {
     CatchAll {
         set: SetKey,
     },
+    /// All of them: a namespace has few, and a connection does not say which one has it.
+    Flowtables,
     Interface {
         index: u32,
     },
@@ -260,6 +263,8 @@ pub struct RuleState {
     pub hooks: Option<Hooks>,
     pub chains: Table<ChainKey, Option<Chain>>,
     pub sets: Table<SetKey, Option<Set>>,
+    #[serde(default)]
+    pub flowtables: Option<Vec<Flowtable>>,
     pub interfaces: Table<u32, Option<Interface>>,
     /// By interface, in the kernel's order.
     pub addresses: Option<Vec<(u32, InterfaceAddress)>>,

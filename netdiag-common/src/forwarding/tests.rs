@@ -1,3 +1,5 @@
+mod offload;
+
 use std::sync::Arc;
 
 use super::expression::{Data, Operator, Verdict};

@@ -117,6 +117,7 @@ fn mark(decision: &Decision) -> Option<Mark<'_>> {
         Decision::Tracked { .. }
         | Decision::Translated { .. }
         | Decision::Routed { .. }
+        | Decision::Flowtable { .. }
         | Decision::Measured { .. } => return None,
     };
     if chain.family.is_legacy() {

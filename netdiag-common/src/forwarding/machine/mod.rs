@@ -5,6 +5,7 @@ mod connection;
 mod exthdr;
 mod lookup;
 mod meta;
+mod offload;
 mod payload;
 mod statement;
 

@@ -1,7 +1,6 @@
 //! Expressions that choose, limit, translate, reject or hand the packet to others.
 
-use super::{Result, Run, Tracking};
-use crate::forwarding::conntrack::State;
+use super::{Result, Run};
 use crate::forwarding::expression::{Expression, Verdict};
 use crate::forwarding::hash;
 use crate::forwarding::nat::Request;
@@ -64,10 +63,7 @@ impl<'a> Run<'a> {
             }
             Expression::Queue { number: None, bypass } => Ok(Verdict::Queue { number: 0, bypass: *bypass }),
             Expression::Object { kind, name } => self.object(*kind, name),
-            Expression::FlowOffload { .. } => Ok(match &self.tracking {
-                Tracking::Tracked(tracked) if tracked.state == State::Established => Verdict::Continue,
-                _ => Verdict::Break,
-            }),
+            Expression::FlowOffload { table } => self.offload(table),
             Expression::Synproxy => self.synproxy(),
             Expression::Tproxy { .. } => {
                 if self.decide("a proxy's socket takes the packet") {

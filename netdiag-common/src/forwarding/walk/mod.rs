@@ -1,12 +1,14 @@
 //! The way of a packet through hooks and routing.
 //!
 //! ```text
+//! received ─ ingress, where a flowtable may forward it ─ out
 //! received ─ prerouting ─ route ┬─ input
 //!                               └─ forward ─┐
 //! sent ─ route ─ output ───────── route ────┴─ postrouting ─ out, or over lo to prerouting
 //! ```
 
 mod chain;
+mod offload;
 mod order;
 mod plan;
 mod route;
@@ -32,7 +34,10 @@ pub(super) fn walk<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
             if run.input.is_none() {
                 return Err(run.unknown(format!("interface {interface} is not there")));
             }
-            received(run, plan, None)
+            match offload::forwarded(run)? {
+                Some(end) => Ok(end),
+                None => received(run, plan, None),
+            }
         }
         Origin::Sent => sent(run, plan),
     }

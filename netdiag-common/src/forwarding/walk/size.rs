@@ -34,6 +34,11 @@ pub(super) fn forwarded(run: &mut Run<'_>, interface: u32) -> Result<Option<End>
     Ok(Some(refused(run, interface, mtu.bytes)))
 }
 
+/// Whether a packet that passes through is longer than what leaves by the route.
+pub(super) fn exceeds(run: &Run<'_>, interface: u32) -> Result<bool> {
+    Ok(mtu(run, interface, true)?.is_some_and(|mtu| run.packet.length > mtu.bytes))
+}
+
 /// Fragmentation needed (RFC 792), packet too big (RFC 4443).
 fn refused(run: &Run<'_>, interface: u32, mtu: u32) -> End {
     let (kind, code) = if run.packet.protocol == Protocol::Ipv4 { (3, 4) } else { (2, 0) };

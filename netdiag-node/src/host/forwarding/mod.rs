@@ -142,6 +142,7 @@ fn fill(
             let element = tables.nftables.catch_all(&set)?;
             keep(state, &set, Vec::new(), element);
         }
+        Key::Flowtables => state.flowtables = Some(tables.nftables.flowtables()?),
         Key::Tracking(protocol) => {
             let tracked = tracking::is_tracked(protocol, state, tables)?;
             state.tracking.0.insert(protocol, tracked);

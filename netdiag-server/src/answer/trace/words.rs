@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use netdiag_common::forwarding::conntrack::{State, Tuple};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::packet::Packet;
-use netdiag_common::forwarding::path::{Assumption, Decision, End, Place, Reject, Size, Tracked};
+use netdiag_common::forwarding::path::{Assumption, Decision, End, FlowStep, Place, Reject, Size, Tracked};
 use netdiag_common::forwarding::routing::table::maker;
 use netdiag_common::forwarding::routing::{Considered, Discard, Why};
 use netdiag_common::forwarding::state::{ChainKey, Route};
@@ -158,6 +158,16 @@ fn decision(leg: &Leg, decision: &Decision) -> String {
             Some(because) => format!("{} ({because})", self::route(leg, route)),
             None => self::route(leg, route),
         },
+        Decision::Flowtable { flowtable, step: FlowStep::Forwarded, .. } => {
+            format!("flowtable {flowtable} forwards it, and no rule sees it")
+        }
+        Decision::Flowtable { flowtable, devices, .. } if devices.is_empty() => {
+            format!("flowtable {flowtable} takes the connection, but is at no device: rules see its packets as before")
+        }
+        Decision::Flowtable { flowtable, devices, .. } => format!(
+            "flowtable {flowtable} takes the connection: its later packets that arrive on {} pass no rules",
+            devices.join(", ")
+        ),
         Decision::Measured { interface, mtu, by_route, length, size, .. } => {
             let whose = if *by_route { "the route" } else { "the interface" };
             let fits = match size {

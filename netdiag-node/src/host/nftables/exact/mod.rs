@@ -7,6 +7,7 @@ mod parse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use netdiag_common::forwarding::flowtable::Flowtable;
 use netdiag_common::forwarding::set::{Element, Set};
 use netdiag_common::forwarding::state::{BaseChain, Chain, ChainKey, SetKey};
 use nix::sys::socket::SockProtocol;
@@ -17,6 +18,9 @@ use crate::host::netlink::{Netlink, UNSPECIFIED};
 
 /// `NLA_F_NESTED`
 const NESTED: u16 = 0x8000;
+
+/// `NFT_MSG_GETFLOWTABLE`, which libc has no name for.
+const GET_FLOWTABLE: libc::c_int = 23;
 
 /// `NFT_SET_ELEM_CATCHALL`
 const CATCH_ALL: u32 = 0x2;
@@ -176,6 +180,12 @@ impl ExactTables {
         let mut element = Vec::new();
         push(&mut element, flags, &CATCH_ALL.to_be_bytes());
         self.ask_element(set, &element)
+    }
+
+    /// All flowtables of all tables.
+    pub(crate) fn flowtables(&mut self) -> Result<Vec<Flowtable>, ReadError> {
+        let request = header(UNSPECIFIED);
+        self.all(GET_FLOWTABLE, &request, "list flowtables", parse::flowtable)
     }
 
     fn ask_element(&mut self, set: &SetKey, element: &[u8]) -> Result<Option<Arc<Element>>, ReadError> {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use netdiag_common::forwarding::expression::{Data, Verdict};
+use netdiag_common::forwarding::flowtable::{FlowDevice, Flowtable};
 use netdiag_common::forwarding::set::{Element, Elements, Set};
 use netdiag_common::forwarding::state::{BaseChain, ChainKey, ChainKind, Family, Hook, Rule};
 
@@ -148,6 +149,35 @@ pub(super) fn set(payload: &[u8]) -> Option<Set> {
         fields: concatenation.map(|list| Attributes(list).filter_map(field).collect()).unwrap_or_default(),
         elements: Elements::unread(),
     })
+}
+
+/// `NFTA_FLOWTABLE_*`
+pub(super) fn flowtable(payload: &[u8]) -> Option<Flowtable> {
+    let (family, attributes) = split(payload)?;
+    let (table, name, hook) = (1, 2, 3);
+    let (priority, devices) = (2, 3);
+    let at = Attributes(attributes.find(hook)?);
+    let devices = Attributes(at.find(devices).unwrap_or_default());
+    if !at.are_whole() || !devices.are_whole() {
+        return None;
+    }
+    Some(Flowtable {
+        family,
+        table: Arc::from(&*attributes.text(table)?),
+        name: Arc::from(&*attributes.text(name)?),
+        priority: at.u32(priority)?.cast_signed(),
+        devices: devices.map(flow_device).collect::<Option<Vec<_>>>()?,
+    })
+}
+
+/// `NFTA_DEVICE_NAME`, and `NFTA_DEVICE_PREFIX` of Linux 6.18. Before it, a name without its end stood for all that begin so.
+fn flow_device((kind, name): (u16, &[u8])) -> Option<FlowDevice> {
+    let is_prefix = match kind {
+        1 => !name.ends_with(b"\0"),
+        2 => true,
+        _ => return None,
+    };
+    Some(FlowDevice { name: Arc::from(&*attribute::text(name)), is_prefix })
 }
 
 /// The elements of one message.

@@ -1,5 +1,6 @@
 //! Rules recorded from a real cluster (Kubernetes 1.36.3, dual-stack, one node).
 
+use netdiag_common::forwarding::flowtable::FlowDevice;
 use netdiag_common::forwarding::packet::{Origin, TCP, tcp};
 use netdiag_common::forwarding::path::{End, Path};
 use netdiag_common::forwarding::set::{Elements, Index};
@@ -118,6 +119,26 @@ fn an_address_of_a_service_leads_to_its_endpoints_in_both_modes() {
         let chances: f64 = paths.iter().filter_map(Path::chance).sum();
         assert!((chances - 1.0).abs() < 1e-6, "{chances}");
     }
+}
+
+#[test]
+fn a_flowtable_is_read_with_its_devices() {
+    let (mut message, mut hook, mut devices) = (header(1), Vec::new(), Vec::new());
+    for (kind, name) in [(1, &b"eth0\0"[..]), (1, b"veth"), (2, b"lxc")] {
+        push(&mut devices, kind, name);
+    }
+    push(&mut hook, 1, &0_u32.to_be_bytes());
+    push(&mut hook, 2, &(-5_i32).to_be_bytes());
+    push(&mut hook, 3, &devices);
+    for (kind, value) in [(1, &b"t\0"[..]), (2, b"f\0"), (3, &hook)] {
+        push(&mut message, kind, value);
+    }
+    let read = parse::flowtable(&message).unwrap();
+    let device = |name: &str, is_prefix| FlowDevice { name: name.into(), is_prefix };
+    assert_eq!((read.to_string().as_str(), read.priority), ("inet t f", -5));
+    assert_eq!(read.devices, [device("eth0", false), device("veth", true), device("lxc", true)]);
+    let cut = parse::flowtable(&message[..message.len() - 4]);
+    assert_eq!(cut, None);
 }
 
 /// Attributes of nf_tables by which an expression is decoded: registers, numbers near the limits, and nested data.

@@ -1,0 +1,37 @@
+//! Cases of parts that a kernel may be built without: where one lacks them, its case is skipped and says so.
+
+use crate::fixed::{Case, in_tcp, in_tcp6, in_udp};
+
+const NFT: &str = "nft";
+
+pub const CASES: [Case; 1] = [Case {
+    fact: "what a flowtable takes passes no rules from then on, and is translated as before",
+    tool: NFT,
+    rules: "table inet t {
+            flowtable f { hook ingress priority 0; devices = { r0, r1 }; }
+            chain a { type nat hook prerouting priority -100; udp dport 53 ip daddr 10.2.0.3 dnat ip to 10.2.0.2; }
+            chain b { type filter hook forward priority 0;
+                meta l4proto { tcp, udp } flow add @f counter
+                ct state established counter
+            }
+        }",
+    packets: |lab| {
+        vec![
+            in_udp(lab, "10.1.0.2", "10.2.0.2", 20_000),
+            in_udp(lab, "10.1.0.2", "10.2.0.3", 20_001),
+            in_udp(lab, "fd01::2", "fd02::2", 20_002),
+            in_tcp(lab, 20_003),
+            in_tcp6(lab, 20_004),
+        ]
+    },
+}];
+
+/// Whether a tool says that the kernel has no such thing, and not that it does not understand.
+pub fn is_missing(why: &str) -> bool {
+    let words = [
+        "Could not process rule: No such file or directory",
+        "Could not process rule: Operation not supported",
+        "missing kernel module",
+    ];
+    words.iter().any(|words| why.contains(words))
+}
