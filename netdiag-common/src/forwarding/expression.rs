@@ -212,7 +212,7 @@ pub enum Expression {
     Log,
     /// `nft_queue.c`
     Queue {
-        number: Option<u16>,
+        queues: Queues,
         bypass: bool,
     },
     /// `nft_objref.c`, `NFT_OBJECT_*`
@@ -282,6 +282,16 @@ pub enum Verdict {
     Return,
     /// A code that this version does not know.
     Other(i32),
+}
+
+/// Which queue a packet is given to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Queues {
+    /// One of so many: by a hash of the packet's addresses, or by the processor that handles it.
+    Range { first: u16, total: u16, by_processor: bool },
+    /// The register has its number.
+    Register(u32),
 }
 
 /// `enum nft_payload_bases`

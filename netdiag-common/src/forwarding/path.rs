@@ -128,6 +128,13 @@ pub enum Decision {
         devices: Vec<String>,
         step: FlowStep,
     },
+    /// No program listens to the queue that the packet is given to.
+    Unheard {
+        hook: Hook,
+        queue: u16,
+        /// It goes on as if it were accepted, and is not dropped.
+        bypass: bool,
+    },
     /// The packet was compared with the largest one that leaves by its route.
     Measured {
         hook: Hook,
@@ -192,9 +199,13 @@ pub enum End {
         by: Place,
         with: Reject,
     },
+    /// To a program that listens to the queue.
     Queued {
         by: Place,
         number: u16,
+        /// The first and the last, where it is one of several.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        among: Option<(u16, u16)>,
     },
     /// Something else took it, and answers or forwards it by itself.
     Taken {

@@ -37,6 +37,8 @@ pub enum Key {
     },
     /// All of them: a namespace has few, and a connection does not say which one has it.
     Flowtables,
+    /// The queues that programs listen to.
+    Queues,
     Interface {
         index: u32,
     },
@@ -265,6 +267,9 @@ pub struct RuleState {
     pub sets: Table<SetKey, Option<Set>>,
     #[serde(default)]
     pub flowtables: Option<Vec<Flowtable>>,
+    /// Numbers of those that a program listens to.
+    #[serde(default)]
+    pub queues: Option<Vec<u16>>,
     pub interfaces: Table<u32, Option<Interface>>,
     /// By interface, in the kernel's order.
     pub addresses: Option<Vec<(u32, InterfaceAddress)>>,
@@ -321,6 +326,10 @@ impl RuleState {
 
     pub(super) fn set(&self, key: &SetKey) -> Result<Option<&Set>, Key> {
         self.sets.read(key, Key::Set).map(Option::as_ref)
+    }
+
+    pub(super) fn queues(&self) -> Result<&[u16], Key> {
+        self.queues.as_deref().ok_or(Key::Queues)
     }
 
     pub(super) fn interface(&self, index: u32) -> Result<Option<&Interface>, Key> {

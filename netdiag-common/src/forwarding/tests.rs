@@ -1,4 +1,5 @@
 mod offload;
+mod queue;
 
 use std::sync::Arc;
 

@@ -1,13 +1,16 @@
 //! Cases of parts that a kernel may be built without: where one lacks them, its case is skipped and says so.
 
-use crate::fixed::{Case, in_tcp, in_tcp6, in_udp};
+use netdiag_common::forwarding::packet::{ICMP, icmp};
+
+use crate::fixed::{Case, in_packet, in_port, in_tcp, in_tcp6, in_udp};
 
 const NFT: &str = "nft";
 
-pub const CASES: [Case; 1] = [Case {
-    fact: "what a flowtable takes passes no rules from then on, and is translated as before",
-    tool: NFT,
-    rules: "table inet t {
+pub const CASES: [Case; 2] = [
+    Case {
+        fact: "what a flowtable takes passes no rules from then on, and is translated as before",
+        tool: NFT,
+        rules: "table inet t {
             flowtable f { hook ingress priority 0; devices = { r0, r1 }; }
             chain a { type nat hook prerouting priority -100; udp dport 53 ip daddr 10.2.0.3 dnat ip to 10.2.0.2; }
             chain b { type filter hook forward priority 0;
@@ -15,16 +18,38 @@ pub const CASES: [Case; 1] = [Case {
                 ct state established counter
             }
         }",
-    packets: |lab| {
-        vec![
-            in_udp(lab, "10.1.0.2", "10.2.0.2", 20_000),
-            in_udp(lab, "10.1.0.2", "10.2.0.3", 20_001),
-            in_udp(lab, "fd01::2", "fd02::2", 20_002),
-            in_tcp(lab, 20_003),
-            in_tcp6(lab, 20_004),
-        ]
+        packets: |lab| {
+            vec![
+                in_udp(lab, "10.1.0.2", "10.2.0.2", 20_000),
+                in_udp(lab, "10.1.0.2", "10.2.0.3", 20_001),
+                in_udp(lab, "fd01::2", "fd02::2", 20_002),
+                in_tcp(lab, 20_003),
+                in_tcp6(lab, 20_004),
+            ]
+        },
     },
-}];
+    Case {
+        fact: "one of several queues by the packet's addresses, by the processor, or by a number that the rule computes",
+        tool: NFT,
+        rules: "table inet t {
+            chain a { type filter hook forward priority 0;
+                meta l4proto icmp queue flags bypass to symhash mod 2 offset 40000
+                meta l4proto udp queue flags bypass,fanout to 20-21
+                tcp dport 81 queue to 7
+                queue flags bypass to 10-13
+            }
+            chain b { type filter hook postrouting priority 0; counter; }
+        }",
+        packets: |lab| {
+            vec![
+                in_tcp(lab, 20_000),
+                in_udp(lab, "10.1.0.2", "10.2.0.2", 20_001),
+                in_packet(lab, ICMP, &icmp(8, 0, 20_002)),
+                in_port(lab, "10.2.0.2", 81, 20_003),
+            ]
+        },
+    },
+];
 
 /// Whether a tool says that the kernel has no such thing, and not that it does not understand.
 pub fn is_missing(why: &str) -> bool {

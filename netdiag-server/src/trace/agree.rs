@@ -118,6 +118,7 @@ fn mark(decision: &Decision) -> Option<Mark<'_>> {
         | Decision::Translated { .. }
         | Decision::Routed { .. }
         | Decision::Flowtable { .. }
+        | Decision::Unheard { .. }
         | Decision::Measured { .. } => return None,
     };
     if chain.family.is_legacy() {

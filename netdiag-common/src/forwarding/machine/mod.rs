@@ -7,10 +7,12 @@ mod lookup;
 mod meta;
 mod offload;
 mod payload;
+mod queue;
 mod statement;
 
 use std::sync::Arc;
 
+pub(super) use self::queue::FOLLOWED_QUEUES;
 use super::choice::Choices;
 use super::conntrack::{Entry, State};
 use super::expression::{Data, Expression, Verdict};
@@ -56,6 +58,8 @@ pub(super) struct Run<'a> {
     pub found: Vec<FoundElement>,
     /// Set with [`Verdict::Drop`] when the sender is told.
     pub rejected: Option<Reject>,
+    /// Set with [`Verdict::Queue`] when it is one of several: the first and the last.
+    pub queues: Option<(u16, u16)>,
     /// What the packet itself changed in sets, latest last.
     changed: Vec<(SetKey, Vec<u8>, Option<Arc<Element>>)>,
     /// By [`Reason`].
@@ -112,6 +116,7 @@ impl<'a> Run<'a> {
             gaps: Vec::new(),
             found: Vec::new(),
             rejected: None,
+            queues: None,
             changed: Vec::new(),
             reasons: vec!["".into(), "nothing was loaded into the register".into()],
         }

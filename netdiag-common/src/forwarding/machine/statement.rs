@@ -58,10 +58,7 @@ impl<'a> Run<'a> {
                 self.rejected = Some(self.answer(*kind, *code));
                 Ok(Verdict::Drop)
             }
-            Expression::Queue { number: Some(number), bypass } => {
-                Ok(Verdict::Queue { number: *number, bypass: *bypass })
-            }
-            Expression::Queue { number: None, bypass } => Ok(Verdict::Queue { number: 0, bypass: *bypass }),
+            Expression::Queue { queues, bypass } => self.queue(*queues, *bypass),
             Expression::Object { kind, name } => self.object(*kind, name),
             Expression::FlowOffload { table } => self.offload(table),
             Expression::Synproxy => self.synproxy(),

@@ -1,6 +1,6 @@
 //! A base chain and the chains it leads to, rule by rule.
 
-use super::reroute;
+use super::{queue, reroute};
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::guard::Guard;
 use crate::forwarding::machine::{Result, Run, Stop};
@@ -37,7 +37,14 @@ pub(super) fn filter<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<()> {
             Some(with) => End::Rejected { by: run.place(), with },
             None => End::Dropped { by: run.place() },
         })),
-        Verdict::Queue { number, .. } => Err(Stop::End(End::Queued { by: run.place(), number })),
+        Verdict::Queue { number, bypass } => {
+            queue::given(run, number, bypass)?;
+            // Of legacy tables alone also what was not accepted (`ipt_mangle_out`, `ip6t_mangle_out`).
+            if base.key.family.is_legacy() && before.is_some_and(|before| before != fields(&run.packet)) {
+                reroute(run)?;
+            }
+            Ok(())
+        }
         Verdict::Stolen => Err(Stop::End(End::Taken { by: run.place(), what: "a target of iptables".into() })),
         other => Err(run.unknown(format!("verdict {other:?} of a base chain"))),
     }

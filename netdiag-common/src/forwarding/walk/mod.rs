@@ -11,6 +11,7 @@ mod chain;
 mod offload;
 mod order;
 mod plan;
+mod queue;
 mod route;
 mod size;
 mod tracking;

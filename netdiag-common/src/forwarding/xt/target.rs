@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Blob;
 use super::change::masked;
-use crate::forwarding::expression::{NatKind, Verdict};
+use crate::forwarding::expression::{NatKind, Queues, Verdict};
 use crate::forwarding::fact::Fact;
 use crate::forwarding::machine::{Result, Run, Tracking};
 use crate::forwarding::nat::Request;
@@ -15,16 +15,19 @@ use crate::forwarding::path::Reject;
 const MAP_ADDRESSES: u32 = 1;
 const PORTS_GIVEN: u32 = 2;
 
-/// `nfqueue_tg` and its later revisions. Of several queues the kernel takes one by a hash; the first stands for them.
-fn queue_target(revision: u32, blob: Blob<'_>) -> Option<Verdict> {
-    let number = blob.u16(0)?;
-    let bypass = match revision {
-        0 | 1 => false,
-        // `NFQ_FLAG_BYPASS`, in the place of what was a truth value.
-        2 | 3 => blob.u16(4)? & 1 != 0,
+/// `nfqueue_tg` and its later revisions: which queues, and whether a packet goes on that nobody takes from them.
+fn queue_target(revision: u32, blob: Blob<'_>) -> Option<(Queues, bool)> {
+    const BYPASS: u16 = 1;
+    const BY_PROCESSOR: u16 = 2;
+    let first = blob.u16(0)?;
+    let total = if revision == 0 { 1 } else { blob.u16(2)? };
+    let flags = match revision {
+        0 | 1 => 0,
+        // Of revision 2 it is a truth value.
+        2 | 3 => blob.u16(4)?,
         _ => return None,
     };
-    Some(Verdict::Queue { number, bypass })
+    Some((Queues::Range { first, total, by_processor: flags & BY_PROCESSOR != 0 }, flags & BYPASS != 0))
 }
 
 /// A range of addresses and ports as targets carry it.
@@ -72,7 +75,10 @@ impl Run<'_> {
                 Some(range) => Some(self.map_network(range.addresses)?),
                 None => None,
             },
-            "NFQUEUE" => queue_target(revision, blob),
+            "NFQUEUE" => match queue_target(revision, blob) {
+                Some((queues, bypass)) => Some(self.queue(queues, bypass)?),
+                None => None,
+            },
             "TPROXY" => self.tproxy_target(blob),
             "TTL" | "HL" => self.hops_target(blob),
             "DSCP" => self.dscp_target(blob),

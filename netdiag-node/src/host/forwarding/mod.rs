@@ -8,6 +8,7 @@ mod ipset;
 mod next_hop;
 #[cfg(test)]
 pub(crate) mod open;
+mod queue;
 mod route;
 mod routing;
 mod tracking;
@@ -142,6 +143,7 @@ fn fill(
             let element = tables.nftables.catch_all(&set)?;
             keep(state, &set, Vec::new(), element);
         }
+        Key::Queues => state.queues = Some(queue::listened()?),
         Key::Flowtables => state.flowtables = Some(tables.nftables.flowtables()?),
         Key::Tracking(protocol) => {
             let tracked = tracking::is_tracked(protocol, state, tables)?;

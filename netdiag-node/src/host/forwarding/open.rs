@@ -41,6 +41,7 @@ pub(crate) fn answer(state: &mut RuleState, key: Key) -> Option<Key> {
         Key::Fib(query) => {
             state.fib.0.insert(query, None);
         }
+        Key::Queues => state.queues = Some(Vec::new()),
         Key::Flowtables => state.flowtables = Some(Vec::new()),
         Key::Addresses => state.addresses = Some(Vec::new()),
         key => return Some(key),

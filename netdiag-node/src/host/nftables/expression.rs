@@ -82,7 +82,8 @@ pub(super) enum Expression<'a> {
         kind: u32,
         code: u8,
     },
-    Queue,
+    /// In words.
+    Queue(String),
     /// May stop the packet from reaching the rest of the rule: limits, quotas.
     Condition(String),
     /// Does something beside deciding: log, set updates, marks.
@@ -205,7 +206,7 @@ fn parse<'a>(name: &str, of: Attributes<'a>) -> Option<Expression<'a>> {
         "reject" => {
             Expression::Reject { kind: of.u32(1)?, code: of.find(2).and_then(|c| c.first().copied()).unwrap_or(0) }
         }
-        "queue" => Expression::Queue,
+        "queue" => Expression::Queue(queue(of)),
         "limit" => Expression::Condition(limit(of)?),
         "quota" => {
             let over = if of.u32(2).unwrap_or(0) & 1 != 0 { "over " } else { "" };
@@ -266,6 +267,25 @@ fn bitwise(of: Attributes<'_>) -> Expression<'_> {
         (_, _, Some(to)) => computed("bitwise".into(), false, to),
         _ => Expression::Unknown("bitwise".into()),
     }
+}
+
+/// As nft lists it since 0.9.9: `queue flags bypass to 0-3`.
+fn queue(of: Attributes<'_>) -> String {
+    let (number, total, flags, register) = (1, 2, 3, 4);
+    let short = |kind| Some(u16::from_be_bytes(of.find(kind)?.get(..2)?.try_into().ok()?));
+    let bits: u16 = short(flags).unwrap_or(0);
+    let flags = match bits & 3 {
+        1 => " flags bypass",
+        2 => " flags fanout",
+        3 => " flags bypass,fanout",
+        _ => "",
+    };
+    let to = match (of.u32(register), short(number), short(total)) {
+        (None, Some(first), Some(total @ 2..)) => format!("{first}-{}", u32::from(first) + u32::from(total) - 1),
+        (None, Some(first), _) => first.to_string(),
+        _ => "a number that the rule computes".to_owned(),
+    };
+    format!("queue{flags} to {to}")
 }
 
 fn limit(of: Attributes<'_>) -> Option<String> {

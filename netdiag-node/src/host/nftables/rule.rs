@@ -123,7 +123,10 @@ impl Draft {
                 let with = reject_with(*kind, *code, self.layers.network);
                 self.decide(context, Verdict::Reject { with });
             }
-            Expression::Queue => self.decide(context, Verdict::Queue),
+            Expression::Queue(words) => {
+                self.words.push(words.clone());
+                self.verdict = Some(Verdict::Queue);
+            }
             Expression::Decision(words) => self.decide(context, Verdict::Other { text: words.clone() }),
             Expression::Condition(words) => self.other(words.clone()),
             Expression::Statement(words) => self.words.push(words.clone()),

@@ -51,8 +51,7 @@ pub(crate) fn parse_target(name: &str, revision: u32, info: &[u8], ipv6: bool) -
         "DNAT" | "SNAT" => nat(name, revision, info, ipv6),
         "MASQUERADE" => Some(decided(Verdict::Masquerade)),
         "REJECT" => reject(info, ipv6),
-        "NFQUEUE" => u16_at(info, 0)
-            .map(|number| Action { verdict: Verdict::Queue, text: format!("-j NFQUEUE --queue-num {number}") }),
+        "NFQUEUE" => queue(revision, info).map(|text| Action { verdict: Verdict::Queue, text }),
         "LOG" => text_at(info, 2, 30).map(|prefix| goes_on(format!("-j LOG --log-prefix {}", words::quoted(&prefix)))),
         "MARK" if revision == 2 => u32_at(info, 0)
             .zip(u32_at(info, 4))
@@ -176,6 +175,23 @@ fn connection_mark(revision: u32, info: &[u8]) -> Option<String> {
         _ => return None,
     };
     Some(format!("-j CONNMARK {how}{shift}"))
+}
+
+/// `struct xt_NFQ_info` and its later revisions.
+fn queue(revision: u32, info: &[u8]) -> Option<String> {
+    let first = u16_at(info, 0)?;
+    let total = if revision == 0 { 1 } else { u16_at(info, 2)? };
+    let flags = if revision < 2 { 0 } else { u16_at(info, 4)? };
+    let mut text = match total {
+        0 | 1 => format!("-j NFQUEUE --queue-num {first}"),
+        total => format!("-j NFQUEUE --queue-balance {first}:{}", u32::from(first) + u32::from(total) - 1),
+    };
+    for (bit, option) in [(1, " --queue-bypass"), (2, " --queue-cpu-fanout")] {
+        if flags & bit != 0 {
+            text += option;
+        }
+    }
+    Some(text)
 }
 
 /// `struct xt_tcpmss_info`

@@ -168,6 +168,10 @@ fn decision(leg: &Leg, decision: &Decision) -> String {
             "flowtable {flowtable} takes the connection: its later packets that arrive on {} pass no rules",
             devices.join(", ")
         ),
+        Decision::Unheard { queue, bypass, .. } => {
+            let so = if *bypass { "so the packet goes on, as the rule says" } else { "so the packet is dropped" };
+            format!("queue {queue}: no program listens to it, {so}")
+        }
         Decision::Measured { interface, mtu, by_route, length, size, .. } => {
             let whose = if *by_route { "the route" } else { "the interface" };
             let fits = match size {
@@ -324,7 +328,10 @@ pub(in crate::answer) fn stopped(leg: &Leg) -> String {
             };
             format!("rejected with {with} by {}", place(leg, by))
         }
-        End::Queued { by, number } => format!("given to a program by queue {number}, by {}", place(leg, by)),
+        End::Queued { by, among: Some((first, last)), .. } => {
+            format!("given to a program by one of the queues {first}-{last}, by {}", place(leg, by))
+        }
+        End::Queued { by, number, .. } => format!("given to a program by queue {number}, by {}", place(leg, by)),
         End::Taken { by, what } => format!("taken by {what}, by {}", place(leg, by)),
         End::NoRoute { why } => format!("not routed ({why})"),
         End::Discarded(Discard { reason, function, why }) => format!("discarded: {why} ({reason} in {function})"),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use netdiag_common::forwarding::expression::{Base, Bitwise, Data, Dynset, Expression, ExthdrSource, NatKind, Verdict};
+use netdiag_common::forwarding::expression::{Base, Bitwise, Data, Dynset, Expression, ExthdrSource, NatKind, Queues, Verdict};
 
 use super::super::attribute::Attributes;
 use super::super::expression::operator;
@@ -101,7 +101,7 @@ fn parse(name: &str, of: Attributes<'_>) -> Option<Expression> {
         "reject" => Expression::Reject { kind: of.u32(1)?, code: byte(of, 2).unwrap_or(0) },
         "notrack" => Expression::Notrack,
         "log" => Expression::Log,
-        "queue" => Expression::Queue { number: short(of, 1), bypass: short(of, 3).unwrap_or(0) & 1 != 0 },
+        "queue" => queue(of)?,
         "objref" => match (of.text(4), of.u32(3)) {
             (Some(map), Some(from)) => Expression::ObjectMap { set: Arc::from(&*map), from },
             _ => Expression::Object { kind: of.u32(1)?, name: of.text(2)?.into_owned() },
@@ -128,21 +128,20 @@ pub(super) fn data(body: &[u8]) -> Option<Data> {
 pub(in crate::host) fn verdict_of(of: Attributes<'_>) -> Option<Verdict> {
     let (code, chain) = (1, 2);
     // Negative codes are NFT_*, the others are NF_* of linux/netfilter.h.
-    let code = of.u32(code)?.cast_signed();
-    Some(match code {
+    let code = of.u32(code)?;
+    Some(match code.cast_signed() {
         -1 => Verdict::Continue,
         -2 => Verdict::Break,
         -3 => Verdict::Jump(shared(of, chain)?),
         -4 => Verdict::Goto(shared(of, chain)?),
         -5 => Verdict::Return,
-        ..0 => Verdict::Other(code),
-        _ => match code & 0xff {
+        signed => match code & 0xff {
             0 => Verdict::Drop,
             1 => Verdict::Accept,
             2 => Verdict::Stolen,
-            // The queue's number is in the upper half, and bit 15 says to go on without a listener.
+            // The queue's number is in the upper half, all of it, and bit 15 says to go on without a listener.
             3 => Verdict::Queue { number: u16::try_from(code >> 16).ok()?, bypass: code & 0x8000 != 0 },
-            _ => Verdict::Other(code),
+            _ => Verdict::Other(signed),
         },
     })
 }
@@ -233,6 +232,22 @@ fn hash(of: Attributes<'_>) -> Option<Expression> {
     } else {
         Expression::Jhash { from: of.u32(1)?, bytes: of.u32(3)?, modulus, seed: of.u32(5), offset, to }
     })
+}
+
+fn queue(of: Attributes<'_>) -> Option<Expression> {
+    const BYPASS: u16 = 1;
+    const BY_PROCESSOR: u16 = 2;
+    let (number, total, flags, register) = (1, 2, 3, 4);
+    let flags = short(of, flags).unwrap_or(0);
+    let queues = match of.u32(register) {
+        Some(register) => Queues::Register(register),
+        None => Queues::Range {
+            first: short(of, number)?,
+            total: short(of, total).unwrap_or(1),
+            by_processor: flags & BY_PROCESSOR != 0,
+        },
+    };
+    Some(Expression::Queue { queues, bypass: flags & BYPASS != 0 })
 }
 
 fn value(of: Attributes<'_>, kind: u16) -> Option<Vec<u8>> {
