@@ -15,11 +15,13 @@
 //! number drawn are one path with the sum of their chances.
 //!
 //! Not evaluated, and said so in [`Path::gaps`] where it is there: chains at devices (netdev, ingress, egress), bridge
-//! and arp tables, IPVS; and what the agent looks for when it answers: BPF programs, tc filters, policies of IPsec. Not
+//! and arp tables, IPVS; and what the agent looks for when it answers: BPF programs at devices and control groups, tc filters,
+//! policies of IPsec. Taken both ways where a rule asks for it: eBPF programs of the match bpf, what limits have left. Not
 //! modelled, and not said: fragments before they are put together, learned path MTUs, multicast, whether TCP segments fit the state
 //! and window of their connection, ports that other connections hold, sets that are full. Where packets are routed, and why:
 //! [`routing`].
 
+mod bpf;
 mod checksum;
 mod choice;
 pub mod conntrack;

@@ -22,7 +22,7 @@ const IP6TABLES: &str = "ip6tables-nft-restore";
 /// SYN.
 const BEGIN: u8 = 2;
 
-pub const CASES: [Case; 19] = [
+pub const CASES: [Case; 18] = [
     Case {
         fact: "an invalid packet is looked at again over lo, and may be kept from being tracked there",
         tool: NFT,
@@ -238,28 +238,6 @@ COMMIT
             }
         }",
         packets: |lab| vec![in_udp(lab, "10.1.0.2", "10.2.0.2", 20_000), in_tcp(lab, 20_001)],
-    },
-    Case {
-        fact: "what nobody takes from a queue is dropped, or goes on where its rule says so",
-        tool: IPTABLES,
-        rules: "*mangle
-:FORWARD ACCEPT
--A FORWARD -p udp -j NFQUEUE --queue-balance 10:13 --queue-bypass
--A FORWARD -p icmp -j NFQUEUE --queue-balance 20:21 --queue-bypass --queue-cpu-fanout
--A FORWARD -p tcp -j NFQUEUE --queue-num 40000
-COMMIT
-*filter
-:FORWARD ACCEPT
--A FORWARD -m comment --comment behind
-COMMIT
-",
-        packets: |lab| {
-            vec![
-                in_tcp(lab, 20_000),
-                in_udp(lab, "10.1.0.2", "10.2.0.2", 20_001),
-                in_packet(lab, ICMP, &icmp(8, 0, 20_002)),
-            ]
-        },
     },
     Case {
         fact: "kube-proxy's layout: maps of verdicts, masquerade by mark, endpoints at random, and what has none",

@@ -2,11 +2,12 @@
 
 use netdiag_common::forwarding::packet::{ICMP, icmp};
 
-use crate::fixed::{Case, in_packet, in_port, in_tcp, in_tcp6, in_udp};
+use crate::fixed::{Case, in_packet, in_port, in_tcp, in_tcp6, in_udp, out_tcp};
 
 const NFT: &str = "nft";
+const IPTABLES: &str = "iptables-nft-restore";
 
-pub const CASES: [Case; 2] = [
+pub const CASES: [Case; 4] = [
     Case {
         fact: "what a flowtable takes passes no rules from then on, and is translated as before",
         tool: NFT,
@@ -46,6 +47,42 @@ pub const CASES: [Case; 2] = [
                 in_udp(lab, "10.1.0.2", "10.2.0.2", 20_001),
                 in_packet(lab, ICMP, &icmp(8, 0, 20_002)),
                 in_port(lab, "10.2.0.2", 81, 20_003),
+            ]
+        },
+    },
+    Case {
+        fact: "what nobody takes from a queue is dropped, or goes on where its rule says so",
+        tool: IPTABLES,
+        rules: "*mangle
+:FORWARD ACCEPT
+-A FORWARD -p udp -j NFQUEUE --queue-balance 10:13 --queue-bypass
+-A FORWARD -p icmp -j NFQUEUE --queue-balance 20:21 --queue-bypass --queue-cpu-fanout
+-A FORWARD -p tcp -j NFQUEUE --queue-num 40000
+COMMIT
+*filter
+:FORWARD ACCEPT
+-A FORWARD -m comment --comment behind
+COMMIT
+",
+        packets: |lab| {
+            vec![
+                in_tcp(lab, 20_000),
+                in_udp(lab, "10.1.0.2", "10.2.0.2", 20_001),
+                in_packet(lab, ICMP, &icmp(8, 0, 20_002)),
+            ]
+        },
+    },
+    Case {
+        fact: "a program of classic BPF begins at the network header, and what it cannot load ends it",
+        tool: IPTABLES,
+        rules: include_str!("../fixtures/rules/bpf.iptables"),
+        packets: |lab| {
+            vec![
+                in_tcp(lab, 20_000),
+                in_port(lab, "10.2.0.2", 81, 20_001),
+                in_udp(lab, "10.1.0.2", "10.2.0.2", 20_002),
+                in_packet(lab, ICMP, &icmp(8, 0, 20_003)),
+                out_tcp(lab, 20_004),
             ]
         },
     },

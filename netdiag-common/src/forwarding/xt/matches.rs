@@ -37,6 +37,7 @@ impl Run<'_> {
             "u32" => self.words_at(blob),
             "string" => self.pattern(revision, blob),
             "owner" => self.owner(revision, blob),
+            "bpf" => self.bpf(revision, blob),
             "set" => self.ip_set(revision, blob)?,
             "rpfilter" => self.reverse_path(blob)?,
             _ => None,

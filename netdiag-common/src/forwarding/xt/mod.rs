@@ -1,6 +1,7 @@
 //! Matches and targets of iptables, of legacy tables and of rules of iptables-nft (`nft_compat.c`), read from the kernel's
 //! own structures (`include/uapi/linux/netfilter/xt_*.h`, Linux 6.18, as a 64-bit kernel lays them out).
 
+mod bpf;
 mod change;
 mod entry;
 mod header;

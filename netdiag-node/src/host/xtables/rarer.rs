@@ -21,6 +21,7 @@ pub(super) fn parse(name: &str, revision: u32, info: &[u8]) -> Option<String> {
             format!(" {}--tos {:#04x}/{:#04x}", not(u8_at(info, 2)? != 0), u8_at(info, 1)?, u8_at(info, 0)?)
         }
         ("string", 1) => pattern(info)?,
+        ("bpf", 0 | 1) => program(revision, info)?,
         ("hashlimit", 1..=3) => rate(revision, info)?,
         _ => return None,
     };
@@ -48,6 +49,29 @@ fn owner(info: &[u8]) -> Option<String> {
         text += " --suppl-groups";
     }
     Some(text)
+}
+
+/// `struct xt_bpf_info`, `struct xt_bpf_info_v1`: a program of its own, or where one of eBPF is.
+fn program(revision: u32, info: &[u8]) -> Option<String> {
+    /// `XT_BPF_MAX_NUM_INSTR`
+    const MOST: u16 = 64;
+    let (mode, count, start) = match revision {
+        0 => (0, u16_at(info, 0)?, 4),
+        _ => (u16_at(info, 0)?, u16_at(info, 2)?, 8),
+    };
+    if mode == 1 {
+        return Some(format!(" --object-pinned {}", text_at(info, 8, 512)?));
+    }
+    if mode != 0 || count > MOST {
+        return None;
+    }
+    let mut text = format!(" --bytecode \"{count}");
+    for number in 0..usize::from(count) {
+        let at = start + 8 * number;
+        let (code, if_true, if_false) = (u16_at(info, at)?, u8_at(info, at + 2)?, u8_at(info, at + 3)?);
+        text += &format!(",{code} {if_true} {if_false} {}", u32_at(info, at + 4)?);
+    }
+    Some(text + "\"")
 }
 
 /// `struct xt_rpfilter_info`
@@ -198,6 +222,20 @@ mod tests {
     }
 
     #[test]
+    fn a_program_is_told_by_its_instructions_or_by_its_path() {
+        let mut info = [0; 528];
+        info[2..4].copy_from_slice(&2_u16.to_ne_bytes());
+        for (at, code, constant) in [(8, 0x30_u16, 9_u32), (16, 6, 1)] {
+            info[at..at + 2].copy_from_slice(&code.to_ne_bytes());
+            info[at + 4..at + 8].copy_from_slice(&constant.to_ne_bytes());
+        }
+        assert_eq!(parse("bpf", 1, &info).unwrap(), "-m bpf --bytecode \"2,48 0 0 9,6 0 0 1\"");
+        info[..2].copy_from_slice(&1_u16.to_ne_bytes());
+        info[8..20].copy_from_slice(b"/sys/fs/bpf\0");
+        assert_eq!(parse("bpf", 1, &info).unwrap(), "-m bpf --object-pinned /sys/fs/bpf");
+    }
+
+    #[test]
     fn bytes_without_letters_are_told_as_numbers() {
         let mut info = [0; 160];
         info[2..4].copy_from_slice(&u16::MAX.to_ne_bytes());
@@ -228,9 +266,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_never_panics(name in 0usize..12, revision in 0u32..4, info in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn garbage_never_panics(name in 0usize..13, revision in 0u32..4, info in prop::collection::vec(any::<u8>(), 0..300)) {
             let names = ["owner", "rpfilter", "physdev", "pkttype", "length", "tcpmss", "mac", "ttl", "dscp", "tos",
-                "string", "hashlimit"];
+                "string", "hashlimit", "bpf"];
             parse(names[name], revision, &info);
         }
     }

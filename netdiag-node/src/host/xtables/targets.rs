@@ -289,6 +289,14 @@ mod tests {
     }
 
     #[test]
+    fn several_queues_are_told_as_a_range_with_what_the_rule_says_of_them() {
+        let info: Vec<u8> = [10_u16, 4, 3].into_iter().flat_map(u16::to_ne_bytes).collect();
+        let several = "-j NFQUEUE --queue-balance 10:13 --queue-bypass --queue-cpu-fanout";
+        assert_eq!(parse_target("NFQUEUE", 3, &info, false).text, several);
+        assert_eq!(parse_target("NFQUEUE", 0, &info, false).text, "-j NFQUEUE --queue-num 10");
+    }
+
+    #[test]
     fn a_port_range_is_not_called_one_port() {
         let mut info = vec![0u8; 44];
         info[..4].copy_from_slice(&3u32.to_ne_bytes());
