@@ -7,7 +7,7 @@ use crate::fixed::{Case, in_packet, in_port, in_tcp, in_tcp6, in_udp, out_tcp};
 const NFT: &str = "nft";
 const IPTABLES: &str = "iptables-nft-restore";
 
-pub const CASES: [Case; 4] = [
+pub const CASES: [Case; 5] = [
     Case {
         fact: "what a flowtable takes passes no rules from then on, and is translated as before",
         tool: NFT,
@@ -85,6 +85,15 @@ COMMIT
                 out_tcp(lab, 20_004),
             ]
         },
+    },
+    Case {
+        fact: "what a socket here sends has the class of its control group",
+        tool: NFT,
+        rules: "table inet t {
+            chain a { type filter hook output priority 0; meta cgroup 0 counter; meta cgroup 1048577 counter; }
+            chain b { type filter hook forward priority 0; meta cgroup 0 counter; }
+        }",
+        packets: |lab| vec![out_tcp(lab, 20_000), in_tcp(lab, 20_001)],
     },
 ];
 

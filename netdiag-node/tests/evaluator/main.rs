@@ -10,6 +10,7 @@ mod compare;
 mod fixed;
 mod fixed_legacy;
 mod fixed_modules;
+mod fixed_stateful;
 mod iptables;
 mod lab;
 mod legacy;
@@ -187,6 +188,12 @@ fn differences_found_in_legacy_tables_are_none_now() {
         Ok(log) => repeat(name, lab, &fixed_legacy::CASES.each_ref(), Some(log)),
         Err(why) => println!("netdiag-skip: {name}: {why}"),
     });
+}
+
+#[test]
+fn what_cannot_be_read_is_followed_in_all_its_ways() {
+    let name = "what_cannot_be_read_is_followed_in_all_its_ways";
+    lab::in_lab(name, move |lab| repeat(name, lab, &fixed_stateful::CASES.each_ref(), None));
 }
 
 #[test]

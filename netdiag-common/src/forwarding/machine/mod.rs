@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub(super) use self::queue::FOLLOWED_QUEUES;
 use super::choice::Choices;
-use super::conntrack::{Entry, State};
+use super::conntrack::{Entry, State, Tuple};
 use super::expression::{Data, Expression, Verdict};
 use super::fact::Fact;
 use super::packet::Packet;
@@ -62,6 +62,8 @@ pub(super) struct Run<'a> {
     pub queues: Option<(u16, u16)>,
     /// What the packet itself changed in sets, latest last.
     changed: Vec<(SetKey, Vec<u8>, Option<Arc<Element>>)>,
+    /// What symhash gave of which addresses and ports, by which modulus.
+    hashed: Vec<(Tuple, u32, u32)>,
     /// By [`Reason`].
     reasons: Vec<Arc<str>>,
 }
@@ -118,6 +120,7 @@ impl<'a> Run<'a> {
             rejected: None,
             queues: None,
             changed: Vec::new(),
+            hashed: Vec::new(),
             reasons: vec!["".into(), "nothing was loaded into the register".into()],
         }
     }

@@ -1,6 +1,7 @@
 //! Expressions that choose, limit, translate, reject or hand the packet to others.
 
 use super::{Result, Run};
+use crate::forwarding::conntrack::Tuple;
 use crate::forwarding::expression::{Expression, Verdict};
 use crate::forwarding::hash;
 use crate::forwarding::nat::Request;
@@ -23,7 +24,7 @@ impl<'a> Run<'a> {
                 Ok(self.jhash(*from, *bytes, *modulus, *seed, *offset, *to))
             }
             Expression::Symhash { modulus, offset, to } => {
-                let value = self.draw(&format!("symhash mod {modulus}"), *modulus);
+                let value = self.symmetric_hash(*modulus);
                 Ok(self.store_number(*to, value.wrapping_add(*offset)))
             }
             Expression::Fib { result, flags, to } => self.fib(*result, *flags, *to),
@@ -128,6 +129,20 @@ impl<'a> Run<'a> {
         self.store_number(to, value.wrapping_add(offset))
     }
 
+    /// `nft_symhash_eval`: of the same addresses and ports, each rule gets the same number.
+    fn symmetric_hash(&mut self, modulus: u32) -> u32 {
+        let Some(tuple) = Tuple::of(&self.packet) else {
+            return self.draw(&format!("symhash mod {modulus}"), modulus);
+        };
+        let before = self.hashed.iter().find(|(of, by, _)| *of == tuple && *by == modulus);
+        if let Some((_, _, value)) = before {
+            return *value;
+        }
+        let value = self.draw(&format!("symhash mod {modulus}"), modulus);
+        self.hashed.push((tuple, modulus, value));
+        value
+    }
+
     /// `nft_rt_get_eval`
     fn rt(&mut self, key: u32, to: u32) -> Verdict {
         let Some(route) = &self.route else { return Verdict::Break };
@@ -136,7 +151,8 @@ impl<'a> Run<'a> {
             // Next hop of IPv4, next hop of IPv6.
             1 | 2 if ipv4 == (key == 1) => {
                 let gateway = match route {
-                    Route::Forward { gateway: Some(gateway), .. } => *gateway,
+                    // Of IPv4 by a router of IPv6, `rt_nexthop` knows the destination only.
+                    Route::Forward { gateway: Some(gateway), .. } if gateway.is_ipv4() == ipv4 => *gateway,
                     _ => self.packet.destination(),
                 };
                 match gateway {
@@ -151,7 +167,12 @@ impl<'a> Run<'a> {
                 Verdict::Continue
             }
             key => {
-                self.store_unknown(to, 4, &format!("rt key {key}"));
+                let (words, bytes) = match key {
+                    0 => ("the realm of the route".to_owned(), 4),
+                    4 => ("whether IPsec takes the packet".to_owned(), 1),
+                    key => (format!("rt key {key}"), 4),
+                };
+                self.store_unknown(to, bytes, &words);
                 Verdict::Continue
             }
         }
