@@ -18,7 +18,8 @@
 //! and arp tables, IPVS; and what the agent looks for when it answers: BPF programs at devices and control groups, tc filters,
 //! policies of IPsec. Taken both ways where a rule asks for it: eBPF programs of the match bpf, what limits have left. Not
 //! modelled, and not said: fragments before they are put together, learned path MTUs, multicast, whether TCP segments fit the state
-//! and window of their connection, ports that other connections hold, sets that are full. Where packets are routed, and why:
+//! and window of their connection, ports that other connections hold, sets that are full, a flowtable that refuses a connection
+//! because its sender is not reached where its packets come in. Where packets are routed, and why:
 //! [`routing`].
 
 mod bpf;

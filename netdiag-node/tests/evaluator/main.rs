@@ -2,7 +2,7 @@
 //! traced by the kernel itself, and compared hook by hook.
 //!
 //! `NETDIAG_EVALUATOR_CASES` sets how many packets each test sends, `NETDIAG_EVALUATOR_FIRST` the first ruleset by its
-//! number, and `NETDIAG_EVALUATOR_ONLY` runs the one ruleset that a failure names.
+//! number, and `NETDIAG_EVALUATOR_ONLY` runs the one ruleset that a failure names. `NETDIAG_ELEMENTS` sets how large the large set is.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 mod cable;
@@ -13,6 +13,7 @@ mod fixed_modules;
 mod fixed_stateful;
 mod iptables;
 mod lab;
+mod large;
 mod legacy;
 mod nflog;
 mod random;
