@@ -361,7 +361,8 @@ mod tests {
     #[test]
     fn what_the_kernel_does_not_take_is_no_program() {
         // Nothing, no end, a jump behind it, memory that is not there, return of the index, an unknown ancillary number.
-        for text in ["0 0 0 1", "5 0 0 4294967295", "21 5 5 0,6 0 0 0", "96 0 0 16,6 0 0 0", "14 0 0 0", "32 0 0 4294963201"]
+        for text in
+            ["0 0 0 1", "5 0 0 4294967295", "21 5 5 0,6 0 0 0", "96 0 0 16,6 0 0 0", "14 0 0 0", "32 0 0 4294963201"]
         {
             assert_eq!(run_on(text, &[0; 4]), None, "{text}");
         }

@@ -21,7 +21,8 @@ fn number(line: &str) -> Option<u16> {
 }
 
 fn malformed(line: &str) -> ReadError {
-    ReadError::Malformed { what: "the queues to programs".into(), why: format!("{line:?} does not begin with a number") }
+    let why = format!("{line:?} does not begin with a number");
+    ReadError::Malformed { what: "the queues to programs".into(), why }
 }
 
 #[cfg(test)]
@@ -30,8 +31,9 @@ mod tests {
 
     #[test]
     fn a_line_begins_with_the_number_of_its_queue() {
-        let text = "    0   1234     0 2 65535     0     0        7  1\n40000   1234     2 2   128     1     0      912  1\n";
-        assert_eq!(parse(text).unwrap(), [0, 40_000]);
+        let first = "    0   1234     0 2 65535     0     0        7  1";
+        let second = "40000   1234     2 2   128     1     0      912  1";
+        assert_eq!(parse(&format!("{first}\n{second}\n")).unwrap(), [0, 40_000]);
         assert_eq!(parse("").unwrap(), [0_u16; 0]);
         assert!(parse("queue 1\n").is_err());
     }

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use netdiag_common::forwarding::expression::{Base, Bitwise, Data, Dynset, Expression, ExthdrSource, NatKind, Queues, Verdict};
+use netdiag_common::forwarding::expression::{
+    Base, Bitwise, Data, Dynset, Expression, ExthdrSource, NatKind, Queues, Verdict,
+};
 
 use super::super::attribute::Attributes;
 use super::super::expression::operator;
