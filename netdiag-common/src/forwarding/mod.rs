@@ -42,6 +42,7 @@ pub mod routing;
 pub mod set;
 pub mod state;
 mod walk;
+mod without;
 mod xt;
 
 pub use self::expression::Expression;
@@ -49,6 +50,7 @@ pub use self::fact::Fact;
 pub use self::packet::Packet;
 pub use self::path::{Outcome, Path, Step};
 pub use self::state::{Key, RuleState};
+pub use self::without::{RuleKey, RuleKeyError, Without};
 
 use self::choice::Choices;
 use self::machine::{Run, Stop, Tracking};
@@ -65,6 +67,11 @@ const MAX_RUNS: usize = 1024;
 
 /// Evaluates as far as `state` reaches.
 pub fn step(state: &RuleState, packet: &Packet) -> Step {
+    step_without(state, packet, &Without::new())
+}
+
+/// The same as if these rules were not there: all others keep their handles, and policies hold as ever.
+pub fn step_without(state: &RuleState, packet: &Packet, without: &Without) -> Step {
     let hooks = match state.hooks() {
         Ok(hooks) => hooks,
         Err(key) => return Step::Missing { keys: vec![key] },
@@ -78,7 +85,7 @@ pub fn step(state: &RuleState, packet: &Packet) -> Step {
     while let Some(choices) = script.take() {
         runs += 1;
         let hook = if packet.origin == Origin::Sent { Hook::Output } else { Hook::Prerouting };
-        let mut run = Run::new(state, packet.clone(), hook, choices);
+        let mut run = Run::new(state, without, packet.clone(), hook, choices);
         let end = match walk(&mut run, &plan) {
             Ok(end) | Err(Stop::End(end)) => Some(end),
             Err(Stop::Missing(key)) => {

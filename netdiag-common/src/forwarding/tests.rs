@@ -239,6 +239,56 @@ fn a_state_and_its_answer_go_over_the_wire() {
     assert_eq!(serde_json::from_str::<Step>(&json).unwrap(), step);
 }
 
+fn without(names: &[&str]) -> Without {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+fn done_without(state: &RuleState, names: &[&str]) -> Outcome {
+    match step_without(state, &packet(), &without(names)) {
+        Step::Done(outcome) => outcome,
+        Step::Missing { keys } => panic!("{keys:?} are missing"),
+    }
+}
+
+#[test]
+fn without_the_rule_that_drops_those_behind_it_and_the_policy_decide() {
+    let drop = |handle| rule(handle, vec![verdict(Verdict::Drop)]);
+    let mut state = state(vec![drop(4), drop(7)], Vec::new());
+    let by = |outcome: &Outcome| match &outcome.paths[0].end {
+        End::Dropped { by } => by.handle,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(by(&done(&state, &packet())), Some(4));
+    assert_eq!(by(&done_without(&state, &["ip t base 4"])), Some(7));
+    let outcome = done_without(&state, &["ip t base 4", "ip t base 7"]);
+    assert!(matches!(outcome.paths[..], [Path { end: End::Sent { .. }, .. }]), "{outcome:?}");
+    // Nothing of the state has changed.
+    assert_eq!(by(&done(&state, &packet())), Some(4));
+    state.hooks.as_mut().unwrap().chains[0].policy = Verdict::Drop;
+    assert_eq!(by(&done_without(&state, &["ip t base 4", "ip t base 7"])), None);
+}
+
+#[test]
+fn only_the_named_rule_of_the_named_chain_is_left_out() {
+    let jump = rule(4, vec![verdict(Verdict::Jump(Arc::from("next")))]);
+    let state = state(vec![jump], vec![("next", vec![rule(4, vec![verdict(Verdict::Drop)])])]);
+    for (names, is_dropped) in [
+        (&["ip t base 5"][..], true),
+        (&["inet t base 4"], true),
+        (&["ip u next 4"], true),
+        (&["legacy iptables t next 4"], true),
+        (&["ip t next 4"], false),
+        (&["ip t base 4"], false),
+    ] {
+        let outcome = done_without(&state, names);
+        assert_eq!(matches!(outcome.paths[0].end, End::Dropped { .. }), is_dropped, "{names:?}: {outcome:?}");
+    }
+    // What only that rule leads to is not asked for.
+    let mut unread = state;
+    unread.chains.0.remove(&key("next"));
+    assert!(matches!(step_without(&unread, &packet(), &without(&["ip t base 4"])), Step::Done(_)));
+}
+
 /// A legacy table and a chain of nf_tables, both at prerouting with one priority and these rules.
 fn beside(legacy: Vec<Rule>, own: Vec<Rule>) -> RuleState {
     let mut state = state(own, Vec::new());
@@ -268,4 +318,12 @@ fn a_legacy_table_without_rules_is_asked_nothing_unless_it_drops() {
     let mut state = beside(Vec::new(), drop());
     state.hooks.as_mut().unwrap().chains[1].policy = Verdict::Drop;
     assert_eq!(done(&state, &packet()).paths.len(), 2);
+}
+
+#[test]
+fn a_legacy_table_whose_only_rule_is_left_out_is_asked_nothing() {
+    let drop = || vec![rule(1, vec![verdict(Verdict::Drop)])];
+    let paths = done_without(&beside(drop(), drop()), &["legacy iptables mangle PREROUTING 1"]).paths;
+    let [Path { end: End::Dropped { by }, .. }] = &paths[..] else { panic!("{paths:?}") };
+    assert_eq!(by.chain, Some(key("base")));
 }

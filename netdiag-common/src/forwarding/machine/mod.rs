@@ -22,6 +22,7 @@ use super::path::{Assumption, Decision, End, FoundElement, Place, Reject};
 use super::register::{KNOWN, Loaded, Reason, Registers, UNWRITTEN, VERDICT};
 use super::set::Element;
 use super::state::{ChainKey, Hook, Interface, Key, Route, RuleState, SetKey};
+use super::without::Without;
 
 /// Why a run ends before its last hook.
 pub(super) enum Stop {
@@ -39,6 +40,8 @@ pub(super) type Result<T> = std::result::Result<T, Stop>;
 
 pub(super) struct Run<'a> {
     pub state: &'a RuleState,
+    /// Rules that are taken not to be there.
+    pub without: &'a Without,
     pub packet: Packet,
     pub tracking: Tracking,
     pub hook: Hook,
@@ -100,9 +103,16 @@ pub(super) struct UnknownPorts {
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(state: &'a RuleState, packet: Packet, hook: Hook, choices: Choices) -> Self {
+    pub(super) fn new(
+        state: &'a RuleState,
+        without: &'a Without,
+        packet: Packet,
+        hook: Hook,
+        choices: Choices,
+    ) -> Self {
         Self {
             state,
+            without,
             packet,
             tracking: Tracking::Unseen,
             hook,

@@ -8,6 +8,7 @@ use crate::forwarding::packet::{Packet, Protocol};
 use crate::forwarding::path::{Decision, End};
 use crate::forwarding::register::Registers;
 use crate::forwarding::state::{BaseChain, ChainKey, ChainKind, Hook, Rule};
+use crate::forwarding::without::PassedOver;
 
 /// `NFT_JUMP_STACK_SIZE`
 const MAX_JUMPS: usize = 16;
@@ -107,20 +108,26 @@ fn chain<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<Verdict> {
 /// The rest of a chain.
 struct Rules<'a> {
     rest: std::iter::Zip<std::slice::Iter<'a, Rule>, std::slice::Iter<'a, Guard>>,
+    passed_over: PassedOver,
 }
 
 impl<'a> Rules<'a> {
     /// The next rule that may have anything to do with the packet. Of bytes that are not known, rules themselves decide.
     fn next(&mut self, packet: &Packet) -> Option<&'a Rule> {
         let is_known = packet.unknown.is_empty();
-        self.rest.find(|(_, guard)| !is_known || guard.passes(packet)).map(|(rule, _)| rule)
+        let passed_over = &self.passed_over;
+        let is_met = |rule: &Rule, guard: &Guard| !passed_over.has(rule) && (!is_known || guard.passes(packet));
+        self.rest.find(|(rule, guard)| is_met(rule, guard)).map(|(rule, _)| rule)
     }
 }
 
 fn rules<'a>(run: &Run<'a>, key: &ChainKey) -> Result<Rules<'a>> {
     let state = run.state;
     match state.chain(key)? {
-        Some(chain) => Ok(Rules { rest: chain.rules.iter().zip(chain.guards.of(&chain.rules)) }),
+        Some(chain) => {
+            let passed_over = PassedOver::of(run.without, key);
+            Ok(Rules { rest: chain.rules.iter().zip(chain.guards.of(&chain.rules)), passed_over })
+        }
         None => Err(run.unknown(format!("chain {key} is not there"))),
     }
 }

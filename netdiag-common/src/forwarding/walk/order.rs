@@ -7,6 +7,7 @@
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::machine::{Result, Run};
 use crate::forwarding::state::BaseChain;
+use crate::forwarding::without::PassedOver;
 
 /// Chains in the order of the kernel, given with legacy tables in front of their equals. Asks where it would matter: of
 /// chains that let everything pass unseen, nobody cares which comes first.
@@ -34,5 +35,9 @@ pub(super) fn decided<'a>(run: &mut Run<'a>, chains: &[&'a BaseChain]) -> Result
 }
 
 fn does_something(run: &Run<'_>, chain: &BaseChain) -> Result<bool> {
-    Ok(chain.policy != Verdict::Accept || run.state.chain(&chain.key)?.is_some_and(|chain| !chain.rules.is_empty()))
+    if chain.policy != Verdict::Accept {
+        return Ok(true);
+    }
+    let passed_over = PassedOver::of(run.without, &chain.key);
+    Ok(run.state.chain(&chain.key)?.is_some_and(|chain| chain.rules.iter().any(|rule| !passed_over.has(rule))))
 }
