@@ -89,6 +89,32 @@ fn wrong_usage_ends_with_2_and_says_what_would_be_right() {
 }
 
 #[test]
+fn a_rule_to_be_left_out_is_named_as_answers_name_it_and_nothing_is_sent() {
+    let bundle = Bundle::new();
+    let path = bundle.path();
+    let trace = |more: &[&str]| {
+        let words = ["trace", "--bundle", path.to_str().expect("UTF-8"), "--from", "node/n1", TO_WEB[0], TO_WEB[1]];
+        netdiag(&[&words, more].concat())
+    };
+    for (more, says) in [
+        (&["--without", "site fw 2"][..], "use FAMILY TABLE CHAIN HANDLE"),
+        (&["--without", "inet site fw 2", "--armed"], "cannot be used with"),
+        (&["--without", "inet site fw 2", "--counters"], "cannot be used with"),
+    ] {
+        let output = trace(more);
+        assert_eq!(code(&output), 2, "{more:?}");
+        assert!(stderr(&output).contains(says), "{more:?}: {}", stderr(&output));
+    }
+    let output = trace(&["--without", "inet site fw 2", "--without", "inet site fw handle 2", "-o", "json"]);
+    assert_eq!(code(&output), 3, "no node was recorded: {output:?}");
+    let what_if = &json(&output)["what_if"];
+    let said = what_if["said"].as_str().unwrap_or_default();
+    assert!(said.starts_with("predicted as if inet site fw rule 2 were not there; nothing was sent"), "{said}");
+    assert_eq!(what_if["without"].as_array().map(Vec::len), Some(1));
+    assert_eq!(what_if["without"][0]["effect"], "not_read");
+}
+
+#[test]
 fn a_missing_kubeconfig_is_named_with_the_way_out() {
     let output = netdiag(&["diagnose", "--kubeconfig", "/no/such/config", "--to", "node/n1:80"]);
     assert_eq!(code(&output), 2);

@@ -12,7 +12,7 @@ use crate::Gap;
 use crate::forwarding::conntrack::{Connection, Entry};
 use crate::forwarding::packet::{ICMP, ICMPV6, Origin, TCP, UDP, UnknownBytes, icmp, tcp, udp};
 use crate::forwarding::state::ChainKey;
-use crate::forwarding::{Fact, Outcome, Packet};
+use crate::forwarding::{Fact, Outcome, Packet, RuleKey, Without};
 
 /// A packet in a person's words. It is not sent: its way is read from the rules.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -35,7 +35,14 @@ pub struct FateRequest {
     /// Routers may fragment it (IPv4). What sockets of Linux send by themselves says that they may not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub may_be_fragmented: bool,
+    /// Rules that are taken not to be there, at most [`MAX_WITHOUT`]. An agent that knows how says of each what it does
+    /// ([`Fate::left_out`]).
+    #[serde(default, skip_serializing_if = "Without::is_empty")]
+    pub without: Without,
 }
+
+/// Rules that one question may leave out. Each of them is one more evaluation.
+pub const MAX_WITHOUT: usize = 16;
 
 /// Where the packet comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -83,8 +90,8 @@ pub enum FateTransport {
 /// The header of a packet of IPv4 without options, in bytes.
 const IPV4_HEADER: usize = 20;
 
-/// The answer. Its rules and interfaces are those that [`Fate::outcome`] names, and interfaces beside those: the master of a port,
-/// the device below a VLAN, the port behind which a neighbour is.
+/// The answer. Its rules and interfaces are those that [`Fate::outcome`] and [`Fate::left_out`] name, and interfaces beside those:
+/// the master of a port, the device below a VLAN, the port behind which a neighbour is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fate {
     /// nf_tables generation id while all of this was read.
@@ -104,6 +111,27 @@ pub struct Fate {
     /// What of the words could not be read; what was not evaluated is with each path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unseen: Vec<Gap>,
+    /// One for each rule of [`FateRequest::without`]. The words of those that are there are among [`Fate::rules`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A rule that was taken not to be there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    pub rule: RuleKey,
+    pub role: LeftOutRole,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeftOutRole {
+    /// The namespace has no such rule.
+    Absent,
+    /// It is there, and the packet goes the same way with it: it does not come to it, or does not match it.
+    NotMet,
+    /// With it, and without the others, the packet is not decided about in the same way.
+    Met,
 }
 
 /// The kernel's lookup of a socket at the end of a path.
@@ -313,6 +341,7 @@ mod tests {
             connection: None,
             length: None,
             may_be_fragmented: false,
+            without: Without::new(),
         }
     }
 
@@ -381,9 +410,17 @@ mod tests {
     #[test]
     fn a_need_with_it_is_read_back() {
         let request = request(FateTransport::Icmp { kind: 8, code: 0, identifier: 7 });
-        let text = serde_json::to_string(&crate::Need::host("n1", crate::Topic::Fate(request))).unwrap();
-        assert!(text.contains(r#""origin":{"received":{"name":"eth0"}}"#), "{text}");
-        let need: crate::Need = serde_json::from_str(&text).unwrap();
-        assert_eq!(serde_json::to_string(&need).unwrap(), text);
+        let read_back = |request: &FateRequest| {
+            let text = serde_json::to_string(&crate::Need::host("n1", crate::Topic::Fate(request.clone()))).unwrap();
+            let need: crate::Need = serde_json::from_str(&text).unwrap();
+            assert_eq!(serde_json::to_string(&need).unwrap(), text);
+            text
+        };
+        let text = read_back(&request);
+        assert!(text.contains(r#""origin":{"received":{"name":"eth0"}}"#) && !text.contains("without"), "{text}");
+        let without = Without::from(["inet site fw 2".parse().unwrap()]);
+        let text = read_back(&FateRequest { without, ..request });
+        let rule = r#"{"chain":{"family":"inet","table":"site","chain":"fw"},"handle":2}"#;
+        assert!(text.contains(&format!(r#""without":[{rule}]"#)), "{text}");
     }
 }

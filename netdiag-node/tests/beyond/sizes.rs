@@ -3,6 +3,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::path::{Decision, End, Path, Reject, Size};
 use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 
@@ -22,6 +23,7 @@ fn long(length: u16, may_be_fragmented: bool) -> FateRequest {
         connection: None,
         length: Some(length),
         may_be_fragmented,
+        without: Without::new(),
     }
 }
 

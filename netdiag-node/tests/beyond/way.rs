@@ -6,6 +6,7 @@
 //!     fd01::2  ::1       fd02::1     fd02::2
 //! ```
 
+use netdiag_common::forwarding::Without;
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 
 use crate::lab::{self, Namespace, ip};
@@ -69,6 +70,7 @@ pub fn request(origin: FateOrigin, destination: &str, port: u16) -> FateRequest 
         connection: None,
         length: None,
         may_be_fragmented: false,
+        without: Without::new(),
     }
 }
 

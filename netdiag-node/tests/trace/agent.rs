@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netdiag_common::forwarding::path::End;
-use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
+use netdiag_common::forwarding::{RuleKey, Without};
+use netdiag_common::observation::fate::{
+    Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport, LeftOut, LeftOutRole,
+};
 use netdiag_common::observation::trace::{TraceRecord, TraceRequest, TraceTuple};
 use netdiag_common::observation::{Observation, Owner, Protocol};
 use netdiag_common::wire::{Ask, WIRE_MAX};
@@ -39,6 +42,7 @@ fn syn(origin: FateOrigin, source: Option<&str>, destination: &str, destination_
         connection: None,
         length: None,
         may_be_fragmented: false,
+        without: Without::new(),
     }
 }
 
@@ -127,6 +131,45 @@ fn the_way_goes_on_in_the_next_namespace() {
     let origin = FateOrigin::Received(FateInterfaceKey::Name("eth9".into()));
     let need = Need::host(NODE, Topic::Fate(syn(origin, Some(POD_ADDRESS), NODE_ADDRESS, 443)));
     assert_eq!(refused(&lab.agent, &need).why, "interface eth9 is gone");
+}
+
+#[test]
+fn without_the_rule_that_drops_it_a_packet_is_delivered_and_the_rule_stays() {
+    let Some(lab) = Lab::start("whatif") else { return };
+    if Command::new("nft").arg("--version").output().is_err() {
+        return crate::lab::skip("cannot run nft");
+    }
+    lab.node.sh("nft 'table inet t { chain in { type filter hook input priority 0; \
+         tcp dport 443 counter drop comment \"closed\"; tcp dport 444 drop; }; }'");
+    let ask = |port: u16, without: Without| {
+        let origin = FateOrigin::Received(FateInterfaceKey::Name("toPod".into()));
+        let request = FateRequest { without, ..syn(origin, Some(POD_ADDRESS), NODE_ADDRESS, port) };
+        fate(&lab.agent, &Need::host(NODE, Topic::Fate(request)))
+    };
+    let dropping = |port: u16| {
+        let fate = ask(port, Without::new());
+        let End::Dropped { by } = &fate.outcome.paths[0].end else { panic!("{:?}", fate.outcome) };
+        RuleKey { chain: by.chain.clone().unwrap(), handle: by.handle.unwrap() }
+    };
+    let (closed, other) = (dropping(443), dropping(444));
+    let absent = RuleKey { handle: 9_999, ..closed.clone() };
+    let without = Without::from([closed.clone(), other.clone(), absent.clone()]);
+    let free = ask(443, without);
+    assert!(free.outcome.paths.iter().all(|path| path.end == End::Delivered), "{:?}", free.outcome);
+    let role = |rule, role| LeftOut { rule, role };
+    let roles =
+        [role(closed.clone(), LeftOutRole::Met), role(other, LeftOutRole::NotMet), role(absent, LeftOutRole::Absent)];
+    assert_eq!(free.left_out, roles);
+    let words = free.rules.iter().find(|rule| rule.handle == closed.handle).unwrap();
+    assert!(words.text.contains("tcp dport 443") && words.text.contains("drop"), "{}", words.text);
+    assert_eq!(words.counter.unwrap().packets, 0);
+    assert_eq!(dropping(443), closed);
+
+    let many = (1..=17).map(|handle| RuleKey { handle, ..closed.clone() }).collect();
+    let origin = FateOrigin::Received(FateInterfaceKey::Name("toPod".into()));
+    let request = FateRequest { without: many, ..syn(origin, Some(POD_ADDRESS), NODE_ADDRESS, 443) };
+    let gap = refused(&lab.agent, &Need::host(NODE, Topic::Fate(request)));
+    assert!(gap.why.contains("17 of them"), "{}", gap.why);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::conntrack::{Direction, Entry};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::path::{Decision, End, Path};
@@ -49,6 +50,7 @@ fn datagram(destination: &str, source_port: u16, destination_port: u16) -> FateR
         connection: None,
         length: None,
         may_be_fragmented: false,
+        without: Without::new(),
     }
 }
 
@@ -110,6 +112,7 @@ fn a_translated_packet_takes_the_predicted_way() {
         connection: Some(Entry { direction: Direction::Reply, ..entry.clone() }),
         length: None,
         may_be_fragmented: false,
+        without: Without::new(),
     };
     let reply = TraceTuple {
         protocol: Protocol::Udp,
@@ -179,6 +182,7 @@ fn what_a_process_sends_to_its_own_host_is_one_packet() {
         connection: None,
         length: None,
         may_be_fragmented: false,
+        without: Without::new(),
     };
     let fate = router.node.run(|| lab::fate(&sent)).unwrap();
     let [path] = &fate.outcome.paths[..] else { panic!("{:?}", fate.outcome) };

@@ -1,6 +1,8 @@
 //! `netdiag trace`: the way of one packet and of its answer, predicted, and proven by the kernels' own trace.
 
 use netdiag_common::Tier;
+use netdiag_common::forwarding::{RuleKey, RuleKeyError, Without};
+use netdiag_common::observation::fate::MAX_WITHOUT;
 use serde::{Deserialize, Serialize};
 
 use super::output::{self, Progress, ShortFormat};
@@ -28,6 +30,10 @@ pub(super) struct Args {
     /// Attempt a dozen connections, and show what the rules on the way counted meanwhile; changes nothing
     #[arg(long, conflicts_with = "armed")]
     counters: bool,
+    /// Predict as if this rule were not there, such as 'inet filter forward 7' (family, table, chain, handle); may be given up to 16
+    /// times; nothing is sent or changed
+    #[arg(long, value_name = "RULE", conflicts_with_all = ["armed", "counters"])]
+    without: Vec<String>,
     /// Time until the prediction must be there: 500ms, 20s, 2m
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = request::parse_timeout)]
     timeout: u64,
@@ -49,6 +55,9 @@ pub(super) struct TraceRequest {
     pub armed: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub counters: bool,
+    /// Rules as answers name them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<String>,
     #[serde(default = "request::default_timeout_ms")]
     pub timeout_ms: u64,
 }
@@ -60,6 +69,10 @@ impl TraceRequest {
         }
         if self.counters && self.protocol != TransportProtocol::Tcp {
             return Err(Failure("only TCP can be sent and counted so far; ask without --counters".to_owned()));
+        }
+        if !self.without.is_empty() && (self.armed || self.counters) {
+            let why = "--without predicts what is not so, and sends nothing: ask without --armed and --counters";
+            return Err(Failure(why.to_owned()));
         }
         let understood = |error: ParseError| Failure(error.to_string());
         Ok(Question {
@@ -76,6 +89,15 @@ impl TraceRequest {
             budget: request::budget(self.timeout_ms),
         })
     }
+
+    pub fn without(&self) -> Result<Without, Failure> {
+        if self.without.len() > MAX_WITHOUT {
+            let count = self.without.len();
+            return Err(Failure(format!("{count} rules are to be left out; {MAX_WITHOUT} are the most that can be")));
+        }
+        let rules = self.without.iter().map(|name| name.parse::<RuleKey>());
+        rules.collect::<Result<Without, _>>().map_err(|error: RuleKeyError| Failure(error.to_string()))
+    }
 }
 
 pub(super) async fn run(args: Args) -> Result<u8, Failure> {
@@ -85,12 +107,13 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         protocol: args.protocol,
         armed: args.armed,
         counters: args.counters,
+        without: args.without,
         timeout_ms: args.timeout,
     };
-    let question = request.question()?;
+    let (question, without) = (request.question()?, request.without()?);
     let answer = {
         let _progress = Progress::start("following the packet");
-        let here = async |source: AnySource| trace_with(&source, &question).await;
+        let here = async |source: AnySource| trace_with(&source, &question, without.clone()).await;
         source::answer(&args.source, ("/v1/trace", &request), args.timeout, here).await?
     };
     match args.output {
@@ -105,7 +128,58 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
 }
 
 /// For the command line and the server alike.
-pub(super) async fn trace_with<S: Source>(source: &S, question: &Question) -> Result<TraceAnswer, Failure> {
-    let followed = crate::trace::trace(source, question).await?;
+pub(super) async fn trace_with<S: Source>(
+    source: &S,
+    question: &Question,
+    without: Without,
+) -> Result<TraceAnswer, Failure> {
+    let followed = crate::trace::trace(source, question, without).await?;
     Ok(trace::build(&followed, source.now()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(json: serde_json::Value) -> TraceRequest {
+        let mut request = serde_json::json!({"from": "node/n1", "to": "service/shop/web:80"});
+        let fields = request.as_object_mut().expect("an object");
+        fields.extend(json.as_object().expect("an object").clone());
+        serde_json::from_value(request).expect("a request")
+    }
+
+    fn refused<T>(asked: Result<T, Failure>) -> String {
+        match asked {
+            Err(Failure(why)) => why,
+            Ok(_) => panic!("it was not refused"),
+        }
+    }
+
+    #[test]
+    fn rules_are_left_out_once_each() {
+        let names = ["inet site fw 2", "inet site fw rule 2", "legacy iptables filter FORWARD rule 3"];
+        let request = request(serde_json::json!({"without": names}));
+        let Ok(question) = request.question() else { panic!("it was refused") };
+        assert_eq!(question.tier, Tier::Passive);
+        let Ok(without) = request.without() else { panic!("it was refused") };
+        let shown: Vec<String> = without.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["inet site fw rule 2", "legacy iptables filter FORWARD rule 3"]);
+    }
+
+    #[test]
+    fn what_is_not_so_is_neither_armed_nor_counted() {
+        for proof in ["armed", "counters"] {
+            let why = refused(request(serde_json::json!({"without": ["inet t c 1"], proof: true})).question());
+            assert!(why.contains("sends nothing") && why.contains(&format!("--{proof}")), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_is_not_understood_is_told_the_form() {
+        let why = refused(request(serde_json::json!({"without": ["inet t c 1", "fw 2"]})).without());
+        assert!(why.contains("\"fw 2\" names no rule") && why.contains("FAMILY TABLE CHAIN HANDLE"), "{why}");
+        let many: Vec<String> = (1..=17).map(|handle| format!("inet t c {handle}")).collect();
+        assert!(refused(request(serde_json::json!({"without": many})).without()).contains("17 rules"));
+        assert!(request(serde_json::json!({"without": many[..16]})).without().is_ok());
+    }
 }

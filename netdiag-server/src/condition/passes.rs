@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use netdiag_common::forwarding::Path as Fated;
 use netdiag_common::forwarding::path::End;
+use netdiag_common::forwarding::{Path as Fated, Without};
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 use netdiag_common::observation::{Observation, Protocol};
 use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
@@ -30,7 +30,8 @@ pub(super) enum Programmed {
 /// The packet of one client to one endpoint on another node, and its answer. A tunnel that hides it on the way is none of this.
 pub(super) fn there_and_back(path: &Path, client: &Client, backend: &Backend, view: &mut View) -> Programmed {
     let (protocol, destination, port) = (path.protocol, backend.address, backend.port);
-    let begins = Begins { client, protocol, source_port: SOURCE_PORT, destination, port };
+    let without = Without::new();
+    let begins = Begins { client, protocol, source_port: SOURCE_PORT, destination, port, without: &without };
     let (all, needs) = ways(view.cluster(), begins, &mut |need| view.reading(need));
     let Some(at) = all.ways.iter().filter_map(|way| way.legs.first()).map(|leg| leg.at).min() else {
         return Programmed::Dark;
@@ -93,6 +94,7 @@ pub(super) fn outer(direction: &Tunnelled, view: &mut View) -> Programmed {
         connection: None,
         length: None,
         may_be_fragmented: false,
+        without: Without::new(),
     };
     let sent = fate(from, request(FateOrigin::Sent), view);
     let taken = fate(to, request(FateOrigin::Received(FateInterfaceKey::Index(arrives))), view);

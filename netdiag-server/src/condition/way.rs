@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::packet::Origin;
 use netdiag_common::forwarding::path::End;
 use netdiag_common::observation::fate::FateInterface;
@@ -67,8 +68,8 @@ pub fn search<T>(path: &Path, view: &mut View, pick: impl Fn(&Way, &Leg) -> Opti
                 Some(true) => searched.got_through += 1,
                 None => searched.dark = true,
                 Some(false) => {
-                    let begins =
-                        Begins { client, protocol: path.protocol, source_port: SOURCE_PORT, destination, port };
+                    let (protocol, source_port, without) = (path.protocol, SOURCE_PORT, Without::new());
+                    let begins = Begins { client, protocol, source_port, destination, port, without: &without };
                     searched.follow(begins, view, &pick);
                 }
             }

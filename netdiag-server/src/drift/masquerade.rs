@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::path::End;
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
@@ -40,6 +41,7 @@ fn need(pods: &Pods<'_>, node: &str, readings: &Readings) -> Option<Need> {
         connection: None,
         length: None,
         may_be_fragmented: false,
+        without: Without::new(),
     };
     Some(Need::host(node, Topic::Fate(request)))
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::path::{End, Path};
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 use netdiag_common::observation::network::Network;
@@ -245,6 +246,7 @@ fn need(node: &str, readings: &Readings, network: &Network, (flow, direction): (
         connection: None,
         length: None,
         may_be_fragmented: false,
+        without: Without::new(),
     };
     Some(Need::host(node, Topic::Fate(request)))
 }

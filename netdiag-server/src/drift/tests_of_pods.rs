@@ -218,6 +218,7 @@ fn fate(request: &FateRequest, source: &str) -> Reading<Observation> {
         deliveries: Vec::new(),
         neighbours: Vec::new(),
         unseen: Vec::new(),
+        left_out: Vec::new(),
     };
     Reading::Seen { value: Observation::Fate(Arc::new(fate)), at: READ_AT.parse().expect("a time") }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::conntrack::Direction as PacketDirection;
 use netdiag_common::forwarding::path::End as PathEnd;
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
@@ -194,6 +195,7 @@ fn fate_of(step: &Step, drop: &Dropped, protocol: Protocol, events: &[TagEvent])
         connection: None,
         length: None,
         may_be_fragmented: false,
+        without: Without::new(),
     };
     Some((Place { node: step.node.clone(), netns }, request))
 }

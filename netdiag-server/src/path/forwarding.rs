@@ -151,7 +151,7 @@ fn endpoints_of<'s>(
             };
             let conditions = &endpoint.conditions;
             let is_ready = conditions.ready.unwrap_or(true);
-            if !is_ready && !(conditions.terminating == Some(true) && conditions.serving.unwrap_or(is_ready)) {
+            if !(is_ready || conditions.terminating == Some(true) && conditions.serving.unwrap_or(is_ready)) {
                 continue;
             }
             for address in addresses(endpoint, ipv4) {

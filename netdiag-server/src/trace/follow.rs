@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netdiag_common::forwarding::Packet;
 use netdiag_common::forwarding::conntrack::{Direction as Seen, Entry};
 use netdiag_common::forwarding::path::End;
-use netdiag_common::observation::fate::{FateOrigin, FateRequest, FateTransport};
+use netdiag_common::forwarding::{Packet, Without};
+use netdiag_common::observation::fate::{Fate, FateOrigin, FateRequest, FateTransport};
 use netdiag_common::observation::{Observation, Protocol};
 use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
 
@@ -45,6 +45,8 @@ pub struct Begins<'p> {
     pub source_port: u16,
     pub destination: IpAddr,
     pub port: u16,
+    /// Rules that are taken not to be there, in any namespace.
+    pub without: &'p Without,
 }
 
 /// A way that has not ended.
@@ -76,11 +78,12 @@ pub(super) async fn follow<S: Source>(
     cluster: &Arc<Cluster>,
     path: &Path,
     (source_port, destination): (u16, IpAddr),
+    without: &Without,
     budget: Duration,
 ) -> Followed {
     let deadline = Instant::now() + budget;
     let (Some(client), Some(port)) = (path.clients.first(), path.port) else { return Followed::default() };
-    let begins = Begins { client, protocol: path.protocol, source_port, destination, port };
+    let begins = Begins { client, protocol: path.protocol, source_port, destination, port, without };
     let mut evidence = Evidence::new(source.now(), cluster.clone());
     loop {
         let (followed, needs) = ways(cluster, begins, &mut |need| evidence.reading(need));
@@ -95,7 +98,7 @@ pub(super) async fn follow<S: Source>(
 
 /// The ways as far as they are known, and what has to be read to know more.
 pub fn ways<'e>(cluster: &'e Cluster, begins: Begins<'_>, readings: Readings<'e, '_>) -> (Followed, BTreeSet<Need>) {
-    let Begins { client, protocol, source_port, destination, port } = begins;
+    let Begins { client, protocol, source_port, destination, port, without } = begins;
     let place = Place { node: client.node.clone(), netns: client.netns.clone() };
     let request = FateRequest {
         origin: FateOrigin::Sent,
@@ -106,6 +109,7 @@ pub fn ways<'e>(cluster: &'e Cluster, begins: Begins<'_>, readings: Readings<'e,
         connection: None,
         length: None,
         may_be_fragmented: false,
+        without: without.clone(),
     };
     let mut walk = Walk { cluster, readings, protocol, gaps: Vec::new() };
     let mut followed = Followed::default();
@@ -161,6 +165,9 @@ impl<'e> Walk<'e, '_> {
             }
             Some(_) => return unseen(malformed(&need, self.cluster)),
         };
+        if !leaves_out(fate, &request.without) {
+            return unseen(too_old(&need, self.cluster));
+        }
         let leg =
             |path| Leg { direction, place: place.clone(), request: request.clone(), fate: fate.clone(), at, path };
         let taken = |path| Open { legs: way.legs.iter().cloned().chain([leg(path)]).collect(), asks: None };
@@ -177,7 +184,7 @@ impl<'e> Walk<'e, '_> {
             End::Sent { interface, gateway } => {
                 let leaves = (*interface, *gateway, packet.destination());
                 match next(cluster, self.readings, &leg.place, &leg.fate, leaves) {
-                    Next::Ask(need) => Advance::Waits(Box::new(need)),
+                    Next::Ask(need) => Advance::Waits(need),
                     Next::End(end) => ends(end),
                     Next::Arrives(place, origin) => {
                         let request = request(way, &place, origin, leg.direction, packet, protocol);
@@ -249,6 +256,7 @@ fn request(
         connection: (direction == Direction::Reply).then(|| entry(way, place)).flatten(),
         length: None,
         may_be_fragmented: false,
+        without: without(way),
     }
 }
 
@@ -264,7 +272,18 @@ fn answer(way: &Open, place: &Place, packet: &Packet, protocol: Protocol) -> Fat
         connection: entry(way, place),
         length: None,
         may_be_fragmented: false,
+        without: without(way),
     }
+}
+
+/// What is left out of one namespace is left out of the next.
+fn without(way: &Open) -> Without {
+    way.legs.last().map(|leg| leg.request.without.clone()).unwrap_or_default()
+}
+
+/// Whether the agent knew that these rules are to be left out.
+fn leaves_out(fate: &Fate, without: &Without) -> bool {
+    without.iter().all(|rule| fate.left_out.iter().any(|left_out| left_out.rule == *rule))
 }
 
 /// What a namespace's connection tracking kept of the packet when it came by, as its answer meets it.
@@ -306,3 +325,16 @@ fn malformed(need: &Need, cluster: &Cluster) -> Gap {
         remedy: "upgrade netdiag-node to the server's version".to_owned(),
     }
 }
+
+fn too_old(need: &Need, cluster: &Cluster) -> Gap {
+    Gap {
+        what: step::need_in_words(need, Some(cluster)),
+        node: Some(need.node.clone()),
+        reason: GapReason::WireVersion,
+        why: "the agent does not know how to leave out rules, and predicted with them".to_owned(),
+        remedy: "upgrade netdiag-node to the server's version".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,9 +15,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use netdiag_common::forwarding::Path;
 use netdiag_common::forwarding::conntrack::Entry;
 use netdiag_common::forwarding::path::End;
+use netdiag_common::forwarding::{Path, Without};
 use netdiag_common::observation::fate::{Fate, FateRequest};
 use netdiag_common::{Gap, Netns, Tier};
 
@@ -92,6 +92,8 @@ pub struct Follow {
     pub path: path::Path,
     /// One for each address of the target.
     pub traces: Vec<Trace>,
+    /// Rules that were taken not to be there.
+    pub without: Without,
 }
 
 /// Everything that is said about one address family.
@@ -132,15 +134,16 @@ impl Way {
     }
 }
 
-/// Follows the packet for each family that the target has, and sends one when the question allows it.
-pub async fn trace<S: Source>(source: &S, question: &Question) -> Result<Follow, AskError> {
+/// Follows the packet for each family that the target has, and sends one when the question allows it. What is sent meets the rules
+/// that are left out: whoever leaves out any asks passively.
+pub async fn trace<S: Source>(source: &S, question: &Question, without: Without) -> Result<Follow, AskError> {
     let cluster = source.cluster().await?;
     let path = path::resolve(question, &cluster, None)?;
     let mut traces = Vec::new();
     let source_port = source_port(source.now());
     for destination in path.addresses.clone() {
         let ends = (source_port, destination);
-        let followed = follow::follow(source, &cluster, &path, ends, question.budget).await;
+        let followed = follow::follow(source, &cluster, &path, ends, &without, question.budget).await;
         let traced = match question.tier {
             Tier::Trace => Some(armed::run(source, &path, ends, &followed).await),
             Tier::Passive | Tier::Probe => None,
@@ -151,7 +154,7 @@ pub async fn trace<S: Source>(source: &S, question: &Question) -> Result<Follow,
         };
         traces.push(Trace { destination, followed, traced, counted });
     }
-    Ok(Follow { cluster, path, traces })
+    Ok(Follow { cluster, path, traces, without })
 }
 
 /// Beyond what kernels choose by themselves (`ip_local_port_range` ends at 60999). Another one each time: a connection that has

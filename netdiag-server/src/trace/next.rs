@@ -18,7 +18,7 @@ pub(crate) const TUNNELS: [&str; 10] =
 #[derive(Debug, PartialEq)]
 pub(super) enum Next {
     Arrives(Place, FateOrigin),
-    Ask(Need),
+    Ask(Box<Need>),
     End(WayEnd),
 }
 
@@ -77,7 +77,7 @@ fn node_behind(cluster: &Cluster, address: IpAddr) -> Option<String> {
 fn at_address(readings: Readings<'_, '_>, place: Place, address: IpAddr) -> Next {
     let need = place.need(Topic::Network);
     let network = match readings(&need) {
-        None => return Next::Ask(need),
+        None => return Next::Ask(Box::new(need)),
         Some(Reading::Seen { value: Observation::Network(network), .. }) => network,
         Some(Reading::Unavailable { gap }) => return Next::End(WayEnd::Unseen { gap: Box::new(gap.clone()) }),
         Some(_) => return unseen(&place, "its interfaces were not told".to_owned(), "ask the agent again"),

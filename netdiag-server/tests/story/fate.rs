@@ -93,8 +93,8 @@ impl Story<'_> {
         }
         let rules = told.map(|told| told.rules.clone()).unwrap_or_default();
         let outcome = Outcome { paths, cut: false };
-        let (deliveries, neighbours, unseen) = (Vec::new(), Vec::new(), Vec::new());
-        Some(Fate { generation: None, packet, outcome, rules, interfaces, deliveries, neighbours, unseen })
+        let (deliveries, neighbours, unseen, left_out) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Some(Fate { generation: None, packet, outcome, rules, interfaces, deliveries, neighbours, unseen, left_out })
     }
 
     fn enters(&self, need: &Need, request: &FateRequest) -> Option<(Packet, Vec<FateInterface>)> {

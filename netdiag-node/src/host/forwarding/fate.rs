@@ -9,7 +9,7 @@ use netdiag_common::forwarding::state::{ChainKey, Route, RouteQuery};
 use netdiag_common::forwarding::{Outcome, Packet};
 use netdiag_common::observation::Owner;
 use netdiag_common::observation::fate::{
-    Fate, FateInterface, FateInterfaceKey, FateNeighbour, FateOrigin, FateRequest, FateRule, Peer,
+    Fate, FateInterface, FateInterfaceKey, FateNeighbour, FateOrigin, FateRequest, FateRule, LeftOut, LeftOutRole, Peer,
 };
 use netdiag_common::observation::network::Link;
 use netdiag_common::{Gap, GapReason};
@@ -17,17 +17,18 @@ use nix::sys::socket::SockProtocol;
 
 use super::route::Routes;
 use super::unevaluated::{self, Surroundings};
-use super::{Evaluation, delivery, evaluate, next_hop};
+use super::{Evaluation, delivery, evaluate_without, next_hop, without};
 use crate::host::netlink::Netlink;
 use crate::host::{ReadError, network, nftables};
 
 /// Evaluates a packet and names what is on its way.
 pub fn fate(request: &FateRequest, around: &mut Surroundings<'_>) -> Result<Fate, ReadError> {
+    without::check(&request.without)?;
     let packet = packet(request)?;
-    let Evaluation { outcome, state, legacy_rules } = evaluate(&packet)?;
+    let Evaluation { outcome, state, legacy_rules, left_out } = evaluate_without(&packet, &request.without)?;
     let base: Vec<ChainKey> = state.hooks.iter().flat_map(|hooks| &hooks.chains).map(|base| base.key.clone()).collect();
     let mut unseen = Vec::new();
-    let mut native = rules_of(&outcome);
+    let mut native = rules_of(&outcome, &left_out);
     native.retain(|chain, _| !chain.family.is_legacy());
     let rules = match nftables::in_words(&native, &base) {
         Ok(rules) => rules,
@@ -57,7 +58,7 @@ pub fn fate(request: &FateRequest, around: &mut Surroundings<'_>) -> Result<Fate
     unseen.extend(input.filter(|input| input.master_index.is_some()).map(of_a_port));
     let rules = rules.chain(legacy_rules).collect();
     let (generation, deliveries) = (state.generation, Vec::new());
-    let mut fate = Fate { generation, packet, outcome, rules, interfaces, deliveries, neighbours, unseen };
+    let mut fate = Fate { generation, packet, outcome, rules, interfaces, deliveries, neighbours, unseen, left_out };
     let chains = state.hooks.as_ref().map_or(&[][..], |hooks| &hooks.chains);
     unevaluated::tell(&mut fate, chains, around);
     match delivery::deliveries(&fate, around) {
@@ -131,7 +132,7 @@ fn index_of(name: &str) -> Result<u32, ReadError> {
     })
 }
 
-pub(super) fn rules_of(outcome: &Outcome) -> BTreeMap<ChainKey, BTreeSet<u64>> {
+pub(super) fn rules_of(outcome: &Outcome, left_out: &[LeftOut]) -> BTreeMap<ChainKey, BTreeSet<u64>> {
     let mut rules: BTreeMap<ChainKey, BTreeSet<u64>> = BTreeMap::new();
     let mut add = |chain: &ChainKey, handle: u64| {
         rules.entry(chain.clone()).or_default().insert(handle);
@@ -146,6 +147,9 @@ pub(super) fn rules_of(outcome: &Outcome) -> BTreeMap<ChainKey, BTreeSet<u64>> {
         if let End::Unknown { by: Place { chain: Some(chain), handle: Some(handle), .. }, .. } = &path.end {
             add(chain, *handle);
         }
+    }
+    for LeftOut { rule, .. } in left_out.iter().filter(|left_out| left_out.role != LeftOutRole::Absent) {
+        add(&rule.chain, rule.handle);
     }
     rules
 }

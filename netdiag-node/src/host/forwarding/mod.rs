@@ -13,14 +13,15 @@ mod route;
 mod routing;
 mod tracking;
 mod unevaluated;
+mod without;
 
 use std::sync::Arc;
 
 use netdiag_common::forwarding::routing::{self as evaluated, Answer};
 use netdiag_common::forwarding::set::{Element, Elements, Set};
 use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, RouteQuery, SetKey};
-use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, step};
-use netdiag_common::observation::fate::FateRule;
+use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, Without, step_without};
+use netdiag_common::observation::fate::{FateRule, LeftOut};
 
 pub use self::fate::fate;
 pub(crate) use self::fate::interfaces;
@@ -46,12 +47,19 @@ const MAX_READ: usize = 20_000;
 pub struct Evaluation {
     pub outcome: Outcome,
     pub state: RuleState,
-    /// Rules of legacy tables on the paths, in words. Tables are read whole, so these come with them.
+    /// Rules of legacy tables on the paths, and of those left out, in words. Tables are read whole, so these come with them.
     pub legacy_rules: Vec<FateRule>,
+    /// One for each rule that was taken not to be there.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Reads lazily, and again when the rules changed meanwhile.
 pub fn evaluate(packet: &Packet) -> Result<Evaluation, ReadError> {
+    evaluate_without(packet, &Without::new())
+}
+
+/// The same as if these rules were not there. They stay where they are.
+pub fn evaluate_without(packet: &Packet, without: &Without) -> Result<Evaluation, ReadError> {
     let mut tables = Filters::open()?;
     let mut routes = Routes::open()?;
     let mut routing = Routing::open()?;
@@ -59,12 +67,12 @@ pub fn evaluate(packet: &Packet) -> Result<Evaluation, ReadError> {
         let before = tables.nftables.generation()?;
         let mut state = RuleState { generation: before, ..RuleState::default() };
         state.routing.live = true;
-        let outcome = complete(&mut state, packet, &mut tables, &mut routes, &mut routing);
+        let told = without::told(without, &mut state, packet, (&mut tables, &mut routes, &mut routing));
         // An error while the rules changed may be that of a half-seen ruleset.
         if tables.nftables.generation()? == before {
-            let outcome = outcome?;
-            let legacy_rules = tables.legacy_rules(&fate::rules_of(&outcome));
-            return Ok(Evaluation { outcome, state, legacy_rules });
+            let (outcome, left_out) = told?;
+            let legacy_rules = tables.legacy_rules(&fate::rules_of(&outcome, &left_out));
+            return Ok(Evaluation { outcome, state, legacy_rules, left_out });
         }
     }
     Err(malformed(format!("the rules changed during each of {MAX_ATTEMPTS} readings")))
@@ -72,6 +80,7 @@ pub fn evaluate(packet: &Packet) -> Result<Evaluation, ReadError> {
 
 /// Evaluates a packet with what has been read, and reads the rest into `state`.
 fn complete(
+    without: &Without,
     state: &mut RuleState,
     packet: &Packet,
     tables: &mut Filters,
@@ -80,7 +89,7 @@ fn complete(
 ) -> Result<Outcome, ReadError> {
     let mut read = 0;
     for _ in 0..MAX_STEPS {
-        let keys = match step(state, packet) {
+        let keys = match step_without(state, packet, without) {
             Step::Done(outcome) => return Ok(outcome),
             Step::Missing { keys } => keys,
         };

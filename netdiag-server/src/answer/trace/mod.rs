@@ -13,8 +13,10 @@ use crate::trace::{Agreement, Compared, Counted, Direction, Follow, Leg, Place, 
 
 mod link;
 mod text;
+mod what_if;
 mod words;
 
+pub use what_if::{EffectName, WhatIf, WithoutEntry, WithoutPlace};
 pub(super) use words::stopped;
 
 pub const TRACE_SCHEMA: &str = "netdiag.trace/v1";
@@ -30,6 +32,9 @@ pub struct TraceAnswer {
     pub at: Timestamp,
     pub from: String,
     pub to: String,
+    /// Rules that were taken not to be there; none when the answer is about what is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub what_if: Option<WhatIf>,
     /// One for each address of the target.
     pub families: Vec<FamilyEntry>,
     pub not_seen: Vec<NotSeen>,
@@ -129,7 +134,7 @@ pub struct DecisionEntry {
 
 /// Puts what was followed and traced into words. Pure.
 pub fn build(followed: &Follow, at: Timestamp) -> TraceAnswer {
-    let Follow { cluster, path, traces } = followed;
+    let Follow { cluster, path, traces, .. } = followed;
     let mut gaps: Vec<&Gap> = Vec::new();
     let mut families = Vec::new();
     let world = World { cluster, chains: ServiceChains::of(cluster) };
@@ -161,6 +166,7 @@ pub fn build(followed: &Follow, at: Timestamp) -> TraceAnswer {
         at,
         from: path.question.from.to_string(),
         to: path.question.to.to_string(),
+        what_if: what_if::of(followed),
         families,
         not_seen: not_seen::grouped(gaps),
     }

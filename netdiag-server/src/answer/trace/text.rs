@@ -12,6 +12,9 @@ impl TraceAnswer {
         let mut page = Page::new(paint);
         page.line("from", &self.from);
         page.line("to", &self.to);
+        if let Some(what_if) = &self.what_if {
+            what_if.lines(&mut page);
+        }
         for family in &self.families {
             family.lines(&mut page);
         }

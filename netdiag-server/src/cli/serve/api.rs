@@ -219,14 +219,15 @@ async fn trace(
     asked: Asked<TraceRequest>,
 ) -> Result<Response, Refused> {
     let request = body(asked)?;
-    let question = request.question().map_err(|Failure(why)| Refused(StatusCode::BAD_REQUEST, why))?;
+    let bad = |Failure(why): Failure| Refused(StatusCode::BAD_REQUEST, why);
+    let (question, without) = (request.question().map_err(bad)?, request.without().map_err(bad)?);
     if request.armed {
         api.allow_probes(caller, &question.from, "without --armed").await?;
     } else if request.counters {
         api.allow_probes(caller, &question.from, "without --counters").await?;
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
-    Ok(Json(trace_with(&api.source, &question).await?).into_response())
+    Ok(Json(trace_with(&api.source, &question, without).await?).into_response())
 }
 
 /// What is sent, where to and how often is the caller's choice: that takes a right of its own.
