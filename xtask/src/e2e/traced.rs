@@ -1,5 +1,6 @@
 //! The case `traced`: connections in a dual-stack cluster are predicted namespace by namespace, there and back, on one node and
-//! across two, and the kernels' own trace of one that is sent says the same. Then nothing of it is left on any node.
+//! across two, and the kernels' own trace of one that is sent says the same. A rule that drops them is left out of a prediction, and
+//! stays. Then nothing of it is left on any node.
 
 use std::time::Duration;
 
@@ -39,6 +40,10 @@ const QUESTIONS: [Question; 4] = [
 /// A Service of both families, and agents that may trace.
 const BOTH_FAMILIES: &str = r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#;
 
+/// On the client's node, before anything is translated.
+const SITE: &str = "table inet site { chain fw { type filter hook prerouting priority -300; tcp dport 80 drop; }; }";
+const SITE_RULE: &str = "inet site fw rule ";
+
 /// Runs in a cluster of its own.
 fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
     let name = format!("{prefix}t{}", &mode.name()[..3]);
@@ -71,8 +76,12 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
                 .is_some_and(|families| families.len() == 2 && families.iter().all(all_answered))
         })
     })?;
-    let answer = ask(cluster, &installed, &QUESTIONS[0], Some("--counters"))?;
+    let answer = ask(cluster, &installed, &QUESTIONS[0], &["--counters"])?;
     wrong.extend(miscounted(&answer).map(|line| format!("{line}: {answer}")));
+    cluster.node_exec("n1", &["nft", SITE])?;
+    let judged = without_a_rule(cluster, &installed);
+    cluster.node_exec("n1", &["nft", "delete", "table", "inet", "site"])?;
+    wrong.extend(judged?);
     for question in &QUESTIONS {
         let answer = trace(cluster, &installed, question, true)?;
         let said = missed(question, &answer);
@@ -144,12 +153,42 @@ fn miscounted(answer: &Value) -> Option<String> {
     }
 }
 
-fn trace(cluster: &Cluster, installed: &Installed, question: &Question, armed: bool) -> Result<Value> {
-    ask(cluster, installed, question, armed.then_some("--armed"))
+/// What is wrong with predictions while a rule drops the packets: with it nothing is answered, without it everything, and both times
+/// it is there.
+fn without_a_rule(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
+    let families = |answer: &Value| answer["families"].as_array().cloned().unwrap_or_default();
+    let dropped = trace(cluster, installed, &QUESTIONS[0], false)?;
+    let first = &dropped["families"][0]["ways"][0];
+    let end = first["end"].as_str().unwrap_or_default();
+    let behind = end.split_once(SITE_RULE).map(|(_, rest)| rest).unwrap_or_default();
+    let handle: String = behind.chars().take_while(char::is_ascii_digit).collect();
+    if handle.is_empty() || families(&dropped).iter().any(all_answered) {
+        return Ok(vec![format!("the rule {SITE:?} is not said to drop the packets: {dropped}")]);
+    }
+    let rule = format!("{SITE_RULE}{handle}");
+    let free = ask(cluster, installed, &QUESTIONS[0], &["--without", &rule])?;
+    let mut wrong = Vec::new();
+    let free_families = families(&free);
+    if free_families.is_empty() || !free_families.iter().all(all_answered) {
+        wrong.push(format!("without {rule:?} not every way is answered: {free}"));
+    }
+    if free["what_if"]["without"][0]["effect"] != "changes" {
+        wrong.push(format!("it is not said that {rule:?} changes the way: {}", free["what_if"]));
+    }
+    let left = cluster.node_exec("n1", &["nft", "list", "table", "inet", "site"])?;
+    if !left.contains("tcp dport 80 drop") {
+        wrong.push(format!("the rule was left out of the node too: {left}"));
+    }
+    Ok(wrong)
 }
 
-fn ask(cluster: &Cluster, installed: &Installed, question: &Question, proof: Option<&str>) -> Result<Value> {
+fn trace(cluster: &Cluster, installed: &Installed, question: &Question, armed: bool) -> Result<Value> {
+    let proof: &[&str] = if armed { &["--armed"] } else { &[] };
+    ask(cluster, installed, question, proof)
+}
+
+fn ask(cluster: &Cluster, installed: &Installed, question: &Question, more: &[&str]) -> Result<Value> {
     let mut words = vec!["trace", "--from", question.from, "--to", question.to];
-    words.extend(proof);
+    words.extend(more);
     install::ask(&installed.server, cluster, &words)
 }
