@@ -15,12 +15,12 @@
 //! number drawn are one path with the sum of their chances.
 //!
 //! Not evaluated, and said so in [`Path::gaps`] where it is there: chains at devices (netdev, ingress, egress), bridge
-//! and arp tables, IPVS; and what the agent looks for when it answers: BPF programs at devices and control groups, tc filters,
-//! policies of IPsec. Taken both ways where a rule asks for it: eBPF programs of the match bpf, what limits have left. Not
-//! modelled, and not said: fragments before they are put together, learned path MTUs, multicast, whether TCP segments fit the state
-//! and window of their connection, ports that other connections hold, sets that are full, a flowtable that refuses a connection
-//! because its sender is not reached where its packets come in. Where packets are routed, and why:
-//! [`routing`].
+//! and arp tables; connections of IPVS that conntrack does not have, and its tunnels; and what the agent looks for when it
+//! answers: BPF programs at devices and control groups, tc filters, policies of IPsec. Taken both ways where a rule asks for it:
+//! eBPF programs of the match bpf, what limits have left. Not modelled, and not said: fragments before they are put together,
+//! learned path MTUs, multicast, whether TCP segments fit the state and window of their connection, ports that other
+//! connections hold, sets that are full, a flowtable that refuses a connection because its sender is not reached where its
+//! packets come in. Where packets are routed, and why: [`routing`].
 
 mod bpf;
 mod checksum;
@@ -41,6 +41,7 @@ mod register;
 pub mod routing;
 pub mod set;
 pub mod state;
+pub mod virtual_server;
 mod walk;
 mod without;
 mod xt;
@@ -149,3 +150,5 @@ fn merge(known: &mut [Assumption], new: &[Assumption]) -> bool {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_virtual_servers;

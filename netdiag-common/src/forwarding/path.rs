@@ -1,6 +1,6 @@
 //! What the evaluator answers: every decision about one packet in order, where it ended, and on which assumptions.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use super::expression::Verdict;
 use super::packet::Packet;
 use super::routing::{Discard, Why};
 use super::state::{ChainKey, Hook, Key, Route};
+use super::virtual_server::VirtualServerKey;
 
 /// What one step of the evaluation gives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,6 +112,17 @@ pub enum Decision {
         hook: Hook,
         from: Tuple,
         to: Tuple,
+    },
+    /// IPVS took the packet for one of its virtual servers.
+    Scheduled {
+        hook: Hook,
+        server: VirtualServerKey,
+        scheduler: String,
+        /// The real server; none when no one takes connections.
+        to: Option<SocketAddr>,
+        /// Its place among those that take connections, from 1, and how many they are; none when the connection had it before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<(usize, usize)>,
     },
     Routed {
         hook: Hook,

@@ -17,6 +17,7 @@ use super::ipset::{IpSet, IpSetQuery};
 use super::packet::Protocol;
 use super::routing::{RoutingState, TableKey};
 use super::set::Set;
+use super::virtual_server::{VirtualServerKey, VirtualState};
 
 /// Something that the next step needs to know.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -74,6 +75,10 @@ pub enum Key {
         index: u16,
     },
     IpSetElement(IpSetQuery),
+    /// The virtual server of IPVS with its real servers.
+    VirtualServer(VirtualServerKey),
+    /// How IPVS is set.
+    VirtualSettings,
 }
 
 /// `NFPROTO_*` of a table of nf_tables, or one of the two legacy commands.
@@ -241,14 +246,14 @@ pub enum ChainKind {
     Route,
 }
 
-/// Something at hooks that is not evaluated: IPVS, programs, tables of legacy iptables that could not be read.
+/// Something at hooks that is not evaluated: tables of legacy iptables that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Foreign {
     /// None for both.
     pub protocol: Option<Protocol>,
     /// None for all hooks.
     pub hook: Option<Hook>,
-    /// `IPVS`
+    /// `table nat of legacy iptables, which is too large to be read,`
     pub what: String,
 }
 
@@ -256,6 +261,9 @@ pub struct Foreign {
 pub struct Hooks {
     pub chains: Vec<BaseChain>,
     pub foreign: Vec<Foreign>,
+    /// IPVS has virtual servers here, and is at its hooks.
+    #[serde(default)]
+    pub balanced: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -285,6 +293,8 @@ pub struct RuleState {
     /// None where the kernel did not say.
     #[serde(default)]
     pub ip_set_elements: Table<IpSetQuery, Option<bool>>,
+    #[serde(default)]
+    pub balancer: VirtualState,
 }
 
 /// A map that goes over the wire as pairs, since its keys are no strings.

@@ -55,7 +55,7 @@ fn state(rules: Vec<Rule>, others: Vec<(&str, Vec<Rule>)>) -> RuleState {
         policy: Verdict::Accept,
         made: (1, 1),
     };
-    state.hooks = Some(Hooks { chains: vec![base], foreign: Vec::new() });
+    state.hooks = Some(Hooks { chains: vec![base], ..Hooks::default() });
     state.chains.0.insert(key("base"), Some(Chain { rules, ..Chain::default() }));
     for (name, rules) in others {
         state.chains.0.insert(key(name), Some(Chain { rules, ..Chain::default() }));

@@ -116,6 +116,7 @@ fn mark(decision: &Decision) -> Option<Mark<'_>> {
         Decision::Policy { chain, verdict, .. } => (chain, true, None, verdict),
         Decision::Tracked { .. }
         | Decision::Translated { .. }
+        | Decision::Scheduled { .. }
         | Decision::Routed { .. }
         | Decision::Flowtable { .. }
         | Decision::Unheard { .. }

@@ -45,6 +45,8 @@ pub(super) struct Run<'a> {
     pub packet: Packet,
     pub tracking: Tracking,
     pub hook: Hook,
+    /// `skb->ipvs_property`: IPVS has dealt with the packet, and leaves it alone from here on.
+    pub balanced: bool,
     pub input: Option<&'a Interface>,
     pub output: Option<&'a Interface>,
     /// What the routing decision said; none before it.
@@ -116,6 +118,7 @@ impl<'a> Run<'a> {
             packet,
             tracking: Tracking::Unseen,
             hook,
+            balanced: false,
             input: None,
             output: None,
             route: None,
@@ -209,6 +212,20 @@ impl<'a> Run<'a> {
         let chance = 1.0 / f64::from(modulus);
         self.assumptions.push(Assumption::Chance { at, what: what.into(), values: vec![value], chance });
         value
+    }
+
+    /// The place of one of these, each as likely as its weight is large.
+    pub(super) fn draw_weighted(&mut self, what: &str, weights: &[u32]) -> usize {
+        if weights.len() <= 1 {
+            return 0;
+        }
+        let value = self.choices.choose(u32::try_from(weights.len()).unwrap_or(u32::MAX));
+        let taken = value as usize;
+        let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+        let chance = f64::from(weights[taken]) / total;
+        let at = self.place();
+        self.assumptions.push(Assumption::Chance { at, what: what.into(), values: vec![value], chance });
+        taken
     }
 
     /// True with the given chance.

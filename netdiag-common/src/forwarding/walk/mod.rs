@@ -6,6 +6,8 @@
 //!                               └─ forward ─┐
 //! sent ─ route ─ output ───────── route ────┴─ postrouting ─ out, or over lo to prerouting
 //! ```
+//!
+//! What IPVS takes at input or output leaves the hook there for its real server, and begins anew at output.
 
 mod chain;
 mod offload;
@@ -15,11 +17,13 @@ mod queue;
 mod route;
 mod size;
 mod tracking;
+mod virtual_server;
 
 pub(super) use self::plan::Plan;
 
 use self::plan::Call;
 use self::route::{Routed, route};
+use self::virtual_server::Passed;
 use super::fact::Fact;
 use super::machine::{Result, Run, Stop};
 use super::packet::{Origin, Packet, Protocol};
@@ -59,10 +63,10 @@ fn received<'a>(run: &mut Run<'a>, plan: &Plan<'a>, kept: Option<Route>) -> Resu
     };
     run.route = Some(route.clone());
     match route {
-        Route::Local { .. } => {
-            hook(run, plan, Hook::Input)?;
-            Ok(End::Delivered)
-        }
+        Route::Local { .. } => match hook(run, plan, Hook::Input)? {
+            Passed::On => Ok(End::Delivered),
+            Passed::Resent => output(run, plan),
+        },
         Route::Forward { interface, .. } => {
             if run.packet.hops_left() <= 1 {
                 return Ok(End::HopsExhausted);
@@ -73,6 +77,8 @@ fn received<'a>(run: &mut Run<'a>, plan: &Plan<'a>, kept: Option<Route>) -> Resu
             forwarded(&mut run.packet);
             run.output = run.state.interface(interface)?;
             hook(run, plan, Hook::Forward)?;
+            // Answers of real servers are routed anew there.
+            set_output(run)?;
             leave(run, plan)
         }
         Route::Refused { why } => Ok(End::NoRoute { why }),
@@ -84,14 +90,15 @@ fn received<'a>(run: &mut Run<'a>, plan: &Plan<'a>, kept: Option<Route>) -> Resu
 fn forwarded(packet: &mut Packet) {
     /// `ip_tos2prio`, by pairs of values of the type of service.
     const PRIORITY: [u32; 8] = [0, 0, 2, 2, 6, 6, 4, 4];
-    let hops = packet.hops_left().saturating_sub(1);
-    match packet.protocol {
-        Protocol::Ipv4 => {
-            packet.write(8, &[hops]);
-            packet.priority = Fact::Known(PRIORITY[usize::from(packet.service() & 0x1e) >> 2]);
-        }
-        Protocol::Ipv6 => packet.write(7, &[hops]),
+    spend_hop(packet);
+    if packet.protocol == Protocol::Ipv4 {
+        packet.priority = Fact::Known(PRIORITY[usize::from(packet.service() & 0x1e) >> 2]);
     }
+}
+
+fn spend_hop(packet: &mut Packet) {
+    let hops = packet.hops_left().saturating_sub(1);
+    packet.write(if packet.protocol == Protocol::Ipv4 { 8 } else { 7 }, &[hops]);
 }
 
 fn sent<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
@@ -99,13 +106,19 @@ fn sent<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
     if let Some(end) = refusal(run)? {
         return Ok(end);
     }
-    hook(run, plan, Hook::Output)?;
+    output(run, plan)
+}
+
+/// From output on. What IPVS sends to a real server begins there once more (`ip_vs_nat_send_or_cont`).
+fn output<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
+    if hook(run, plan, Hook::Output)? == Passed::Resent {
+        return output(run, plan);
+    }
     if let Some(end) = refusal(run)? {
         return Ok(end);
     }
     // The hook itself keeps the interface it began with; what follows uses the route of now.
-    let output = run.route.as_ref().and_then(interface_of);
-    run.output = output.map(|index| run.state.interface(index)).transpose()?.flatten();
+    set_output(run)?;
     leave(run, plan)
 }
 
@@ -132,9 +145,12 @@ fn refusal(run: &Run<'_>) -> Result<Option<End>> {
 }
 
 fn set_route(run: &mut Run<'_>) -> Result<()> {
-    let route = own_route(run)?;
-    let index = interface_of(&route);
-    run.route = Some(route);
+    run.route = Some(own_route(run)?);
+    set_output(run)
+}
+
+fn set_output(run: &mut Run<'_>) -> Result<()> {
+    let index = run.route.as_ref().and_then(interface_of);
     run.output = index.map(|index| run.state.interface(index)).transpose()?.flatten();
     Ok(())
 }
@@ -154,7 +170,7 @@ fn own_route(run: &mut Run<'_>) -> Result<Route> {
     })
 }
 
-fn hook<'a>(run: &mut Run<'a>, plan: &Plan<'a>, hook: Hook) -> Result<()> {
+fn hook<'a>(run: &mut Run<'a>, plan: &Plan<'a>, hook: Hook) -> Result<Passed> {
     run.hook = hook;
     // Input and output interface as the hook itself sees them.
     let (input, output) = (run.input, run.output);
@@ -166,6 +182,13 @@ fn hook<'a>(run: &mut Run<'a>, plan: &Plan<'a>, hook: Hook) -> Result<()> {
             Call::Conntrack => tracking::track(run)?,
             Call::Confirm => tracking::confirm(run),
             Call::Nat(chains) => tracking::translate(run, chains)?,
+            Call::VirtualReply => virtual_server::reply(run)?,
+            Call::VirtualRequest => {
+                if virtual_server::request(run)? == Passed::Resent {
+                    run.input = input;
+                    return Ok(Passed::Resent);
+                }
+            }
             Call::Chains(chains) => {
                 for chain in order::decided(run, chains)? {
                     chain::filter(run, chain)?;
@@ -181,7 +204,7 @@ fn hook<'a>(run: &mut Run<'a>, plan: &Plan<'a>, hook: Hook) -> Result<()> {
         (run.chain, run.handle) = (None, None);
     }
     (run.input, run.output) = (input, output);
-    Ok(())
+    Ok(Passed::On)
 }
 
 /// `ip_route_me_harder`

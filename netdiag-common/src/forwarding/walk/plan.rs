@@ -16,6 +16,12 @@ const CONNTRACK_PRIORITY: i32 = -200;
 const DESTINATION_NAT_PRIORITY: i32 = -100;
 const SOURCE_NAT_PRIORITY: i32 = 100;
 
+/// IPVS looks at answers first, and then at requests: `ip_vs_ops4` and `ip_vs_ops6`, the same in Linux 5.10 and 6.18. What it
+/// has at forward with priority 99 is about ICMP errors alone.
+const VIRTUAL_AT_INPUT: i32 = SOURCE_NAT_PRIORITY - 2;
+const VIRTUAL_AT_OUTPUT: i32 = DESTINATION_NAT_PRIORITY + 1;
+const VIRTUAL_AT_FORWARD: i32 = 100;
+
 /// What runs at each hook, for one network protocol.
 pub(in crate::forwarding) struct Plan<'a> {
     hooks: [Vec<Call<'a>>; 5],
@@ -27,6 +33,10 @@ pub(super) enum Call<'a> {
     Chains(Vec<&'a BaseChain>),
     Conntrack,
     Nat(Vec<&'a BaseChain>),
+    /// Answers of IPVS's real servers.
+    VirtualReply,
+    /// Packets for IPVS's virtual servers.
+    VirtualRequest,
     /// Connections are entered into the table.
     Confirm,
     Foreign(&'a Foreign),
@@ -73,6 +83,18 @@ fn calls(hooks: &Hooks, protocol: Protocol, hook: Hook) -> Vec<Call<'_>> {
     }
     let equal = filter.chunk_by(|a, b| a.priority == b.priority);
     calls.extend(equal.map(|chains| (chains[0].priority, Call::Chains(chains.to_vec()))));
+    if hooks.balanced {
+        match hook {
+            Hook::Input => {
+                calls.extend([(VIRTUAL_AT_INPUT, Call::VirtualReply), (VIRTUAL_AT_INPUT + 1, Call::VirtualRequest)]);
+            }
+            Hook::Output => {
+                calls.extend([(VIRTUAL_AT_OUTPUT, Call::VirtualReply), (VIRTUAL_AT_OUTPUT + 1, Call::VirtualRequest)]);
+            }
+            Hook::Forward => calls.push((VIRTUAL_AT_FORWARD, Call::VirtualReply)),
+            _ => {}
+        }
+    }
     if matches!(hook, Hook::Input | Hook::Postrouting) {
         calls.push((i32::MAX, Call::Confirm));
     }

@@ -1,5 +1,7 @@
 //! The routing decision of one packet, with the kernel's own answer as the second opinion.
 
+use std::net::IpAddr;
+
 use crate::forwarding::fact::Fact;
 use crate::forwarding::machine::{Result, Run};
 use crate::forwarding::packet::Origin;
@@ -15,11 +17,32 @@ pub(super) enum Routed {
 /// `input` is the interface that the packet came in on; none for packets of this host.
 pub(super) fn route(run: &mut Run<'_>, input: Option<u32>) -> Result<Routed> {
     let query = query(run, input)?;
+    answer(run, &query)
+}
+
+/// As IPVS looks for the way to a real server: by its address and nothing else (`do_output_route4`,
+/// `__ip_vs_route_output_v6`).
+pub(super) fn route_to(run: &mut Run<'_>, destination: IpAddr) -> Result<Routed> {
+    let query = RouteQuery {
+        destination,
+        source: None,
+        input: None,
+        output: None,
+        mark: 0,
+        service: 0,
+        protocol: 0,
+        ports: None,
+        uid: Some(0),
+    };
+    answer(run, &query)
+}
+
+fn answer(run: &mut Run<'_>, query: &RouteQuery) -> Result<Routed> {
     let state = run.state;
-    let mut answers = routing::answers(state, &query)?;
+    let mut answers = routing::answers(state, query)?;
     answers.retain(|answer| fits(run, answer));
     let kernel =
-        if state.routing.live && routing::is_askable(state, &query)? { Some(state.route(&query)?) } else { None };
+        if state.routing.live && routing::is_askable(state, query)? { Some(state.route(query)?) } else { None };
     let chosen = match kernel {
         None => choose(run, answers),
         Some(kernel) => match answers.iter().position(|answer| routing::agrees(answer, kernel)) {
@@ -27,7 +50,7 @@ pub(super) fn route(run: &mut Run<'_>, input: Option<u32>) -> Result<Routed> {
             Some(at) => Some(answers.swap_remove(at)),
             None => {
                 if let Some(answer) = answers.first() {
-                    run.gaps.push(difference(&query, answer, kernel));
+                    run.gaps.push(difference(query, answer, kernel));
                 }
                 run.decisions.push(Decision::Routed { hook: run.hook, route: kernel.clone(), why: None });
                 return Ok(Routed::To(kernel.clone()));

@@ -39,6 +39,15 @@ pub(super) fn exceeds(run: &Run<'_>, interface: u32) -> Result<bool> {
     Ok(mtu(run, interface, true)?.is_some_and(|mtu| run.packet.length > mtu.bytes))
 }
 
+/// A packet that IPVS sends to a real server, by the MTU of its route whoever sent it (`ensure_mtu_is_adequate`).
+pub(super) fn scheduled(run: &mut Run<'_>, interface: u32) -> Result<Option<End>> {
+    let Some(mtu) = mtu(run, interface, false)? else { return Ok(None) };
+    if run.packet.length <= mtu.bytes || may_be_fragmented(run) {
+        return Ok(None);
+    }
+    Ok(Some(refused(run, interface, mtu.bytes)))
+}
+
 /// Fragmentation needed (RFC 792), packet too big (RFC 4443).
 fn refused(run: &Run<'_>, interface: u32, mtu: u32) -> End {
     let (kind, code) = if run.packet.protocol == Protocol::Ipv4 { (3, 4) } else { (2, 0) };

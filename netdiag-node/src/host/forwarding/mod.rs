@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use netdiag_common::forwarding::routing::{self as evaluated, Answer};
 use netdiag_common::forwarding::set::{Element, Elements, Set};
-use netdiag_common::forwarding::state::{Foreign, Hook, Hooks, RouteQuery, SetKey};
+use netdiag_common::forwarding::state::{Hooks, RouteQuery, SetKey};
 use netdiag_common::forwarding::{Key, Outcome, Packet, RuleState, Step, Without, step_without};
 use netdiag_common::observation::fate::{FateRule, LeftOut};
 
@@ -130,11 +130,10 @@ fn fill(
 ) -> Result<(), ReadError> {
     match key {
         Key::Hooks => {
-            let (mut chains, mut foreign) = tables.base_chains()?;
+            let (mut chains, foreign) = tables.base_chains()?;
             // An armed trace decides nothing, and would split every path in two at its limit.
             chains.retain(|chain| &*chain.key.table != trace::TABLE);
-            foreign.extend(virtual_servers()?);
-            state.hooks = Some(Hooks { chains, foreign });
+            state.hooks = Some(Hooks { chains, foreign, balanced: ipvs::has_servers()? });
         }
         Key::Chain(key) => {
             let chain = tables.chain(&key)?;
@@ -177,6 +176,11 @@ fn fill(
             let holds = ipset::has(&query)?;
             state.ip_set_elements.0.insert(query, holds);
         }
+        Key::VirtualServer(key) => {
+            let server = ipvs::virtual_server(key)?;
+            state.balancer.servers.0.insert(key, server);
+        }
+        Key::VirtualSettings => state.balancer.settings = Some(ipvs::settings()?),
         key => fill_routing(state, key, routes, routing)?,
     }
     Ok(())
@@ -200,13 +204,4 @@ fn keep(state: &mut RuleState, set: &SetKey, key: Vec<u8>, element: Option<Arc<E
     if let Some(Some(Set { elements: Elements::Asked(found), .. })) = state.sets.0.get_mut(set) {
         found.0.insert(key, element);
     }
-}
-
-/// IPVS, where it has anything to do.
-fn virtual_servers() -> Result<Vec<Foreign>, ReadError> {
-    if !ipvs::has_servers()? {
-        return Ok(Vec::new());
-    }
-    let at = |hook| Foreign { protocol: None, hook: Some(hook), what: "IPVS".into() };
-    Ok([Hook::Input, Hook::Forward, Hook::Output].map(at).into())
 }

@@ -60,8 +60,9 @@ pub(super) fn is_tracked(protocol: Protocol, state: &mut RuleState, tables: &mut
             return Ok(true);
         }
     }
-    // What could not be read may need it as well; then there are connections.
-    if state.hooks.as_ref().is_some_and(|hooks| !hooks.foreign.is_empty()) {
+    // What could not be read may need it as well, and so does IPVS for FTP (`ip_vs_register_conntrack`); then there are
+    // connections.
+    if state.hooks.as_ref().is_some_and(|hooks| hooks.balanced || !hooks.foreign.is_empty()) {
         has_connections(protocol)
     } else {
         Ok(false)

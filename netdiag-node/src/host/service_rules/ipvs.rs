@@ -93,7 +93,7 @@ mod tests {
     }
 
     fn real(address: &str, weight: u32) -> Real {
-        Real { address: address.parse().unwrap(), method: 0, weight }
+        Real { address: address.parse().unwrap(), method: 0, weight, limited: false }
     }
 
     fn raw() -> Raw {

@@ -57,6 +57,7 @@ mod tests {
     use std::sync::Arc;
 
     use netdiag_common::Netns;
+    use netdiag_common::forwarding::Without;
     use netdiag_common::forwarding::path::{Outcome, Path};
     use netdiag_common::observation::fate::{
         Fate, FateInterfaceKey, FateNeighbour, FateOrigin, FateRequest, FateTransport,
@@ -99,6 +100,7 @@ mod tests {
             connection: None,
             length: None,
             may_be_fragmented: false,
+            without: Without::new(),
         };
         let packet = request.packet(Origin::Received { interface: input }, "10.0.0.1".parse().unwrap()).unwrap();
         let path = Path {
@@ -118,6 +120,7 @@ mod tests {
             deliveries: Vec::new(),
             neighbours,
             unseen: Vec::new(),
+            left_out: Vec::new(),
         };
         Leg {
             direction: Direction::Forward,

@@ -9,13 +9,14 @@ use netdiag_common::forwarding::path::{Assumption, Decision, End, FlowStep, Plac
 use netdiag_common::forwarding::routing::table::maker;
 use netdiag_common::forwarding::routing::{Considered, Discard, Why};
 use netdiag_common::forwarding::state::{ChainKey, Route};
+use netdiag_common::forwarding::virtual_server::VirtualServerKey;
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin, FateSocket};
 use netdiag_common::observation::probe::Outcome;
 use netdiag_common::observation::trace::{TraceEvent, TraceKind};
 
 use super::DecisionEntry;
-use crate::path::filter::{ServiceChains, owner_by_names, part};
+use crate::path::filter::{Owner, ServiceChains, owner_by_names, part};
 use crate::trace::{Counted, Direction, Leg, Sent, Side, Way, WayEnd};
 
 pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: Option<&Counted>) -> DecisionEntry {
@@ -44,6 +45,8 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: 
         let of_service = chains.object(rule.chain).or_else(|| chains.object(&jumps_to(rule.verdict)?));
         of_service.or_else(|| part(rule.table, rule.chain))
     });
+    let balanced = server_of(side).and_then(|server| chains.of_virtual_server(server));
+    let owner = owner.or_else(|| balanced.as_ref().map(|_| Owner::KubeProxy.words().to_owned()));
     DecisionEntry {
         what,
         predicted: !matches!(side, Side::Traced(_)),
@@ -53,7 +56,7 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: 
             Side::Predicted(_) => Some(false),
         },
         owner: owner.unwrap_or_default(),
-        object: object.unwrap_or_default(),
+        object: object.or(balanced).unwrap_or_default(),
         packets,
         counted: counted.map(|(counted, _)| counted),
         expected: counted.and_then(|(_, expected)| expected),
@@ -111,6 +114,16 @@ struct OfRule<'a> {
     comment: Option<&'a str>,
 }
 
+/// The virtual server that took the packet here.
+fn server_of(side: &Side) -> Option<&VirtualServerKey> {
+    match side {
+        Side::Untraced(Decision::Scheduled { server, .. })
+        | Side::Both(Decision::Scheduled { server, .. })
+        | Side::Predicted(Decision::Scheduled { server, .. }) => Some(server),
+        _ => None,
+    }
+}
+
 fn rule_of(decision: &Decision) -> Option<OfRule<'_>> {
     let Decision::Rule { chain, verdict, comment, .. } = decision else { return None };
     Some(OfRule { table: &chain.table, chain: &chain.chain, verdict, comment: comment.as_deref() })
@@ -154,6 +167,7 @@ fn decision(leg: &Leg, decision: &Decision) -> String {
             let remark = if is_chosen { ", from a port that the kernel chooses" } else { "" };
             format!("translated: {} → {}{remark}", tuple(from), tuple(&chosen))
         }
+        Decision::Scheduled { server, scheduler, to, of, .. } => scheduled(server, scheduler, *to, *of),
         Decision::Routed { route, why, .. } => match why.as_deref().and_then(because) {
             Some(because) => format!("{} ({because})", self::route(leg, route)),
             None => self::route(leg, route),
@@ -181,6 +195,15 @@ fn decision(leg: &Leg, decision: &Decision) -> String {
             let name = self::interface(leg, *interface);
             format!("size: {length} bytes, {fits}: the MTU is {mtu} ({whose}, dev {name})")
         }
+    }
+}
+
+/// `virtual server 10.96.0.10:53/udp rr → 10.244.1.2:53 (1 of 2)`
+fn scheduled(server: &VirtualServerKey, scheduler: &str, to: Option<SocketAddr>, of: Option<(usize, usize)>) -> String {
+    match (to, of) {
+        (Some(to), Some((place, count))) => format!("virtual server {server} {scheduler} → {to} ({place} of {count})"),
+        (Some(to), None) => format!("virtual server {server} → {to}, as before for this connection"),
+        (None, _) => format!("virtual server {server} {scheduler}: no real server takes connections"),
     }
 }
 
@@ -383,5 +406,19 @@ mod tests {
         assert_eq!(maker_of(&routed(Some(made_by(12)))).as_deref(), Some("proto bird"));
         assert_eq!(maker_of(&routed(Some(made_by(80)))).as_deref(), Some("proto 80"));
         assert_eq!(maker_of(&routed(None)), None);
+    }
+
+    #[test]
+    fn a_virtual_server_is_told_with_the_real_one_that_it_chose() {
+        let server = VirtualServerKey::Address { address: "10.96.0.10".parse().unwrap(), protocol: 17, port: 53 };
+        let to = "10.244.1.2:53".parse().ok();
+        assert_eq!(
+            scheduled(&server, "rr", to, Some((1, 2))),
+            "virtual server 10.96.0.10:53/udp rr → 10.244.1.2:53 (1 of 2)"
+        );
+        assert_eq!(
+            scheduled(&server, "rr", None, None),
+            "virtual server 10.96.0.10:53/udp rr: no real server takes connections"
+        );
     }
 }

@@ -9,10 +9,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use data_encoding::BASE32;
+use netdiag_common::forwarding::virtual_server::VirtualServerKey;
 use netdiag_common::observation::Protocol;
 use ring::digest::{SHA256, digest};
 
 use crate::evidence::Cluster;
+use crate::evidence::object::{Service, ServicePort};
 use crate::path::backends;
 
 /// What a Service's chains begin with in iptables mode.
@@ -41,8 +43,7 @@ impl<'c> ServiceChains<'c> {
         let mut chains = HashMap::new();
         for service in cluster.services.iter() {
             for port in &service.spec.ports {
-                let name = format!("{}/{}", service.metadata.namespace, service.metadata.name);
-                let full = if port.name.is_empty() { name.clone() } else { format!("{name}:{}", port.name) };
+                let full = full_name(service, port);
                 let words = format!("Service {full}");
                 let hash = hash(&full, port.protocol.0, None);
                 chains.extend(OF_SERVICES.map(|prefix| (format!("{prefix}{hash}"), words.clone())));
@@ -71,6 +72,26 @@ impl<'c> ServiceChains<'c> {
         let colon = if port.is_empty() { "" } else { ":" };
         Some(format!("Service {namespace}/{name}{colon}{port}"))
     }
+
+    /// The Service that a virtual server of IPVS is for: by its own addresses, or by the port of nodes'.
+    pub fn of_virtual_server(&self, key: &VirtualServerKey) -> Option<String> {
+        let VirtualServerKey::Address { address, protocol, port } = *key else { return None };
+        let (cluster, protocol) = (self.cluster, Protocol::from_number(protocol)?);
+        let is_it = |of: &&ServicePort| of.protocol.0 == protocol && of.port == port;
+        let external = || cluster.service_by_external_address(address, Some((protocol, port)));
+        let own = cluster.service_by_address(address).or_else(external);
+        let (service, port) = match own {
+            Some(service) => (service, service.spec.ports.iter().find(is_it)?),
+            None => cluster.node_by_address(address).and_then(|_| cluster.service_by_node_port(protocol, port))?,
+        };
+        Some(format!("Service {}", full_name(service, port)))
+    }
+}
+
+/// `ServicePortName`: the namespace, the name, and that of the port if it has one.
+fn full_name(service: &Service, port: &ServicePort) -> String {
+    let name = format!("{}/{}", service.metadata.namespace, service.metadata.name);
+    if port.name.is_empty() { name } else { format!("{name}:{}", port.name) }
 }
 
 /// `portProtoHash`, `servicePortEndpointChainName`
@@ -84,7 +105,10 @@ fn hash(service_port: &str, protocol: Protocol, endpoint: Option<SocketAddr>) ->
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::evidence::parse;
 
     #[test]
     fn names_are_those_that_kube_proxy_computes() {
@@ -102,5 +126,31 @@ mod tests {
         assert_eq!(object("service-KHN6ECMT-shop/web/tcp/"), "Service shop/web");
         assert_eq!(chains.object("services"), None);
         assert_eq!(chains.object("service-endpoints-check"), None);
+    }
+
+    #[test]
+    fn virtual_servers_are_known_by_addresses_of_services_and_ports_of_nodes() {
+        let mut cluster = Cluster::default();
+        for object in [
+            json!({"kind": "Node", "metadata": {"name": "n1"},
+                "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}]}}),
+            json!({"kind": "Service", "metadata": {"namespace": "shop", "name": "web"},
+                "spec": {"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.1"],
+                    "ports": [{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}]}}),
+        ] {
+            parse::add(&mut cluster, object).unwrap();
+        }
+        let chains = ServiceChains::of(&cluster);
+        let of = |address: &str, protocol, port| {
+            let key = VirtualServerKey::Address { address: address.parse().unwrap(), protocol, port };
+            chains.of_virtual_server(&key)
+        };
+        for (address, port) in [("10.96.0.1", 80), ("192.0.2.1", 80), ("10.0.0.7", 30_080)] {
+            assert_eq!(of(address, 6, port).as_deref(), Some("Service shop/web:http"), "{address}");
+        }
+        // Another port, another protocol, and the same port of something that is no node.
+        for (address, protocol, port) in [("10.96.0.1", 6, 81), ("10.96.0.1", 17, 80), ("10.0.0.9", 6, 30_080)] {
+            assert_eq!(of(address, protocol, port), None, "{address} {protocol} {port}");
+        }
     }
 }

@@ -2,16 +2,15 @@
 //! what it does. Paths go on as if it let the packet pass unchanged.
 
 mod bridge;
-mod ipvs;
 mod programs;
 mod tc;
 mod xfrm;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use netdiag_common::forwarding::packet::Origin;
-use netdiag_common::forwarding::path::{self, End};
+use netdiag_common::forwarding::path::{self, Decision, End};
 use netdiag_common::forwarding::state::BaseChain;
 use netdiag_common::observation::Owner;
 use netdiag_common::observation::fate::Fate;
@@ -129,7 +128,6 @@ pub(super) fn tell(fate: &mut Fate, chains: &[BaseChain], around: &Surroundings<
         }
     }
     policies(fate);
-    virtual_servers(fate);
     narrow_bridges(fate);
     if let Err(error) = bridge::keep_apart(fate) {
         fate.unseen.push(unread("the ports of a bridge", &error));
@@ -163,8 +161,10 @@ fn policies(fate: &mut Fate) {
     let mut paths = Vec::new();
     for (number, path) in fate.outcome.paths.iter().enumerate() {
         let is_received = matches!(fate.packet.origin, Origin::Received { .. });
+        // What IPVS sends to a real server leaves as if this host sent it.
+        let is_forwarded = is_received && !path.decisions.iter().any(is_scheduled);
         let (directions, output): (&[Direction], _) = match path.end {
-            End::Sent { interface, .. } if is_received => (&[Direction::Forward, Direction::Out], Some(interface)),
+            End::Sent { interface, .. } if is_forwarded => (&[Direction::Forward, Direction::Out], Some(interface)),
             End::Sent { interface, .. } => (&[Direction::Out], Some(interface)),
             End::Delivered if is_received => (&[Direction::In], None),
             _ => (&[], None),
@@ -189,28 +189,8 @@ fn policies(fate: &mut Fate) {
     }
 }
 
-/// IPVS takes a packet at the hooks input and output, by the destination that it has there.
-fn virtual_servers(fate: &mut Fate) {
-    let mut answers = Vec::new();
-    // An error here was one of the whole evaluation before.
-    if !matches!(crate::host::ipvs::has_servers(), Ok(true)) {
-        return;
-    }
-    for (number, path) in fate.outcome.paths.iter().enumerate() {
-        let mut asked = BTreeSet::new();
-        for packet in [&fate.packet, &path.packet] {
-            if asked.insert((packet.destination(), packet.known_ports().1)) {
-                answers.push((number, ipvs::server(packet)));
-            }
-        }
-    }
-    for (path, answer) in answers {
-        match answer {
-            Ok(Some(found)) => add(fate, &[path], found),
-            Ok(None) => {}
-            Err(error) => fate.unseen.push(unread("virtual servers of IPVS", &error)),
-        }
-    }
+fn is_scheduled(decision: &Decision) -> bool {
+    matches!(decision, Decision::Scheduled { .. })
 }
 
 fn places_of(origin: Origin, path: &path::Path) -> Vec<Place> {

@@ -68,7 +68,7 @@ fn a_jump_is_one_verdict_and_a_comment_is_no_question() {
 fn answer(state: &mut RuleState, table: &IndexedTable, key: Key) {
     match open::answer(state, key) {
         Some(Key::Hooks) => {
-            state.hooks = Some(Hooks { chains: table.base_chains().collect(), foreign: Vec::new() });
+            state.hooks = Some(Hooks { chains: table.base_chains().collect(), ..Hooks::default() });
         }
         Some(Key::Chain(key)) => {
             let chain = table.chain(&key.chain);
@@ -255,7 +255,7 @@ fn evaluate_rule(rule: Rule, ipv6: bool) {
     {
         let key = ChainKey { family, table: "t".into(), chain: "c".into() };
         let base = BaseChain { key: key.clone(), kind, hook, priority: 0, policy: Verdict::Accept, made: (0, 0) };
-        let hooks = Some(Hooks { chains: vec![base], foreign: Vec::new() });
+        let hooks = Some(Hooks { chains: vec![base], ..Hooks::default() });
         let mut state = RuleState { hooks, ..RuleState::default() };
         state.chains.0.insert(key, Some(Chain { rules: vec![rule.clone()], ..Chain::default() }));
         assert!(has_end(&mut state, &packet), "more than 400 steps: {rule:?}");

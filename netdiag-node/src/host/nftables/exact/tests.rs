@@ -241,7 +241,7 @@ proptest! {
         prop_assert_eq!(rule.expressions.len(), expressions.len());
         let key = ChainKey { family: family_of(2).unwrap(), table: "t".into(), chain: "c".into() };
         let base = parse::called(&base_chain_message()).and_then(parse::Called::base).unwrap();
-        let hooks = Some(Hooks { chains: vec![BaseChain { key: key.clone(), ..base }], foreign: Vec::new() });
+        let hooks = Some(Hooks { chains: vec![BaseChain { key: key.clone(), ..base }], ..Hooks::default() });
         let mut state = RuleState { hooks, ..RuleState::default() };
         state.chains.0.insert(key, Some(Chain { rules: vec![rule], ..Chain::default() }));
         prop_assert!(paths(state, &to_service("10.96.0.1", 443)).len() <= 64);
