@@ -1,18 +1,28 @@
-//! Virtual servers as kube-proxy makes them in IPVS mode, read back from the kernel.
+//! Virtual servers as kube-proxy makes them in IPVS mode, read back from the kernel, and what they do with packets.
 #![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
 #[expect(dead_code, reason = "other tests use the rest")]
 #[path = "rules/sandbox.rs"]
 mod sandbox;
+#[expect(dead_code, reason = "other tests use the rest")]
+mod support;
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
+use netdiag_common::forwarding::conntrack::{Connection, Direction, Entry};
+use netdiag_common::forwarding::packet::{Origin, TCP, tcp};
+use netdiag_common::forwarding::path::End;
+use netdiag_common::forwarding::{Fact, Packet, Path};
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::service_rules::{Endpoint, Proxier, ServiceAction, ServiceRules};
+use netdiag_node::host::forwarding::evaluate;
 use netdiag_node::host::service_rules;
 use netlink_sys::protocols::NETLINK_GENERIC;
 use netlink_sys::{Socket, SocketAddr};
+use support::{Namespace, eventually, patient};
 
 // Of linux/ip_vs.h and linux/genetlink.h.
 const NEW_SERVICE: u8 = 1;
@@ -176,5 +186,93 @@ fn virtual_servers_are_read_as_services_and_node_ports() {
         assert_eq!(node_ports, [30_080]);
         assert_eq!(rules.undecoded.len(), 1, "{:?}", rules.undecoded);
         assert!(rules.undecoded[0].contains("10.96.0.66:80"), "no device has it: {:?}", rules.undecoded);
+    });
+}
+
+/// A client, a balancer with a virtual server, and a namespace with both real servers, between cables. What goes to real
+/// servers is masqueraded, as kube-proxy does with marked packets.
+fn balanced() -> [Namespace; 3] {
+    let [client, balancer, servers] = std::array::from_fn(|_| Namespace::new());
+    client.connect("c0", &balancer, "b0");
+    balancer.connect("b1", &servers, "s0");
+    client.sh("ip addr add 10.1.0.2/24 dev c0; ip route add default via 10.1.0.1");
+    servers.sh("ip addr add 10.2.0.2/24 dev s0; ip addr add 10.2.0.3/24 dev s0; ip route add default via 10.2.0.1");
+    balancer.sh("ip addr add 10.1.0.1/24 dev b0; ip addr add 10.2.0.1/24 dev b1
+                 ip link add kube-ipvs0 type dummy; ip addr add 10.96.0.1/32 dev kube-ipvs0
+                 echo 1 >/proc/sys/net/ipv4/ip_forward
+                 nft 'table ip nat {
+                     chain post { type nat hook postrouting priority 100; oifname \"b1\" masquerade; }
+                 }'");
+    let serve = || Kernel::open().unwrap().serve("10.96.0.1", 80, 0, &[("10.2.0.2", 8080, 1), ("10.2.0.3", 8080, 1)]);
+    balancer.run(serve);
+    balancer.sh("echo 1 >/proc/sys/net/ipv4/vs/conntrack");
+    [client, balancer, servers]
+}
+
+fn tcp_packet(balancer: &Namespace, input: &str, ends: [std::net::SocketAddr; 2], flags: u8) -> Packet {
+    let interface = balancer.run(|| nix::net::if_::if_nametoindex(input).unwrap());
+    let [from, to] = ends;
+    let transport = tcp(from.port(), to.port(), flags);
+    Packet::between(Origin::Received { interface }, from.ip(), to.ip(), TCP, &transport).unwrap()
+}
+
+fn paths(balancer: &Namespace, packet: &Packet) -> Vec<Path> {
+    let paths = balancer.run(|| evaluate(packet).unwrap()).outcome.paths;
+    for path in &paths {
+        assert_eq!(path.gaps, [""; 0], "{path:#?}");
+    }
+    paths
+}
+
+/// Source and destination.
+fn ends(packet: &Packet) -> [std::net::SocketAddr; 2] {
+    let (from, to) = packet.ports().unwrap();
+    [(packet.source(), from).into(), (packet.destination(), to).into()]
+}
+
+#[test]
+fn connections_arrive_where_the_evaluator_says() {
+    const TEST: &str = "connections_arrive_where_the_evaluator_says";
+    sandbox::in_namespace(TEST, || {
+        if Kernel::open().is_none() {
+            println!("netdiag-skip: {TEST}: this kernel has no IPVS");
+            return;
+        }
+        let [client, balancer, servers] = balanced();
+        let listeners = servers.run(|| ["10.2.0.2:8080", "10.2.0.3:8080"].map(|at| TcpListener::bind(at).unwrap()));
+        let dialled: std::net::SocketAddr = "10.96.0.1:80".parse().unwrap();
+        let limit = patient(Duration::from_secs(10));
+        let mut met = BTreeSet::new();
+        // One after the other: each real server has its turn.
+        for _ in &listeners {
+            // The answer comes back by the balancer, which gives it the address that was dialled.
+            let stream = client.run(|| TcpStream::connect_timeout(&dialled, limit).unwrap());
+            let asked = tcp_packet(&balancer, "b0", [stream.local_addr().unwrap(), dialled], 2);
+            let paths = paths(&balancer, &asked);
+            let arrives = |listener: &TcpListener| {
+                listener.set_nonblocking(true).unwrap();
+                let (_, peer) = listener.accept().ok()?;
+                Some([peer, listener.local_addr().unwrap()])
+            };
+            let arrived = eventually("the connection's arrival", || listeners.iter().find_map(arrives));
+            let taken = paths.iter().find(|path| ends(&path.packet) == arrived);
+            let taken = taken.unwrap_or_else(|| panic!("nobody said {arrived:?}: {paths:#?}"));
+            assert_eq!(paths.iter().map(Path::chance).collect::<Vec<_>>(), [Some(0.5); 2]);
+            met.insert(arrived[1]);
+            let mut answer = tcp_packet(&balancer, "b1", [arrived[1], arrived[0]], 18);
+            let entry = Entry { direction: Direction::Reply, ..taken.connection.clone().unwrap() };
+            answer.connection = Fact::Known(Connection::Existing(entry));
+            let [back]: [Path; 1] = self::paths(&balancer, &answer).try_into().unwrap();
+            assert_eq!(ends(&back.packet), [dialled, stream.local_addr().unwrap()]);
+            assert!(matches!(back.end, End::Sent { .. }), "{back:#?}");
+        }
+        assert_eq!(met.len(), 2);
+        balancer.run(|| Kernel::open().unwrap().serve("10.96.0.1", 81, 0, &[("10.2.0.2", 8080, 0)]));
+        let unserved = "10.96.0.1:81".parse().unwrap();
+        let refused = client.run(|| TcpStream::connect_timeout(&unserved, limit).unwrap_err());
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "no real server takes connections");
+        let asked = tcp_packet(&balancer, "b0", ["10.1.0.2:4242".parse().unwrap(), unserved], 2);
+        let [told]: [Path; 1] = paths(&balancer, &asked).try_into().unwrap();
+        assert!(matches!(told.end, End::Rejected { .. }), "{told:#?}");
     });
 }
