@@ -6,7 +6,8 @@ use netdiag_common::forwarding::path::End;
 use netdiag_common::observation::fate::FateInterface;
 
 use super::DecisionEntry;
-use super::words::{interface, predicted};
+use super::decision::predicted;
+use super::words::interface;
 use crate::trace::Leg;
 
 /// Nothing for an interface that is neither a bridge's port nor a VLAN.

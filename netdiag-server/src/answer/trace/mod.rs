@@ -11,6 +11,7 @@ use crate::path::Path;
 use crate::path::filter::ServiceChains;
 use crate::trace::{Agreement, Compared, Counted, Direction, Follow, Leg, Place, Sent, Side, Trace, WayEnd};
 
+mod decision;
 mod link;
 mod text;
 mod what_if;
@@ -251,9 +252,9 @@ fn leg(world: &World<'_>, leg: &Leg, compared: Option<Compared>, counted: Option
         },
         decisions: link::arrival(leg)
             .into_iter()
-            .chain(sides.iter().map(|side| words::side(&world.chains, leg, side, counted)))
+            .chain(sides.iter().map(|side| decision::side(&world.chains, leg, side, counted)))
             .chain(link::departure(leg))
-            .chain(words::delivery(leg))
+            .chain(decision::delivery(leg))
             .collect(),
         assumptions: leg.path().assumptions.iter().map(|assumption| words::assumption(leg, assumption)).collect(),
         gaps: leg.path().gaps.clone(),

@@ -6,87 +6,15 @@ use netdiag_common::forwarding::conntrack::{State, Tuple};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::packet::Packet;
 use netdiag_common::forwarding::path::{Assumption, Decision, End, FlowStep, Place, Reject, Size, Tracked};
-use netdiag_common::forwarding::routing::table::maker;
 use netdiag_common::forwarding::routing::{Considered, Discard, Why};
 use netdiag_common::forwarding::state::{ChainKey, Route};
 use netdiag_common::forwarding::virtual_server::VirtualServerKey;
 use netdiag_common::observation::Protocol;
-use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin, FateSocket};
+use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin};
 use netdiag_common::observation::probe::Outcome;
 use netdiag_common::observation::trace::{TraceEvent, TraceKind};
 
-use super::DecisionEntry;
-use crate::path::filter::{Owner, ServiceChains, owner_by_names, part};
-use crate::trace::{Counted, Direction, Leg, Sent, Side, Way, WayEnd};
-
-pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: Option<&Counted>) -> DecisionEntry {
-    let (what, of_rule, packets) = match side {
-        Side::Untraced(decision) | Side::Both(decision) | Side::Predicted(decision) => {
-            (self::decision(leg, decision), rule_of(decision), packets(leg, decision))
-        }
-        Side::Traced(event) => (self::event(leg, event), rule_of_event(event), None),
-    };
-    let counted = match side {
-        Side::Untraced(decision) | Side::Both(decision) | Side::Predicted(decision) => {
-            counted.and_then(|counted| counted.of(leg, decision))
-        }
-        Side::Traced(_) => None,
-    };
-    let jumps_to = |verdict: &Verdict| match verdict {
-        Verdict::Jump(chain) | Verdict::Goto(chain) => Some(chain.clone()),
-        _ => None,
-    };
-    let owner = of_rule.map(|rule| {
-        let target = jumps_to(rule.verdict);
-        owner_by_names(rule.table, rule.chain, target.as_deref(), rule.comment).words().to_owned()
-    });
-    let owner = owner.or_else(|| maker_of(side));
-    let object = of_rule.and_then(|rule| {
-        let of_service = chains.object(rule.chain).or_else(|| chains.object(&jumps_to(rule.verdict)?));
-        of_service.or_else(|| part(rule.table, rule.chain))
-    });
-    let balanced = server_of(side).and_then(|server| chains.of_virtual_server(server));
-    let owner = owner.or_else(|| balanced.as_ref().map(|_| Owner::KubeProxy.words().to_owned()));
-    DecisionEntry {
-        what,
-        predicted: !matches!(side, Side::Traced(_)),
-        traced: match side {
-            Side::Untraced(_) => None,
-            Side::Both(_) | Side::Traced(_) => Some(true),
-            Side::Predicted(_) => Some(false),
-        },
-        owner: owner.unwrap_or_default(),
-        object: object.or(balanced).unwrap_or_default(),
-        packets,
-        counted: counted.map(|(counted, _)| counted),
-        expected: counted.and_then(|(_, expected)| expected),
-    }
-}
-
-/// Which socket takes a packet that is delivered here; none where that was not looked up.
-pub(super) fn delivery(leg: &Leg) -> Option<DecisionEntry> {
-    let delivery = leg.fate.deliveries.iter().find(|delivery| delivery.path == leg.path)?;
-    let sockets: Vec<String> = delivery.sockets.iter().map(FateSocket::words).collect();
-    Some(predicted(match &sockets[..] {
-        [] => "delivered: no socket takes it".to_owned(),
-        [one] => format!("delivered to {one}"),
-        several => format!("delivered to one of {}: {}", several.len(), several.join(", ")),
-    }))
-}
-
-/// What no rule decides and no kernel traces.
-pub(super) fn predicted(what: String) -> DecisionEntry {
-    DecisionEntry {
-        what,
-        predicted: true,
-        traced: None,
-        owner: String::new(),
-        object: String::new(),
-        packets: None,
-        counted: None,
-        expected: None,
-    }
-}
+use crate::trace::{Direction, Leg, Sent, Way, WayEnd};
 
 /// How one attempt ended, or how many of several got through.
 pub(super) fn sent(sent: &Sent) -> String {
@@ -105,49 +33,8 @@ pub(super) fn sent(sent: &Sent) -> String {
     }
 }
 
-/// What says whose rule it is.
-#[derive(Clone, Copy)]
-struct OfRule<'a> {
-    table: &'a str,
-    chain: &'a str,
-    verdict: &'a Verdict,
-    comment: Option<&'a str>,
-}
-
-/// The virtual server that took the packet here.
-fn server_of(side: &Side) -> Option<&VirtualServerKey> {
-    match side {
-        Side::Untraced(Decision::Scheduled { server, .. })
-        | Side::Both(Decision::Scheduled { server, .. })
-        | Side::Predicted(Decision::Scheduled { server, .. }) => Some(server),
-        _ => None,
-    }
-}
-
-fn rule_of(decision: &Decision) -> Option<OfRule<'_>> {
-    let Decision::Rule { chain, verdict, comment, .. } = decision else { return None };
-    Some(OfRule { table: &chain.table, chain: &chain.chain, verdict, comment: comment.as_deref() })
-}
-
-fn rule_of_event(event: &TraceEvent) -> Option<OfRule<'_>> {
-    let is_rule = event.kind == TraceKind::Rule && event.handle.is_some();
-    is_rule.then_some(OfRule { table: &event.table, chain: &event.chain, verdict: &event.verdict, comment: None })
-}
-
-/// What the route says about who made it: `proto bird`.
-fn maker_of(side: &Side) -> Option<String> {
-    let (Side::Untraced(decision) | Side::Both(decision) | Side::Predicted(decision)) = side else { return None };
-    let Decision::Routed { why: Some(why), .. } = decision else { return None };
-    Some(format!("proto {}", maker(why.route.as_ref()?.protocol)))
-}
-
-fn packets(leg: &Leg, decision: &Decision) -> Option<u64> {
-    let Decision::Rule { chain, handle, .. } = decision else { return None };
-    let rule = leg.fate.rules.iter().find(|rule| rule.chain == *chain && rule.handle == *handle)?;
-    rule.counter.as_ref().map(|counter| counter.packets)
-}
-
-fn decision(leg: &Leg, decision: &Decision) -> String {
+/// What is decided about the packet.
+pub(super) fn decision(leg: &Leg, decision: &Decision) -> String {
     match decision {
         Decision::Tracked { tracked, .. } => match tracked {
             Tracked::State(State::New) => "connection tracking: new".to_owned(),
@@ -214,7 +101,8 @@ fn because(why: &Why) -> Option<String> {
     Some(format!("rule {priority} {rule}{route}"))
 }
 
-fn event(leg: &Leg, event: &TraceEvent) -> String {
+/// What the kernel's trace says.
+pub(super) fn event(leg: &Leg, event: &TraceEvent) -> String {
     let chain =
         ChainKey { family: event.family, table: event.table.as_str().into(), chain: event.chain.as_str().into() };
     match (event.kind, event.handle) {
@@ -375,38 +263,7 @@ pub(in crate::answer) fn stopped(leg: &Leg) -> String {
 
 #[cfg(test)]
 mod tests {
-    use netdiag_common::forwarding::routing::TableRoute;
-    use netdiag_common::forwarding::state::Hook;
-
     use super::*;
-
-    #[test]
-    fn a_route_says_who_made_it() {
-        let made_by = |protocol| TableRoute {
-            destination: "10.244.2.0/24".parse().unwrap(),
-            source: None,
-            kind: 1,
-            scope: 0,
-            service: 0,
-            metric: 0,
-            protocol,
-            preference: 0,
-            own: None,
-            object: None,
-            encapsulation: None,
-            mtu: None,
-            mtu_locked: false,
-            hops: Vec::new(),
-        };
-        let routed = |route: Option<TableRoute>| {
-            let why = Some(Box::new(Why { route, ..Why::default() }));
-            let route = Route::Forward { interface: 2, gateway: None, source: None };
-            Side::Untraced(Decision::Routed { hook: Hook::Forward, route, why })
-        };
-        assert_eq!(maker_of(&routed(Some(made_by(12)))).as_deref(), Some("proto bird"));
-        assert_eq!(maker_of(&routed(Some(made_by(80)))).as_deref(), Some("proto 80"));
-        assert_eq!(maker_of(&routed(None)), None);
-    }
 
     #[test]
     fn a_virtual_server_is_told_with_the_real_one_that_it_chose() {
