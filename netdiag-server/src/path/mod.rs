@@ -17,6 +17,7 @@ pub mod forwarding;
 pub mod hops;
 mod lived;
 mod name;
+mod named;
 pub mod overlay;
 pub mod policy;
 mod resolve;
@@ -25,8 +26,10 @@ mod symptom;
 
 pub use lived::{FEWEST_FAILURES, Lived, SMALLEST_SHARE_PERCENT, lived};
 pub use name::{DnsName, ServiceName, cluster_domain};
-pub use resolve::{ResolveError, edit_distance, resolve, target_port_of};
-pub(crate) use resolve::{backends, exists};
+pub use named::edit_distance;
+pub(crate) use named::exists;
+pub(crate) use resolve::backends;
+pub use resolve::{ResolveError, resolve, target_port_of};
 pub(crate) use symptom::{MAX_BACKEND_PROBES, MAX_CLIENT_PROBES};
 pub use symptom::{ProbeSeen, ProbeTo, Symptom, SymptomState, address_probes, dns_probe, lookups, symptom};
 
