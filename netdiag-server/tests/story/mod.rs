@@ -6,16 +6,15 @@
 //! `yaml forbidden` (list of API kinds), `yaml expect`.
 
 mod fate;
+mod probe;
 mod series;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use netdiag_common::observation::Observation;
-use netdiag_common::observation::probe::{Attempt, Outcome, ProbeRequest, ProbeResult, Stage};
 use netdiag_common::{Gap, Need, Netns, Reading, Tier, Topic, Window};
 use netdiag_server::ask;
 use netdiag_server::correlate::{Correlated, correlate};
@@ -25,6 +24,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::fate::ToldFate;
+use self::probe::ToldProbe;
 
 /// The moment every story is told at.
 const NOW: &str = "2026-01-01T12:00:00Z";
@@ -109,54 +109,6 @@ struct Told {
 struct MoreLink {
     node: String,
     name: String,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ToldProbe {
-    /// `any`, a node's name for its host, or a pod's UID.
-    from: String,
-    #[serde(default)]
-    to: Option<SocketAddr>,
-    /// `connected`, `timeout`, `unseen` (no agent answers), an errno name, or a list with one per attempt.
-    #[serde(default)]
-    result: Option<Results>,
-    /// How long each attempt takes; untold: 1 ms.
-    #[serde(default)]
-    after_ms: Option<u64>,
-    /// Echoes to here, up to the largest that gets through: `fits`, `hole` (larger ones vanish), `too_big` (somebody says so),
-    /// `timeout` (none is answered). Untold: all fit.
-    #[serde(default)]
-    mtu: Option<IpAddr>,
-    #[serde(default)]
-    bytes: Option<u32>,
-    /// What TCP from there to `mtu` may send in one segment, bytes; untold: what a device of 1500 bytes gives.
-    #[serde(default)]
-    segment: Option<u32>,
-    /// TLS handshakes with this address meet a certificate that is `valid` from the one time to the other, with a `problem` by the
-    /// agent's clock: `expired`, `not_yet_valid`, or untold none. Without `valid` no handshake comes about.
-    #[serde(default)]
-    tls: Option<SocketAddr>,
-    #[serde(default)]
-    valid: Option<(String, String)>,
-    #[serde(default)]
-    problem: Option<String>,
-    #[serde(default)]
-    dns: Option<SocketAddr>,
-    /// The name asked for, `*` for any.
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(default)]
-    rcode: Option<String>,
-    #[serde(default)]
-    addresses: Vec<IpAddr>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum Results {
-    One(String),
-    Each(Vec<String>),
 }
 
 #[derive(Deserialize)]
@@ -379,7 +331,7 @@ fn answer(
     at: Timestamp,
 ) -> (Need, Reading<Observation>) {
     let reading = match &need.topic {
-        Topic::Probe(request) => probe(&need, request, probes).map(|value| Reading::Seen { value, at }),
+        Topic::Probe(request) => probe::answer(&need, request, probes).map(|value| Reading::Seen { value, at }),
         Topic::Series(request) => series::answer(&need, request, probes).map(|value| Reading::Seen { value, at }),
         Topic::Fate(request) => {
             let story = fate::Story { cluster, readings, told: fates };
@@ -389,52 +341,4 @@ fn answer(
     };
     let reading = reading.unwrap_or_else(|| Reading::Unavailable { gap: ask::not_recorded(&need) });
     (need, reading)
-}
-
-fn origin(need: &Need) -> &str {
-    match &need.netns {
-        Netns::Host => need.node.as_str(),
-        Netns::Pod(uid) => uid.as_str(),
-    }
-}
-
-fn probe(need: &Need, request: &ProbeRequest, told: &[ToldProbe]) -> Option<Observation> {
-    let mut from_here = told.iter().filter(|line| line.from == "any" || line.from == origin(need));
-    let unseen = |line: &ToldProbe| matches!(&line.result, Some(Results::One(result)) if result == "unseen");
-    let (after_ms, outcomes): (Option<u64>, Vec<Outcome>) = match request {
-        ProbeRequest::TcpConnect { address, port, attempts, .. } => {
-            let to = SocketAddr::new(*address, *port);
-            let line = from_here.find(|line| line.to == Some(to)).filter(|line| !unseen(line))?;
-            let result = |index: usize| match line.result.as_ref().expect("a connect has a result") {
-                Results::One(result) => connect_outcome(result),
-                Results::Each(results) => connect_outcome(&results[index % results.len()]),
-            };
-            (line.after_ms, (0..usize::from(*attempts)).map(result).collect())
-        }
-        ProbeRequest::Dns { server, port, name, .. } => {
-            let to = SocketAddr::new(*server, *port);
-            let asked = |line: &&ToldProbe| line.name.as_deref().is_some_and(|n| n == "*" || n == name);
-            let line = from_here.find(|line| line.dns == Some(to) && asked(line))?;
-            let outcome = match (&line.rcode, &line.result) {
-                (Some(rcode), _) => {
-                    Outcome::Answered { rcode: rcode.clone(), addresses: line.addresses.clone(), truncated: false }
-                }
-                (None, Some(Results::One(result))) if result == "timeout" => Outcome::TimedOut { stage: Stage::Answer },
-                (None, Some(Results::One(errno))) => Outcome::Failed { stage: Stage::Answer, errno: errno.clone() },
-                _ => panic!("a dns probe has an rcode or one result"),
-            };
-            (line.after_ms, vec![outcome])
-        }
-    };
-    let elapsed_us = after_ms.unwrap_or(1) * 1_000;
-    let attempts = outcomes.into_iter().map(|outcome| Attempt { elapsed_us, source: None, outcome }).collect();
-    Some(Observation::Probe(ProbeResult { attempts }))
-}
-
-fn connect_outcome(result: &str) -> Outcome {
-    match result {
-        "connected" => Outcome::Connected,
-        "timeout" => Outcome::TimedOut { stage: Stage::Connect },
-        errno => Outcome::Failed { stage: Stage::Connect, errno: errno.to_owned() },
-    }
 }

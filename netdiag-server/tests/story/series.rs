@@ -8,7 +8,7 @@ use netdiag_common::observation::series::{
     SeriesResult, TcpReport, TlsReport,
 };
 
-use super::{Results, ToldProbe, origin};
+use super::probe::{Results, ToldProbe, origin};
 
 /// What a device's MTU is where a story says nothing.
 const DEVICE: u32 = 1500;
