@@ -14,7 +14,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{Job, Readings, find, late};
+use super::job::{Job, find};
+use super::{Readings, late};
 use crate::attribution::enter_cgroup_root;
 use crate::gap::Failure;
 use crate::host::ReadError;

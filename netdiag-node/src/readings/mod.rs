@@ -4,6 +4,7 @@
 //! also when some hang: a thread gives its place back only when it ends.
 
 mod active;
+mod job;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,29 +16,23 @@ use netdiag_common::{Need, Netns, Reading, Topic};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use crate::attribution::{Attribution, Pod, enter_cgroup_root, kubelet_root};
-use crate::beyond::Beyond;
+use self::job::Job;
+use crate::attribution::{Attribution, kubelet_root};
 use crate::flows::FlowWatch;
 use crate::gap::{Failure, gap};
-use crate::host::device::Scope;
-use crate::host::socket::Limits;
-use crate::host::{
-    Host, ReadError, cilium, cni, conntrack, forwarding, kube_proxy, kubelet, listener, network, networkd, process,
-    resolver, rules, service_rules, sysctl,
-};
+use crate::host::Host;
 use crate::kernel::{Kernel, Sizes, Uprobes};
 use crate::libraries::LibraryWatch;
 use crate::mesh::Mesh;
-use crate::netns::NetnsHandle;
 use crate::owners::Owners;
 use crate::probe::series::{AllowList, Engine, Joins};
-use crate::reader::{self, on_thread};
+use crate::reader::on_thread;
 use crate::samples::Samples;
 use crate::shed::{Budget, Shedding};
 use crate::tag::Tags;
 use crate::trace::Traces;
 use crate::watch::Watch;
-use crate::{clock, neighbours, preflight};
+use crate::{clock, preflight};
 
 /// Readers at work at one time: two CPUs' worth, since most wait for the kernel.
 const MAX_READERS: usize = 4;
@@ -228,191 +223,6 @@ impl Readings {
             need: need.clone(),
         }
     }
-}
-
-/// One need, with what its thread must own.
-struct Job {
-    host: Host,
-    attribution: Arc<Attribution>,
-    watch: Arc<Watch>,
-    samples: Arc<Samples>,
-    flows: Arc<FlowWatch>,
-    mesh: Arc<Mesh>,
-    need: Need,
-}
-
-impl Job {
-    fn read(&self) -> Result<Option<Observation>, Failure> {
-        let proc = &self.host.proc;
-        if self.need.topic == Topic::Pods {
-            return Ok(Some(Observation::Pods(self.attribution.pods()?.as_ref().into())));
-        }
-        if self.need.topic == Topic::Drops {
-            return Ok(Some(Observation::Drops(self.watch.drops.observe(self.need.window)?)));
-        }
-        if let Some(found) = self.counted()? {
-            return Ok(Some(found));
-        }
-        if self.need.topic == Topic::Dns {
-            return Ok(Some(Observation::Dns(self.watch.dns.observe(self.need.window)?)));
-        }
-        if self.need.topic == Topic::Libraries {
-            return Ok(Some(Observation::Libraries(self.watch.libraries.observe(self.need.window)?)));
-        }
-        if let Topic::Mesh(request) = &self.need.topic {
-            return Ok(self.mesh.ask(request)?.map(Observation::Mesh));
-        }
-        let pod = self.pod()?;
-        if self.need.topic == Topic::Resolver {
-            return Ok(self.resolver(pod.as_ref())?.map(Observation::Resolver));
-        }
-        // A pod's namespace does not show them.
-        let limits = if self.need.topic == Topic::Sockets { Limits::read(proc)? } else { Limits::default() };
-        let netns = self.enter(pod.as_ref())?;
-        let found = match &self.need.topic {
-            Topic::Network => Some(Observation::Network(network::read()?)),
-            Topic::Sysctls => Some(Observation::Sysctls(sysctl::read(proc)?)),
-            Topic::Listeners => Some(Observation::Listeners(listener::read(proc, netns.inode)?)),
-            Topic::Conntrack => conntrack::read(proc)?
-                .map(|found| match &pod {
-                    None => self.flows.with_growth(found, self.need.window),
-                    Some(_) => found,
-                })
-                .map(Observation::Conntrack),
-            Topic::Flows => match &pod {
-                None => self.flows.of_node(proc, self.need.window)?,
-                Some(pod) => self.flows.of_pod(proc, &pod.observed.uid)?,
-            }
-            .map(Observation::Flows),
-            Topic::FindFlows(query) => self.flows.find(proc, query)?.map(Observation::FoundFlows),
-            Topic::KubeProxy => {
-                process::sees_whole_node(proc)?;
-                kube_proxy::read(proc, netns.inode)?.map(Observation::KubeProxy)
-            }
-            Topic::Kubelet => kubelet::read(proc, netns.inode)?.map(Observation::Kubelet),
-            Topic::PolicyMap(query) => cilium::read(proc, netns.inode, query)?.map(Observation::PolicyMap),
-            Topic::Cni => cni::read(proc, netns.inode)?.map(Observation::Cni),
-            Topic::Networkd => networkd::read(proc, netns.inode)?.map(Observation::Networkd),
-            Topic::Rules => {
-                reader::step_back();
-                let found = rules::read()?;
-                let is_empty = found.tables.is_empty() && found.left_out.is_empty();
-                (!is_empty).then_some(Observation::Rules(found))
-            }
-            Topic::Fate(request) => {
-                let mut beyond = self.beyond();
-                // Groups of processes are looked for by their paths. This thread does nothing else.
-                enter_cgroup_root(&self.host.proc);
-                let mut around = forwarding::Surroundings {
-                    proc: &self.host.proc,
-                    netns: netns.inode,
-                    is_pod: pod.is_some(),
-                    is_own: &|id| self.watch.program(id).is_some(),
-                    owner: &mut |number| beyond.owner(number),
-                };
-                let mut fate = forwarding::fate(request, &mut around)?;
-                for gap in &mut fate.unseen {
-                    gap.node = Some(self.need.node.clone());
-                }
-                Some(Observation::Fate(Arc::new(fate)))
-            }
-            Topic::ServiceRules => {
-                reader::step_back();
-                Some(Observation::ServiceRules(service_rules::read()?))
-            }
-            Topic::Devices => {
-                let scope = if pod.is_some() { Scope::Pod } else { Scope::Node };
-                Some(Observation::Devices(self.samples.devices(&netns, scope, self.need.window)?))
-            }
-            Topic::Neighbours => {
-                let found = self.samples.neighbours(&netns, self.need.window)?;
-                Some(Observation::Neighbours(neighbours::with_failures(found, &self.watch, &self.need, pod.as_ref())?))
-            }
-            Topic::Counters => Some(Observation::Counters(self.samples.counters(&netns, self.need.window)?)),
-            Topic::Sockets => {
-                let found = self.samples.sockets(&netns, pod.as_ref(), &limits, self.need.window)?;
-                Some(Observation::Sockets(found))
-            }
-            Topic::Preflight
-            | Topic::Pods
-            | Topic::Resolver
-            | Topic::Drops
-            | Topic::Rejects
-            | Topic::Tcp
-            | Topic::Udp
-            | Topic::Dns
-            | Topic::Libraries
-            | Topic::Probe(_)
-            | Topic::Series(_)
-            | Topic::Mesh(_)
-            | Topic::Trace(_)
-            | Topic::Tagged(_)
-            | Topic::Tags => {
-                unreachable!("{} is answered before a namespace is entered", self.need.topic.name())
-            }
-        };
-        Ok(found)
-    }
-
-    /// What the kernel programs counted; none for other topics.
-    fn counted(&self) -> Result<Option<Observation>, Failure> {
-        let window = self.need.window;
-        let mut found = match &self.need.topic {
-            Topic::Rejects => Observation::Rejects(self.watch.rejects.observe(window)?),
-            Topic::Tcp => Observation::Tcp(self.watch.tcp.observe(window)?),
-            Topic::Udp => Observation::Udp(self.watch.udp.observe(window)?),
-            _ => return Ok(None),
-        };
-        let unseen = match &mut found {
-            Observation::Rejects(rejects) => &mut rejects.unseen,
-            Observation::Tcp(tcp) => &mut tcp.unseen,
-            Observation::Udp(udp) => &mut udp.unseen,
-            _ => return Ok(Some(found)),
-        };
-        for gap in unseen {
-            gap.node = Some(self.need.node.clone());
-        }
-        Ok(Some(found))
-    }
-
-    /// The pod that is asked about; none for the node.
-    fn pod(&self) -> Result<Option<Pod>, Failure> {
-        match &self.need.netns {
-            Netns::Host => Ok(None),
-            Netns::Pod(uid) => find(&self.attribution, uid, &self.need.node).map(Some),
-        }
-    }
-
-    fn beyond(&self) -> Beyond<'_> {
-        Beyond::new(&self.host, &self.attribution, &self.need.netns)
-    }
-
-    fn enter(&self, pod: Option<&Pod>) -> Result<NetnsHandle, Failure> {
-        let netns = match pod {
-            None => self.host.netns.clone(),
-            Some(pod) => self.attribution.open(pod)?,
-        };
-        netns.enter()?;
-        Ok(netns)
-    }
-
-    fn resolver(
-        &self,
-        pod: Option<&Pod>,
-    ) -> Result<Option<netdiag_common::observation::resolver::Resolver>, ReadError> {
-        match pod {
-            Some(pod) => resolver::read(&self.host.proc, &pod.pids),
-            // Process 1 is the node's with hostPID. Where it may not be looked at, the agent's own file is the node's too.
-            None => match resolver::read(&self.host.proc, &[1]) {
-                Ok(Some(found)) => Ok(Some(found)),
-                Ok(None) | Err(_) => resolver::read_own(),
-            },
-        }
-    }
-}
-
-fn find(attribution: &Attribution, uid: &str, node: &str) -> Result<Pod, Failure> {
-    attribution.find(uid)?.ok_or_else(|| Failure::NoSuchPod { uid: uid.to_owned(), node: node.to_owned() })
 }
 
 fn late(budget: Duration) -> Failure {
