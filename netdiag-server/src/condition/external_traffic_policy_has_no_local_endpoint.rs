@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use netdiag_common::Netns;
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::rules::{Match, Rule, Ruleset, Verdict as Action};
-use netdiag_common::observation::service_rules::ServiceAction;
+use netdiag_common::observation::service_rules::{Proxier, ServiceAction};
 
 use super::trace::{Packets, dropped};
 use super::{Condition, Read, Severity, Verdict, Words};
@@ -22,8 +22,8 @@ pub const CONDITION: Condition = Condition {
     words: Words {
         means: "a node port is dialled on a node without endpoints, and the Service lets each node use its own alone \
                 (externalTrafficPolicy: Local)",
-        how_we_know: "the Service's policy and the nodes of its endpoints; the dialled node's rules drop the port, and the \
-                      probe gets no answer",
+        how_we_know: "the Service's policy and the nodes of its endpoints; the dialled node's rules drop the port (in IPVS mode \
+                      they lead to other nodes, whose answers go past it), and the probe gets no answer",
         silent_when: "that node has an endpoint that is ready or still serves, no node has one, or the traffic counts as the \
                       cluster's own: of the dialled node itself, or to a load balancer's address from a pod or node, which \
                       kube-proxy sends to all endpoints",
@@ -133,11 +133,12 @@ fn is_cut(path: &Path, client: &Client, address: IpAddr, view: &mut View) -> Opt
     Some(!seen.value.attempts.is_empty() && met.into_iter().all(|fate| fate == Some(Fate::Silence)))
 }
 
-/// Another proxy than kube-proxy, or rules older than the policy.
+/// Another proxy than kube-proxy, or rules older than the policy. In IPVS mode kube-proxy falls back to other nodes' endpoints
+/// and leaves the client's address, so that they answer it from addresses it never asked (`syncEndpoint`, pkg/proxy/ipvs).
 fn leads_on(dialled: &Dialled, view: &mut View) -> bool {
     let Look::Seen(rules) = view.service_rules(&dialled.node.metadata.name, &Netns::Host) else { return false };
     let rule = rules.value.find(dialled.socket.ip(), dialled.protocol, dialled.socket.port());
-    rule.is_some_and(|rule| matches!(rule.action, ServiceAction::Endpoints(_)))
+    rules.value.proxier != Proxier::Ipvs && rule.is_some_and(|rule| matches!(rule.action, ServiceAction::Endpoints(_)))
 }
 
 fn finding(
@@ -164,7 +165,7 @@ fn finding(
             format!("for {socket} none names node {name}; the endpoints are on {others}"),
         ),
     ];
-    proofs.extend(told_to_drop(dialled, view));
+    proofs.extend(told_otherwise(dialled, view));
     // Pods' packets carry their own address, or their node's where they are masqueraded.
     let node_of_client = view.cluster().nodes.get("", &client.node);
     let sources =
@@ -198,14 +199,26 @@ fn finding(
     }
 }
 
-fn told_to_drop(dialled: &Dialled, view: &mut View) -> Option<Proof> {
+/// To drop, or to send elsewhere what comes to the port.
+fn told_otherwise(dialled: &Dialled, view: &mut View) -> Option<Proof> {
     let (node, socket) = (&dialled.node.metadata.name, dialled.socket);
     if let Look::Seen(rules) = view.service_rules(node, &Netns::Host)
         && let Some(rule) = rules.value.find(socket.ip(), dialled.protocol, socket.port())
-        && rule.action == ServiceAction::Drop
     {
-        let text = format!("the rules drop connections to {socket} ({})", dialled.protocol);
-        return Some(Proof::programmed("kube-proxy's rules", node, rules.at, text));
+        let text = match &rule.action {
+            ServiceAction::Drop => Some(format!("the rules drop connections to {socket} ({})", dialled.protocol)),
+            ServiceAction::Endpoints(endpoints) => endpoints.first().map(|endpoint| {
+                format!(
+                    "the virtual server {socket} ({}) leads to {} on another node, which answers its client past this node",
+                    dialled.protocol,
+                    SocketAddr::new(endpoint.address, endpoint.port)
+                )
+            }),
+            ServiceAction::Reject => None,
+        };
+        if let Some(text) = text {
+            return Some(Proof::programmed("kube-proxy's rules", node, rules.at, text));
+        }
     }
     let Look::Seen(rules) = view.rules(node, &Netns::Host) else { return None };
     let rule = drop_rule(rules.value, dialled)?;
