@@ -56,11 +56,15 @@ impl Run<'_> {
             UDP => true,
             TCP => {
                 let Some(flags) = self.packet.bytes.get(transport.offset + 13).copied() else { return false };
-                // A connection is assured by a segment that has an acknowledgement and does not begin it.
-                let begins = flags & flag::SYN != 0 && bits & status::ASSURED == 0;
-                let ends = flags & (flag::FIN | flag::RST) != 0;
+                if flags & (flag::FIN | flag::RST) != 0 {
+                    return false;
+                }
+                // A connection is assured by a segment that has an acknowledgement and does not begin it. Linux 5.10 does not wait.
+                if flags & flag::SYN != 0 && bits & status::ASSURED == 0 {
+                    return self.decide("this kernel takes a TCP connection before it is established, as old ones do");
+                }
                 // Its state is not kept here (`nf_conntrack_tcp_established`).
-                !begins && !ends && self.decide("the TCP connection of the packet is established")
+                self.decide("the TCP connection of the packet is established")
             }
             // Without translation, and not of version 1, whose keys are its ports.
             GRE => {
