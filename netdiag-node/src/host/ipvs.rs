@@ -133,7 +133,7 @@ impl Tables {
         self.netlink.dump(self.family, &request, "list virtual servers", server)
     }
 
-    /// None when this is no virtual server.
+    /// None when this is no virtual server. A kernel without `CONFIG_IP_VS_IPV6` has none of that family.
     fn server(&mut self, key: VirtualServerKey) -> Result<Option<VirtualServer>, ReadError> {
         let (known_by, v4) = match key {
             VirtualServerKey::Mark { protocol, mark } => (of_mark(protocol, mark), protocol == Protocol::Ipv4),
@@ -144,7 +144,10 @@ impl Tables {
         let request = request(GET_SERVICE, &known_by);
         let found = match self.netlink.get(self.family, &request, "look up a virtual server", terms) {
             Err(ReadError::Call { source, .. })
-                if matches!(source.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::ENOMSG)) =>
+                if matches!(
+                    source.raw_os_error(),
+                    Some(libc::ESRCH | libc::ENOENT | libc::ENOMSG | libc::EAFNOSUPPORT)
+                ) =>
             {
                 None
             }
