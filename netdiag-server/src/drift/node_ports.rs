@@ -19,7 +19,8 @@ use crate::evidence::object::Node;
 const WHAT: &str = "addresses of node ports";
 /// The one word beside networks: the addresses that the API has for the node (`NodePortAddressesPrimary`).
 const PRIMARY: &str = "primary";
-/// On it are the addresses of Services in IPVS mode, which are no node's.
+/// On it are the addresses of Services in IPVS mode. Node ports may be on them, too, where `nodePortAddresses` or another device
+/// has them: the rules do not tell their virtual servers from those of Services, so they are left out on both sides.
 const IPVS_DEVICE: &str = "kube-ipvs0";
 /// Addresses and ports of one difference that are named; the rest is counted.
 const MAX_NAMED: usize = 8;

@@ -66,7 +66,9 @@ pub(super) fn compare(
         *compared.unknown.entry("what no Service has is not told apart from node ports").or_default() += 1;
         return compared;
     }
-    let leftovers = have.iter().filter(|(entrance, _)| !intended.contains_key(entrance));
+    let is_intended =
+        |entrance: &Entrance| intended.contains_key(entrance) || is_node_port(entrance, intended, rules.proxier);
+    let leftovers = have.iter().filter(|(entrance, _)| !is_intended(entrance));
     compared.differences.extend(leftovers.map(|(entrance, have)| Difference {
         kind: Kind::Leftover,
         service: have.service.unwrap_or_default().to_owned(),
@@ -76,6 +78,15 @@ pub(super) fn compare(
         rule: rule(rules.proxier, entrance, have.chain),
     }));
     compared
+}
+
+/// A virtual server of a node port on an address of a Service. Those addresses are on the node as well, so kube-proxy takes them
+/// for its own where `nodePortAddresses` or another device has them (`syncProxyRules` of `pkg/proxy/ipvs/proxier.go`, which
+/// drops loopback alone).
+fn is_node_port(entrance: &Entrance, intended: &BTreeMap<Entrance, Intention>, proxier: Proxier) -> bool {
+    let Entrance::Address(address, protocol, port) = *entrance else { return false };
+    let node_port = Entrance::NodePort { ipv6: address.is_ipv6(), protocol, port };
+    proxier == Proxier::Ipvs && intended.contains_key(&node_port)
 }
 
 /// All entrances that there are. In nftables mode node ports are listed by the node's addresses besides, which say the same.

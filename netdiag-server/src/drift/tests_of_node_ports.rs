@@ -1,5 +1,6 @@
 //! On which addresses node ports are, beside what kube-proxy is told.
 
+use netdiag_common::observation::Protocol;
 use serde_json::{Value, json};
 
 use super::tests::{drift_in, objects, proxy, readings, rules, to};
@@ -82,21 +83,53 @@ fn node_ports_on_loopback_are_another_setting() {
     none("iptables_nft", &with, &only(&["172.30.0.11"]));
 }
 
-#[test]
-fn each_virtual_server_of_ipvs_has_an_address() {
+/// Of IPVS mode, but for the virtual server of 30081/tcp on 10.244.1.1.
+fn virtual_servers() -> Value {
     let mut rules = rules();
     rules["proxier"] = json!("ipvs");
     rules["node_ports"][1]["action"] = to(&["10.244.2.3"]);
-    let server = |address: &str, port: u16| json!({"address": address, "protocol": "tcp", "port": port, "action": "reject", "node_port": true});
-    let entries = rules["entries"].as_array_mut().expect("a list");
-    entries.extend([server("10.244.1.1", 30080), server("172.30.0.11", 30081)]);
+    add_server(&mut rules, "10.244.1.1", 30080, true);
+    add_server(&mut rules, "172.30.0.11", 30081, true);
+    rules
+}
+
+fn add_server(rules: &mut Value, address: &str, port: u16, node_port: bool) {
+    let server = json!({"address": address, "protocol": "tcp", "port": port, "action": "reject",
+                        "node_port": node_port});
+    rules["entries"].as_array_mut().expect("a list").push(server);
+}
+
+#[test]
+fn each_virtual_server_of_ipvs_has_an_address() {
+    let mut rules = virtual_servers();
     let found = drift_in(objects(LONG_AGO), &readings(&proxy(), &rules, &ROUTES)).differences;
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0].expected, "IPv4 node ports on 10.244.1.1, 172.30.0.11");
     assert_eq!(found[0].found, "30081/tcp on 172.30.0.11");
-    rules["entries"].as_array_mut().expect("a list").push(server("10.244.1.1", 30081));
+    add_server(&mut rules, "10.244.1.1", 30081, true);
     let whole = drift_in(objects(LONG_AGO), &readings(&proxy(), &rules, &ROUTES));
     assert_eq!(whole.differences, []);
+}
+
+#[test]
+fn node_ports_on_addresses_of_services_are_not_left_over() {
+    let mut rules = virtual_servers();
+    add_server(&mut rules, "10.244.1.1", 30081, true);
+    // A load balancer's address, and a cluster IP.
+    for address in ["192.0.2.10", "10.96.0.7"] {
+        add_server(&mut rules, address, 30080, false);
+    }
+    let kinds = |rules: &Value| -> Vec<(Kind, Option<Entrance>)> {
+        let found = drift_in(objects(LONG_AGO), &readings(&proxy(), rules, &ROUTES)).differences;
+        found.into_iter().map(|found| (found.kind, found.entrance)).collect()
+    };
+    assert_eq!(kinds(&rules), []);
+    let old = Entrance::Address("10.96.0.7".parse().expect("an address"), Protocol::Tcp, 30099);
+    add_server(&mut rules, "10.96.0.7", 30099, false);
+    assert_eq!(kinds(&rules), [(Kind::Leftover, Some(old))]);
+    // Rules of the other modes name no address for a node port.
+    rules["proxier"] = json!("iptables_nft");
+    assert_eq!(kinds(&rules).iter().filter(|(kind, _)| *kind == Kind::Leftover).count(), 3);
 }
 
 #[test]
