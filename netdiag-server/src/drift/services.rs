@@ -15,12 +15,12 @@ use super::{Difference, Kind};
 pub(super) const SETTLE_S: f64 = 10.0;
 
 /// Since Kubernetes 1.34 hints for nodes are heeded by themselves; what kube-proxy there is told about it is not read.
-const WITHOUT_NODES: &str = "they lead to the endpoints that a kube-proxy takes that heeds no hints for nodes (before \
-                             Kubernetes 1.34, or without its gate PreferSameTrafficDistribution)";
+const WITHOUT_NODES: &str = "they ignore the endpoints' hints for nodes, as kube-proxy before 1.34 does, or one with the gate \
+                             PreferSameTrafficDistribution off";
 
 /// `pkg/proxy/ipvs/ipset.go`
 const IN_IPSETS: &str = "source ranges are in the ipsets KUBE-LOAD-BALANCER-FW and KUBE-LOAD-BALANCER-SOURCE-CIDR in IPVS \
-                         mode (for IPv6 KUBE-6-…), which are not listed";
+                         mode (for IPv6 KUBE-6-…), which netdiag does not read";
 
 /// What the comparison of one node's rules brought.
 #[derive(Debug, Default)]

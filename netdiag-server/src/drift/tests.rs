@@ -248,7 +248,8 @@ fn virtual_servers_of_ipvs_lead_to_other_nodes_where_rules_drop() {
     }
     let drift = drift_of(&rules);
     assert_eq!(drift.differences, []);
-    assert!(drift.gaps[0].why.contains("ipsets KUBE-LOAD-BALANCER-FW"), "{:?}", drift.gaps);
+    let why = &drift.gaps[0].why;
+    assert!(why.contains("ipsets KUBE-LOAD-BALANCER-FW") && why.ends_with("netdiag does not read"), "{why}");
     rules["node_ports"][1]["action"] = json!("reject");
     assert_eq!(drift_of(&rules).differences[0].kind, Kind::Endpoints);
     rules["node_ports"][1]["action"] = to(&["10.244.2.3"]);

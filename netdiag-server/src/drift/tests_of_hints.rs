@@ -104,7 +104,7 @@ fn hints_for_the_node_come_before_those_for_its_zone() {
     world.leads_elsewhere(&[OWN, NEAR, FAR], "10.244.1.2:8080");
     let older = world.drift(&[OWN, NEAR]);
     assert_eq!(older.differences, []);
-    assert!(older.gaps.iter().any(|gap| gap.why.contains("heeds no hints for nodes")), "{:?}", older.gaps);
+    assert!(older.gaps.iter().any(|gap| gap.why.contains("they ignore the endpoints' hints")), "{:?}", older.gaps);
 }
 
 #[test]
