@@ -8,7 +8,7 @@ use netdiag_common::observation::kube_proxy::KubeProxySettings;
 use netdiag_common::observation::network::Network;
 use netdiag_common::observation::service_rules::{NodePortAddresses, OwnAddresses, Proxier, ServiceRules};
 use netdiag_common::observation::{Observation, Protocol};
-use netdiag_common::{Need, Reading, Topic};
+use netdiag_common::{Gap, Need, Reading, Topic};
 
 use super::node::old_agent;
 use super::pods::host;
@@ -34,27 +34,23 @@ pub(super) fn compare(cluster: &Cluster, rules: &ServiceRules, readings: &Readin
     if ports.is_empty() || !rules.hooked {
         return;
     }
+    if rules.proxier != Proxier::Ipvs && rules.node_port_addresses.is_none() {
+        return drift.gaps.push(old_agent(&drift.node, WHAT));
+    }
     let settings = match readings.get(&Need::host(&drift.node, Topic::KubeProxy)) {
         Some(Reading::Seen { value: Observation::KubeProxy(proxy), .. }) => proxy.settings.as_ref(),
         Some(Reading::Unavailable { gap }) => return drift.gaps.push(gap.clone()),
         _ => None,
     };
-    let Some(settings) = settings else {
-        let why = "kube-proxy does not tell its settings there (nodePortAddresses)".to_owned();
-        let remedy = "let it answer for /configz on 127.0.0.1:10249 (metricsBindAddress)";
-        return drift.gaps.push(gap(&drift.node, WHAT, why, remedy));
-    };
+    let families: BTreeSet<bool> = ports.iter().map(|port| port.ipv6).collect();
+    let Some(settings) = settings else { return drift.gaps.extend(untold(rules, &families, &drift.node)) };
     // Without the node's addresses, what is missing is said with its routes.
     let (Some(host), Some(node)) = (host(readings, &drift.node), cluster.nodes.get("", &drift.node)) else { return };
-    if rules.proxier != Proxier::Ipvs && rules.node_port_addresses.is_none() {
-        return drift.gaps.push(old_agent(&drift.node, WHAT));
-    }
     let Some(nets) = nets(settings, node, rules.proxier) else {
         let why = format!("{} is no list of networks (nodePortAddresses)", settings.node_port_addresses.join(", "));
         return drift.gaps.push(gap(&drift.node, WHAT, why, "read the log of kube-proxy on that node"));
     };
     let is_unclear = !rules.undecoded.is_empty() || !host.left_out.is_empty();
-    let families: BTreeSet<bool> = ports.iter().map(|port| port.ipv6).collect();
     for ipv6 in families {
         let wanted = wanted(&nets, host, rules.proxier, ipv6);
         let wrong = found(rules, ipv6).into_iter().filter(|(on, _)| *on != wanted);
@@ -67,6 +63,24 @@ pub(super) fn compare(cluster: &Cluster, rules: &ServiceRules, readings: &Readin
             drift.differences.push(difference(rules.proxier, ipv6, &wanted, &on, &ports));
         }
     }
+}
+
+/// kube-proxy does not tell what it is told. In iptables mode it takes all addresses by itself: where node ports are on all of
+/// them, none is missing.
+fn untold(rules: &ServiceRules, families: &BTreeSet<bool>, node: &str) -> Option<Gap> {
+    let is_iptables = matches!(rules.proxier, Proxier::IptablesNft | Proxier::IptablesLegacy);
+    let seen = families.iter().flat_map(|&ipv6| found(rules, ipv6).into_keys().map(move |on| (ipv6, on)));
+    let seen: Vec<(bool, OwnAddresses)> = seen.collect();
+    if is_iptables && seen.iter().all(|(_, on)| *on == OwnAddresses::All) {
+        return None;
+    }
+    let mut why = "kube-proxy does not tell its settings there (nodePortAddresses)".to_owned();
+    // What was not read to its end may have more addresses.
+    if rules.undecoded.is_empty() {
+        let on = list(seen.iter().map(|(ipv6, on)| format!("{} node ports are on {}", family(*ipv6), words(on))));
+        why = format!("{on}; {why}");
+    }
+    Some(gap(node, WHAT, why, "let it answer for /configz on 127.0.0.1:10249 (metricsBindAddress)"))
 }
 
 /// What it is told, or takes by itself; none where that cannot be read. nftables mode takes the primary addresses by itself
@@ -143,20 +157,24 @@ fn difference(
     on: &OwnAddresses,
     ports: &[(Protocol, u16)],
 ) -> Difference {
-    let family = if ipv6 { "ip6" } else { "ip" };
+    let table = if ipv6 { "ip6" } else { "ip" };
     let ports = list(ports.iter().map(|(protocol, port)| format!("{port}/{protocol}")));
     Difference {
         kind: Kind::NodePortAddresses,
         service: String::new(),
         entrance: None,
-        expected: format!("{} node ports on {}", if ipv6 { "IPv6" } else { "IPv4" }, words(wanted)),
+        expected: format!("{} node ports on {}", family(ipv6), words(wanted)),
         found: format!("{ports} on {}", words(on)),
         rule: match proxier {
-            Proxier::Nftables => format!("set nodeport-ips of table {family} kube-proxy"),
+            Proxier::Nftables => format!("set nodeport-ips of table {table} kube-proxy"),
             Proxier::Ipvs => "virtual servers of IPVS".to_owned(),
-            _ => format!("end of chain KUBE-SERVICES of table {family} nat"),
+            _ => format!("end of chain KUBE-SERVICES of table {table} nat"),
         },
     }
+}
+
+fn family(ipv6: bool) -> &'static str {
+    if ipv6 { "IPv6" } else { "IPv4" }
 }
 
 fn words(on: &OwnAddresses) -> String {

@@ -149,3 +149,20 @@ fn what_is_not_told_is_not_compared() {
     cut["undecoded"] = json!(["set nodeport-ips was not read to its end"]);
     assert!(why(&cut, &proxy()).contains("not read to their end"));
 }
+
+#[test]
+fn node_ports_on_all_addresses_lack_none_in_iptables_mode_whatever_kube_proxy_is_told() {
+    let why = |proxier: &str, on: &Value| {
+        let drift = drift_of(proxier, &Value::Null, on);
+        assert_eq!(drift.differences, []);
+        drift.gaps.into_iter().map(|gap| gap.why).collect::<Vec<_>>()
+    };
+    for proxier in ["iptables_nft", "iptables_legacy"] {
+        assert_eq!(why(proxier, &json!("all")), Vec::<String>::new());
+    }
+    let untold = "kube-proxy does not tell its settings there (nodePortAddresses)";
+    let all = format!("IPv4 node ports are on all addresses of the node; {untold}");
+    assert_eq!(why("nftables", &json!("all")), [all]);
+    let some = format!("IPv4 node ports are on 172.30.0.11; {untold}");
+    assert_eq!(why("iptables_nft", &only(&["172.30.0.11"])), [some]);
+}
