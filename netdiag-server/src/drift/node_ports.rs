@@ -60,7 +60,10 @@ pub(super) fn compare(cluster: &Cluster, rules: &ServiceRules, readings: &Readin
                 let remedy = "look on the node at what leads to the rules of node ports";
                 return drift.gaps.push(gap(&drift.node, WHAT, why, remedy));
             }
-            drift.differences.push(difference(rules.proxier, ipv6, &wanted, &on, &ports));
+            match newer(node, rules.proxier, &wanted, &on) {
+                Some(newer) => drift.gaps.push(not_yet(&drift.node, ipv6, &newer)),
+                None => drift.differences.push(difference(rules.proxier, ipv6, &wanted, &on, &ports)),
+            }
         }
     }
 }
@@ -121,6 +124,28 @@ fn wanted(nets: &[IpNet], host: &Network, proxier: Proxier, ipv6: bool) -> OwnAd
     let is_linked = |own: &IpAddr| matches!(own, IpAddr::V6(own) if own.is_unicast_link_local());
     let is_in = |own: &IpAddr| if is_all { !is_linked(own) } else { nets.iter().any(|net| net.contains(own)) };
     OwnAddresses::Only(own.filter(is_in).collect())
+}
+
+/// What alone is missing, where it may have come after kube-proxy last looked at the node's addresses: nftables mode does so where
+/// it sets up its tables (`setupNFTables` of `pkg/proxy/nftables/proxier.go`), in newer versions at a full sync alone, once an
+/// hour; the other modes at each sync. What the API has for the node is taken to be as old as the node.
+fn newer(node: &Node, proxier: Proxier, wanted: &OwnAddresses, on: &OwnAddresses) -> Option<BTreeSet<IpAddr>> {
+    let (OwnAddresses::Only(wanted), OwnAddresses::Only(on)) = (wanted, on) else { return None };
+    let listed: BTreeSet<IpAddr> =
+        node.status.addresses.iter().filter_map(|listed| listed.address.parse().ok()).collect();
+    let missing: BTreeSet<IpAddr> = wanted.difference(on).copied().collect();
+    let may_be_newer = proxier == Proxier::Nftables && on.is_subset(wanted) && missing.is_disjoint(&listed);
+    may_be_newer.then_some(missing)
+}
+
+fn not_yet(node: &str, ipv6: bool, newer: &BTreeSet<IpAddr>) -> Gap {
+    let newer = list(newer.iter().map(ToString::to_string));
+    let why = format!(
+        "{} node ports are not on {newer}: added after kube-proxy last looked at the node's addresses, or left out by mistake",
+        family(ipv6)
+    );
+    let remedy = "ask again in an hour, after the next full sync of nftables mode, or restart kube-proxy there";
+    gap(node, WHAT, why, remedy)
 }
 
 /// Loopback is left out: whether node ports are there, too, is another setting of kube-proxy (`localhostNodePorts`).

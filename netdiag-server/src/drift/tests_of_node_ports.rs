@@ -77,6 +77,20 @@ fn networks_are_of_one_family_each() {
 }
 
 #[test]
+fn addresses_may_be_newer_than_the_last_full_sync_of_nftables() {
+    let both = listed(&["10.0.0.0/8", "172.30.0.0/16"]);
+    let drift = drift_of("nftables", &both, &only(&["172.30.0.11"]));
+    assert_eq!((drift.differences, drift.gaps.len()), (Vec::new(), 1));
+    assert!(drift.gaps[0].why.starts_with("IPv4 node ports are not on 10.244.1.1: added after"), "{:?}", drift.gaps);
+    // The others look at each sync.
+    one("iptables_nft", &both, &only(&["172.30.0.11"]));
+    // The API has 172.30.0.11 for n1, and nobody is told of 203.0.113.5.
+    for on in [&["10.244.1.1"][..], &[], &["172.30.0.11", "203.0.113.5"]] {
+        one("nftables", &both, &only(on));
+    }
+}
+
+#[test]
 fn node_ports_on_loopback_are_another_setting() {
     let with = listed(&["127.0.0.0/8", "172.30.0.0/16"]);
     none("iptables_nft", &with, &only(&["127.0.0.1", "172.30.0.11"]));
