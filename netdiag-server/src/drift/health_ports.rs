@@ -1,12 +1,16 @@
 //! The ports where load balancers ask kube-proxy whether a node has an endpoint, against who listens there. Pure.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use netdiag_common::observation::listener::{Listener, Process};
+use netdiag_common::observation::service_rules::Proxier;
 use netdiag_common::observation::{Observation, Protocol};
-use netdiag_common::{Need, Reading, Topic};
+use netdiag_common::{Gap, Need, Reading, Topic};
 
 use super::services::is_settling;
-use super::{Difference, Kind, NodeDrift, Readings, gap, node};
+use super::{Difference, Kind, NodeDrift, Readings, gap, node, node_ports};
 use crate::evidence::Cluster;
 use crate::evidence::object::Service;
 use crate::path::forwarding::is_proxied;
@@ -33,8 +37,9 @@ pub(super) fn needs(cluster: &Cluster, asked: &[String]) -> Vec<Need> {
 }
 
 /// kube-proxy opens them at the end of each sync, whether the node has endpoints or not (`SyncServices` of
-/// `pkg/proxy/healthcheck/service_health.go`).
-pub(super) fn compare(cluster: &Cluster, readings: &Readings, now: Timestamp, drift: &mut NodeDrift) {
+/// `pkg/proxy/healthcheck/service_health.go`), on the addresses that node ports are told to be on: where the node has none of
+/// them, on none, without a word (`newServiceHealthServer`).
+pub(super) fn compare(cluster: &Cluster, proxier: Proxier, readings: &Readings, now: Timestamp, drift: &mut NodeDrift) {
     let mut services = services(cluster).peekable();
     if services.peek().is_none() {
         return;
@@ -45,7 +50,8 @@ pub(super) fn compare(cluster: &Cluster, readings: &Readings, now: Timestamp, dr
         Some(Reading::Unavailable { gap }) => return drift.gaps.push(gap.clone()),
         _ => return drift.gaps.push(node::unasked(&drift.node, WHAT)),
     };
-    let mut unclear = 0;
+    let nowhere = node_ports::nowhere(cluster, proxier, readings, &drift.node);
+    let (mut unclear, mut untold) = (0, 0);
     for service in services {
         if service.metadata.changed_at.is_some_and(|changed| is_settling(changed, at, now)) {
             drift.settling += 1;
@@ -58,7 +64,14 @@ pub(super) fn compare(cluster: &Cluster, readings: &Readings, now: Timestamp, dr
                 unclear += 1;
                 continue;
             }
-            Holder::Nobody => "nobody listens there".to_owned(),
+            Holder::Nobody => match &nowhere {
+                Ok(nowhere) if families(service).is_subset(nowhere) => continue,
+                Ok(_) => "nobody listens there".to_owned(),
+                Err(_) => {
+                    untold += 1;
+                    continue;
+                }
+            },
             Holder::Other(process) => format!("{} (pid {}) listens there", process.name, process.pid),
         };
         drift.differences.push(Difference {
@@ -75,6 +88,20 @@ pub(super) fn compare(cluster: &Cluster, readings: &Readings, now: Timestamp, dr
         let remedy = "let the agent look at other processes (SYS_PTRACE), or ask the port for /healthz";
         drift.gaps.push(gap(&drift.node, WHAT, why, remedy));
     }
+    if untold > 0
+        && let Err(cause) = nowhere
+    {
+        let why = format!(
+            "of {untold} Services: nobody listens there, and it is not known if kube-proxy should: {}",
+            cause.why
+        );
+        drift.gaps.push(Gap { what: WHAT.to_owned(), why, ..cause });
+    }
+}
+
+/// Of a Service's cluster IPs, whether IPv6: the proxier of each has listeners of its own.
+fn families(service: &Service) -> BTreeSet<bool> {
+    service.cluster_ips().iter().map(IpAddr::is_ipv6).collect()
 }
 
 enum Holder<'l> {

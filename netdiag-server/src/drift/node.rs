@@ -29,7 +29,7 @@ pub(super) fn compare(
                 _ => {
                     with_rules(cluster, slices, rules, (*at, now), &mut drift);
                     node_ports::compare(cluster, rules, readings, &mut drift);
-                    health_ports::compare(cluster, readings, now, &mut drift);
+                    health_ports::compare(cluster, rules.proxier, readings, now, &mut drift);
                 }
             }
         }

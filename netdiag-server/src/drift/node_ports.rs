@@ -37,18 +37,16 @@ pub(super) fn compare(cluster: &Cluster, rules: &ServiceRules, readings: &Readin
     if rules.proxier != Proxier::Ipvs && rules.node_port_addresses.is_none() {
         return drift.gaps.push(old_agent(&drift.node, WHAT));
     }
-    let settings = match readings.get(&Need::host(&drift.node, Topic::KubeProxy)) {
-        Some(Reading::Seen { value: Observation::KubeProxy(proxy), .. }) => proxy.settings.as_ref(),
-        Some(Reading::Unavailable { gap }) => return drift.gaps.push(gap.clone()),
-        _ => None,
+    let settings = match settings(readings, &drift.node) {
+        Ok(settings) => settings,
+        Err(gap) => return drift.gaps.push(gap),
     };
     let families: BTreeSet<bool> = ports.iter().map(|port| port.ipv6).collect();
     let Some(settings) = settings else { return drift.gaps.extend(untold(rules, &families, &drift.node)) };
     // Without the node's addresses, what is missing is said with its routes.
     let (Some(host), Some(node)) = (host(readings, &drift.node), cluster.nodes.get("", &drift.node)) else { return };
     let Some(nets) = nets(settings, node, rules.proxier) else {
-        let why = format!("{} is no list of networks (nodePortAddresses)", settings.node_port_addresses.join(", "));
-        return drift.gaps.push(gap(&drift.node, WHAT, why, "read the log of kube-proxy on that node"));
+        return drift.gaps.push(unreadable(settings, &drift.node));
     };
     let is_unclear = !rules.undecoded.is_empty() || !host.left_out.is_empty();
     for ipv6 in families {
@@ -68,6 +66,39 @@ pub(super) fn compare(cluster: &Cluster, rules: &ServiceRules, readings: &Readin
     }
 }
 
+/// The families (whether IPv6) in which kube-proxy is told of networks or primary addresses, and the node has no address of them.
+/// The gap says why that is not known.
+pub(super) fn nowhere(
+    cluster: &Cluster,
+    proxier: Proxier,
+    readings: &Readings,
+    node_name: &str,
+) -> Result<BTreeSet<bool>, Gap> {
+    let Some(settings) = settings(readings, node_name)? else { return Err(silent(node_name)) };
+    let (Some(host), Some(node)) = (host(readings, node_name), cluster.nodes.get("", node_name)) else {
+        let why = "the node did not answer with its addresses".to_owned();
+        return Err(gap(node_name, WHAT, why, "ask again"));
+    };
+    let Some(nets) = nets(settings, node, proxier) else { return Err(unreadable(settings, node_name)) };
+    let none = OwnAddresses::Only(BTreeSet::new());
+    let is_nowhere = |ipv6: &bool| limits(&nets, *ipv6).is_some() && wanted(&nets, host, proxier, *ipv6) == none;
+    let nowhere: BTreeSet<bool> = [false, true].into_iter().filter(is_nowhere).collect();
+    if !nowhere.is_empty() && !host.left_out.is_empty() {
+        let why = "the node's addresses were not read to their end".to_owned();
+        return Err(gap(node_name, WHAT, why, "look at them on the node with ip address"));
+    }
+    Ok(nowhere)
+}
+
+/// None where it does not tell them.
+fn settings<'r>(readings: &'r Readings, node: &str) -> Result<Option<&'r KubeProxySettings>, Gap> {
+    match readings.get(&Need::host(node, Topic::KubeProxy)) {
+        Some(Reading::Seen { value: Observation::KubeProxy(proxy), .. }) => Ok(proxy.settings.as_ref()),
+        Some(Reading::Unavailable { gap }) => Err(gap.clone()),
+        _ => Ok(None),
+    }
+}
+
 /// kube-proxy does not tell what it is told. In iptables mode it takes all addresses by itself: where node ports are on all of
 /// them, none is missing.
 fn untold(rules: &ServiceRules, families: &BTreeSet<bool>, node: &str) -> Option<Gap> {
@@ -77,13 +108,23 @@ fn untold(rules: &ServiceRules, families: &BTreeSet<bool>, node: &str) -> Option
     if is_iptables && seen.iter().all(|(_, on)| *on == OwnAddresses::All) {
         return None;
     }
-    let mut why = "kube-proxy does not tell its settings there (nodePortAddresses)".to_owned();
+    let mut gap = silent(node);
     // What was not read to its end may have more addresses.
     if rules.undecoded.is_empty() {
         let on = list(seen.iter().map(|(ipv6, on)| format!("{} node ports are on {}", family(*ipv6), words(on))));
-        why = format!("{on}; {why}");
+        gap.why = format!("{on}; {}", gap.why);
     }
-    Some(gap(node, WHAT, why, "let it answer for /configz on 127.0.0.1:10249 (metricsBindAddress)"))
+    Some(gap)
+}
+
+fn silent(node: &str) -> Gap {
+    let why = "kube-proxy does not tell its settings there (nodePortAddresses)".to_owned();
+    gap(node, WHAT, why, "let it answer for /configz on 127.0.0.1:10249 (metricsBindAddress)")
+}
+
+fn unreadable(settings: &KubeProxySettings, node: &str) -> Gap {
+    let why = format!("{} is no list of networks (nodePortAddresses)", settings.node_port_addresses.join(", "));
+    gap(node, WHAT, why, "read the log of kube-proxy on that node")
 }
 
 /// What it is told, or takes by itself; none where that cannot be read. nftables mode takes the primary addresses by itself
@@ -108,11 +149,18 @@ fn primary(node: &Node, bound: Option<IpAddr>, ipv4: bool) -> Option<IpNet> {
     own.filter(|address| !address.is_loopback()).map(IpNet::from)
 }
 
-/// The node's addresses in these networks; all where none of the family is named (`pkg/proxy/util/nodeport_addresses.go`).
-fn wanted(nets: &[IpNet], host: &Network, proxier: Proxier, ipv6: bool) -> OwnAddresses {
+/// Those of one family; none for all addresses, where none of the family is named or one has them all
+/// (`pkg/proxy/util/nodeport_addresses.go`).
+fn limits(nets: &[IpNet], ipv6: bool) -> Option<Vec<&IpNet>> {
     let nets: Vec<&IpNet> = nets.iter().filter(|net| net.addr().is_ipv6() == ipv6).collect();
     let is_all = nets.is_empty() || nets.iter().any(|net| net.prefix_len() == 0);
-    if is_all && proxier != Proxier::Ipvs {
+    (!is_all).then_some(nets)
+}
+
+/// The node's addresses in these networks. In IPVS mode all of them are single ones as well.
+fn wanted(nets: &[IpNet], host: &Network, proxier: Proxier, ipv6: bool) -> OwnAddresses {
+    let limits = limits(nets, ipv6);
+    if limits.is_none() && proxier != Proxier::Ipvs {
         return OwnAddresses::All;
     }
     let of_services = host.links.iter().find(|link| link.name == IPVS_DEVICE).map(|link| link.index);
@@ -122,7 +170,10 @@ fn wanted(nets: &[IpNet], host: &Network, proxier: Proxier, ipv6: bool) -> OwnAd
     let own = own.filter(|own| !own.is_loopback() && !of_services.contains(own));
     // `isValidForSet` of `pkg/proxy/ipvs/netlink_linux.go`
     let is_linked = |own: &IpAddr| matches!(own, IpAddr::V6(own) if own.is_unicast_link_local());
-    let is_in = |own: &IpAddr| if is_all { !is_linked(own) } else { nets.iter().any(|net| net.contains(own)) };
+    let is_in = |own: &IpAddr| match &limits {
+        Some(nets) => nets.iter().any(|net| net.contains(own)),
+        None => !is_linked(own),
+    };
     OwnAddresses::Only(own.filter(is_in).collect())
 }
 
