@@ -31,6 +31,32 @@ pub struct Outcome {
     pub cut: bool,
 }
 
+/// What sums of the same chances in another order may differ by. Far below the chance of one value of a draw of 32 bits.
+const ROUNDING: f64 = 1e-12;
+
+impl Outcome {
+    /// Whether the packet ends as in the other outcome, whatever decides about it on the way: by the same ends, as the same packet of
+    /// the same connection, and as often, as far as that is known. Not where further paths were not followed.
+    pub fn ends_as(&self, other: &Self) -> bool {
+        !self.cut && !other.cut && self.has_ends_of(other) && other.has_ends_of(self)
+    }
+
+    fn has_ends_of(&self, other: &Self) -> bool {
+        other.paths.iter().all(|path| {
+            let is_as_often = match (self.chance_of_end(path), other.chance_of_end(path)) {
+                (Some(own), Some(others)) => (own - others).abs() < ROUNDING,
+                _ => true,
+            };
+            is_as_often && self.paths.iter().any(|own| own.ends_as(path))
+        })
+    }
+
+    /// Of all paths that end as this one does; none when that depends on what is not known.
+    fn chance_of_end(&self, path: &Path) -> Option<f64> {
+        self.paths.iter().filter(|own| own.ends_as(path)).map(Path::chance).sum()
+    }
+}
+
 /// One thing that can happen to the packet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Path {
@@ -61,6 +87,10 @@ impl Path {
             Assumption::Chance { chance, .. } => Some(product * chance),
             Assumption::Unknown { .. } => None,
         })
+    }
+
+    fn ends_as(&self, other: &Self) -> bool {
+        (&self.end, &self.packet, &self.connection) == (&other.end, &other.packet, &other.connection)
     }
 }
 

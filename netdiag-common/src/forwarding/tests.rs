@@ -269,6 +269,43 @@ fn without_the_rule_that_drops_those_behind_it_and_the_policy_decide() {
 }
 
 #[test]
+fn a_rule_that_the_packet_meets_may_leave_its_end_as_it_is() {
+    let counter = || Expression::Counter { packets: 0, bytes: 0 };
+    let accept = || rule(4, vec![verdict(Verdict::Accept)]);
+    let drop = |handle| rule(handle, vec![verdict(Verdict::Drop)]);
+    let one = Expression::Immediate { to: 1, data: Data::Value(vec![1, 0, 0, 0]) };
+    let mark = Expression::CtSet { key: MARK, direction: None, from: 1 };
+    let limit = Expression::Limit { words: "limit rate 1/second".into(), negated: false };
+    let one_of = |handle, count| {
+        let to = Verdict::Goto(Arc::from("end"));
+        rule(handle, vec![draw(count), compare(Operator::Equal, 0), verdict(to)])
+    };
+    for (what, rules, is_same) in [
+        ("counts", vec![rule(4, vec![counter()])], true),
+        ("logs some", vec![rule(4, vec![limit, Expression::Log])], true),
+        ("counts every other one", vec![rule(4, vec![draw(2), compare(Operator::Equal, 0), counter()])], true),
+        ("accepts what the policy accepts", vec![accept()], true),
+        ("accepts before one that drops", vec![accept(), drop(7)], false),
+        ("drops", vec![drop(4)], false),
+        ("drops before another one", vec![drop(4), drop(7)], false),
+        ("marks the connection", vec![rule(4, vec![one, mark])], false),
+        ("leads there oftener", vec![one_of(4, 2), one_of(7, 4)], false),
+    ] {
+        let state = state(rules, vec![("end", vec![drop(1)])]);
+        let (with, without) = (done(&state, &packet()), done_without(&state, &["ip t base 4"]));
+        assert_ne!(with, without, "{what}: it is not met");
+        assert_eq!((with.ends_as(&without), without.ends_as(&with)), (is_same, is_same), "{what}");
+    }
+}
+
+#[test]
+fn ends_that_were_not_followed_are_not_known_to_be_the_same() {
+    let set = vec![draw(500), Expression::CtSet { key: MARK, direction: None, from: 1 }];
+    let outcome = done(&state(vec![rule(1, set)], Vec::new()), &packet());
+    assert!(outcome.cut && !outcome.ends_as(&outcome));
+}
+
+#[test]
 fn only_the_named_rule_of_the_named_chain_is_left_out() {
     let jump = rule(4, vec![verdict(Verdict::Jump(Arc::from("next")))]);
     let state = state(vec![jump], vec![("next", vec![rule(4, vec![verdict(Verdict::Drop)])])]);

@@ -49,14 +49,18 @@ pub struct LeftOut {
     pub role: LeftOutRole,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// From the least that it does to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeftOutRole {
     /// The namespace has no such rule.
     Absent,
     /// It is there, and the packet goes the same way with it: it does not come to it, or does not match it.
     NotMet,
-    /// With it, and without the others, the packet is not decided about in the same way.
+    /// The packet comes to it and matches it, and ends with it, and without the others, as it does without it: it counts, logs, or
+    /// accepts what is accepted anyway.
+    MetInVain,
+    /// With it, and without the others, the packet ends in another way, or not all of its paths were followed.
     Met,
 }
 

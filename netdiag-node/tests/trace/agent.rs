@@ -140,6 +140,7 @@ fn without_the_rule_that_drops_it_a_packet_is_delivered_and_the_rule_stays() {
         return crate::lab::skip("cannot run nft");
     }
     lab.node.sh("nft 'table inet t { chain in { type filter hook input priority 0; \
+         tcp dport 443 counter comment \"counted\"; \
          tcp dport 443 counter drop comment \"closed\"; tcp dport 444 drop; }; }'");
     let ask = |port: u16, without: Without| {
         let origin = FateOrigin::Received(FateInterfaceKey::Name("toPod".into()));
@@ -153,12 +154,19 @@ fn without_the_rule_that_drops_it_a_packet_is_delivered_and_the_rule_stays() {
     };
     let (closed, other) = (dropping(443), dropping(444));
     let absent = RuleKey { handle: 9_999, ..closed.clone() };
-    let without = Without::from([closed.clone(), other.clone(), absent.clone()]);
+    let rules = ask(443, Without::new()).rules;
+    let counted = rules.iter().find(|rule| rule.comment.as_deref() == Some("counted")).unwrap();
+    let counted = RuleKey { handle: counted.handle, ..closed.clone() };
+    let without = Without::from([counted.clone(), closed.clone(), other.clone(), absent.clone()]);
     let free = ask(443, without);
     assert!(free.outcome.paths.iter().all(|path| path.end == End::Delivered), "{:?}", free.outcome);
     let role = |rule, role| LeftOut { rule, role };
-    let roles =
-        [role(closed.clone(), LeftOutRole::Met), role(other, LeftOutRole::NotMet), role(absent, LeftOutRole::Absent)];
+    let roles = [
+        role(counted, LeftOutRole::MetInVain),
+        role(closed.clone(), LeftOutRole::Met),
+        role(other, LeftOutRole::NotMet),
+        role(absent, LeftOutRole::Absent),
+    ];
     assert_eq!(free.left_out, roles);
     let words = free.rules.iter().find(|rule| rule.handle == closed.handle).unwrap();
     assert!(words.text.contains("tcp dport 443") && words.text.contains("drop"), "{}", words.text);

@@ -22,14 +22,23 @@ pub(super) fn told(
     for rule in without {
         let role = if has(state, rule, tables)? {
             let others: Without = without.iter().filter(|other| *other != rule).cloned().collect();
-            let with_it = complete(&others, state, packet, tables, routes, routing)?;
-            if with_it == outcome { LeftOutRole::NotMet } else { LeftOutRole::Met }
+            role(&complete(&others, state, packet, tables, routes, routing)?, &outcome)
         } else {
             LeftOutRole::Absent
         };
         left_out.push(LeftOut { rule: rule.clone(), role });
     }
     Ok((outcome, left_out))
+}
+
+/// Of a rule that is there, by what becomes of the packet with it and without it. Each rule that matches is a decision of its own,
+/// also one that decides nothing.
+fn role(with_it: &Outcome, without_it: &Outcome) -> LeftOutRole {
+    match () {
+        () if with_it == without_it => LeftOutRole::NotMet,
+        () if with_it.ends_as(without_it) => LeftOutRole::MetInVain,
+        () => LeftOutRole::Met,
+    }
 }
 
 /// Whether the namespace has the rule. Its chain may be none that the packet comes to, and is read then.
@@ -56,12 +65,49 @@ pub(super) fn check(without: &Without) -> Result<(), ReadError> {
 
 #[cfg(test)]
 mod tests {
+    use netdiag_common::forwarding::Path;
+    use netdiag_common::forwarding::expression::Verdict;
+    use netdiag_common::forwarding::packet::{Origin, TCP, tcp};
+    use netdiag_common::forwarding::path::{Decision, End, Place};
+    use netdiag_common::forwarding::state::Hook;
+
     use super::*;
 
     fn rule(chain: &str, handle: u64) -> RuleKey {
         let mut rule: RuleKey = "inet t c 1".parse().unwrap();
         (rule.chain.chain, rule.handle) = (chain.into(), handle);
         rule
+    }
+
+    /// By rules of one chain that match, of which the last one's verdict is this one.
+    fn outcome(handles: &[u64], verdict: &Verdict) -> Outcome {
+        let chain = rule("c", 1).chain;
+        let decision = |handle: &u64| Decision::Rule {
+            hook: Hook::Input,
+            chain: chain.clone(),
+            handle: *handle,
+            verdict: if handles.last() == Some(handle) { verdict.clone() } else { Verdict::Continue },
+            elements: Vec::new(),
+            comment: None,
+            mark: Some(0),
+        };
+        let by = Place { hook: Hook::Input, chain: Some(chain.clone()), handle: handles.last().copied() };
+        let end = if *verdict == Verdict::Drop { End::Dropped { by } } else { End::Delivered };
+        let (source, destination) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let packet = Packet::between(Origin::Sent, source, destination, TCP, &tcp(4242, 80, 2)).unwrap();
+        let decisions = handles.iter().map(decision).collect();
+        let path = Path { assumptions: Vec::new(), decisions, gaps: Vec::new(), end, packet, connection: None };
+        Outcome { paths: vec![path], cut: false }
+    }
+
+    #[test]
+    fn a_rule_that_only_counts_is_met_in_vain() {
+        let dropped = outcome(&[2, 3], &Verdict::Drop);
+        assert_eq!(role(&dropped, &dropped), LeftOutRole::NotMet);
+        assert_eq!(role(&dropped, &outcome(&[3], &Verdict::Drop)), LeftOutRole::MetInVain);
+        assert_eq!(role(&dropped, &outcome(&[2], &Verdict::Continue)), LeftOutRole::Met);
+        // It accepts what is accepted anyway.
+        assert_eq!(role(&outcome(&[4], &Verdict::Accept), &outcome(&[], &Verdict::Accept)), LeftOutRole::MetInVain);
     }
 
     #[test]

@@ -34,9 +34,9 @@ pub struct WithoutEntry {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum EffectName {
-    /// The packet would meet it somewhere: with it, something else is decided there.
+    /// The packet would meet it somewhere, and end in another way there, or in one that is not known.
     Changes,
-    /// It is there, and no packet on these ways meets it.
+    /// It is there, and no packet on these ways meets it, or those that do end the same way.
     Nothing,
     /// No namespace that was read has such a rule.
     NotThere,
@@ -51,6 +51,8 @@ pub struct WithoutPlace {
     pub place: String,
     /// The packet would meet it there.
     pub met: bool,
+    /// With it, the packet would end in another way there, or in one that is not known.
+    pub changes: bool,
     /// The rule in words; empty when they could not be read.
     pub text: String,
 }
@@ -70,34 +72,38 @@ pub(super) fn of(followed: &Follow) -> Option<WhatIf> {
 }
 
 fn entry<'l>(cluster: &Cluster, rule: &RuleKey, legs: impl Iterator<Item = &'l Leg>) -> WithoutEntry {
-    let mut is_read = false;
-    let mut places: BTreeMap<&Place, (bool, &str)> = BTreeMap::new();
+    let mut most: Option<LeftOutRole> = None;
+    let mut places: BTreeMap<&Place, (LeftOutRole, &str)> = BTreeMap::new();
     for leg in legs {
         let Some(left_out) = leg.fate.left_out.iter().find(|left_out| left_out.rule == *rule) else { continue };
-        is_read = true;
+        most = most.max(Some(left_out.role));
         if left_out.role == LeftOutRole::Absent {
             continue;
         }
-        let (met, text) = places.entry(&leg.place).or_default();
-        *met |= left_out.role == LeftOutRole::Met;
+        let (role, text) = places.entry(&leg.place).or_insert((left_out.role, ""));
+        *role = left_out.role.max(*role);
         let words = leg.fate.rules.iter().find(|known| known.chain == rule.chain && known.handle == rule.handle);
         if let Some(words) = words {
             *text = &words.text;
         }
     }
-    let effect = match () {
-        () if !is_read => EffectName::NotRead,
-        () if places.is_empty() => EffectName::NotThere,
-        () if places.values().any(|(met, _)| *met) => EffectName::Changes,
-        () => EffectName::Nothing,
+    let place = |(place, (role, text)): (&Place, (LeftOutRole, &str))| {
+        WithoutPlace::new(place.node.clone(), super::place(cluster, place), role, text)
     };
-    let place = |(place, (met, text)): (&Place, (bool, &str))| WithoutPlace {
-        node: place.node.clone(),
-        place: super::place(cluster, place),
-        met,
-        text: text.to_owned(),
-    };
-    WithoutEntry { rule: rule.to_string(), effect, places: places.into_iter().map(place).collect() }
+    let places = places.into_iter().map(place).collect();
+    WithoutEntry { rule: rule.to_string(), effect: EffectName::of(most), places }
+}
+
+impl EffectName {
+    /// By the most that the rule does in any namespace; none when no agent said.
+    fn of(most: Option<LeftOutRole>) -> Self {
+        match most {
+            None => Self::NotRead,
+            Some(LeftOutRole::Absent) => Self::NotThere,
+            Some(LeftOutRole::NotMet | LeftOutRole::MetInVain) => Self::Nothing,
+            Some(LeftOutRole::Met) => Self::Changes,
+        }
+    }
 }
 
 impl WhatIf {
@@ -125,10 +131,22 @@ impl WithoutEntry {
 }
 
 impl WithoutPlace {
+    fn new(node: String, place: String, role: LeftOutRole, text: &str) -> Self {
+        let (met, changes) = match role {
+            LeftOutRole::Absent | LeftOutRole::NotMet => (false, false),
+            LeftOutRole::MetInVain => (true, false),
+            LeftOutRole::Met => (true, true),
+        };
+        Self { node, place, met, changes, text: text.to_owned() }
+    }
+
     fn words(&self) -> String {
-        let Self { node, place, met, text } = self;
-        let does =
-            if *met { "the packet would meet it" } else { "no packet on these ways meets it, so this changes nothing" };
+        let Self { node, place, met, changes, text } = self;
+        let does = match (*met, *changes) {
+            (_, true) => "the packet would meet it",
+            (true, false) => "the packet would meet it, and ends the same way",
+            (false, false) => "no packet on these ways meets it, so this changes nothing",
+        };
         let text = if text.is_empty() { String::new() } else { format!(": {text}") };
         format!("on {node} ({place}), {does}{text}")
     }
@@ -139,23 +157,40 @@ mod tests {
     use super::*;
     use crate::answer::page::Paint;
 
-    fn entry(rule: &str, effect: EffectName, places: &[(&str, bool)]) -> WithoutEntry {
-        let place = |(node, met): &(&str, bool)| WithoutPlace {
-            node: (*node).to_owned(),
-            place: "node".to_owned(),
-            met: *met,
-            text: "tcp dport 80 drop".to_owned(),
+    /// Each place is a node and what its agent says.
+    fn entry(rule: &str, roles: &[(&str, LeftOutRole)]) -> WithoutEntry {
+        let there = roles.iter().filter(|(_, role)| *role != LeftOutRole::Absent);
+        let place = |(node, role): &(&str, LeftOutRole)| {
+            WithoutPlace::new((*node).to_owned(), "node".to_owned(), *role, "tcp dport 80 drop")
         };
-        WithoutEntry { rule: rule.to_owned(), effect, places: places.iter().map(place).collect() }
+        let effect = EffectName::of(roles.iter().map(|(_, role)| *role).max());
+        WithoutEntry { rule: rule.to_owned(), effect, places: there.map(place).collect() }
+    }
+
+    #[test]
+    fn a_rule_that_is_met_in_vain_changes_nothing() {
+        use LeftOutRole::{Absent, Met, MetInVain, NotMet};
+        for (roles, effect) in [
+            (&[("n1", Absent)][..], EffectName::NotThere),
+            (&[], EffectName::NotRead),
+            (&[("n1", NotMet), ("n2", Absent)], EffectName::Nothing),
+            (&[("n1", MetInVain), ("n2", NotMet)], EffectName::Nothing),
+            (&[("n1", Met), ("n2", MetInVain)], EffectName::Changes),
+        ] {
+            assert_eq!(entry("inet site fw rule 2", roles).effect, effect, "{roles:?}");
+        }
+        let in_vain = &entry("inet site fw rule 2", &[("n1", MetInVain)]).places[0];
+        assert!(in_vain.met && !in_vain.changes, "{in_vain:?}");
     }
 
     #[test]
     fn of_each_rule_it_is_said_what_it_does_and_where() {
         let without = vec![
-            entry("inet site fw rule 2", EffectName::Changes, &[("n1", true), ("n2", false)]),
-            entry("inet site fw rule 3", EffectName::Nothing, &[("n1", false)]),
-            entry("inet site fw rule 9", EffectName::NotThere, &[]),
-            entry("ip t c rule 1", EffectName::NotRead, &[]),
+            entry("inet site fw rule 2", &[("n1", LeftOutRole::Met), ("n2", LeftOutRole::NotMet)]),
+            entry("inet site fw rule 3", &[("n1", LeftOutRole::NotMet)]),
+            entry("inet site fw rule 4", &[("n1", LeftOutRole::MetInVain)]),
+            entry("inet site fw rule 9", &[("n1", LeftOutRole::Absent)]),
+            entry("ip t c rule 1", &[]),
         ];
         let mut page = Page::new(Paint::Plain);
         WhatIf { said: "predicted as if they were not there".to_owned(), without }.lines(&mut page);
@@ -167,6 +202,7 @@ mod tests {
             "without inet site fw rule 2 on n1 (node), the packet would meet it: tcp dport 80 drop",
             "inet site fw rule 2 on n2 (node), no packet on these ways meets it, so this changes nothing: tcp dport 80",
             "inet site fw rule 3 on n1 (node), no packet on these ways meets it",
+            "inet site fw rule 4 on n1 (node), the packet would meet it, and ends the same way: tcp dport 80 drop",
             "inet site fw rule 9: there is none in the namespaces that were read, so this changes nothing",
             "ip t c rule 1: no namespace was read",
         ] {
