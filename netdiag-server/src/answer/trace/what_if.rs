@@ -40,7 +40,7 @@ pub enum EffectName {
     Nothing,
     /// No namespace that was read has such a rule.
     NotThere,
-    /// No namespace was read.
+    /// No agent that was asked left it out.
     NotRead,
 }
 
@@ -119,7 +119,7 @@ impl WithoutEntry {
     fn words(&self) -> Vec<String> {
         let Self { rule, effect, places } = self;
         match effect {
-            EffectName::NotRead => vec![format!("{rule}: no namespace was read, so it is not known what it does")],
+            EffectName::NotRead => vec![format!("{rule}: no agent left it out, so it is not known what it does")],
             EffectName::NotThere => {
                 vec![format!("{rule}: there is none in the namespaces that were read, so this changes nothing")]
             }
@@ -204,7 +204,7 @@ mod tests {
             "inet site fw rule 3 on n1 (node), no packet on these ways meets it",
             "inet site fw rule 4 on n1 (node), the packet would meet it, and ends the same way: tcp dport 80 drop",
             "inet site fw rule 9: there is none in the namespaces that were read, so this changes nothing",
-            "ip t c rule 1: no namespace was read",
+            "ip t c rule 1: no agent left it out, so it is not known what it does",
         ] {
             assert!(text.contains(wanted), "{wanted:?} is not in:\n{text}");
         }
