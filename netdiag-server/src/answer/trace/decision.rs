@@ -2,7 +2,6 @@
 
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::path::Decision;
-use netdiag_common::forwarding::routing::table::maker;
 use netdiag_common::forwarding::virtual_server::VirtualServerKey;
 use netdiag_common::observation::fate::FateSocket;
 use netdiag_common::observation::trace::{TraceEvent, TraceKind};
@@ -32,7 +31,6 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: 
         let target = jumps_to(rule.verdict);
         owner_by_names(rule.table, rule.chain, target.as_deref(), rule.comment).words().to_owned()
     });
-    let owner = owner.or_else(|| maker_of(side));
     let object = of_rule.and_then(|rule| {
         let of_service = chains.object(rule.chain).or_else(|| chains.object(&jumps_to(rule.verdict)?));
         of_service.or_else(|| part(rule.table, rule.chain))
@@ -109,13 +107,6 @@ fn rule_of_event(event: &TraceEvent) -> Option<OfRule<'_>> {
     is_rule.then_some(OfRule { table: &event.table, chain: &event.chain, verdict: &event.verdict, comment: None })
 }
 
-/// What the route says about who made it: `proto bird`.
-fn maker_of(side: &Side) -> Option<String> {
-    let (Side::Untraced(decision) | Side::Both(decision) | Side::Predicted(decision)) = side else { return None };
-    let Decision::Routed { why: Some(why), .. } = decision else { return None };
-    Some(format!("proto {}", maker(why.route.as_ref()?.protocol)))
-}
-
 fn packets(leg: &Leg, decision: &Decision) -> Option<u64> {
     let Decision::Rule { chain, handle, .. } = decision else { return None };
     let rule = leg.fate.rules.iter().find(|rule| rule.chain == *chain && rule.handle == *handle)?;
@@ -124,13 +115,66 @@ fn packets(leg: &Leg, decision: &Decision) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use netdiag_common::forwarding::routing::{TableRoute, Why};
+    use std::sync::Arc;
+
+    use netdiag_common::Netns;
+    use netdiag_common::forwarding::packet::Origin;
+    use netdiag_common::forwarding::path::End;
+    use netdiag_common::forwarding::routing::{Considered, RuleResult, TableRoute, Why};
     use netdiag_common::forwarding::state::{Hook, Route};
+    use netdiag_common::forwarding::{Outcome, Path, Without};
+    use netdiag_common::observation::fate::{Fate, FateOrigin, FateRequest, FateTransport};
 
     use super::*;
+    use crate::evidence::Cluster;
+    use crate::trace::{Direction, Place};
 
-    #[test]
-    fn a_route_says_who_made_it() {
+    /// A namespace with one path, on which this is decided.
+    fn leg(decision: &Decision) -> Leg {
+        let source = "10.244.1.2".parse().unwrap();
+        let request = FateRequest {
+            origin: FateOrigin::Sent,
+            source: Some(source),
+            destination: "10.244.2.3".parse().unwrap(),
+            transport: FateTransport::Udp { source_port: Some(1), destination_port: Some(2) },
+            mark: 0,
+            connection: None,
+            length: None,
+            may_be_fragmented: false,
+            without: Without::new(),
+        };
+        let packet = request.packet(Origin::Sent, source).unwrap();
+        let path = Path {
+            assumptions: Vec::new(),
+            decisions: vec![decision.clone()],
+            gaps: Vec::new(),
+            end: End::Sent { interface: 2, gateway: None },
+            packet: packet.clone(),
+            connection: None,
+        };
+        let fate = Fate {
+            generation: None,
+            packet,
+            outcome: Outcome { paths: vec![path], cut: false },
+            rules: Vec::new(),
+            interfaces: Vec::new(),
+            deliveries: Vec::new(),
+            neighbours: Vec::new(),
+            unseen: Vec::new(),
+            left_out: Vec::new(),
+        };
+        Leg {
+            direction: Direction::Forward,
+            place: Place { node: "n1".to_owned(), netns: Netns::Host },
+            request,
+            fate: Arc::new(fate),
+            at: "2026-11-23T12:00:00Z".parse().unwrap(),
+            path: 0,
+        }
+    }
+
+    /// By the rule of table main; of a route that this protocol made, where one is known.
+    fn routed(protocol: Option<u8>) -> DecisionEntry {
         let made_by = |protocol| TableRoute {
             destination: "10.244.2.0/24".parse().unwrap(),
             source: None,
@@ -147,13 +191,26 @@ mod tests {
             mtu_locked: false,
             hops: Vec::new(),
         };
-        let routed = |route: Option<TableRoute>| {
-            let why = Some(Box::new(Why { route, ..Why::default() }));
-            let route = Route::Forward { interface: 2, gateway: None, source: None };
-            Side::Untraced(Decision::Routed { hook: Hook::Forward, route, why })
-        };
-        assert_eq!(maker_of(&routed(Some(made_by(12)))).as_deref(), Some("proto bird"));
-        assert_eq!(maker_of(&routed(Some(made_by(80)))).as_deref(), Some("proto 80"));
-        assert_eq!(maker_of(&routed(None)), None);
+        let rule = "from all lookup main".to_owned();
+        let rules = vec![Considered { priority: 32_766, rule, result: RuleResult::Decided }];
+        let why = Why { rules, route: protocol.map(made_by), ..Why::default() };
+        let route = Route::Forward { interface: 2, gateway: None, source: None };
+        let decision = Decision::Routed { hook: Hook::Forward, route, why: Some(Box::new(why)) };
+        let cluster = Cluster::default();
+        side(&ServiceChains::of(&cluster), &leg(&decision), &Side::Untraced(decision), None)
+    }
+
+    #[test]
+    fn who_made_a_route_is_in_its_words_and_is_no_owner() {
+        let rule = "routed: dev interface 2 (rule 32766 from all lookup main";
+        for (protocol, what) in [
+            (Some(2), format!("{rule}: 10.244.2.0/24 proto kernel)")),
+            (Some(12), format!("{rule}: 10.244.2.0/24 proto bird)")),
+            (Some(80), format!("{rule}: 10.244.2.0/24 proto 80)")),
+            (None, format!("{rule})")),
+        ] {
+            let entry = routed(protocol);
+            assert_eq!((entry.what, entry.owner), (what, String::new()));
+        }
     }
 }

@@ -118,8 +118,7 @@ pub struct DecisionEntry {
     pub predicted: bool,
     /// None for what the kernel does not trace, and where nothing was traced.
     pub traced: Option<bool>,
-    /// Who wrote the rule, by the names of its table and chains: `kube-proxy`, `Calico`, `an administrator`; of a route, what it says
-    /// about who made it: `proto bird`; empty for other decisions.
+    /// Who wrote the rule, by the names of its table and chains: `kube-proxy`, `Calico`, `an administrator`; empty for other decisions.
     pub owner: String,
     /// The Service, zone of a firewall, policy or interface that the rule is for; empty when it is for none, or for many.
     pub object: String,

@@ -6,6 +6,7 @@ use netdiag_common::forwarding::conntrack::{State, Tuple};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::packet::Packet;
 use netdiag_common::forwarding::path::{Assumption, Decision, End, FlowStep, Place, Reject, Size, Tracked};
+use netdiag_common::forwarding::routing::table::maker;
 use netdiag_common::forwarding::routing::{Considered, Discard, Why};
 use netdiag_common::forwarding::state::{ChainKey, Route};
 use netdiag_common::forwarding::virtual_server::VirtualServerKey;
@@ -94,11 +95,12 @@ fn scheduled(server: &VirtualServerKey, scheduler: &str, to: Option<SocketAddr>,
     }
 }
 
-/// The rule and the route of its table: `rule 32766 from all lookup main: 10.0.0.0/24`.
+/// The rule and the route of its table, with what the route says about who made it:
+/// `rule 32766 from all lookup main: 10.0.0.0/24 proto bird`.
 fn because(why: &Why) -> Option<String> {
     let Considered { priority, rule, .. } = why.rules.last()?;
-    let route = why.route.as_ref().map(|route| format!(": {}", route.destination)).unwrap_or_default();
-    Some(format!("rule {priority} {rule}{route}"))
+    let route = why.route.as_ref().map(|route| format!(": {} proto {}", route.destination, maker(route.protocol)));
+    Some(format!("rule {priority} {rule}{}", route.unwrap_or_default()))
 }
 
 /// What the kernel's trace says.
