@@ -63,7 +63,7 @@ fn ruleset(random: &mut Random) -> String {
 pub const PROBE: &str = "
 table inet probe {
     chain before { type filter hook prerouting priority -500;
-        ip id 0x4e45 meta nftrace set 1 drop
+        ip id 0x4e45 udp dport 9 meta nftrace set 1 drop
         ip id 0x4e44 meta nftrace set 1
         ip6 flowlabel 0x04e44 meta nftrace set 1
     }
