@@ -1,6 +1,7 @@
 //! Parsers on bytes the kernel wrote, and one reading of this machine's loopback.
 
 use netdiag_common::observation::network::{PortState, RouteKind, Vlan};
+use proptest::prelude::*;
 
 use super::*;
 
@@ -275,4 +276,80 @@ fn a_vrf_is_read_from_the_kernel() {
     let link = |name: &str| network.links.iter().find(|link| link.name == name).unwrap();
     assert_eq!((link("blue").vrf_table, link("a").vrf_table), (Some(1_000), None));
     assert_eq!(link("a").master_index, Some(link("blue").index));
+}
+
+fn any_attributes() -> impl Strategy<Value = Vec<u8>> {
+    let bytes = |count: std::ops::Range<usize>| prop::collection::vec(any::<u8>(), count);
+    // Numbers, addresses, and what is neither.
+    let value = prop_oneof![bytes(4..5), bytes(16..17), bytes(0..40)];
+    prop::collection::vec((0_u16..48, value), 0..12)
+        .prop_map(|list| list.iter().flat_map(|(kind, value)| attribute(*kind, value)).collect::<Vec<u8>>())
+}
+
+/// A header of a family that is known, so that the attributes behind it are looked at; cut off somewhere.
+fn any_message() -> impl Strategy<Value = Vec<u8>> {
+    // IPv4, IPv6, bridges.
+    let family = prop::sample::select(vec![IPV4, IPV6, 7]);
+    (family, any::<[u8; 11]>(), any_attributes(), 0_usize..8).prop_map(|(family, header, attributes, cut)| {
+        let mut bytes = [vec![family], header.to_vec(), attributes].concat();
+        bytes.truncate(bytes.len() - cut);
+        bytes
+    })
+}
+
+/// `IFLA_LINKINFO` of a kind that is known, as itself and as a port, with any settings.
+fn any_link_info() -> impl Strategy<Value = Vec<u8>> {
+    let kind = prop::sample::select(vec!["bridge", "vlan", "vrf", "vxlan", "geneve", "ipip", "gre", "veth"]);
+    (kind, any_attributes(), any_attributes()).prop_map(|(kind, own, of_port)| {
+        attribute_bytes(&[
+            (libc::IFLA_INFO_KIND, kind.as_bytes()),
+            (libc::IFLA_INFO_DATA, &own),
+            (libc::IFLA_INFO_SLAVE_KIND, kind.as_bytes()),
+            (libc::IFLA_INFO_SLAVE_DATA, &of_port),
+        ])
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_message_is_read_or_none_and_stays_small(bytes in any_message()) {
+        // A next hop has eight bytes at least.
+        assert!(route::parse(&bytes).len() <= bytes.len() / 8 + 1);
+        let selector = rule::parse(&bytes).map(|rule| rule.selector).unwrap_or_default();
+        assert!(selector.len() <= 8 * bytes.len() + 64, "{selector}");
+        let macs = [neighbour::parse(&bytes).and_then(|found| found.mac), fdb::parse(&bytes).map(|entry| entry.mac)];
+        assert!(macs.iter().flatten().all(|mac| mac.len() <= 3 * bytes.len()), "{macs:?}");
+        let _ = (parse_address(&bytes), neighbour::state(&bytes));
+    }
+
+    #[test]
+    fn any_link_is_what_its_kind_says(
+        name in prop::collection::vec(any::<u8>(), 0..40),
+        info in any_link_info(),
+        others in any_attributes(),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = link_message(&[(libc::IFLA_IFNAME, &name), (libc::IFLA_LINKINFO, &info)]);
+        bytes.extend(others);
+        bytes.truncate(cut.index(bytes.len()) + 1);
+        if let Some(FoundLink { link, .. }) = parse_link(&bytes) {
+            // A byte that is no text is shown by a character of three.
+            assert!(link.name.len() + link.kind.len() <= 3 * bytes.len(), "{link:?}");
+            assert!(link.bridge.is_none() || link.kind == "bridge", "{link:?}");
+            assert!(link.vlan.is_none() || link.kind == "vlan", "{link:?}");
+            assert!(link.vrf_table.is_none() || link.kind == "vrf", "{link:?}");
+            assert!(link.tunnel.is_none() || !matches!(&*link.kind, "bridge" | "vlan" | "vrf" | "veth"), "{link:?}");
+        }
+    }
+
+    #[test]
+    fn any_bytes_end(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = (parse_link(&bytes), parse_address(&bytes), route::parse(&bytes), rule::parse(&bytes));
+        let _ = (neighbour::parse(&bytes), neighbour::state(&bytes), fdb::parse(&bytes));
+        let _ = (bridge::bridge(&bytes), bridge::port(&bytes));
+        let _ = (upper::vlan("vlan", &bytes), upper::vrf_table("vrf", &bytes));
+        for kind in ["vxlan", "geneve", "ipip", "gre"] {
+            let _ = tunnel::tunnel(kind, &bytes);
+        }
+    }
 }
