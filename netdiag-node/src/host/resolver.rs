@@ -173,4 +173,35 @@ mod tests {
         let found = read(Path::new("/proc"), &[u32::MAX, std::process::id()]).unwrap();
         assert_eq!(found.is_some(), Path::new("/etc/resolv.conf").exists());
     }
+
+    /// What lines are made of, and what stands where it does not belong.
+    fn word() -> impl proptest::strategy::Strategy<Value = &'static str> {
+        let words =
+            "nameserver |search |domain |options |ndots:|255|256|-1|10.0.0.1|fd00::1|fe80::1%|eth0|%|#|;| |\t|\n";
+        proptest::sample::select(words.split('|').collect::<Vec<_>>())
+    }
+
+    /// Nothing is told that was not in the text, and every zone is that of a server.
+    fn keeps_within(text: &str) {
+        let found = with_hosts(parse(text), Ok(Some(text.to_owned())));
+        let lines = text.lines().count();
+        assert!(found.nameservers.len() <= lines && found.hosts.len() <= lines.min(MAX_HOSTS), "{found:?}");
+        assert!(found.zones.iter().all(|zone| zone.nameserver < found.nameservers.len()), "{found:?}");
+        let told = found.search.iter().chain(&found.options).chain(found.zones.iter().map(|zone| &zone.name));
+        assert!(told.map(String::len).sum::<usize>() <= text.len(), "{found:?}");
+        let names = found.hosts.iter().flat_map(|entry| &entry.names);
+        assert!(names.map(String::len).sum::<usize>() <= text.len(), "{found:?}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_ends(text in "(?s).{0,400}") {
+            keeps_within(&text);
+        }
+
+        #[test]
+        fn any_words_end(words in proptest::collection::vec(word(), 0..60)) {
+            keeps_within(&words.concat());
+        }
+    }
 }
