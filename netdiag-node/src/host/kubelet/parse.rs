@@ -63,3 +63,53 @@ pub(super) fn file(text: &str) -> Result<File, String> {
     };
     Ok(File { cluster_dns, cluster_domain: word("clusterDomain")?, resolv_conf: word("resolvConf")? })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What command lines and files are made of, and what stands where it does not belong.
+    fn word() -> impl Strategy<Value = &'static str> {
+        let words = "--config|--cluster_dns|--cluster-dns=|--resolv-conf|\0|=|,|10.96.0.10|clusterDNS|clusterDomain|\
+            resolvConf|: |\n|\n  |- |[|]|{|}|&a |*a |\"|'|#|null|7|---\n";
+        prop::sample::select(words.split('|').collect::<Vec<_>>())
+    }
+
+    /// Nothing is told that was not in the text.
+    fn keeps_within(text: &str) {
+        let flags = flags(text);
+        let paths = [flags.config, flags.config_dir, flags.cluster_domain, flags.resolv_conf];
+        let servers = flags.cluster_dns.iter().flatten().map(String::len);
+        assert!(paths.into_iter().flatten().map(str::len).chain(servers).sum::<usize>() <= text.len(), "{flags:?}");
+        let _ = file(text);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_ends(text in "(?s).{0,200}") {
+            keeps_within(&text);
+        }
+
+        #[test]
+        fn any_words_end(words in prop::collection::vec(word(), 0..40)) {
+            keeps_within(&words.concat());
+        }
+
+        #[test]
+        fn any_value_is_a_setting_or_why_it_is_none(
+            servers in prop::collection::vec("[0-9a-f.:]{1,12}", 0..4),
+            odd in prop::sample::select(vec!["7", "true", "{}", "[[]]", "[1]"]),
+        ) {
+            let listed = servers.iter().map(|server| format!("- {server:?}\n")).collect::<Vec<_>>().concat();
+            let found = file(&format!("clusterDomain: a\nclusterDNS:\n{listed}")).unwrap();
+            prop_assert_eq!(found.cluster_domain.as_deref(), Some("a"));
+            prop_assert_eq!(found.cluster_dns.unwrap_or_default(), servers);
+            for key in ["clusterDNS", "clusterDomain", "resolvConf"] {
+                let why = file(&format!("{key}: {odd}\n")).unwrap_err();
+                prop_assert!(why.contains(key), "{why}");
+            }
+        }
+    }
+}
