@@ -207,6 +207,8 @@ fn timestamp(seconds: f64) -> Option<Timestamp> {
 mod tests {
     use std::net::TcpListener;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     const TEXT: &str = "# HELP kubeproxy_sync_proxy_rules_last_timestamp_seconds The last time\n\
@@ -288,5 +290,56 @@ mod tests {
         let before = Instant::now();
         assert!(get(server.local_addr().unwrap(), "/metrics").is_err());
         assert!(before.elapsed() < REQUEST_WITHIN * 3);
+    }
+
+    fn key() -> impl Strategy<Value = String> {
+        let keys = "nodePortAddresses BindAddress detectLocalMode clusterCIDR clusterCIDRs iptables IPVS";
+        prop::sample::select(keys.split(' ').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    /// Right and wrong values for any setting.
+    fn any_value() -> impl Strategy<Value = Value> {
+        let values = serde_json::json!([null, true, 7, "10.0.0.0/8, ,fd00::/56", ["10.0.0.0/8", 7, null, []]]);
+        prop::sample::select(values.as_array().unwrap().clone())
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_ends(text in "(?s).{0,200}") {
+            let _ = (parse_answer(&text), parse_settings(&text));
+            let _ = (parse_answer(&format!("HTTP/1.{text}\r\n\r\n")), parse_metrics(&format!("{LAST_SYNC}{text}")));
+        }
+
+        #[test]
+        fn any_settings_stay_small(values in prop::collection::vec((key(), any_value()), 0..8)) {
+            let of_section: serde_json::Map<String, Value> = values.into_iter().collect();
+            let mut own = of_section.clone();
+            own.insert("detectLocal".to_owned(), Value::Object(of_section));
+            let text = format!("{{\"{GROUP}\": {}}}", Value::Object(own));
+            let found = parse_settings(&text).unwrap();
+            let lists = found.node_port_addresses.iter().chain(&found.cluster_cidrs).map(String::len);
+            assert!(lists.sum::<usize>() + found.bind_address.len() <= text.len(), "{found:?}");
+            assert!(found.cluster_cidrs.iter().all(|net| !net.is_empty()), "{found:?}");
+        }
+
+        #[test]
+        fn any_metrics_end_and_failures_add_up(
+            times in prop::collection::vec(
+                (prop::sample::select(vec![LAST_SYNC, LAST_QUEUED]), 0..3, proptest::num::f64::ANY),
+                0..8,
+            ),
+            failures in prop::collection::vec((prop::sample::select(FAILURES.to_vec()), any::<u32>()), 0..8),
+        ) {
+            let mut text = String::new();
+            for (name, family, seconds) in times {
+                text.push_str(&format!("{name}{{ip_family=\"{family}\"}} {seconds}\n"));
+            }
+            for (name, count) in &failures {
+                text.push_str(&format!("{name} {count}\n"));
+            }
+            let counts = failures.iter().map(|(_, count)| u64::from(*count));
+            let expected = if failures.is_empty() { None } else { Some(counts.sum::<u64>()) };
+            prop_assert_eq!(parse_metrics(&text).failures, expected);
+        }
     }
 }
