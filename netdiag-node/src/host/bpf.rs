@@ -133,3 +133,17 @@ pub(crate) fn name(id: u32) -> io::Result<String> {
         unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const request, size_of::<InfoRequest>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(string(&info.name)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_name_that_stays_small(name in proptest::array::uniform16(proptest::num::u8::ANY)) {
+            let told = string(&name);
+            // A byte that is no text is shown by a character of three.
+            assert!(told.len() <= 3 * name.len() && !told.contains('\0'), "{told}");
+        }
+    }
+}

@@ -405,6 +405,7 @@ mod tests {
         #[test]
         fn any_bytes_end(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
             assert!(attributes(&bytes).count() <= bytes.len());
+            assert!(messages(&bytes).count() <= bytes.len() / HEADER_BYTES);
         }
     }
 
