@@ -265,6 +265,8 @@ fn sized(bytes: &[u8], family: u16) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn union(address: &[u8]) -> Vec<u8> {
@@ -305,9 +307,29 @@ mod tests {
         assert_eq!(terms(&request(GET_SERVICE, &known_by)), Some(("wrr".to_owned(), PERSISTENT | ONE_PACKET)));
     }
 
-    proptest::proptest! {
+    /// Attributes of any number that is looked at, with numbers, addresses and what is neither.
+    fn any_attributes() -> impl Strategy<Value = Vec<u8>> {
+        let bytes = |count: std::ops::Range<usize>| prop::collection::vec(any::<u8>(), count);
+        let value = prop_oneof![bytes(2..3), bytes(4..5), bytes(16..17), bytes(0..20)];
+        prop::collection::vec((1_u16..12, value), 0..16)
+            .prop_map(|list| list.iter().flat_map(|(kind, value)| attribute(*kind, value)).collect::<Vec<u8>>())
+    }
+
+    proptest! {
         #[test]
-        fn any_bytes_are_a_server_or_none(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+        fn any_attributes_are_a_server_or_none(list in any_attributes(), cut in 0_usize..8, v4 in any::<bool>()) {
+            let list = &list[..list.len().saturating_sub(cut)];
+            for kind in [SERVICE, DESTINATION] {
+                let message = [vec![0; 4], attribute(kind, list)].concat();
+                let scheduler = server(&message).map(|found| found.scheduler).unwrap_or_default();
+                // A byte that is no text is shown by a character of three.
+                assert!(scheduler.len() <= 3 * message.len(), "{scheduler}");
+                let _ = (real(&message, v4).map(|found| destination(&found)), terms(&message));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_server_or_none(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = (real(&bytes, true), server(&bytes), terms(&bytes));
             for kind in [SERVICE, DESTINATION] {
                 let message = [vec![0; 4], attribute(kind, &bytes)].concat();
