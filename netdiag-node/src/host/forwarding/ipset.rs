@@ -140,3 +140,36 @@ fn absent<T>(answer: Result<Option<T>, ReadError>) -> Result<Option<T>, ReadErro
         answer => answer,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_part() -> impl Strategy<Value = IpSetPart> {
+        prop_oneof![
+            any::<IpAddr>().prop_map(IpSetPart::Address),
+            (any::<Option<u8>>(), any::<u16>()).prop_map(|(protocol, number)| IpSetPart::Port { protocol, number }),
+            "[a-z0-9.]{0,15}".prop_map(|name| IpSetPart::Interface(name.into())),
+            any::<u32>().prop_map(IpSetPart::Mark),
+            any::<[u8; 6]>().prop_map(IpSetPart::Hardware),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let name = find(&bytes, command::NAME).map(string).unwrap_or_default();
+            // A byte that is no text is shown by a character of three.
+            assert!(name.len() <= 3 * bytes.len(), "{name}");
+        }
+
+        #[test]
+        fn any_parts_are_asked_for_one_by_one(parts in prop::collection::vec(any_part(), 0..6)) {
+            let protocols = parts.iter().filter(|part| matches!(part, IpSetPart::Port { protocol: Some(_), .. }));
+            let expected = parts.len() + protocols.count();
+            prop_assert_eq!(attributes(&element_attributes(&parts).concat()).count(), expected);
+        }
+    }
+}
