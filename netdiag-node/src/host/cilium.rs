@@ -275,6 +275,8 @@ fn aggregate(identity: u32) -> Result<u32, ReadError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn entry(precedence: u32, prefix_bits: u8, deny: bool, proxy: u16) -> Entry {
@@ -348,5 +350,24 @@ mod tests {
     fn a_node_without_cilium_has_none() {
         // No process is in a namespace with this inode.
         assert!(find(Path::new("/proc"), 0).unwrap().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn any_entries_decide(
+            identity in prop_oneof![0_u32..200, any::<u32>()],
+            own in any::<Option<Entry>>(),
+            other in any::<Option<Entry>>(),
+        ) {
+            let look_up = |label: u32| Ok(if label == identity { own } else { other });
+            let is_missing = own.is_none() && (identity == 0 || other.is_none());
+            let by_zero = decide(identity, Wildcard::Zero, look_up).unwrap();
+            prop_assert_eq!(by_zero == PolicyEntry::Missing, is_missing);
+            match decide(identity, Wildcard::Aggregate, look_up) {
+                Ok(found) => prop_assert_eq!(found == PolicyEntry::Missing, is_missing),
+                // Of a cluster of a mesh.
+                Err(error) => prop_assert!(identity >> 16 != 0, "{identity}: {error}"),
+            }
+        }
     }
 }
