@@ -274,6 +274,22 @@ fn what_has_no_word_stays_visible_as_other() {
 }
 
 #[test]
+fn what_others_wrote_is_quoted_without_control_characters() {
+    written(
+        "control_characters",
+        "chain c {
+            log prefix \"a\u{1b}[2J\u{202e}b \" drop comment \"c\u{7}\u{202e}d\u{9b}\"
+        }",
+        |chain| {
+            let text = r#"log prefix "a\u{1b}[2J\u{202e}b " drop comment "c\u{7}\u{202e}d\u{9b}""#;
+            assert_eq!(texts(chain), [text]);
+            assert_eq!(chain.rules[0].comment.as_deref(), Some("c\u{7}\u{202e}d\u{9b}"));
+            assert_eq!(chain.rules[0].verdict, Verdict::Drop);
+        },
+    );
+}
+
+#[test]
 fn jumps_and_policies_of_several_families_are_kept_apart() {
     in_namespace("families", || {
         let rules = "

@@ -164,11 +164,57 @@ pub(crate) fn replay(recording: &[u8], limits: Limits) -> Nftables {
 
 #[cfg(test)]
 mod tests {
+    use netdiag_common::observation::rules::Verdict;
     use proptest::prelude::*;
 
     use super::*;
 
     const LIMITS: Limits = Limits { rules: 1000, service_rules: 1000, service_elements: 1000, with_text: true };
+
+    fn attributes(list: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (kind, value) in list {
+            attribute::push(&mut bytes, *kind, value);
+        }
+        bytes
+    }
+
+    /// nft takes letters and digits for names, the kernel any bytes (`nf_tables_addchain`, net/netfilter/nf_tables_api.c).
+    #[test]
+    fn names_of_any_bytes_stay_what_they_are_and_texts_are_quoted() {
+        const NAME: &str = "n\u{1b}[2J\u{202e}eman\n";
+        let ended = format!("{NAME}\0");
+        let name = ended.as_bytes();
+        let expression = |kind: &[u8], of: &[(u16, &[u8])]| attributes(&[(1, kind), (2, &attributes(of))]);
+        let log = expression(b"log\0", &[(2, name)]);
+        // `NFT_JUMP`, within `NFTA_DATA_VERDICT`.
+        let verdict = attributes(&[(1, &(-3_i32).to_be_bytes()), (2, name)]);
+        let jump = expression(b"immediate\0", &[(1, &[0; 4]), (2, &attributes(&[(2, &verdict)]))]);
+        let comment = [&[0, u8::try_from(name.len()).unwrap()][..], name].concat();
+        let rule = |expression: &[u8], comment: &[u8]| {
+            attributes(&[(1, name), (2, name), (3, &[0; 8]), (4, &attributes(&[(1, expression)])), (7, comment)])
+        };
+        let messages = [
+            (libc::NFT_MSG_NEWTABLE, attributes(&[(1, name)])),
+            (libc::NFT_MSG_NEWCHAIN, attributes(&[(1, name), (3, name)])),
+            (libc::NFT_MSG_NEWSET, attributes(&[(1, name), (2, name)])),
+            (libc::NFT_MSG_NEWRULE, rule(&log, &comment)),
+            (libc::NFT_MSG_NEWRULE, rule(&jump, &[])),
+        ];
+        let mut builder = Builder::new(LIMITS, Vec::new());
+        for (kind, body) in &messages {
+            let _ = builder.feed(&Message { kind: *kind, family: 2, body, raw: &[] });
+        }
+        let found = builder.finish();
+        let chain = &found.tables[0].chains[0];
+        // With these the kernel is asked for them again.
+        assert_eq!([&found.tables[0].name, &chain.name, &found.sets[0].name], [NAME; 3]);
+        let [logs, jumps] = &chain.rules[..] else { panic!("{:?}", chain.rules) };
+        assert_eq!(jumps.verdict, Verdict::Jump { chain: NAME.to_owned() });
+        assert_eq!(logs.comment.as_deref(), Some(NAME));
+        let quoted = r#""n\u{1b}[2J\u{202e}eman\n""#;
+        assert_eq!(logs.text, format!("log prefix {quoted} comment {quoted}"));
+    }
 
     proptest! {
         // Each case replays a whole recording.
