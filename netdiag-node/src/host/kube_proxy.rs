@@ -174,7 +174,9 @@ fn parse_metrics(text: &str) -> Metrics {
         match name {
             LAST_SYNC => families.entry(labels).or_default().0 = value,
             LAST_QUEUED => families.entry(labels).or_default().1 = value,
-            name if FAILURES.contains(&name) => *failures.get_or_insert(0) += count(value),
+            name if FAILURES.contains(&name) => {
+                failures = Some(failures.unwrap_or(0_u64).saturating_add(count(value)));
+            }
             _ => {}
         }
     }
@@ -196,7 +198,7 @@ fn count(value: f64) -> u64 {
 
 /// Zero means never.
 fn timestamp(seconds: f64) -> Option<Timestamp> {
-    if seconds <= 0.0 {
+    if seconds.is_nan() || seconds <= 0.0 {
         return None;
     }
     #[expect(clippy::cast_possible_truncation, reason = "a cast from float saturates, and Timestamp checks the range")]
@@ -323,12 +325,12 @@ mod tests {
         }
 
         #[test]
-        fn any_metrics_end_and_failures_add_up(
+        fn any_metrics_end_and_lose_no_failure(
             times in prop::collection::vec(
                 (prop::sample::select(vec![LAST_SYNC, LAST_QUEUED]), 0..3, proptest::num::f64::ANY),
                 0..8,
             ),
-            failures in prop::collection::vec((prop::sample::select(FAILURES.to_vec()), any::<u32>()), 0..8),
+            failures in prop::collection::vec((prop::sample::select(FAILURES.to_vec()), proptest::num::f64::ANY), 0..8),
         ) {
             let mut text = String::new();
             for (name, family, seconds) in times {
@@ -337,9 +339,9 @@ mod tests {
             for (name, count) in &failures {
                 text.push_str(&format!("{name} {count}\n"));
             }
-            let counts = failures.iter().map(|(_, count)| u64::from(*count));
-            let expected = if failures.is_empty() { None } else { Some(counts.sum::<u64>()) };
-            prop_assert_eq!(parse_metrics(&text).failures, expected);
+            let found = parse_metrics(&text).failures;
+            prop_assert_eq!(found.is_some(), !failures.is_empty());
+            prop_assert!(failures.iter().all(|(_, one)| found >= Some(count(*one))), "{:?}", found);
         }
     }
 }
