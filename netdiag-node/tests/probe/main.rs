@@ -9,6 +9,7 @@ mod ask;
 mod attach;
 mod dns;
 mod engine;
+mod forged;
 mod glibc;
 mod group;
 mod host;

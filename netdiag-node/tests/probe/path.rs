@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use netdiag_common::observation::series::path::PathBy;
 use netdiag_common::observation::series::{FailureClass, PathProbe, PathReport, Probe, SeriesAttempt};
 
+use crate::forged::{Wrong, answer};
 use crate::way::{FIRST, SECOND, TARGET, Way, report};
 
 const KINDS: [PathBy; 3] = [PathBy::Udp, PathBy::Tcp, PathBy::Icmp];
@@ -113,5 +114,26 @@ fn target_that_never_answers_leaves_the_hops_before_it() {
         let failure = attempt.failure.clone().unwrap();
         assert_eq!(failure.class, FailureClass::Silence);
         assert!(failure.why.contains(SECOND[0]), "{}", failure.why);
+    }
+}
+
+#[test]
+fn errors_about_packets_of_others_are_no_hops() {
+    let Some(way) = Way::new("errors_about_packets_of_others_are_no_hops") else { return };
+    for family in 0..2 {
+        answer(&way, family, |request| {
+            for wrong in [Wrong::TimeExceeded, Wrong::TooBig { mtu: 1_280 }] {
+                for message in request.errors_about_others(wrong) {
+                    request.send(&message);
+                }
+            }
+            request.send(&request.reply());
+        });
+        let attempt = probe(&way, family, PathBy::Icmp, 0, 8);
+        let found = report!(attempt, Path);
+        let (first, second) = (said(FIRST[family], "time exceeded"), said(SECOND[family], "time exceeded"));
+        assert_eq!(hops(found), [first, second, said(TARGET[family], "echo reply")], "{attempt:?}");
+        assert!(found.hops.iter().all(|hop| (hop.sent, hop.answered) == (2, 2)), "{attempt:?}");
+        assert_eq!(attempt.failure, None);
     }
 }

@@ -1,10 +1,13 @@
 //! The path MTU to the byte, who says so, and black holes told from plain loss.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use netdiag_common::observation::series::path::PathMtuReport;
 use netdiag_common::observation::series::{FailureClass, PathMtuProbe, Probe, SeriesAttempt};
 
+use crate::forged::{Wrong, answer};
 use crate::way::{FIRST, TARGET, Way, report};
 
 /// ICMP and a UDP port that nobody has, in both families.
@@ -124,4 +127,52 @@ fn target_that_is_prohibited_is_no_matter_of_size() {
         (failure.class, failure.icmp.unwrap().words.as_str()),
         (FailureClass::Unreachable, "administratively prohibited")
     );
+}
+
+#[test]
+fn errors_about_packets_of_others_change_nothing() {
+    let Some(way) = Way::new("errors_about_packets_of_others_change_nothing") else { return };
+    for (family, target) in TARGET.iter().enumerate() {
+        answer(&way, family, |request| {
+            for wrong in [Wrong::TooBig { mtu: 1_280 }, Wrong::TimeExceeded] {
+                for message in request.errors_about_others(wrong) {
+                    request.send(&message);
+                }
+            }
+            request.send(&request.reply());
+        });
+        let attempt = probe(&way, SocketAddr::new(target.parse().unwrap(), 0), 3);
+        let report = report!(attempt, PathMtu);
+        assert_eq!((attempt.failure.as_ref(), facts(report)), (None, (Some(1_500), false, None)), "{attempt:?}");
+        assert_eq!(report.said, None);
+    }
+}
+
+#[test]
+fn mtu_that_cannot_be_is_told_and_does_not_move_the_limit() {
+    const LIMIT: u32 = 1_399;
+    let Some(way) = Way::new("mtu_that_cannot_be_is_told_and_does_not_move_the_limit") else { return };
+    // None, below what every link takes (RFC 791 §3.2, RFC 8200 §5), as much as was sent, and more.
+    let lies = [[0, 1, 67, 1_500, 65_535], [0, 1, 1_279, 1_500, u32::MAX]];
+    for (family, target) in TARGET.iter().enumerate() {
+        let mtu = Arc::new(AtomicU32::new(0));
+        let told = Arc::clone(&mtu);
+        answer(&way, family, move |request| {
+            if request.packet_bytes() > LIMIT as usize {
+                request.send(&request.error(Wrong::TooBig { mtu: told.load(Ordering::Relaxed) }));
+            } else {
+                request.send(&request.reply());
+            }
+        });
+        for lie in lies[family] {
+            mtu.store(lie, Ordering::Relaxed);
+            let attempt = probe(&way, SocketAddr::new(target.parse().unwrap(), 0), 3);
+            let report = report!(attempt, PathMtu);
+            let expected = (Some(LIMIT), false, Some((*target).to_owned()));
+            assert_eq!((attempt.failure.as_ref(), facts(report)), (None, expected), "{lie}: {attempt:?}");
+            assert_eq!(report.said.as_ref().unwrap().mtu, (lie != 0).then_some(lie), "{attempt:?}");
+            let says = if lie == 0 { "names no MTU".to_owned() } else { format!("says {lie}") };
+            assert_eq!(report.steps[0].words, format!("too big ({target} {says})"));
+        }
+    }
 }
