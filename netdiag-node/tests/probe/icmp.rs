@@ -1,6 +1,8 @@
 //! ICMP echo and crafted packets: who answers, and who says that the packet did not arrive.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use netdiag_common::observation::series::FailureClass::{Silence, TooBig, Unreachable};
 use netdiag_common::observation::series::ProbeStage::Answer;
@@ -8,7 +10,9 @@ use netdiag_common::observation::series::transport::RawSegment;
 use netdiag_common::observation::series::{IcmpProbe, Probe, RawProbe, RawReport, SeriesAttempt, SeriesRequest};
 
 use crate::ask::{ask, request};
+use crate::forged::{ECHO_HEADER, answer};
 use crate::host::failure;
+use crate::support::eventually;
 use crate::way::{FIRST, SECOND, TARGET, Way, report};
 
 const SHORT_MS: u32 = 500;
@@ -70,6 +74,53 @@ fn silence_and_too_big_are_told() {
     for address in TARGET {
         let attempt = one(&way, Probe::Icmp(echo(address)), SHORT_MS);
         assert_eq!(failure(&attempt), Some((Silence, Answer, None)), "{attempt:?}");
+    }
+}
+
+/// What a true answer is changed to.
+const FORGED: [fn(&mut Vec<u8>); 7] = [
+    |reply| reply[4] ^= 1,
+    |reply| reply[7] ^= 2,
+    |reply| *reply.last_mut().unwrap() ^= 1,
+    |reply| reply.truncate(reply.len() - 1),
+    |reply| reply.truncate(ECHO_HEADER),
+    |reply| reply.push(0),
+    // The request itself.
+    |reply| reply[0] = if reply[0] == 0 { 8 } else { 128 },
+];
+
+#[test]
+fn echo_replies_that_are_not_ours_are_no_answers() {
+    let Some(way) = Way::new("echo_replies_that_are_not_ours_are_no_answers") else { return };
+    let (is_honest, heard) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    for family in [0, 1] {
+        let (is_honest, heard) = (Arc::clone(&is_honest), Arc::clone(&heard));
+        answer(&way, family, move |request| {
+            for forge in FORGED {
+                let mut reply = request.reply();
+                forge(&mut reply);
+                request.send(&reply);
+            }
+            if is_honest.load(Ordering::Relaxed) {
+                request.send(&request.reply());
+            }
+            heard.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+    // By a raw socket and by a ping socket.
+    for range in ["1 0", "0 2147483647"] {
+        way.client.sh(&format!("sysctl -qw net.ipv4.ping_group_range='{range}'"));
+        for address in TARGET {
+            is_honest.store(false, Ordering::Relaxed);
+            let before = heard.load(Ordering::Relaxed);
+            let attempt = one(&way, Probe::Icmp(echo(address)), SHORT_MS);
+            assert_eq!(failure(&attempt), Some((Silence, Answer, None)), "{range}: {attempt:?}");
+            eventually("the forged answers", || (heard.load(Ordering::Relaxed) > before).then_some(()));
+            is_honest.store(true, Ordering::Relaxed);
+            let attempt = one(&way, Probe::Icmp(echo(address)), 10_000);
+            assert_eq!(failure(&attempt), None, "{range}: {attempt:?}");
+            assert_eq!(report!(attempt, Icmp).bytes, 56, "the true one, behind the forged ones");
+        }
     }
 }
 
