@@ -8,6 +8,7 @@ mod ask;
 #[expect(dead_code, reason = "these tests use a part")]
 mod attach;
 mod dns;
+mod encrypted_dns;
 mod engine;
 mod forged;
 mod glibc;
