@@ -1,6 +1,6 @@
 //! One namespace with servers on loopback, written by hand so that they can misbehave, and attempts sent inside it.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -132,7 +132,7 @@ pub fn reset(stream: TcpStream) {
 }
 
 /// One byte after the other, until the far side is gone.
-pub fn drip(mut stream: TcpStream, bytes: impl IntoIterator<Item = u8>) {
+pub fn drip(mut stream: impl Write, bytes: impl IntoIterator<Item = u8>) {
     for byte in bytes {
         if stream.write_all(&[byte]).is_err() {
             return;
