@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use netdiag_common::observation::series::FailureClass::{Silence, TooBig, Unreachable};
 use netdiag_common::observation::series::ProbeStage::Answer;
 use netdiag_common::observation::series::transport::RawSegment;
-use netdiag_common::observation::series::{IcmpProbe, Probe, RawProbe, RawReport, SeriesAttempt, SeriesRequest};
+use netdiag_common::observation::series::{
+    FailureClass, IcmpProbe, Probe, ProbeStage, RawProbe, RawReport, SeriesAttempt, SeriesRequest,
+};
 
 use crate::ask::{ask, request};
-use crate::forged::{ECHO_HEADER, answer};
+use crate::forged::{ECHO_HEADER, Wrong, answer, mouth};
 use crate::host::failure;
 use crate::support::eventually;
 use crate::way::{FIRST, SECOND, TARGET, Way, report};
@@ -122,6 +124,44 @@ fn echo_replies_that_are_not_ours_are_no_answers() {
             assert_eq!(report!(attempt, Icmp).bytes, 56, "the true one, behind the forged ones");
         }
     }
+}
+
+/// By a raw socket and by a ping socket, in both families.
+fn answered_by_either_socket(way: &Way, expected: Option<(FailureClass, ProbeStage, Option<&str>)>) {
+    for range in ["1 0", "0 2147483647"] {
+        way.client.sh(&format!("sysctl -qw net.ipv4.ping_group_range='{range}'"));
+        for address in TARGET {
+            let attempt = one(way, Probe::Icmp(echo(address)), 2_000);
+            assert_eq!(failure(&attempt), expected, "{range}: {attempt:?}");
+        }
+    }
+}
+
+/// A ping socket that is connected hears replies of every address with its id (`ping_lookup`, net/ipv4/ping.c, 6.18).
+#[test]
+fn echo_reply_of_another_address_is_no_answer() {
+    let Some(way) = Way::new("echo_reply_of_another_address_is_no_answer") else { return };
+    way.target.sh("ip addr add 10.77.3.3/24 dev left\nip addr add fd77:3::3/64 dev left nodad");
+    for (family, address) in ["10.77.3.3", "fd77:3::3"].into_iter().enumerate() {
+        let other = mouth(&way, address);
+        answer(&way, family, move |request| request.send_by(&other, &request.reply()));
+    }
+    answered_by_either_socket(&way, Some((Silence, Answer, None)));
+}
+
+/// A raw socket that is connected hears errors about every echo to its target (`raw_icmp_error`, net/ipv4/raw.c, 6.18).
+#[test]
+fn error_about_an_echo_of_others_is_not_ours() {
+    let Some(way) = Way::new("error_about_an_echo_of_others_is_not_ours") else { return };
+    for family in [0, 1] {
+        answer(&way, family, |request| {
+            for message in request.errors_about_others(Wrong::TimeExceeded) {
+                request.send(&message);
+            }
+            request.send(&request.reply());
+        });
+    }
+    answered_by_either_socket(&way, None);
 }
 
 fn raw(to: SocketAddr, segment: RawSegment) -> RawProbe {

@@ -29,7 +29,7 @@ pub(super) struct QueuedError {
     pub(super) offender: Option<IpAddr>,
     /// TTL or hop limit that the ICMP message came with, where the socket asks for it.
     pub(super) ttl: Option<u8>,
-    /// What the error quotes, from behind the transport's header: often nothing.
+    /// What the error quotes, of UDP from behind its header, of ICMP with it: often nothing.
     pub(super) quoted: Vec<u8>,
 }
 

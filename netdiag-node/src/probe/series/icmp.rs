@@ -30,6 +30,8 @@ const ECHO_REQUEST_V6: u8 = 128;
 const ECHO_REPLY_V6: u8 = 129;
 /// The only packet of its socket.
 const SEQUENCE: u16 = 1;
+/// An error about a packet of somebody else ends a call too.
+const MAX_SENDS: usize = 8;
 /// Longest IPv4 header, which raw sockets hand over.
 const MAX_IPV4_HEADER: usize = 60;
 
@@ -115,7 +117,7 @@ impl<'a> Echo<'a> {
             IpAddr::V6(to) => SocketAddrV6::new(to, 0, 0, probe.scope.unwrap_or(0)).into(),
             IpAddr::V4(_) => SocketAddr::new(probe.to, 0),
         };
-        // Connected: what others send is not heard, and the kernel has chosen the source.
+        // Connected: the kernel has chosen the source, and a raw socket does not hear what others send.
         socket.connect(&to.into()).map_err(|error| of_errno(ProbeStage::Send, &error))?;
         let bound = socket.local_addr().unwrap_or(bound);
         let id = if is_raw {
@@ -137,10 +139,18 @@ impl<'a> Echo<'a> {
     }
 
     fn send(&self) -> Result<(), ProbeFailure> {
-        match self.socket.send(&self.request) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.error().unwrap_or_else(|| of_errno(ProbeStage::Send, &error))),
+        for _ in 0..MAX_SENDS {
+            let Err(error) = self.socket.send(&self.request) else { return Ok(()) };
+            match self.error() {
+                Told::Ours(failure) => return Err(failure),
+                Told::OfOthers => {}
+                Told::Nothing => return Err(of_errno(ProbeStage::Send, &error)),
+            }
         }
+        Err(local(
+            ProbeStage::Send,
+            &io::Error::other("errors about packets of others kept the request from being sent"),
+        ))
     }
 
     async fn answer(&self, start: Instant) -> Result<IcmpReport, ProbeFailure> {
@@ -170,12 +180,15 @@ impl<'a> Echo<'a> {
             let flags = MsgFlags::MSG_DONTWAIT;
             let (length, beside) = match recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(&mut control), flags) {
                 // The error number may have gone by another call: then the queue alone has it.
-                Err(nix::errno::Errno::EAGAIN) => return self.error().map(Err),
-                Err(errno) => {
-                    // An error that the queue explains is better told by it.
-                    let failure = || of_errno(ProbeStage::Answer, &errno.into());
-                    return Some(Err(self.error().unwrap_or_else(failure)));
-                }
+                Err(nix::errno::Errno::EAGAIN) => return self.error().failure().map(Err),
+                // An error that the queue explains is better told by it.
+                Err(errno) => match self.error() {
+                    Told::Ours(failure) => return Some(Err(failure)),
+                    Told::OfOthers => continue,
+                    Told::Nothing => return Some(Err(of_errno(ProbeStage::Answer, &errno.into()))),
+                },
+                // A ping socket hears replies with its id of every address (`ping_lookup`, net/ipv4/ping.c, Linux 6.18).
+                Ok(message) if message.address.as_ref().and_then(address_of) != Some(self.probe.to) => continue,
                 Ok(message) => (message.bytes, Beside::of(message.cmsgs().into_iter().flatten())),
             };
             if let Some(found) = self.reply(&bytes[..length]) {
@@ -199,14 +212,52 @@ impl<'a> Echo<'a> {
         (is_ours && self.request.get(ECHO_HEADER..) == Some(payload)).then_some(payload.len())
     }
 
-    fn error(&self) -> Option<ProbeFailure> {
+    fn error(&self) -> Told {
+        let mut told = Told::Nothing;
         while let Ok(Some(queued)) = errqueue::next(&self.socket) {
-            if queued.origin != Origin::Other {
-                return Some(of_queued(ProbeStage::Answer, &queued));
+            match queued.origin {
+                Origin::Other => {}
+                Origin::Icmp | Origin::Icmp6 if !self.quotes_ours(&queued.quoted) => told = Told::OfOthers,
+                Origin::Local | Origin::Icmp | Origin::Icmp6 => {
+                    return Told::Ours(of_queued(ProbeStage::Answer, &queued));
+                }
             }
         }
-        None
+        told
     }
+
+    /// Whether an error's packet may be this request. A raw socket is told of errors about every echo to its target
+    /// (`raw_icmp_error`, net/ipv4/raw.c), a ping socket about every echo with its id (`ping_err`, net/ipv4/ping.c, Linux 6.18).
+    fn quotes_ours(&self, quoted: &[u8]) -> bool {
+        // Raw sockets of IPv6 get it with its header (`rawv6_err`); an echo request begins with another number.
+        let header_bytes =
+            if self.probe.to.is_ipv6() && quoted.first().is_some_and(|byte| byte >> 4 == 6) { 40 } else { 0 };
+        let Some(header) = quoted.get(header_bytes..header_bytes + ECHO_HEADER) else { return true };
+        let number = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+        header[0] == self.request[0] && number(4) == self.id && number(6) == SEQUENCE
+    }
+}
+
+/// What a socket's queue of errors holds.
+enum Told {
+    Ours(ProbeFailure),
+    /// About packets of others alone.
+    OfOthers,
+    Nothing,
+}
+
+impl Told {
+    fn failure(self) -> Option<ProbeFailure> {
+        match self {
+            Self::Ours(failure) => Some(failure),
+            Self::OfOthers | Self::Nothing => None,
+        }
+    }
+}
+
+fn address_of(from: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = from.as_sockaddr_in().map(|from| from.ip().into());
+    v4.or_else(|| from.as_sockaddr_in6().map(|from| from.ip().into()))
 }
 
 /// What the kernel tells of an answer beside its bytes.
