@@ -239,18 +239,18 @@ fn read_behind(test: &str, script: &'static str) -> Option<Network> {
 #[test]
 fn a_bridge_and_its_ports_tell_how_they_forward() {
     let script =
-        "ip link add br0 type bridge nf_call_iptables 1; ip link set br0 promisc on; ip link add a type veth peer b;
-                  ip link set a master br0; ip link set b master br0; ip link set a type bridge_slave hairpin on
-                  ip link set b type bridge_slave isolated on guard on learning off flood off neigh_suppress on";
+        "ip link add br0 type bridge nf_call_iptables 1; ip link set br0 promisc on; ip link add one type veth peer two;
+                  ip link set one master br0; ip link set two master br0; ip link set one type bridge_slave hairpin on
+                  ip link set two type bridge_slave isolated on guard on learning off flood off neigh_suppress on";
     let Some(network) = read_behind("a_bridge_and_its_ports_tell_how_they_forward", script) else { return };
     let link = |name: &str| network.links.iter().find(|link| link.name == name).unwrap();
     let bridge = link("br0").bridge.unwrap();
     assert_eq!((bridge.nf_call_iptables, bridge.nf_call_ip6tables), (Some(true), Some(false)));
     assert!(bridge.promiscuous && link("br0").bridge_port.is_none());
     let hairpin = |name: &str| link(name).bridge_port.map(|port| port.hairpin);
-    assert_eq!((hairpin("a"), hairpin("b"), hairpin("lo")), (Some(true), Some(false), None));
-    assert_eq!((link("a").master_index, link("a").bridge), (Some(link("br0").index), None));
-    let [a, b] = ["a", "b"].map(|name| link(name).bridge_port.unwrap());
+    assert_eq!((hairpin("one"), hairpin("two"), hairpin("lo")), (Some(true), Some(false), None));
+    assert_eq!((link("one").master_index, link("one").bridge), (Some(link("br0").index), None));
+    let [a, b] = ["one", "two"].map(|name| link(name).bridge_port.unwrap());
     // Nothing is up.
     assert_eq!((a.state, b.state), (Some(PortState::Disabled), Some(PortState::Disabled)));
     assert_eq!((a.isolated, a.guard, a.neigh_suppress), (Some(false), Some(false), Some(false)));
@@ -262,20 +262,21 @@ fn a_bridge_and_its_ports_tell_how_they_forward() {
 
 #[test]
 fn a_vlan_device_is_read_from_the_kernel() {
-    let script = "ip link add a type veth peer b; ip link add link a name a.100 type vlan id 100";
+    let script = "ip link add one type veth peer two; ip link add link one name one.100 type vlan id 100";
     let Some(network) = read_behind("a_vlan_device_is_read_from_the_kernel", script) else { return };
     let link = |name: &str| network.links.iter().find(|link| link.name == name).unwrap();
-    assert_eq!(link("a.100").vlan, Some(Vlan { id: 100, protocol: 0x8100, lower_index: Some(link("a").index) }));
-    assert_eq!(link("a").vlan, None);
+    assert_eq!(link("one.100").vlan, Some(Vlan { id: 100, protocol: 0x8100, lower_index: Some(link("one").index) }));
+    assert_eq!(link("one").vlan, None);
 }
 
 #[test]
 fn a_vrf_is_read_from_the_kernel() {
-    let script = "ip link add blue type vrf table 1000; ip link add a type veth peer b; ip link set a master blue";
+    let script =
+        "ip link add blue type vrf table 1000; ip link add one type veth peer two; ip link set one master blue";
     let Some(network) = read_behind("a_vrf_is_read_from_the_kernel", script) else { return };
     let link = |name: &str| network.links.iter().find(|link| link.name == name).unwrap();
-    assert_eq!((link("blue").vrf_table, link("a").vrf_table), (Some(1_000), None));
-    assert_eq!(link("a").master_index, Some(link("blue").index));
+    assert_eq!((link("blue").vrf_table, link("one").vrf_table), (Some(1_000), None));
+    assert_eq!(link("one").master_index, Some(link("blue").index));
 }
 
 fn any_attributes() -> impl Strategy<Value = Vec<u8>> {
