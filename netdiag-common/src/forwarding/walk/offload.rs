@@ -2,7 +2,7 @@
 //! `nf_flow_table_ip.c`, Linux 6.18).
 
 use super::route::{Routed, route};
-use super::size;
+use super::{size, spend_hop};
 use crate::forwarding::conntrack::{Connection, State, status};
 use crate::forwarding::expression::NatKind;
 use crate::forwarding::fact::Fact;
@@ -59,8 +59,7 @@ pub(super) fn forwarded(run: &mut Run<'_>) -> Result<Option<End>> {
         run.tracking = Tracking::Unseen;
         return Ok(None);
     }
-    let hops = run.packet.hops_left().saturating_sub(1);
-    run.packet.write(if protocol == Protocol::Ipv4 { 8 } else { 7 }, &[hops]);
+    spend_hop(&mut run.packet);
     run.gaps.push(ROUTE_OF_NOW.into());
     Ok(Some(size::left(run, interface)?.unwrap_or(End::Sent { interface, gateway })))
 }

@@ -24,10 +24,18 @@ struct Mtu {
     by_route: bool,
 }
 
-/// A packet that passes through, before the hook forward.
+/// A packet that passes through, before the hook forward (`ip_exceeds_mtu`, `ip6_pkt_too_big`).
 pub(super) fn forwarded(run: &mut Run<'_>, interface: u32) -> Result<Option<End>> {
-    let Some(mtu) = mtu(run, interface, true)? else { return Ok(None) };
-    // `ip_exceeds_mtu`, `ip6_pkt_too_big`
+    refused_if_long(run, interface, true)
+}
+
+/// A packet that IPVS sends to a real server, by the MTU of its route whoever sent it (`ensure_mtu_is_adequate`).
+pub(super) fn scheduled(run: &mut Run<'_>, interface: u32) -> Result<Option<End>> {
+    refused_if_long(run, interface, false)
+}
+
+fn refused_if_long(run: &mut Run<'_>, interface: u32, passes_through: bool) -> Result<Option<End>> {
+    let Some(mtu) = mtu(run, interface, passes_through)? else { return Ok(None) };
     if run.packet.length <= mtu.bytes || may_be_fragmented(run) {
         return Ok(None);
     }
@@ -37,15 +45,6 @@ pub(super) fn forwarded(run: &mut Run<'_>, interface: u32) -> Result<Option<End>
 /// Whether a packet that passes through is longer than what leaves by the route.
 pub(super) fn exceeds(run: &Run<'_>, interface: u32) -> Result<bool> {
     Ok(mtu(run, interface, true)?.is_some_and(|mtu| run.packet.length > mtu.bytes))
-}
-
-/// A packet that IPVS sends to a real server, by the MTU of its route whoever sent it (`ensure_mtu_is_adequate`).
-pub(super) fn scheduled(run: &mut Run<'_>, interface: u32) -> Result<Option<End>> {
-    let Some(mtu) = mtu(run, interface, false)? else { return Ok(None) };
-    if run.packet.length <= mtu.bytes || may_be_fragmented(run) {
-        return Ok(None);
-    }
-    Ok(Some(refused(run, interface, mtu.bytes)))
 }
 
 /// Fragmentation needed (RFC 792), packet too big (RFC 4443).
