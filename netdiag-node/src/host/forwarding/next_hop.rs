@@ -1,6 +1,7 @@
 //! Which neighbour is given what is sent, and behind which port of a bridge it is.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
 use netdiag_common::forwarding::Outcome;
@@ -20,13 +21,11 @@ pub(super) fn neighbours(outcome: &Outcome) -> Result<Vec<FateNeighbour>, ReadEr
     for (path, way) in outcome.paths.iter().enumerate() {
         let End::Sent { interface, gateway } = way.end else { continue };
         let address = gateway.unwrap_or(way.packet.destination());
-        let before = known.get(&(interface, address)).cloned();
-        let found = match before {
-            Some(found) => found,
-            None => kernel.neighbour(interface, address)?,
+        let found = match known.entry((interface, address)) {
+            Entry::Occupied(before) => before.into_mut(),
+            Entry::Vacant(new) => new.insert(kernel.neighbour(interface, address)?),
         };
-        known.insert((interface, address), found.clone());
-        neighbours.extend(found.map(|found| FateNeighbour { path, ..found }));
+        neighbours.extend(found.clone().map(|found| FateNeighbour { path, ..found }));
     }
     Ok(neighbours)
 }
