@@ -16,6 +16,7 @@ pub mod finding;
 pub mod followed;
 pub mod harmless;
 pub mod kube;
+mod listing;
 pub mod mcp;
 pub mod mesh;
 pub mod nodes;

@@ -12,6 +12,7 @@ use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words, proof
 use crate::evidence::object::{Object, Pod, Service};
 use crate::evidence::{Kind, KindName, Look, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
+use crate::listing::named;
 use crate::path::route::words;
 use crate::path::{Client, Path};
 use crate::question::Origin;
@@ -280,11 +281,7 @@ fn processes_lack(path: &Path, service: &Service, view: &mut View) -> Verdict {
     }
     let behind: Vec<&Behind> = deaf.iter().map(|deaf| deaf.behind).collect();
     let pods = sockets::pods(&behind);
-    let mut place = pods.iter().take(MAX_NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let more = pods.len().saturating_sub(MAX_NAMED);
-    if more > 0 {
-        place.push_str(&format!(" and {more} more"));
-    }
+    let place = named(pods.iter(), MAX_NAMED);
     let reference = service.reference();
     let port = first.behind.backend.port;
     let mut subjects = vec![reference.clone()];

@@ -8,6 +8,7 @@ use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::object::{Object, Service};
 use crate::evidence::{KindName, Look, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
+use crate::listing::named;
 use crate::path::{self, Backend, Path};
 
 pub const CONDITION: Condition = Condition {
@@ -94,11 +95,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     }
     let behind: Vec<&Behind> = missed.iter().map(|missed| missed.behind).collect();
     let pods = sockets::pods(&behind);
-    let mut place = pods.iter().take(MAX_NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let more = pods.len().saturating_sub(MAX_NAMED);
-    if more > 0 {
-        place.push_str(&format!(" and {more} more"));
-    }
+    let place = named(pods.iter(), MAX_NAMED);
     let all = sockets.all_closed();
     let share =
         if all { String::new() } else { format!(" ({} of {} endpoints)", missed.len(), path.ready_backends().count()) };

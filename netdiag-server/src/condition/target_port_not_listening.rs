@@ -7,6 +7,7 @@ use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::View;
 use crate::evidence::object::Object;
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
+use crate::listing::named;
 use crate::path::Path;
 
 pub const CONDITION: Condition = Condition {
@@ -50,12 +51,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     };
     let port = format!("{}/{}", first.backend.port, path.protocol);
     let pods = sockets::pods(&bad);
-    let named: Vec<String> = pods.iter().take(MAX_NAMED).map(ToString::to_string).collect();
-    let more = pods.len().saturating_sub(MAX_NAMED);
-    let mut place = named.join(", ");
-    if more > 0 {
-        place.push_str(&format!(" and {more} more"));
-    }
+    let place = named(pods.iter(), MAX_NAMED);
     let service = path.service();
     let sent = match (service, path.port) {
         (Some(service), Some(dialled)) => format!(", where {} sends its port {dialled}", service.reference()),

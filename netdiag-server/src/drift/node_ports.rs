@@ -15,6 +15,7 @@ use super::pods::host;
 use super::{Difference, Kind, NodeDrift, Readings, gap};
 use crate::evidence::Cluster;
 use crate::evidence::object::Node;
+use crate::listing::named;
 
 const WHAT: &str = "addresses of node ports";
 /// The one word beside networks: the addresses that the API has for the node (`NodePortAddressesPrimary`).
@@ -111,7 +112,10 @@ fn untold(rules: &ServiceRules, families: &BTreeSet<bool>, node: &str) -> Option
     let mut gap = silent(node);
     // What was not read to its end may have more addresses.
     if rules.undecoded.is_empty() {
-        let on = list(seen.iter().map(|(ipv6, on)| format!("{} node ports are on {}", family(*ipv6), words(on))));
+        let on = named(
+            seen.iter().map(|(ipv6, on)| format!("{} node ports are on {}", family(*ipv6), words(on))),
+            MAX_NAMED,
+        );
         gap.why = format!("{on}; {}", gap.why);
     }
     Some(gap)
@@ -190,7 +194,7 @@ fn newer(node: &Node, proxier: Proxier, wanted: &OwnAddresses, on: &OwnAddresses
 }
 
 fn not_yet(node: &str, ipv6: bool, newer: &BTreeSet<IpAddr>) -> Gap {
-    let newer = list(newer.iter().map(ToString::to_string));
+    let newer = named(newer.iter(), MAX_NAMED);
     let why = format!(
         "{} node ports are not on {newer}: added after kube-proxy last looked at the node's addresses, or left out by mistake",
         family(ipv6)
@@ -234,7 +238,7 @@ fn difference(
     ports: &[(Protocol, u16)],
 ) -> Difference {
     let table = if ipv6 { "ip6" } else { "ip" };
-    let ports = list(ports.iter().map(|(protocol, port)| format!("{port}/{protocol}")));
+    let ports = named(ports.iter().map(|(protocol, port)| format!("{port}/{protocol}")), MAX_NAMED);
     Difference {
         kind: Kind::NodePortAddresses,
         service: String::new(),
@@ -257,13 +261,6 @@ fn words(on: &OwnAddresses) -> String {
     match on {
         OwnAddresses::All => "all addresses of the node".to_owned(),
         OwnAddresses::Only(none) if none.is_empty() => "no address of the node".to_owned(),
-        OwnAddresses::Only(some) => list(some.iter().map(ToString::to_string)),
+        OwnAddresses::Only(some) => named(some.iter(), MAX_NAMED),
     }
-}
-
-fn list(all: impl ExactSizeIterator<Item = String>) -> String {
-    let more = all.len().saturating_sub(MAX_NAMED);
-    let named: Vec<String> = all.take(MAX_NAMED).collect();
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{more}", named.join(", "))
 }

@@ -10,6 +10,7 @@ use netdiag_common::{GapReason, Need, Netns, Reading, Topic};
 use super::{NodeDrift, Readings, gap, node};
 use crate::evidence::Cluster;
 use crate::evidence::object::{Object, Pod};
+use crate::listing::named;
 
 /// Pods of one node that are looked into: each costs the agent a reading of its own, and what is wrong with their links is wrong
 /// with all that one plugin connected.
@@ -130,10 +131,7 @@ pub(super) fn end<'h>(pod: &Pod, address: IpAddr, readings: &Readings, host: &'h
 
 /// `shop/web-1, shop/web-2 and 4 more`
 pub(super) fn list(pods: &[&Pod]) -> String {
-    let named: Vec<String> = pods.iter().take(MAX_NAMED).map(|pod| name(pod)).collect();
-    let more = pods.len().saturating_sub(MAX_NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{more}", named.join(", "))
+    named(pods.iter().map(|pod| name(pod)), MAX_NAMED)
 }
 
 fn name(pod: &Pod) -> String {

@@ -10,6 +10,7 @@ use netdiag_common::observation::service_rules::{Endpoint, Proxier, ServiceActio
 
 use super::intended::{Entrance, Intention};
 use super::{Difference, Kind};
+use crate::listing::named;
 
 /// A change younger than this when the rules were read may not have reached them, as for `kube_proxy_rules_stale`.
 pub(super) const SETTLE_S: f64 = 10.0;
@@ -221,11 +222,7 @@ fn action_in_words(action: &ServiceAction) -> String {
 const MAX_NAMED: usize = 8;
 
 fn endpoints<'e>(list: impl ExactSizeIterator<Item = &'e Endpoint>) -> String {
-    let more = list.len().saturating_sub(MAX_NAMED);
-    let named: Vec<String> =
-        list.take(MAX_NAMED).map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port).to_string()).collect();
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{more}", named.join(", "))
+    named(list.map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port)), MAX_NAMED)
 }
 
 fn sources(nets: Option<&BTreeSet<IpNet>>) -> String {
