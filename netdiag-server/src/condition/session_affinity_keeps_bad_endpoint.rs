@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use netdiag_common::Netns;
 use netdiag_common::observation::service_rules::{Endpoint, ServiceAction};
 
-use super::proxied::{asked_cluster_ips, proxied};
+use super::proxied::{Clients, Shown, asked_cluster_ips, proxied};
 use super::trace::{Met, probe_of};
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::object::{Object, Service, ServicePort};
@@ -75,15 +75,6 @@ struct Kept<'p> {
     rules_at: Timestamp,
 }
 
-enum Affinity<'p> {
-    Kept(Box<Kept<'p>>),
-    /// It is not what keeps this client away.
-    Harmless(&'static str),
-    /// Whether it is cannot be said.
-    Silent(&'static str),
-    Dark,
-}
-
 fn judge(path: &Path, view: &mut View) -> Verdict {
     let (service, port) = match proxied(path) {
         Ok(found) => found,
@@ -96,63 +87,50 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     if addresses.is_empty() {
         return Verdict::not_applicable("the asked address is no cluster IP");
     }
-    let (mut kept, mut dark, mut silent, mut asked) = (Vec::new(), false, None, 0);
-    let mut harmless = "no client speaks to an address of the Service";
+    let (mut clients, mut asked) = (Clients::new(), 0);
     for (index, client) in path.clients.iter().enumerate().take(MAX_CLIENT_PROBES) {
         for address in addresses.iter().copied().filter(|address| client.speaks_to(*address)) {
             asked += 1;
-            match of_client(Asked { path, port, address }, index, client, view) {
-                Affinity::Kept(found) => kept.push(*found),
-                Affinity::Harmless(because) => harmless = because,
-                Affinity::Silent(because) => silent = Some(because),
-                Affinity::Dark => dark = true,
-            }
+            clients.add(of_client(Asked { path, port, address }, index, client, view));
         }
     }
-    let Some(first) = kept.first() else {
-        return match silent {
-            _ if dark => Verdict::unknown(view),
-            Some(because) => Verdict::not_applicable(because),
-            None => Verdict::clear(harmless),
-        };
-    };
+    let kept = &clients.faults;
+    let Some(first) = kept.first() else { return clients.without_fault(view) };
     // Clients beyond the probed ones are not spoken for.
     let all = kept.len() == asked && path.clients.len() <= MAX_CLIENT_PROBES;
     let impact = if all { Impact::Breaks } else { Impact::Degrades };
-    Verdict::found(finding(path, service, &kept, first, impact, view))
+    Verdict::found(finding(path, service, kept, first, impact, view))
 }
 
-fn of_client<'p>(asked: Asked<'p>, index: usize, client: &'p Client, view: &mut View) -> Affinity<'p> {
+fn of_client<'p>(asked: Asked<'p>, index: usize, client: &'p Client, view: &mut View) -> Shown<Kept<'p>> {
     let Asked { path, port, address } = asked;
     let rules = match view.service_rules(&client.node, &Netns::Host) {
         Look::Seen(rules) if rules.value.hooked => rules,
         Look::Seen(_) | Look::Absent(_) => {
-            return Affinity::Silent("the client's node has no rules of kube-proxy that packets reach");
+            return Shown::Silent("the client's node has no rules of kube-proxy that packets reach");
         }
-        Look::Dark => return Affinity::Dark,
+        Look::Dark => return Shown::Dark,
     };
     let Some(rule) = rules.value.find(address, path.protocol, port.port) else {
-        return Affinity::Silent("the rules of the client's node have no entry for the Service");
+        return Shown::Silent("the rules of the client's node have no entry for the Service");
     };
     let (ServiceAction::Endpoints(have), Some(terms)) = (&rule.action, &rule.terms) else {
-        return Affinity::Silent(
-            "the rules of the client's node lead to no endpoint, or their affinity was not decoded",
-        );
+        return Shown::Silent("the rules of the client's node lead to no endpoint, or their affinity was not decoded");
     };
     let have: BTreeSet<Endpoint> = have.iter().cloned().collect();
     if !terms.sticky || have.len() < 2 {
-        return Affinity::Harmless("the rules of the clients' nodes have no affinity, or no second endpoint to go to");
+        return Shown::Harmless("the rules of the clients' nodes have no affinity, or no second endpoint to go to");
     }
     let dialled = path::address_probes(path, index, view);
     let Some(dialled) = dialled.into_iter().find(|probe| probe.to == ProbeTo::Address(address)) else {
-        return Affinity::Silent("no probe says whether the Service's address answers");
+        return Shown::Silent("no probe says whether the Service's address answers");
     };
     if dialled.result.succeeded() > 0 {
-        return Affinity::Harmless("connections to the Service's address get through");
+        return Shown::Harmless("connections to the Service's address get through");
     }
     let attempts = dialled.result.attempts.len();
     let Some(fate) = only_fate(&dialled).filter(|_| attempts >= FEWEST_ATTEMPTS) else {
-        return Affinity::Silent("connections to the Service's address fail in different ways, or were too few");
+        return Shown::Silent("connections to the Service's address fail in different ways, or were too few");
     };
     let of_rules = |backend: &&Backend| have.contains(&Endpoint { address: backend.address, port: backend.port });
     let met: Vec<(&Backend, Met)> = path
@@ -163,19 +141,13 @@ fn of_client<'p>(asked: Asked<'p>, index: usize, client: &'p Client, view: &mut 
     let with = |wanted: Met| met.iter().filter(move |(_, met)| *met == wanted).map(|(backend, _)| *backend);
     let bad: Vec<&Backend> = with(Met::Failed(fate)).collect();
     match with(Met::GotThrough).next() {
-        Some(working) if !bad.is_empty() => Affinity::Kept(Box::new(Kept {
-            client,
-            address,
-            bad,
-            working,
-            endpoints: have.len(),
-            fate,
-            rules_at: rules.at,
-        })),
-        _ if met.iter().any(|(_, met)| *met == Met::Nothing) || met.len() < have.len() => {
-            Affinity::Silent("no probe says whether each endpoint of the rules answers")
+        Some(working) if !bad.is_empty() => {
+            Shown::Fault(Kept { client, address, bad, working, endpoints: have.len(), fate, rules_at: rules.at })
         }
-        _ => Affinity::Harmless("not some endpoints alone fail as the Service's address does"),
+        _ if met.iter().any(|(_, met)| *met == Met::Nothing) || met.len() < have.len() => {
+            Shown::Silent("no probe says whether each endpoint of the rules answers")
+        }
+        _ => Shown::Harmless("not some endpoints alone fail as the Service's address does"),
     }
 }
 

@@ -7,12 +7,13 @@ use jiff::Timestamp;
 use netdiag_common::Netns;
 use netdiag_common::observation::service_rules::{Endpoint, ServiceAction};
 
-use super::proxied::{asked_cluster_ips, proxied};
+use super::proxied::{Clients, Shown, asked_cluster_ips, proxied};
 use super::trace::{Met, probe_of};
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::object::{Node, Object, Service, ServicePort};
 use crate::evidence::{KindName, Look, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
+use crate::listing::named;
 use crate::path::forwarding::{Kept, kept_by_hints};
 use crate::path::{Backend, Client, MAX_CLIENT_PROBES, Path};
 
@@ -76,15 +77,6 @@ struct Cut<'p> {
     rules_at: Timestamp,
 }
 
-enum Hints<'p> {
-    Cut(Box<Cut<'p>>),
-    /// They are not what keeps this client away.
-    Harmless(&'static str),
-    /// Whether they are was not to be seen, nor was it wanted.
-    Silent(&'static str),
-    Dark,
-}
-
 fn judge(path: &Path, view: &mut View) -> Verdict {
     let (service, port) = match proxied(path) {
         Ok(found) => found,
@@ -100,72 +92,61 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     let (Look::Seen(slices), Look::Seen(nodes)) = (view.endpoint_slices(), view.nodes()) else {
         return Verdict::unknown(view);
     };
-    let (mut cut, mut dark, mut silent) = (Vec::new(), false, None);
-    let mut harmless = "no client speaks to an address of the Service";
+    let mut clients = Clients::new();
     for client in path.clients.iter().take(MAX_CLIENT_PROBES) {
         let Some(node) = nodes.value.get("", &client.node) else {
-            silent = Some("the API has no Node of the client's, so that its zone is not known");
+            clients.add(Shown::Silent("the API has no Node of the client's, so that its zone is not known"));
             continue;
         };
         for address in addresses.iter().copied().filter(|address| client.speaks_to(*address)) {
-            match of_client(Asked { path, service, port, address }, client, node, view) {
-                Hints::Cut(found) => cut.push(*found),
-                Hints::Harmless(because) => harmless = because,
-                Hints::Silent(because) => silent = Some(because),
-                Hints::Dark => dark = true,
-            }
+            clients.add(of_client(Asked { path, service, port, address }, client, node, view));
         }
     }
-    let Some(first) = cut.first() else {
-        return match silent {
-            _ if dark => Verdict::unknown(view),
-            Some(because) => Verdict::not_applicable(because),
-            None => Verdict::clear(harmless),
-        };
-    };
-    Verdict::found(finding(path, service, &cut, first, slices.at, view))
+    let cut = &clients.faults;
+    let Some(first) = cut.first() else { return clients.without_fault(view) };
+    Verdict::found(finding(path, service, cut, first, slices.at, view))
 }
 
-fn of_client<'p>(asked: Asked<'p>, client: &'p Client, node: &Node, view: &mut View) -> Hints<'p> {
+fn of_client<'p>(asked: Asked<'p>, client: &'p Client, node: &Node, view: &mut View) -> Shown<Cut<'p>> {
     let Asked { path, service, port, address } = asked;
     let ways = kept_by_hints(view.cluster(), service, port, address, node);
     if ways.is_empty() {
-        return Hints::Harmless("hints keep no ready endpoint of the Service from the clients' nodes");
+        return Shown::Harmless("hints keep no ready endpoint of the Service from the clients' nodes");
     }
     let rules = match view.service_rules(&client.node, &Netns::Host) {
         Look::Seen(rules) if !rules.value.hooked => {
-            return Hints::Silent("no packet reaches the rules of the client's node");
+            return Shown::Silent("no packet reaches the rules of the client's node");
         }
         Look::Seen(rules) => rules,
         Look::Absent(_) => {
-            return Hints::Silent("the client's node has no rules of kube-proxy that would follow hints");
+            return Shown::Silent("the client's node has no rules of kube-proxy that would follow hints");
         }
-        Look::Dark => return Hints::Dark,
+        Look::Dark => return Shown::Dark,
     };
     let have: BTreeSet<Endpoint> = match rules.value.find(address, path.protocol, port.port).map(|rule| &rule.action) {
         Some(ServiceAction::Endpoints(have)) => have.iter().cloned().collect(),
-        None if !rules.value.undecoded.is_empty() => return Hints::Dark,
-        _ => return Hints::Silent("the rules of the client's node lead to no endpoint of the Service"),
+        None if !rules.value.undecoded.is_empty() => return Shown::Dark,
+        _ => return Shown::Silent("the rules of the client's node lead to no endpoint of the Service"),
     };
     let Some(kept) = ways.into_iter().find(|way| way.endpoints == have) else {
-        return Hints::Harmless("the rules of the clients' nodes lead to other endpoints than the hinted ones alone");
+        return Shown::Harmless("the rules of the clients' nodes lead to other endpoints than the hinted ones alone");
     };
     let silent: Vec<&Backend> = path.ready_backends().filter(|backend| is_in(&kept.endpoints, backend)).collect();
     let met: Vec<Met> = silent.iter().map(|backend| probe_of(path, view, client, backend)).collect();
     if met.contains(&Met::GotThrough) {
-        return Hints::Harmless("an endpoint that hints keep the clients to takes their connections");
+        return Shown::Harmless("an endpoint that hints keep the clients to takes their connections");
     }
     if silent.len() < kept.endpoints.len() || met.contains(&Met::Nothing) {
-        return Hints::Silent("no probe says whether the endpoints that hints keep the clients to answer");
+        return Shown::Silent("no probe says whether the endpoints that hints keep the clients to answer");
     }
     let others = path.ready_backends().filter(|backend| is_in(&kept.left_out, backend));
     let met: Vec<(&Backend, Met)> = others.map(|backend| (backend, probe_of(path, view, client, backend))).collect();
     match met.iter().find(|(_, met)| *met == Met::GotThrough) {
-        Some((working, _)) => Hints::Cut(Box::new(Cut { client, address, kept, silent, working, rules_at: rules.at })),
+        Some((working, _)) => Shown::Fault(Cut { client, address, kept, silent, working, rules_at: rules.at }),
         None if met.iter().any(|(_, met)| *met == Met::Nothing) => {
-            Hints::Silent("no probe says whether the endpoints that hints leave out answer")
+            Shown::Silent("no probe says whether the endpoints that hints leave out answer")
         }
-        None => Hints::Harmless("the endpoints that hints leave out do not answer, either"),
+        None => Shown::Harmless("the endpoints that hints leave out do not answer, either"),
     }
 }
 
@@ -253,21 +234,11 @@ fn proofs(path: &Path, service: &Service, cut: &Cut, at: Timestamp, view: &View)
 }
 
 fn words(backends: &[&Backend]) -> String {
-    let named = backends.iter().take(NAMED).map(|backend| backend.words()).collect::<Vec<_>>().join(", ");
-    match backends.len().saturating_sub(NAMED) {
-        0 => named,
-        more => format!("{named} and {more} more"),
-    }
+    named(backends.iter().map(|backend| backend.words()), NAMED)
 }
 
 fn list(endpoints: &BTreeSet<Endpoint>) -> String {
-    let shown =
-        endpoints.iter().take(NAMED).map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port).to_string());
-    let shown = shown.collect::<Vec<_>>().join(", ");
-    match endpoints.len().saturating_sub(NAMED) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
+    named(endpoints.iter().map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port)), NAMED)
 }
 
 fn fix(path: &Path, service: &Service, cut: &Cut) -> Fix {
