@@ -115,63 +115,12 @@ fn packets(leg: &Leg, decision: &Decision) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use netdiag_common::Netns;
-    use netdiag_common::forwarding::packet::Origin;
-    use netdiag_common::forwarding::path::End;
     use netdiag_common::forwarding::routing::{Considered, RuleResult, TableRoute, Why};
     use netdiag_common::forwarding::state::{Hook, Route};
-    use netdiag_common::forwarding::{Outcome, Path, Without};
-    use netdiag_common::observation::fate::{Fate, FateOrigin, FateRequest, FateTransport};
 
     use super::*;
+    use crate::answer::trace::example::leg;
     use crate::evidence::Cluster;
-    use crate::trace::{Direction, Place};
-
-    /// A namespace with one path, on which this is decided.
-    fn leg(decision: &Decision) -> Leg {
-        let source = "10.244.1.2".parse().unwrap();
-        let request = FateRequest {
-            origin: FateOrigin::Sent,
-            source: Some(source),
-            destination: "10.244.2.3".parse().unwrap(),
-            transport: FateTransport::Udp { source_port: Some(1), destination_port: Some(2) },
-            mark: 0,
-            connection: None,
-            length: None,
-            may_be_fragmented: false,
-            without: Without::new(),
-        };
-        let packet = request.packet(Origin::Sent, source).unwrap();
-        let path = Path {
-            assumptions: Vec::new(),
-            decisions: vec![decision.clone()],
-            gaps: Vec::new(),
-            end: End::Sent { interface: 2, gateway: None },
-            packet: packet.clone(),
-            connection: None,
-        };
-        let fate = Fate {
-            generation: None,
-            packet,
-            outcome: Outcome { paths: vec![path], cut: false },
-            rules: Vec::new(),
-            interfaces: Vec::new(),
-            deliveries: Vec::new(),
-            neighbours: Vec::new(),
-            unseen: Vec::new(),
-            left_out: Vec::new(),
-        };
-        Leg {
-            direction: Direction::Forward,
-            place: Place { node: "n1".to_owned(), netns: Netns::Host },
-            request,
-            fate: Arc::new(fate),
-            at: "2026-11-23T12:00:00Z".parse().unwrap(),
-            path: 0,
-        }
-    }
 
     /// By the rule of table main; of a route that this protocol made, where one is known.
     fn routed(protocol: Option<u8>) -> DecisionEntry {
@@ -197,7 +146,8 @@ mod tests {
         let route = Route::Forward { interface: 2, gateway: None, source: None };
         let decision = Decision::Routed { hook: Hook::Forward, route, why: Some(Box::new(why)) };
         let cluster = Cluster::default();
-        side(&ServiceChains::of(&cluster), &leg(&decision), &Side::Untraced(decision), None)
+        let leg = leg(None, vec![decision.clone()], 2);
+        side(&ServiceChains::of(&cluster), &leg, &Side::Untraced(decision), None)
     }
 
     #[test]

@@ -57,16 +57,11 @@ fn find(leg: &Leg, index: u32) -> Option<&FateInterface> {
 mod tests {
     use std::sync::Arc;
 
-    use netdiag_common::Netns;
-    use netdiag_common::forwarding::Without;
-    use netdiag_common::forwarding::path::{Outcome, Path};
-    use netdiag_common::observation::fate::{
-        Fate, FateInterfaceKey, FateNeighbour, FateOrigin, FateRequest, FateTransport,
-    };
+    use netdiag_common::observation::fate::FateNeighbour;
     use netdiag_common::observation::network::{BridgePort, Vlan};
 
     use super::*;
-    use crate::trace::{Direction, Place};
+    use crate::answer::trace::example;
 
     const PORT: u32 = 5;
     const BRIDGE: u32 = 4;
@@ -92,45 +87,10 @@ mod tests {
             FateInterface { vlan: Some(tag), ..device(VLAN, "eth0.100") },
             device(LOWER, "eth0"),
         ];
-        let request = FateRequest {
-            origin: FateOrigin::Received(FateInterfaceKey::Index(input)),
-            source: Some("10.0.0.1".parse().unwrap()),
-            destination: "10.0.0.2".parse().unwrap(),
-            transport: FateTransport::Udp { source_port: Some(1), destination_port: Some(2) },
-            mark: 0,
-            connection: None,
-            length: None,
-            may_be_fragmented: false,
-            without: Without::new(),
-        };
-        let packet = request.packet(Origin::Received { interface: input }, "10.0.0.1".parse().unwrap()).unwrap();
-        let path = Path {
-            assumptions: Vec::new(),
-            decisions: Vec::new(),
-            gaps: Vec::new(),
-            end: End::Sent { interface: output, gateway: None },
-            packet: packet.clone(),
-            connection: None,
-        };
-        let fate = Fate {
-            generation: None,
-            packet,
-            outcome: Outcome { paths: vec![path], cut: false },
-            rules: Vec::new(),
-            interfaces,
-            deliveries: Vec::new(),
-            neighbours,
-            unseen: Vec::new(),
-            left_out: Vec::new(),
-        };
-        Leg {
-            direction: Direction::Forward,
-            place: Place { node: "n1".to_owned(), netns: Netns::Host },
-            request,
-            fate: Arc::new(fate),
-            at: "2026-11-23T12:00:00Z".parse().unwrap(),
-            path: 0,
-        }
+        let mut leg = example::leg(Some(input), Vec::new(), output);
+        let fate = Arc::get_mut(&mut leg.fate).unwrap();
+        (fate.interfaces, fate.neighbours) = (interfaces, neighbours);
+        leg
     }
 
     fn neighbour(interface: u32, port: Option<u32>) -> FateNeighbour {

@@ -12,6 +12,8 @@ use crate::path::filter::ServiceChains;
 use crate::trace::{Agreement, Compared, Counted, Direction, Follow, Leg, Place, Sent, Side, Trace, WayEnd};
 
 mod decision;
+#[cfg(test)]
+mod example;
 mod link;
 mod text;
 mod what_if;
