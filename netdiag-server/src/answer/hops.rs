@@ -101,14 +101,15 @@ fn endpoints(judged: &Judged) -> Vec<Place> {
     use crate::evidence::object::Object;
     let path = &judged.path;
     if path.backends.is_empty() {
-        let (label, object) = match &path.target {
+        let object = match &path.target {
             TargetObject::Service { .. } | TargetObject::UnknownName => return Vec::new(),
-            TargetObject::Pod(pod) => (pod.reference().to_string(), Some(pod.reference())),
-            TargetObject::Node(node) => (node.to_string(), Some(node.clone())),
-            TargetObject::Address => (path.question.to.to_string().replacen("ip/", "", 1), None),
+            TargetObject::Pod(pod) => Some(pod.reference()),
+            TargetObject::Node(node) => Some(node.clone()),
+            TargetObject::Address => None,
         };
         let state = probed(judged.symptom.to_address());
         let node = object.as_ref().map(|o| if o.kind == "Node" { o.name.clone() } else { o.node.clone() });
+        let label = path.target_words();
         return vec![Place { kind: "endpoint", object, label, node: node.unwrap_or_default(), state }];
     }
     let place = |(index, backend): (usize, &Backend)| {

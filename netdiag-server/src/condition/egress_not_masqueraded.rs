@@ -12,7 +12,7 @@ use netdiag_common::observation::network::Network;
 use netdiag_common::observation::probe::ProbeRequest;
 use netdiag_common::{Gap, GapReason, Netns};
 
-use super::rule::rule;
+use super::rule::{Rule, rule};
 use super::way::{self, Met, Search, search};
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::{Cluster, KindName, Look, ObjectRef, Seen, View};
@@ -268,7 +268,8 @@ fn programmed(leg: &Leg, leaves: &Leaves) -> String {
     let decisions = leg.path().decisions.iter();
     let there = decisions.filter(|decision| matches!(decision, Decision::Rule { hook: Hook::Postrouting, .. }));
     let rules = there.filter_map(|decision| rule(&leg.fate, decision)).take(MAX_RULES);
-    let rules: Vec<String> = rules.map(|rule| format!("{}: {}", rule.place(), rule.text)).collect();
+    let words = |rule: Rule| format!("{}: {} (written by {})", rule.place(), rule.text, rule.writer());
+    let rules: Vec<String> = rules.map(words).collect();
     let met = if rules.is_empty() { "none".to_owned() } else { rules.join("; ") };
     format!(
         "what {pod} sends to {to} leaves by {device} for {hop} with that source; rules that it meets in postrouting: {met}"

@@ -113,8 +113,14 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         };
     };
     let impact = if cut == pairs.len() { Impact::Breaks } else { Impact::Degrades };
-    let mut claim =
-        format!("on node {}, {} stops the path: {} ({})", first.node, first.place, first.text, whose(first.owner));
+    let mut claim = format!(
+        "on node {}, {} stops the path to {}: {} ({})",
+        first.node,
+        first.place,
+        path.target_words(),
+        first.text,
+        whose(first.owner)
+    );
     if impact == Impact::Degrades {
         claim.push_str(&format!("; {cut} of {} ways of this path are cut", pairs.len()));
     }
@@ -145,9 +151,10 @@ fn on_the_way(path: &Path, met: &way::Met<Rule>, view: &View) -> Verdict {
         let (leg, rule) = (&stopped.leg, &stopped.what);
         let node = &leg.place.node;
         claims.push(format!(
-            "on {}, {} stops the path: {} ({})",
+            "on {}, {} stops the path to {}: {} ({})",
             leg.place.words(view),
             rule.place(),
+            path.target_words(),
             rule.text,
             whose(rule.owner)
         ));
@@ -167,7 +174,7 @@ fn on_the_way(path: &Path, met: &way::Met<Rule>, view: &View) -> Verdict {
     Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts, fix })
 }
 
-fn whose(owner: Owner) -> String {
+pub(super) fn whose(owner: Owner) -> String {
     match owner {
         Owner::Administrator => "written by nobody we know: an administrator".to_owned(),
         known => format!("written by {}", known.words()),

@@ -74,7 +74,12 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         }
         let packet = packets(&off.leg, path);
         let words = place.words(view);
-        claims.push(format!("{words} does not forward packets from {} to {}", packet.source, packet.destination));
+        claims.push(format!(
+            "{words} does not forward packets from {} to {}, which are of the path to {}",
+            packet.source,
+            packet.destination,
+            path.target_words()
+        ));
         let text = format!("{}: the packet from {} to {} ends there", off.what.why, packet.source, packet.destination);
         proofs.push(Proof::programmed("forwarding", &place.node, at, text));
         let own = off.leg.input().map(|input| input.name.replace('.', "/"));

@@ -7,12 +7,12 @@ use netdiag_common::Netns;
 use netdiag_common::observation::rules::{Backend as Writer, Chain, Table, Verdict as Action};
 use netdiag_common::observation::service_rules::Proxier;
 
-use super::host_firewall_drops_path::{place, predicts, words};
+use super::host_firewall_drops_path::{place, predicts, whose, words};
 use super::trace::{Met, Packets, dropped, probe_of};
 use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::{Look, ObjectRef, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
-use crate::path::filter::{Stop, owner, stops};
+use crate::path::filter::{Owner, Stop, owner, stops};
 use crate::path::hops::{NodeHop, nodes, packet};
 use crate::path::{Backend, Client, Path};
 
@@ -55,6 +55,7 @@ struct Stopped {
     /// Where the rules of kube-proxy are.
     used: &'static str,
     hidden: &'static str,
+    owner: Owner,
     place: String,
     text: String,
     predicts: &'static [Fate],
@@ -104,8 +105,17 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     };
     let impact = if cut == pairs.len() { Impact::Breaks } else { Impact::Degrades };
     let mut claim = format!(
-        "on node {}, {} and {} both filter packets: kube-proxy's rules are in {}, and in {} {} stops the path: {}",
-        first.node, first.used, first.hidden, first.used, first.hidden, first.place, first.text
+        "on node {}, {} and {} both filter packets: kube-proxy's rules are in {}, and in {} {} stops the path to {}: {} \
+         ({})",
+        first.node,
+        first.used,
+        first.hidden,
+        first.used,
+        first.hidden,
+        first.place,
+        path.target_words(),
+        first.text,
+        whose(first.owner)
     );
     if impact == Impact::Degrades {
         claim.push_str(&format!("; {cut} of {} ways of this path are cut", pairs.len()));
@@ -189,6 +199,7 @@ fn on_node(path: &Path, client: &Client, backend: &Backend, hop: &NodeHop, view:
         node: hop.node.to_owned(),
         used,
         hidden,
+        owner: owner(stop.table, stop.chain, stop.rule),
         place,
         text,
         predicts: fates,

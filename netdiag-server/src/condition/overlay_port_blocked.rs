@@ -5,7 +5,7 @@ use netdiag_common::Netns;
 use netdiag_common::observation::rules::Hook;
 
 use super::between::pairs;
-use super::host_firewall_drops_path::{place, words};
+use super::host_firewall_drops_path::{place, whose, words};
 use super::overlay::{Tunnelled, crossings};
 use super::trace::{Met, Packets, dropped};
 use super::{Condition, Read, Severity, Verdict, Words};
@@ -151,12 +151,14 @@ pub(super) fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<
             continue;
         };
         let (place, text) = (place(stop), words(stop));
+        // What the network plugin or kube-proxy drops is not for an administrator to accept.
         let claim = format!(
-            "on node {node}, {place} stops the packets of {} from node {} to node {} ({}): {text}",
+            "on node {node}, {place} stops the packets of {} from node {} to node {} ({}): {text} ({})",
             direction.entrance.link.name,
             direction.from,
             direction.to,
-            outer.words()
+            outer.words(),
+            whose(owner(stop.table, stop.chain, stop.rule))
         );
         let mut proofs = vec![
             Proof::programmed(
@@ -174,9 +176,6 @@ pub(super) fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<
             Proof::programmed("packet filter", node, rules.at, format!("{place}: {text}")),
         ];
         proofs.extend(counted(stop.rule.and_then(|rule| rule.counter).map(|counter| counter.packets), node, rules.at));
-        // What the network plugin or kube-proxy drops is not for an administrator to accept; who wrote it is told.
-        let by = owner(stop.table, stop.chain, stop.rule);
-        let claim = if by.is_cluster() { format!("{claim} (written by {})", by.words()) } else { claim };
         let packets = outer.source.map(|source| Packets { source, destination, protocol });
         found.push(Blocked { node: node.to_owned(), claim, place, proofs, packets, what: outer.words() });
         // What is stopped on the first node never gets to the second.

@@ -67,9 +67,10 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     for met in &found {
         let (place, rule) = (&met.leg.place, &met.what);
         claims.push(format!(
-            "on {}, {} stops the path although no NetworkPolicy denies it: {} (written by {})",
+            "on {}, {} stops the path to {} although no NetworkPolicy denies it: {} (written by {})",
             place.words(view),
             rule.place(),
+            path.target_words(),
             rule.text,
             rule.writer()
         ));

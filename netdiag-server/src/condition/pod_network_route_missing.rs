@@ -77,7 +77,8 @@ pub(super) fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
     }
     let instead = match &way {
         Way::OnlyDefault(route) => format!("only {} fits", words(route, network)),
-        Way::Refused(route) => format!("the table has {}", words(route, network)),
+        Way::Refused(route) if route.protocol.is_empty() => format!("the table has {}", words(route, network)),
+        Way::Refused(route) => format!("the table has {}, of protocol {}", words(route, network), route.protocol),
         Way::Nothing | Way::Known(_) => "nothing in its table fits".to_owned(),
     };
     let explicit = explicit_routes(&leg, view);

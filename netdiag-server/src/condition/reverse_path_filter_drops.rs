@@ -68,8 +68,10 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         let interface = filtered.what.interface.as_deref().unwrap_or("an interface");
         claims.push(format!(
             "{words} drops packets from {} to {} that come by {interface}, because its reverse path filter expects their \
-             sender elsewhere",
-            packet.source, packet.destination
+             sender elsewhere; they are of the path to {}",
+            packet.source,
+            packet.destination,
+            path.target_words()
         ));
         proofs.push(Proof::programmed("routes", &place.node, at, filtered.what.why.clone()));
         if let Look::Seen(sysctls) = view.sysctls(&place.node, &place.netns) {

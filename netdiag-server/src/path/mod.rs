@@ -9,7 +9,7 @@ use netdiag_common::Netns;
 use netdiag_common::observation::Protocol;
 
 use crate::evidence::ObjectRef;
-use crate::evidence::object::{Pod, Service, ServicePort};
+use crate::evidence::object::{Object, Pod, Service, ServicePort};
 use crate::question::{Purpose, Question};
 
 pub mod filter;
@@ -104,6 +104,16 @@ impl Path {
         match &self.target {
             TargetObject::Service { service, .. } => Some(service),
             _ => None,
+        }
+    }
+
+    /// `Service shop/web`, `Pod shop/web-1`, or what was asked for where that is no object.
+    pub fn target_words(&self) -> String {
+        match &self.target {
+            TargetObject::Service { service, .. } => service.reference().to_string(),
+            TargetObject::Pod(pod) => pod.reference().to_string(),
+            TargetObject::Node(node) => node.to_string(),
+            TargetObject::Address | TargetObject::UnknownName => self.question.to.to_string().replacen("ip/", "", 1),
         }
     }
 
