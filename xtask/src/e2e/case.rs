@@ -214,6 +214,25 @@ pub(super) struct Expect {
     pub(super) code: Option<String>,
     #[serde(default)]
     pub(super) subjects: Vec<String>,
+    /// For causes that a node shows.
+    #[serde(default)]
+    pub(super) names: Option<Names>,
+}
+
+/// What the cause must name where a rule, a route or a setting of a node, or its absence, is what fails. Of words with ` or ` between
+/// them, one is enough.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Names {
+    /// Where the rule was read, or missed.
+    pub(super) node: String,
+    /// The rule with its place, or the words of its absence: together in one proof of that node.
+    pub(super) rule: Vec<String>,
+    /// Who wrote it or should have: in the claim, a proof or the fix. None for what nobody writes.
+    #[serde(default)]
+    pub(super) owner: Option<String>,
+    /// What cannot be reached, or whose it is: in the claim, a proof or the subjects.
+    pub(super) object: String,
 }
 
 /// All cases, or the named ones.
@@ -287,6 +306,15 @@ mod tests {
         let nftables = homes.iter().filter(|home| **home == ProxyMode::Nftables).count();
         assert!((homes.len() / 3..=homes.len() * 2 / 3).contains(&nftables), "{nftables} of {}", homes.len());
         assert!(load(&["healthy_by_name".to_owned()], false).unwrap()[0].home().is_none());
+    }
+
+    #[test]
+    fn of_25_faults_the_node_the_rule_and_its_owner_must_be_named() {
+        let cases = load(&[], false).unwrap();
+        let named = cases.iter().filter_map(|case| case.expect.names.as_ref());
+        let named: Vec<&Names> = named.filter(|names| names.owner.is_some()).collect();
+        assert!(named.len() >= 25, "{} cases", named.len());
+        assert!(named.iter().all(|names| !names.rule.is_empty() && !names.object.is_empty()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::asker::{Asker, BLIND_PORT};
-use super::case::Case;
+use super::case::{Case, Names};
 use crate::cluster::Cluster;
 use crate::command;
 
@@ -116,8 +116,41 @@ pub(super) fn compare(case: &Case, answer: &Answer) -> Vec<String> {
         wrong.push(format!("causes {:?} instead of {expected:?}", answer.codes));
     } else if answer.subjects != case.expect.subjects {
         wrong.push(format!("subjects {:?} instead of {:?}", answer.subjects, case.expect.subjects));
+    } else if let Some(names) = &case.expect.names {
+        wrong.extend(unnamed(names, &answer.json["causes"][0]));
     }
     wrong
+}
+
+/// What the cause should name and does not.
+fn unnamed(names: &Names, cause: &Value) -> Vec<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let Names { node, rule, owner, object } = names;
+    let proofs = cause["proof"].as_array().map_or(&[][..], Vec::as_slice);
+    let of_node: Vec<String> =
+        proofs.iter().filter(|proof| proof["node"] == *node).map(|proof| text(&proof["text"])).collect();
+    let mut wrong = Vec::new();
+    if !of_node.iter().any(|proof| rule.iter().all(|words| says(proof, words))) {
+        wrong.push(format!("no proof of node {node} says {rule:?}: {of_node:?}"));
+    }
+    let mut told = vec![text(&cause["claim"])];
+    told.extend(proofs.iter().flat_map(|proof| [text(&proof["source"]), text(&proof["text"])]));
+    let is_told = |words: &str, more: &[String]| told.iter().chain(more).any(|told| says(told, words));
+    if let Some(owner) = owner
+        && !is_told(owner, &[text(&cause["fix"]["text"])])
+    {
+        wrong.push(format!("the owner {owner:?} is not named"));
+    }
+    let subjects = cause["subjects"].as_array().map_or(&[][..], Vec::as_slice);
+    if !is_told(object, &subjects.iter().map(subject).collect::<Vec<_>>()) {
+        wrong.push(format!("the object {object:?} is not named"));
+    }
+    wrong
+}
+
+/// One of the choices is there.
+fn says(text: &str, words: &str) -> bool {
+    words.split(" or ").any(|words| text.contains(words))
 }
 
 /// With a view taken away: the same cause, not more certain than before, or none.
@@ -136,4 +169,38 @@ pub(super) fn compare_without(case: &Case, full: &Answer, answer: &Answer) -> Ve
         ));
     }
     wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn names(rule: &[&str], owner: &str, object: &str) -> Names {
+        let rule = rule.iter().map(|words| (*words).to_owned()).collect();
+        Names { node: "n1".to_owned(), rule, owner: Some(owner.to_owned()), object: object.to_owned() }
+    }
+
+    #[test]
+    fn node_rule_owner_and_object_are_looked_for() {
+        let cause = json!({
+            "claim": "on node n1, table inet site, chain fw, handle 4 stops the path to Service shop/web: drop (written by ufw)",
+            "subjects": [{"kind": "Node", "namespace": "", "name": "n1"}],
+            "proof": [
+                {"node": "n1", "source": "packet filter", "text": "table inet site, chain fw, handle 4: tcp dport 8080 drop"},
+                {"node": "n2", "source": "routes", "text": "default via 172.30.0.1"}
+            ],
+            "fix": {"text": "allow pods in ufw"}
+        });
+        let wrong = |rule: &[&str], owner, object| unnamed(&names(rule, owner, object), &cause).len();
+        assert_eq!(wrong(&["chain fw", "dport 8080"], "ufw", "Service shop/web"), 0);
+        assert_eq!(wrong(&["chain fw", "DROP or drop"], "firewalld or ufw", "Node n1"), 0);
+        assert_eq!(wrong(&["dport 9090"], "ufw", "Service shop/web"), 1);
+        // It was read on another node.
+        assert_eq!(wrong(&["default via"], "ufw", "Service shop/web"), 1);
+        assert_eq!(wrong(&["chain fw"], "firewalld", "Service shop/web"), 1);
+        assert_eq!(wrong(&["chain fw"], "ufw", "Service pay/ledger"), 1);
+        assert_eq!(unnamed(&names(&["drop"], "ufw", "Service shop/web"), &Value::Null).len(), 3);
+    }
 }
