@@ -38,6 +38,7 @@ const FILES: &[(&str, &str)] = &[
     // knows of no change of an object.
     ("cluster_dns_has_no_endpoints", include_str!("cases/cluster_dns_has_no_endpoints.yaml")),
     ("cluster_domain_not_served", include_str!("cases/cluster_domain_not_served.yaml")),
+    ("conntrack_entry_stale", include_str!("cases/conntrack_entry_stale.yaml")),
     ("kube_proxy_sync_fails", include_str!("cases/kube_proxy_sync_fails.yaml")),
     ("kube_proxy_rules_stale", include_str!("cases/kube_proxy_rules_stale.yaml")),
     ("kube_proxy_stopped", include_str!("cases/kube_proxy_stopped.yaml")),
@@ -125,6 +126,9 @@ pub(super) struct Ask {
     #[serde(default)]
     pub(super) from: Option<String>,
     pub(super) to: String,
+    /// `udp`; TCP where nothing is said.
+    #[serde(default)]
+    pub(super) protocol: Option<String>,
 }
 
 /// One change of the world.
@@ -150,6 +154,11 @@ pub(super) enum Step {
     Pod {
         pod: String,
         run: Script,
+    },
+    /// Pod shop/client asks a name server, `ADDRESS:PORT`, by UDP from this port, and must be answered.
+    Lookup {
+        lookup: String,
+        udp_from: u16,
     },
     StopKubeProxy {
         stop_kube_proxy: String,
@@ -185,6 +194,9 @@ pub(super) struct Symptom {
     /// Not the connect counts, which must go well, but an HTTP request of so many bytes behind it.
     #[serde(default)]
     pub(super) bytes: Option<u16>,
+    /// Not a connect counts, but a question to a name server by UDP, which always comes from this port.
+    #[serde(default)]
+    pub(super) udp_from: Option<u16>,
     /// How failing connects may end; empty when none may fail.
     pub(super) ends: Vec<End>,
     /// Only some connects fail.

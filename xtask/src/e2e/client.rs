@@ -1,5 +1,7 @@
 //! The judge of every case: what a client in its own pod feels, by Kubernetes' test program, without netdiag.
 
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 
@@ -7,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::case::{Case, End, Symptom};
+use super::observed::{Space, query};
 use crate::cluster::Cluster;
 
 /// A fault must show within this: kube-proxy and CoreDNS (5 s cache of negative answers) have had their time.
@@ -17,6 +20,8 @@ const HEALS_WITHIN: Duration = Duration::from_secs(45);
 const SAMPLE: usize = 24;
 /// How long one connect may take: longer than a SYN retransmission, shorter than Go's DNS timeout.
 const PATIENCE: &str = "--timeout=2s";
+/// How long an answer of a name server may take: it has it at hand.
+const LOOKUP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Waits until the client feels what the case says; twice in a row, so that a transition does not count.
 pub(super) fn feels(cluster: &Cluster, case: &Case) -> Result<Vec<End>> {
@@ -79,7 +84,7 @@ fn sample(cluster: &Cluster, case: &Case) -> Result<Vec<End>> {
         _ => case.symptom.connect.clone(),
     };
     // Go's resolver gives up after 10 s a name when nobody answers, whatever the timeout of the connect.
-    let is_name = target.parse::<std::net::SocketAddr>().is_err();
+    let is_name = target.parse::<SocketAddr>().is_err();
     let tries = match (case.symptom.some, is_name) {
         (true, _) => SAMPLE,
         (false, true) => 1,
@@ -87,7 +92,10 @@ fn sample(cluster: &Cluster, case: &Case) -> Result<Vec<End>> {
     };
     let mut ends = Vec::new();
     for _ in 0..tries {
-        let connected = connect(cluster, &case.symptom.from, &target)?;
+        let connected = match case.symptom.udp_from {
+            Some(port) => lookup(cluster, &case.symptom.from, &target, port)?,
+            None => connect(cluster, &case.symptom.from, &target)?,
+        };
         ends.push(match (case.symptom.bytes, connected) {
             (None, end) => end,
             (Some(bytes), End::Connected) => request(cluster, &case.symptom.from, &target, bytes)?,
@@ -130,6 +138,23 @@ fn connect(cluster: &Cluster, client: &str, target: &str) -> Result<End> {
         Some("OTHER:" | "OTHER") => Ok(End::Other),
         _ => bail!("agnhost connect {target} in pod shop/{client} said something unknown: {said:?}"),
     }
+}
+
+/// A question by UDP from one port, as of a program that keeps its socket.
+pub(super) fn lookup(cluster: &Cluster, client: &str, server: &str, port: u16) -> Result<End> {
+    let server: SocketAddr = server.parse().with_context(|| format!("{server} is no ADDRESS:PORT"))?;
+    Space::of_pod(cluster, "shop", client)?.run(|| {
+        let socket = UdpSocket::bind(("0.0.0.0", port)).with_context(|| format!("cannot bind UDP port {port}"))?;
+        socket.set_read_timeout(Some(LOOKUP_PATIENCE)).context("cannot set a timeout")?;
+        socket.connect(server).with_context(|| format!("cannot connect to {server}"))?;
+        let answered = socket.send(&query("web.shop.svc.cluster.local")).and_then(|_| socket.recv(&mut [0; 512]));
+        Ok(match answered.map_err(|error| error.kind()) {
+            Ok(_) => End::Connected,
+            Err(ErrorKind::ConnectionRefused) => End::Refused,
+            Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => End::Timeout,
+            Err(_) => End::Other,
+        })
+    })
 }
 
 /// An HTTP request to the world's servers, which send its words back.

@@ -64,6 +64,9 @@ pub(super) fn ask(cluster: &Cluster, asker: &Asker, case: &Case, way: Way) -> Re
     if let Some(from) = &case.ask.from {
         command.args(["--from", from]);
     }
+    if let Some(protocol) = &case.ask.protocol {
+        command.args(["--protocol", protocol]);
+    }
     let mut kubeconfig = cluster.kubeconfig();
     if let Way::Without(view) = way {
         let port = match view {

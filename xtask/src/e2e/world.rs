@@ -1,8 +1,8 @@
 //! The healthy world of all cases, and the steps that change it.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use super::case::Step;
+use super::case::{End, Step};
 use super::client;
 use crate::cluster::Cluster;
 use crate::template;
@@ -71,6 +71,10 @@ fn take(cluster: &Cluster, step: &Step) -> Result<()> {
         Step::Pod { pod, run } => {
             let (namespace, name) = pod.split_once('/').context("a pod is NAMESPACE/NAME")?;
             cluster.pod_exec(namespace, name, &["sh", "-c", run.for_mode(mode)?])?;
+        }
+        Step::Lookup { lookup, udp_from } => {
+            let end = client::lookup(cluster, "client", lookup, *udp_from)?;
+            ensure!(end == End::Connected, "{lookup} does not answer from port {udp_from}: {end:?}");
         }
         Step::StopKubeProxy { stop_kube_proxy } => cluster.stop_kube_proxy(stop_kube_proxy)?,
         Step::RestartKubeProxy { restart_kube_proxy } => cluster.restart_kube_proxy(restart_kube_proxy)?,

@@ -15,6 +15,7 @@ use super::asker::Asker;
 use crate::cluster::Cluster;
 use crate::command;
 use events::Events;
+pub(super) use events::query;
 use look::{Observer, rows};
 pub(super) use space::{Space, group_of};
 
