@@ -82,6 +82,7 @@ const FILES: &[(&str, &str)] = &[
     ("checksums_arrive_wrong", include_str!("cases/checksums_arrive_wrong.yaml")),
     ("egress_not_masqueraded", include_str!("cases/egress_not_masqueraded.yaml")),
     ("healthy_on_overlay", include_str!("cases/healthy_on_overlay.yaml")),
+    ("healthy_beside_denied", include_str!("cases/healthy_beside_denied.yaml")),
     ("policy_denies_path", include_str!("cases/policy_denies_path.yaml")),
     ("egress_policy_blocks_dns", include_str!("cases/egress_policy_blocks_dns.yaml")),
     ("policy_port_of_service", include_str!("cases/policy_port_of_service.yaml")),
