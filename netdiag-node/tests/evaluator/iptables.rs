@@ -201,7 +201,12 @@ fn rarer_matches(random: &mut Random, v6: bool, protocol: &str, (table, chain): 
         ),
         14 if !v6 => random.pick(&["-f", "! -f"]).to_owned(),
         15 => random
-            .pick(&["-m recent --name seen --rcheck", "-m hashlimit --hashlimit-upto 1/hour --hashlimit-name h"])
+            .pick(&[
+                "-m recent --name seen --rcheck",
+                "-m recent --name seen --set",
+                "-m recent --name seen ! --set",
+                "-m hashlimit --hashlimit-upto 1/hour --hashlimit-name h",
+            ])
             .to_owned(),
         _ => format!("-m length {not}--length 50:90"),
     }

@@ -40,6 +40,7 @@ impl Run<'_> {
             "bpf" => self.bpf(revision, blob),
             "set" => self.ip_set(revision, blob)?,
             "rpfilter" => self.reverse_path(blob)?,
+            "recent" => stateful::recent(blob),
             _ => None,
         };
         let holds = match matched {
