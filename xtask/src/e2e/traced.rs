@@ -1,6 +1,6 @@
-//! The case `traced`: connections in a dual-stack cluster are predicted namespace by namespace, there and back, on one node and
-//! across two, and the kernels' own trace of one that is sent says the same. A rule that drops them is left out of a prediction, and
-//! stays. Then nothing of it is left on any node.
+//! The case `traced`: connections in a dual-stack cluster, to Services of several kinds, are predicted namespace by namespace, there and
+//! back, on one node and across two, and the kernels' own trace of one that is sent says the same. A rule that drops them is left out of
+//! a prediction, and stays. Then nothing of it is left on any node.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::netdiag_image::Build;
 
 pub(super) const SUBJECT: Subject = Subject {
     name: "traced",
-    about: "what is predicted of a packet's way is what the kernels trace, across two nodes, IPv4 and IPv6",
+    about: "what is predicted of a packet's way is what the kernels trace, across two nodes, to Services of all kinds, IPv4 and IPv6",
     home: None,
     run,
 };
@@ -30,12 +30,58 @@ struct Question {
     answered: bool,
 }
 
-const QUESTIONS: [Question; 4] = [
+const QUESTIONS: [Question; 9] = [
     Question { from: "pod/shop/client", to: "service/shop/web:80", answered: true },
     Question { from: "pod/shop/client-2", to: "service/shop/web:80", answered: true },
     Question { from: "node/n1", to: "service/shop/web:80", answered: true },
     Question { from: "pod/shop/client", to: "pod/shop/local-1:9", answered: false },
+    Question { from: "pod/shop/client-2", to: "service/shop/sticky:80", answered: true },
+    Question { from: "pod/shop/client", to: "service/shop/nobody:80", answered: false },
+    Question { from: "pod/shop/client", to: "node/n2:30090", answered: true },
+    Question { from: "node/n1", to: "node/n2:30091", answered: true },
+    Question { from: "node/n2", to: "node/n1:30091", answered: false },
 ];
+
+/// A Service that keeps clients at an endpoint, one without endpoints, and node ports: one for all nodes, one that only n2, with the
+/// endpoint, answers at. Only one endpoint is behind these, and on the node that is dialled: of two packets in each namespace a trace
+/// tells, and what is sent on to another node meets its own twice.
+const SERVICES: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: sticky, namespace: shop}
+spec:
+  ipFamilyPolicy: PreferDualStack
+  sessionAffinity: ClientIP
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nobody, namespace: shop}
+spec:
+  ipFamilyPolicy: PreferDualStack
+  selector: {app: nobody}
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: everywhere, namespace: pay}
+spec:
+  type: NodePort
+  ipFamilyPolicy: PreferDualStack
+  selector: {app: ledger}
+  ports: [{port: 80, targetPort: 8080, nodePort: 30090}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: local, namespace: pay}
+spec:
+  type: NodePort
+  externalTrafficPolicy: Local
+  ipFamilyPolicy: PreferDualStack
+  selector: {app: ledger}
+  ports: [{port: 80, targetPort: 8080, nodePort: 30091}]
+";
 
 /// A Service of both families, and agents that may trace.
 const BOTH_FAMILIES: &str = r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#;
@@ -54,6 +100,8 @@ fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
 fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     super::deploy_world(cluster)?;
     cluster.kubectl(&["-n", "shop", "patch", "service", "web", "--patch", BOTH_FAMILIES])?;
+    // Long before they are asked about: kube-proxy has its time.
+    cluster.apply(SERVICES)?;
     let installed = install::install(cluster, Build::Tests)?;
     let mut wrong = Vec::new();
     let mut refused = Value::Null;
