@@ -67,6 +67,15 @@ pub struct Tuple {
     pub destination_port: u16,
 }
 
+/// `net.netfilter.nf_conntrack_tcp_*` of a namespace; none where the kernel does not show them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TrackingSettings {
+    /// Connections of TCP may be picked up in their middle.
+    pub tcp_loose: Option<bool>,
+    /// Segments outside of the window of their connection are part of it all the same.
+    pub tcp_be_liberal: Option<bool>,
+}
+
 /// `enum ip_conntrack_info` without its direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -132,6 +141,9 @@ fn inverse(protocol: u8, kind: u8) -> u8 {
 pub(super) enum Newcomer {
     /// It begins a connection.
     New,
+    /// Of a TCP connection in its middle, which begins with it for this host where `nf_conntrack_tcp_loose` is on, and is invalid
+    /// elsewhere (`tcp_new`).
+    MidStream,
     Invalid,
     /// Never tracked: neighbour discovery, router solicitations.
     Untracked,
@@ -139,14 +151,13 @@ pub(super) enum Newcomer {
     Error,
 }
 
-/// `liberal`: TCP connections may be picked up in the middle (`net.netfilter.nf_conntrack_tcp_loose`, on by default).
-pub(super) fn newcomer(packet: &Packet, liberal: bool) -> Newcomer {
+pub(super) fn newcomer(packet: &Packet) -> Newcomer {
     let Some(transport) = packet.transport().filter(|transport| transport.fragment == 0) else {
         return Newcomer::Invalid;
     };
     let header = packet.bytes.get(transport.offset..).unwrap_or_default();
     match (transport.protocol, packet.protocol) {
-        (TCP, _) => tcp(header, packet, transport.offset, liberal),
+        (TCP, _) => tcp(header, packet, transport.offset),
         (ICMP, Protocol::Ipv4) => match header {
             // Echo, timestamp, information and address mask requests.
             [8 | 13 | 15 | 17, _, _, _, _, _, _, _, ..] => Newcomer::New,
@@ -168,7 +179,7 @@ pub(super) fn newcomer(packet: &Packet, liberal: bool) -> Newcomer {
 }
 
 /// `tcp_error`, `tcp_valid_flags` and the column "no state yet" of `tcp_conntracks`.
-fn tcp(header: &[u8], packet: &Packet, offset: usize, liberal: bool) -> Newcomer {
+fn tcp(header: &[u8], packet: &Packet, offset: usize) -> Newcomer {
     const FIN: u8 = 1;
     const SYN: u8 = 2;
     const RST: u8 = 4;
@@ -187,7 +198,7 @@ fn tcp(header: &[u8], packet: &Packet, offset: usize, liberal: bool) -> Newcomer
     let flags = flags & (FIN | SYN | RST | ACK | URG);
     match flags {
         SYN | SYN_URG => Newcomer::New,
-        ACK | ACK_URG if liberal => Newcomer::New,
+        ACK | ACK_URG => Newcomer::MidStream,
         // Everything else is a combination that TCP does not have, or one that cannot come first.
         _ => Newcomer::Invalid,
     }
@@ -205,20 +216,19 @@ mod tests {
 
     #[test]
     fn only_some_tcp_packets_may_come_first() {
-        let of = |flags| newcomer(&packet(TCP, &tcp(1, 2, flags)), true);
+        let of = |flags| newcomer(&packet(TCP, &tcp(1, 2, flags)));
         assert_eq!(of(2), Newcomer::New);
-        assert_eq!(of(16), Newcomer::New);
+        assert_eq!(of(16), Newcomer::MidStream);
         assert_eq!(of(18), Newcomer::Invalid);
         assert_eq!(of(4), Newcomer::Invalid);
         assert_eq!(of(0), Newcomer::Invalid);
-        assert_eq!(newcomer(&packet(TCP, &tcp(1, 2, 16)), false), Newcomer::Invalid);
     }
 
     #[test]
     fn an_echo_reply_begins_nothing() {
-        assert_eq!(newcomer(&packet(ICMP, &icmp(8, 0, 7)), true), Newcomer::New);
-        assert_eq!(newcomer(&packet(ICMP, &icmp(0, 0, 7)), true), Newcomer::Invalid);
-        assert_eq!(newcomer(&packet(ICMP, &icmp(3, 1, 0)), true), Newcomer::Error);
+        assert_eq!(newcomer(&packet(ICMP, &icmp(8, 0, 7))), Newcomer::New);
+        assert_eq!(newcomer(&packet(ICMP, &icmp(0, 0, 7))), Newcomer::Invalid);
+        assert_eq!(newcomer(&packet(ICMP, &icmp(3, 1, 0))), Newcomer::Error);
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! and arp tables; connections of IPVS that conntrack does not have, and its tunnels; and what the agent looks for when it
 //! answers: BPF programs at devices and control groups, tc filters, policies of IPsec. Taken both ways where a rule asks for it:
 //! eBPF programs of the match bpf, what limits have left. Not modelled, and not said: fragments before they are put together,
-//! learned path MTUs, multicast, whether TCP segments fit the state and window of their connection, ports that other
+//! learned path MTUs, multicast, whether TCP segments fit the state of their connection, ports that other
 //! connections hold, sets that are full, a flowtable that refuses a connection because its sender is not reached where its
 //! packets come in. Where packets are routed, and why: [`routing`].
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::conntrack::TrackingSettings;
 use super::expression::{Expression, Verdict};
 use super::flowtable::Flowtable;
 use super::guard::Guards;
@@ -147,6 +148,8 @@ pub struct RuleState {
     pub addresses: Option<Vec<(u32, InterfaceAddress)>>,
     /// Connection tracking is at the hooks of a protocol only while some rule needs it there (`nf_ct_netns_get`).
     pub tracking: Table<Protocol, bool>,
+    #[serde(default)]
+    pub tracking_settings: Option<TrackingSettings>,
     pub routes: Table<RouteQuery, Route>,
     #[serde(default)]
     pub routing: RoutingState,
@@ -216,6 +219,10 @@ impl RuleState {
 
     pub(super) fn is_tracked(&self, protocol: Protocol) -> Result<bool, Key> {
         self.tracking.read(&protocol, Key::Tracking).copied()
+    }
+
+    pub(super) fn tracking_settings(&self) -> Result<TrackingSettings, Key> {
+        self.tracking_settings.ok_or(Key::TrackingSettings)
     }
 
     pub(super) fn route(&self, query: &RouteQuery) -> Result<&Route, Key> {

@@ -1,5 +1,6 @@
 mod offload;
 mod queue;
+mod tracking;
 
 use std::sync::Arc;
 

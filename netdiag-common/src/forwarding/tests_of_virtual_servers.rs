@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::conntrack::{Connection, Direction, Entry, Tuple, status};
+use super::conntrack::{Connection, Direction, Entry, TrackingSettings, Tuple, status};
 use super::expression::Verdict;
 use super::packet::{Protocol, TCP, UDP, tcp, udp};
 use super::path::{Decision, End, Reject};
@@ -58,6 +58,7 @@ fn state(server: VirtualServer) -> RuleState {
         state.interfaces.0.insert(index, Some(interface));
     }
     state.tracking.0.insert(Protocol::Ipv4, true);
+    state.tracking_settings = Some(TrackingSettings { tcp_loose: Some(true), tcp_be_liberal: Some(false) });
     state
 }
 

@@ -20,6 +20,7 @@ mod nflog;
 mod random;
 mod rewritten;
 mod rules;
+mod segments;
 mod sets;
 mod trace;
 mod traffic;

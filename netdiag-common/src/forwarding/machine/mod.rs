@@ -146,6 +146,14 @@ impl<'a> Run<'a> {
         Stop::End(End::Unknown { by: self.place(), because: because.into() })
     }
 
+    /// Names something on the way that is not evaluated, once.
+    pub(super) fn add_gap(&mut self, gap: impl Into<String>) {
+        let gap = gap.into();
+        if !self.gaps.contains(&gap) {
+            self.gaps.push(gap);
+        }
+    }
+
     /// Executes one expression. [`Verdict::Continue`] leads to the next one, everything else ends the rule.
     pub(super) fn execute(&mut self, expression: &'a Expression) -> Result<Verdict> {
         match expression {

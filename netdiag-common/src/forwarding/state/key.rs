@@ -38,6 +38,8 @@ pub enum Key {
     Addresses,
     /// Whether connections of this protocol are tracked.
     Tracking(Protocol),
+    /// How connections of TCP are tracked.
+    TrackingSettings,
     /// The kernel's own answer.
     Route(RouteQuery),
     /// All rules of ip-rule(8).

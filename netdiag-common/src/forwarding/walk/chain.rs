@@ -1,6 +1,6 @@
 //! A base chain and the chains it leads to, rule by rule.
 
-use super::{queue, reroute};
+use super::{queue, reroute, window};
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::guard::Guard;
 use crate::forwarding::machine::{Result, Run, Stop};
@@ -138,7 +138,8 @@ fn execute<'a>(run: &mut Run<'a>, chain: &ChainKey, rule: &'a Rule) -> Result<Ve
     run.registers = Registers::default();
     run.found.clear();
     let mut verdict = Verdict::Continue;
-    for expression in &rule.expressions {
+    for (at, expression) in rule.expressions.iter().enumerate() {
+        window::ask(run, &rule.expressions[at..])?;
         verdict = run.execute(expression)?;
         if verdict != Verdict::Continue {
             break;

@@ -18,6 +18,7 @@ mod route;
 mod size;
 mod tracking;
 mod virtual_server;
+mod window;
 
 pub(super) use self::plan::Plan;
 
@@ -195,10 +196,7 @@ fn hook<'a>(run: &mut Run<'a>, plan: &Plan<'a>, hook: Hook) -> Result<Passed> {
                 }
             }
             Call::Foreign(foreign) => {
-                let gap = format!("{} at {hook} is not evaluated", foreign.what);
-                if !run.gaps.contains(&gap) {
-                    run.gaps.push(gap);
-                }
+                run.add_gap(format!("{} at {hook} is not evaluated", foreign.what));
             }
         }
         (run.chain, run.handle) = (None, None);

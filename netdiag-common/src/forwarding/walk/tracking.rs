@@ -26,7 +26,7 @@ pub(super) fn track(run: &mut Run<'_>) -> Result<()> {
         Fact::Unknown(why) => Tracking::Unknown(why),
         // Each zone has connections of its own.
         Fact::Known(Connection::Existing(mut entry)) if entry.zone == zone => {
-            let state = if newcomer(&run.packet, true) == Newcomer::Error {
+            let state = if newcomer(&run.packet) == Newcomer::Error {
                 State::Related
             } else if entry.direction == Direction::Reply {
                 entry.status |= status::SEEN_REPLY;
@@ -45,7 +45,7 @@ pub(super) fn track(run: &mut Run<'_>) -> Result<()> {
                 unknown_ports: UnknownPorts::default(),
             }))
         }
-        Fact::Known(_) => match newcomer(&run.packet, true) {
+        Fact::Known(_) => match settled(run)? {
             Newcomer::New => match Tuple::of(&run.packet) {
                 Some(tuple) => Tracking::Tracked(Box::new(TrackedEntry {
                     state: State::New,
@@ -57,7 +57,7 @@ pub(super) fn track(run: &mut Run<'_>) -> Result<()> {
             },
             Newcomer::Untracked => Tracking::Untracked,
             // An error that quotes no connection is invalid (`nf_conntrack_inet_error`).
-            Newcomer::Invalid | Newcomer::Error => Tracking::Invalid,
+            Newcomer::Invalid | Newcomer::Error | Newcomer::MidStream => Tracking::Invalid,
         },
     };
     let tracked = match &run.tracking {
@@ -68,6 +68,20 @@ pub(super) fn track(run: &mut Run<'_>) -> Result<()> {
     };
     run.decisions.push(Decision::Tracked { hook: run.hook, tracked });
     Ok(())
+}
+
+/// What a packet without an entry is, with the settings of this namespace: one in the middle of a connection begins it, or stays
+/// as it is and is invalid (`tcp_new`, net/netfilter/nf_conntrack_proto_tcp.c, Linux 6.18).
+fn settled(run: &mut Run<'_>) -> Result<Newcomer> {
+    let newcomer = newcomer(&run.packet);
+    if newcomer != Newcomer::MidStream {
+        return Ok(newcomer);
+    }
+    let picks_up = match run.state.tracking_settings()?.tcp_loose {
+        Some(picks_up) => picks_up,
+        None => run.decide("net.netfilter.nf_conntrack_tcp_loose is on, and connections are picked up in their middle"),
+    };
+    Ok(if picks_up { Newcomer::New } else { newcomer })
 }
 
 pub(super) fn confirm(run: &mut Run<'_>) {

@@ -41,7 +41,9 @@ pub(super) fn request(run: &mut Run<'_>) -> Result<Passed> {
     }
     let Some((protocol, _)) = balanced(run) else { return Ok(Passed::On) };
     let (_, Some(port)) = run.packet.known_ports() else {
-        note(run, "whether the packet is for a virtual server of IPVS is not known: its destination port is not known");
+        run.add_gap(
+            "whether the packet is for a virtual server of IPVS is not known: its destination port is not known",
+        );
         return Ok(Passed::On);
     };
     let Some((key, own_port, server)) = find(run, protocol, port)? else { return Ok(Passed::On) };
@@ -87,7 +89,9 @@ pub(super) fn reply(run: &mut Run<'_>) -> Result<()> {
     let entry = match &run.tracking {
         Tracking::Tracked(tracked) if settings.conntrack => &tracked.entry,
         _ => {
-            note(run, "whether the packet answers for a virtual server is not known: connections of IPVS are not read");
+            run.add_gap(
+                "whether the packet answers for a virtual server is not known: connections of IPVS are not read",
+            );
             return Ok(());
         }
     };
@@ -106,8 +110,8 @@ pub(super) fn reply(run: &mut Run<'_>) -> Result<()> {
 
 /// Protocol and flags of TCP of a packet that IPVS knows by its ports.
 fn balanced(run: &mut Run<'_>) -> Option<(u8, u8)> {
-    if newcomer(&run.packet, true) == Newcomer::Error {
-        note(run, "what IPVS does with ICMP errors is not evaluated");
+    if newcomer(&run.packet) == Newcomer::Error {
+        run.add_gap("what IPVS does with ICMP errors is not evaluated");
         return None;
     }
     run.packet.ports()?;
@@ -118,12 +122,6 @@ fn balanced(run: &mut Run<'_>) -> Option<(u8, u8)> {
 
 fn flags(packet: &Packet, offset: usize) -> u8 {
     packet.bytes.get(offset + 13).copied().unwrap_or(0)
-}
-
-fn note(run: &mut Run<'_>, gap: &str) {
-    if !run.gaps.iter().any(|known| known == gap) {
-        run.gaps.push(gap.to_owned());
-    }
 }
 
 /// `ip_vs_service_find`: by the mark, by address and port, by address alone. Also the port that it is known by.
@@ -204,7 +202,7 @@ fn choose<'a>(
     }
     let scheduler = format!("scheduler {} of virtual server {key}", server.scheduler);
     if server.persistent {
-        note(run, &format!("clients of virtual server {key} stay with a real server, and with which one is not read"));
+        run.add_gap(format!("clients of virtual server {key} stay with a real server, and with which one is not read"));
     }
     let in_turn = !server.persistent && !taking.iter().any(|real| real.limited);
     let taken = match server.scheduler.as_str() {

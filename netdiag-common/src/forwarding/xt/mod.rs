@@ -27,6 +27,22 @@ impl From<bool> for Matched {
     }
 }
 
+/// Whether a match asks for what tracking finds invalid (`XT_CONNTRACK_STATE_INVALID`, `XT_STATE_INVALID`).
+pub(super) fn asks_for_invalid(name: &str, revision: u32, info: &[u8]) -> bool {
+    /// `XT_CONNTRACK_STATE`
+    const STATE: u16 = 1;
+    const INVALID: u32 = 1;
+    let blob = Blob(info);
+    let asks_for_states = || blob.u16(146).is_some_and(|wanted| wanted & STATE != 0);
+    let mask = match (name, revision) {
+        ("state", _) => blob.u32(0),
+        ("conntrack", 1) if asks_for_states() => blob.byte(150).map(u32::from),
+        ("conntrack", _) if asks_for_states() => blob.u16(150).map(u32::from),
+        _ => None,
+    };
+    mask.is_some_and(|mask| mask & INVALID != 0)
+}
+
 /// A structure of the kernel.
 #[derive(Clone, Copy)]
 struct Blob<'a>(&'a [u8]);

@@ -157,6 +157,7 @@ fn fill(
             let tracked = tracking::is_tracked(protocol, state, tables)?;
             state.tracking.0.insert(protocol, tracked);
         }
+        Key::TrackingSettings => state.tracking_settings = Some(tracking::settings()?),
         Key::Route(query) => {
             let route = routes.route(&query)?;
             state.routes.0.insert(query, route);

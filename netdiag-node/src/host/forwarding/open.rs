@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use netdiag_common::forwarding::conntrack::TrackingSettings;
 use netdiag_common::forwarding::packet::Protocol;
 use netdiag_common::forwarding::routing::{
     HostSettings, Ipv4Settings, NextHop, RouteTable, RoutedInterface, RoutingRule, TableRoute,
@@ -33,6 +34,10 @@ pub(crate) fn answer(state: &mut RuleState, key: Key) -> Option<Key> {
         }
         Key::Tracking(protocol) => {
             state.tracking.0.insert(protocol, true);
+        }
+        Key::TrackingSettings => {
+            let settings = TrackingSettings { tcp_loose: Some(true), tcp_be_liberal: Some(false) };
+            state.tracking_settings = Some(settings);
         }
         // Unicast.
         Key::AddressType(query) => {

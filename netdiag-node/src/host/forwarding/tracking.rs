@@ -1,17 +1,23 @@
 //! Whether connections are tracked: the kernel has connection tracking at the hooks of a protocol only while something
 //! needs it there, and does not say so. The rules say it: one that looks at connections or translates addresses is enough.
 
+use std::path::Path;
+
+use netdiag_common::forwarding::conntrack::TrackingSettings;
 use netdiag_common::forwarding::packet::Protocol;
 use netdiag_common::forwarding::state::{Chain, ChainKey};
 use netdiag_common::forwarding::{Expression, RuleState};
 use nix::sys::socket::SockProtocol;
 
 use super::filters::Filters;
-use crate::host::ReadError;
 use crate::host::netlink::{IPV4, IPV6, Netlink};
+use crate::host::{ReadError, file};
 
 /// `IPCTNL_MSG_CT_GET` of ctnetlink.
 const GET_CONNECTIONS: u16 = 0x0101;
+
+const SETTINGS: &str = "/proc/sys/net/netfilter";
+const VALUE_BYTES: u64 = 256;
 
 /// Matches and targets of iptables that ask for tracking when they are loaded.
 const XT: [&str; 16] = [
@@ -100,6 +106,19 @@ fn part_needs(name: &str, info: &[u8]) -> bool {
         "CT" => info.first().is_some_and(|flags| flags & 1 == 0),
         name => XT.contains(&name),
     }
+}
+
+/// Of the calling thread's namespace, whatever mount it comes from.
+pub(super) fn settings() -> Result<TrackingSettings, ReadError> {
+    Ok(TrackingSettings {
+        tcp_loose: is_on("nf_conntrack_tcp_loose")?,
+        tcp_be_liberal: is_on("nf_conntrack_tcp_be_liberal")?,
+    })
+}
+
+fn is_on(setting: &str) -> Result<Option<bool>, ReadError> {
+    let text = file::text_if_there(&Path::new(SETTINGS).join(setting), VALUE_BYTES)?;
+    Ok(text.map(|text| text.trim() != "0"))
 }
 
 fn has_connections(protocol: Protocol) -> Result<bool, ReadError> {
