@@ -23,6 +23,7 @@
 //! packets come in. Where packets are routed, and why: [`routing`].
 
 mod bpf;
+pub mod bridge;
 mod checksum;
 mod choice;
 pub mod conntrack;

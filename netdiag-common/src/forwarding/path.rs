@@ -177,6 +177,15 @@ pub enum Decision {
         /// It goes on as if it were accepted, and is not dropped.
         bypass: bool,
     },
+    /// A bridge hands the packet from one of its ports to another: it is not routed.
+    Switched {
+        hook: Hook,
+        bridge: u32,
+        /// By which it came in.
+        port: u32,
+        /// It passes the hooks of IP on its way.
+        filtered: bool,
+    },
     /// The packet was compared with the largest one that leaves by its route.
     Measured {
         hook: Hook,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::bridge::Bridge;
 use super::conntrack::TrackingSettings;
 use super::expression::{Expression, Verdict};
 use super::flowtable::Flowtable;
@@ -162,6 +163,8 @@ pub struct RuleState {
     pub ip_set_elements: Table<IpSetQuery, Option<bool>>,
     #[serde(default)]
     pub balancer: VirtualState,
+    #[serde(default)]
+    pub bridges: Table<u32, Option<Bridge>>,
 }
 
 /// A map that goes over the wire as pairs, since its keys are no strings.

@@ -1,3 +1,4 @@
+mod bridge;
 mod offload;
 mod queue;
 mod tracking;

@@ -38,9 +38,9 @@ pub fn compare(lab: &Lab, traces: &Traces, packet: &Packet, connections: &mut Co
     };
     let _ = lab.left();
     let _ = traces.log.as_ref().map(Log::lines);
-    lab.send(packet.origin, packet.protocol, &packet.bytes, traffic::mark_of(packet));
+    lab.send(packet, traffic::mark_of(packet));
     let last = traffic::last(lab);
-    lab.send(last.origin, last.protocol, &last.bytes, 0);
+    lab.send(&last, 0);
     let events = match traces.tracer.until_last() {
         Ok(events) => events,
         Err(events) => return Compared::Differs(format!("the last packet was not seen after {events:?}")),

@@ -6,12 +6,13 @@
 //!     fd01::1/64    fd02::1/64     packets with mark 7 by table 100: via 10.1.0.254
 //! ```
 
+use std::cell::Cell;
 use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
-use netdiag_common::forwarding::packet::{Origin, Protocol};
+use netdiag_common::forwarding::packet::{Origin, Packet, Protocol};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
@@ -30,6 +31,10 @@ pub struct Lab {
     cables: [OwnedFd; 2],
     /// Hardware addresses of r0, r1.
     router: [[u8; 6]; 2],
+    /// Of p0, p1.
+    hardware: [String; 2],
+    /// Once r0 and r1 are ports of one.
+    bridge: Cell<Option<u32>>,
     /// Of this host's own packets, with their headers.
     raw: [OwnedFd; 2],
     /// On the ports that packets go to, so that nobody answers that there is none.
@@ -119,36 +124,62 @@ impl Lab {
             r1: index("r1"),
             cables,
             router,
+            hardware: there,
+            bridge: Cell::new(None),
             raw: [raw_socket(false), raw_socket(true)],
             _listeners: listeners.collect(),
         })
     }
 
     /// Sends a packet where it is from: over a cable, or from this host with a mark.
-    pub fn send(&self, origin: Origin, protocol: Protocol, bytes: &[u8], mark: u32) {
-        match origin {
+    pub fn send(&self, packet: &Packet, mark: u32) {
+        match packet.origin {
             Origin::Received { interface } => {
                 let cable = usize::from(interface == self.r1);
-                let frame = self.frame(cable, protocol, bytes);
+                let frame = [&packet.link[..], &packet.bytes].concat();
                 let sent =
                     nix::sys::socket::send(self.cables[cable].as_raw_fd(), &frame, nix::sys::socket::MsgFlags::empty());
                 assert_eq!(sent, Ok(frame.len()));
             }
-            Origin::Sent => wire::send_raw(&self.raw[usize::from(protocol == Protocol::Ipv6)], protocol, bytes, mark),
+            Origin::Sent => {
+                let raw = &self.raw[usize::from(packet.protocol == Protocol::Ipv6)];
+                wire::send_raw(raw, packet.protocol, &packet.bytes, mark);
+            }
         }
     }
 
     /// The Ethernet header that r0 or r1 sees.
     pub fn link_header(&self, interface: u32, protocol: Protocol) -> Vec<u8> {
-        self.frame(usize::from(interface == self.r1), protocol, &[])
-    }
-
-    fn frame(&self, cable: usize, protocol: Protocol, bytes: &[u8]) -> Vec<u8> {
         let kind: u16 = if protocol == Protocol::Ipv4 { 0x0800 } else { 0x86dd };
-        [&self.router[cable][..], &[2, 0, 0, 0, 0, 9], &kind.to_be_bytes(), bytes].concat()
+        [&self.router[usize::from(interface == self.r1)][..], &[2, 0, 0, 0, 0, 9], &kind.to_be_bytes()].concat()
     }
 
-    /// Packets of the test that came out of r0 or r1 since the last call, without their Ethernet headers.
+    /// Makes r0 and r1 ports of one bridge, which has the router's addresses of IPv4 and neighbours from then on.
+    pub fn bridge(&self) {
+        ip("link add br0 type bridge");
+        for (setting, value) in [("ipv4/conf/br0/rp_filter", "0"), ("ipv6/conf/br0/disable_ipv6", "1")] {
+            std::fs::write(format!("/proc/sys/net/{setting}"), value).unwrap();
+        }
+        ip("link set br0 up");
+        for (net, link, hardware) in [("1", "r0", &self.hardware[0]), ("2", "r1", &self.hardware[1])] {
+            ip(&format!("addr flush dev {link}"));
+            ip(&format!("link set {link} master br0"));
+            ip(&format!("addr add 10.{net}.0.1/24 dev br0"));
+            for host in 2..=9 {
+                ip(&format!("neigh add 10.{net}.0.{host} lladdr {hardware} dev br0 nud permanent"));
+            }
+            run("bridge", &format!("fdb add {hardware} dev {link} master static"));
+        }
+        self.bridge.set(Some(nix::net::if_::if_nametoindex("br0").unwrap()));
+    }
+
+    /// The Ethernet address of p0 or p1.
+    pub fn other_end(&self, cable: usize) -> [u8; 6] {
+        bytes_of(&self.hardware[cable])
+    }
+
+    /// Packets of the test that came out of r0 or r1, or of the bridge that they are ports of, since the last call, without their
+    /// Ethernet headers.
     pub fn left(&self) -> Vec<(u32, Vec<u8>)> {
         let mut found = Vec::new();
         for (cable, interface) in self.cables.iter().zip([self.r0, self.r1]) {
@@ -159,7 +190,7 @@ impl Lab {
                 // What this test sends itself on the cable is not shown to the socket that sends it.
                 let bytes = &frame[14..length];
                 if wire::marker_of(bytes) == Some(MARKER) {
-                    found.push((interface, bytes.to_vec()));
+                    found.push((self.bridge.get().unwrap_or(interface), bytes.to_vec()));
                 }
             }
         }
@@ -202,8 +233,12 @@ impl Peer {
 }
 
 fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    run("ip", arguments);
+}
+
+fn run(tool: &str, arguments: &str) {
+    let output = Command::new(tool).args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "{tool} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Loads rules; the error of nft otherwise.
@@ -244,8 +279,11 @@ pub fn feed(tool: &str, arguments: &[&str], input: &str) -> Result<(), String> {
 fn hardware_address(link: &str) -> [u8; 6] {
     let output = Command::new("ip").args(["-br", "link", "show", link]).output().unwrap();
     let line = String::from_utf8(output.stdout).unwrap();
-    let address = line.split_whitespace().nth(2).unwrap();
-    let bytes: Vec<u8> = address.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    bytes_of(line.split_whitespace().nth(2).unwrap())
+}
+
+fn bytes_of(hardware: &str) -> [u8; 6] {
+    let bytes: Vec<u8> = hardware.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
     bytes.try_into().unwrap()
 }
 

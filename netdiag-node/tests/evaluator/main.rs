@@ -6,6 +6,7 @@
 //! large the large set is.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+mod bridge;
 mod cable;
 mod compare;
 mod fixed;

@@ -120,6 +120,7 @@ fn mark(decision: &Decision) -> Option<Mark<'_>> {
         | Decision::Routed { .. }
         | Decision::Flowtable { .. }
         | Decision::Unheard { .. }
+        | Decision::Switched { .. }
         | Decision::Measured { .. } => return None,
     };
     if chain.family.is_legacy() {

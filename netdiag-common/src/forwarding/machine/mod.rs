@@ -13,6 +13,7 @@ mod statement;
 use std::sync::Arc;
 
 pub(super) use self::queue::FOLLOWED_QUEUES;
+use super::bridge::Between;
 use super::choice::Choices;
 use super::conntrack::{Entry, State, Tuple};
 use super::expression::{Data, Expression, Verdict};
@@ -49,6 +50,8 @@ pub(super) struct Run<'a> {
     pub balanced: bool,
     pub input: Option<&'a Interface>,
     pub output: Option<&'a Interface>,
+    /// While it passes the hooks within a bridge.
+    pub between: Option<Between<'a>>,
     /// What the routing decision said; none before it.
     pub route: Option<Route>,
     /// The chain and rule being executed.
@@ -121,6 +124,7 @@ impl<'a> Run<'a> {
             balanced: false,
             input: None,
             output: None,
+            between: None,
             route: None,
             chain: None,
             handle: None,

@@ -236,6 +236,9 @@ pub struct RoutedInterface {
     /// Of the other end of a veth pair, which drops what is longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_mtu: Option<u32>,
+    /// The bridge that it is a port of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<u32>,
     /// The VRF that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vrf: Option<Arc<str>>,

@@ -55,6 +55,10 @@ pub enum Key {
         index: u32,
     },
     HostSettings,
+    /// A bridge that the packet comes in by a port of.
+    Bridge {
+        index: u32,
+    },
     Neighbour {
         interface: u32,
         address: IpAddr,

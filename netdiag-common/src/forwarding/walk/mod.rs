@@ -7,8 +7,10 @@
 //! sent ─ route ─ output ───────── route ────┴─ postrouting ─ out, or over lo to prerouting
 //! ```
 //!
-//! What IPVS takes at input or output leaves the hook there for its real server, and begins anew at output.
+//! What comes in by a port of a bridge is handed to another port past all of this, or through prerouting, forward and postrouting
+//! ([`bridge`]), or is this host's. What IPVS takes at input or output leaves the hook there for its real server, and begins anew at output.
 
+mod bridge;
 mod chain;
 mod offload;
 mod order;
@@ -42,7 +44,10 @@ pub(super) fn walk<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
             }
             match offload::forwarded(run)? {
                 Some(end) => Ok(end),
-                None => received(run, plan, None),
+                None => match run.state.bridge_of(interface)? {
+                    Some(bridge) => bridge::received(run, plan, bridge),
+                    None => received(run, plan, None),
+                },
             }
         }
         Origin::Sent => sent(run, plan),
@@ -54,10 +59,17 @@ fn received<'a>(run: &mut Run<'a>, plan: &Plan<'a>, kept: Option<Route>) -> Resu
     let before = run.packet.destination();
     run.route.clone_from(&kept);
     run.output = None;
+    bridge::name_chains(run, plan, run.input);
     hook(run, plan, Hook::Prerouting)?;
-    let route = match kept {
-        Some(route) if run.packet.destination() == before => route,
-        _ => match route(run, run.input.map(|input| input.index))? {
+    let kept = kept.filter(|_| run.packet.destination() == before);
+    routed(run, plan, kept)
+}
+
+/// From the routing decision on, unless it is made already.
+fn routed<'a>(run: &mut Run<'a>, plan: &Plan<'a>, decided: Option<Route>) -> Result<End> {
+    let route = match decided {
+        Some(route) => route,
+        None => match route(run, run.input.map(|input| input.index))? {
             Routed::To(route) => route,
             Routed::Discarded(discard) => return Ok(End::Discarded(discard)),
         },
@@ -125,6 +137,7 @@ fn output<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
 
 fn leave<'a>(run: &mut Run<'a>, plan: &Plan<'a>) -> Result<End> {
     hook(run, plan, Hook::Postrouting)?;
+    bridge::name_chains(run, plan, run.output);
     match run.route.clone() {
         Some(Route::Forward { interface, gateway, .. }) => {
             Ok(size::left(run, interface)?.unwrap_or(End::Sent { interface, gateway }))

@@ -26,6 +26,8 @@ const VIRTUAL_AT_FORWARD: i32 = 100;
 pub(in crate::forwarding) struct Plan<'a> {
     hooks: [Vec<Call<'a>>; 5],
     pub(super) gaps: Vec<String>,
+    /// Those of packets that pass a bridge.
+    pub(super) of_bridges: Vec<String>,
 }
 
 pub(super) enum Call<'a> {
@@ -46,14 +48,15 @@ const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Ou
 
 impl<'a> Plan<'a> {
     pub(in crate::forwarding) fn new(hooks: &'a Hooks, protocol: Protocol) -> Self {
-        let mut gaps = Vec::new();
+        let (mut gaps, mut of_bridges) = (Vec::new(), Vec::new());
         for chain in &hooks.chains {
             let elsewhere = matches!(chain.key.family, Family::Netdev | Family::Bridge | Family::Arp);
             if elsewhere || matches!(chain.hook, Hook::Ingress | Hook::Egress) {
+                let gaps = if chain.key.family == Family::Bridge { &mut of_bridges } else { &mut gaps };
                 gaps.push(format!("chain {} at {} is not evaluated", chain.key, chain.hook));
             }
         }
-        Self { hooks: HOOKS.map(|hook| calls(hooks, protocol, hook)), gaps }
+        Self { hooks: HOOKS.map(|hook| calls(hooks, protocol, hook)), gaps, of_bridges }
     }
 
     pub(super) fn at(&self, hook: Hook) -> &[Call<'a>] {

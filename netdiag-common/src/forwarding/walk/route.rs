@@ -23,7 +23,19 @@ pub(super) fn route(run: &mut Run<'_>, input: Option<u32>) -> Result<Routed> {
 /// As IPVS looks for the way to a real server: by its address and nothing else (`do_output_route4`,
 /// `__ip_vs_route_output_v6`).
 pub(super) fn route_to(run: &mut Run<'_>, destination: IpAddr) -> Result<Routed> {
-    let query = RouteQuery {
+    answer(run, &to(destination))
+}
+
+/// Whether this host itself would send there by this interface, from the packet's source. Nothing is decided by that.
+pub(super) fn is_behind(run: &Run<'_>, destination: IpAddr, interface: u32) -> Result<bool> {
+    let query = RouteQuery { source: Some(run.packet.source()), ..to(destination) };
+    let answers = routing::answers(run.state, &query)?;
+    Ok(answers.iter().any(|answer| matches!(answer.route, Route::Forward { interface: by, .. } if by == interface)))
+}
+
+/// By the address and nothing else.
+fn to(destination: IpAddr) -> RouteQuery {
+    RouteQuery {
         destination,
         source: None,
         input: None,
@@ -33,8 +45,7 @@ pub(super) fn route_to(run: &mut Run<'_>, destination: IpAddr) -> Result<Routed>
         protocol: 0,
         ports: None,
         uid: Some(0),
-    };
-    answer(run, &query)
+    }
 }
 
 fn answer(run: &mut Run<'_>, query: &RouteQuery) -> Result<Routed> {

@@ -25,7 +25,7 @@ impl Run<'_> {
             "tcp" => self.tcp(blob),
             "udp" | "udplite" => self.udp(blob),
             "icmp" | "icmp6" => self.icmp(name, blob),
-            "physdev" => physdev(blob),
+            "physdev" => self.physical_devices(blob),
             "pkttype" => self.packet_type(blob),
             "length" => self.length(blob),
             "ttl" | "hl" => self.hops(blob),
@@ -359,16 +359,4 @@ fn within(blob: Blob<'_>, at: usize, address: IpAddr) -> Option<bool> {
 
 fn in_ports(blob: Blob<'_>, at: usize, port: u16, inverted: bool) -> Option<bool> {
     Some((blob.u16(at)?..=blob.u16(at + 2)?).contains(&port) != inverted)
-}
-
-/// `physdev_mt` for a packet that no bridge handed up; one that came over a bridge is not told apart.
-fn physdev(blob: Blob<'_>) -> Option<Matched> {
-    const IN: u8 = 1;
-    const OUT: u8 = 2;
-    const BRIDGED: u8 = 4;
-    const IS_IN: u8 = 8;
-    const IS_OUT: u8 = 16;
-    let (inverted, wanted) = (blob.byte(64)?, blob.byte(65)?);
-    let fails = [BRIDGED, IS_IN, IS_OUT, IN, OUT].iter().any(|flag| wanted & flag != 0 && inverted & flag == 0);
-    Some(Matched::from(!fails))
 }

@@ -2,6 +2,7 @@
 //! own structures (`include/uapi/linux/netfilter/xt_*.h`, Linux 6.18, as a 64-bit kernel lays them out).
 
 mod bpf;
+mod bridge;
 mod change;
 mod entry;
 mod header;

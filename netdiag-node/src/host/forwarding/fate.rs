@@ -55,7 +55,8 @@ pub fn fate(request: &FateRequest, around: &mut Surroundings<'_>) -> Result<Fate
     let beside = beside(&interfaces, &neighbours);
     interfaces.extend(self::interfaces(&beside, around.owner)?);
     let input = interfaces.iter().find(|own| packet.origin == Origin::Received { interface: own.index });
-    unseen.extend(input.filter(|input| input.master_index.is_some()).map(of_a_port));
+    let is_bridge = |index: u32| interfaces.iter().any(|own| own.index == index && own.kind == "bridge");
+    unseen.extend(input.filter(|input| input.master_index.is_some_and(|index| !is_bridge(index))).map(of_a_port));
     let rules = rules.chain(legacy_rules).collect();
     let (generation, deliveries) = (state.generation, Vec::new());
     let mut fate = Fate { generation, packet, outcome, rules, interfaces, deliveries, neighbours, unseen, left_out };
@@ -161,8 +162,8 @@ fn interfaces_of(packet: &Packet, outcome: &Outcome) -> BTreeSet<u32> {
     }
     for path in &outcome.paths {
         for decision in &path.decisions {
-            if let Decision::Routed { route: Route::Local { interface } | Route::Forward { interface, .. }, .. } =
-                decision
+            if let Decision::Routed { route: Route::Local { interface } | Route::Forward { interface, .. }, .. }
+            | Decision::Switched { bridge: interface, .. } = decision
             {
                 indexes.insert(*interface);
             }
@@ -183,13 +184,13 @@ fn beside(interfaces: &[FateInterface], neighbours: &[FateNeighbour]) -> BTreeSe
     masters.chain(below).chain(ports).filter(is_new).collect()
 }
 
-/// A bridge may hand the packet to another of its ports, or to this host as a packet of its own interface.
+/// A bond or a VRF hands the packet to this host as one of its own interface.
 fn of_a_port(input: &FateInterface) -> Gap {
     Gap {
         what: format!("what the device does that {} is a port of", input.name),
         node: None,
         reason: GapReason::Failed,
-        why: "bridges, bonds and VRFs are not evaluated".to_owned(),
+        why: "bonds and VRFs are not evaluated".to_owned(),
         remedy: "ask for the fate of a packet that arrives on the device itself".to_owned(),
     }
 }

@@ -1,6 +1,7 @@
 //! Evaluates a packet against the calling thread's network namespace: steps the evaluator, reads what it misses, and
 //! steps again, so that only what is on the packet's way is read.
 
+mod bridge;
 mod delivery;
 mod fate;
 mod filters;
@@ -180,6 +181,10 @@ fn fill(
         Key::VirtualServer(key) => {
             let server = ipvs::virtual_server(key)?;
             state.balancer.servers.0.insert(key, server);
+        }
+        Key::Bridge { index } => {
+            let bridge = bridge::bridge(index)?;
+            state.bridges.0.insert(index, bridge);
         }
         Key::VirtualSettings => state.balancer.settings = Some(ipvs::settings()?),
         key => fill_routing(state, key, routes, routing)?,

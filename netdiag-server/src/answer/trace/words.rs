@@ -74,6 +74,15 @@ pub(super) fn decision(leg: &Leg, decision: &Decision) -> String {
             let so = if *bypass { "so the packet goes on, as the rule says" } else { "so the packet is dropped" };
             format!("queue {queue}: no program listens to it, {so}")
         }
+        Decision::Switched { bridge, port, filtered, .. } => {
+            let (bridge, port) = (self::interface(leg, *bridge), self::interface(leg, *port));
+            let rules = if *filtered {
+                "through the rules of IP (br_netfilter)"
+            } else {
+                "and no rule of IP sees it: br_netfilter is not loaded, or off for this bridge"
+            };
+            format!("bridge {bridge}: from port {port} to another one, {rules}")
+        }
         Decision::Measured { interface, mtu, by_route, length, size, .. } => {
             let whose = if *by_route { "the route" } else { "the interface" };
             let fits = match size {

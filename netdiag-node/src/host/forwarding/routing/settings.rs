@@ -71,10 +71,15 @@ struct Link {
 
 pub(super) fn interface(netlink: &mut Netlink, index: u32) -> Result<Option<RoutedInterface>, ReadError> {
     let Some(link) = link(netlink, index)? else { return Ok(None) };
-    let vrf = match link.master {
-        _ if link.kind == "vrf" => Some(link.name.clone()),
-        Some(master) => self::link(netlink, master)?.filter(|master| master.kind == "vrf").map(|master| master.name),
+    let master = match link.master {
+        Some(index) => self::link(netlink, index)?.map(|master| (index, master)),
         None => None,
+    };
+    let bridge = master.as_ref().filter(|(_, master)| master.kind == "bridge").map(|(index, _)| *index);
+    let vrf = match master {
+        _ if link.kind == "vrf" => Some(link.name.clone()),
+        Some((_, master)) if master.kind == "vrf" => Some(master.name),
+        _ => None,
     };
     let mtu6 = file::text_if_there(&Path::new(SETTINGS).join(format!("ipv6/conf/{}/mtu", link.name)), VALUE_BYTES)?;
     Ok(Some(RoutedInterface {
@@ -83,6 +88,7 @@ pub(super) fn interface(netlink: &mut Netlink, index: u32) -> Result<Option<Rout
         mtu: link.mtu,
         mtu6: mtu6.and_then(|text| text.trim().parse().ok()),
         peer_mtu: peer_mtu(netlink, &link),
+        bridge,
         vrf: vrf.map(Arc::from),
     }))
 }

@@ -11,7 +11,7 @@ use netdiag_common::observation::fate::{Fate, FateInterface};
 use netdiag_common::observation::network::{Link, PortState};
 use nix::sys::socket::SockProtocol;
 
-use super::Found;
+use super::{Found, is_switched};
 use crate::host::netlink::Netlink;
 use crate::host::{ReadError, network};
 
@@ -57,8 +57,12 @@ pub(super) struct Narrow {
 /// The ports of a bridge that drop what leaves by it on this path, without telling anybody (`br_dev_queue_push_xmit`). All of them
 /// are looked at: which one it is changes with the bridge's own table.
 pub(super) fn narrow_ports(bridge: u32, way: &Way) -> Result<Vec<Narrow>, ReadError> {
-    let Some(Decision::Measured { mtu, length, size, .. }) = way.decisions.last() else { return Ok(Vec::new()) };
-    let longest = if *size == Size::Fits { *length } else { *mtu };
+    let longest = match way.decisions.last() {
+        _ if way.decisions.iter().any(is_switched) => way.packet.length,
+        Some(Decision::Measured { length, size: Size::Fits, .. }) => *length,
+        Some(Decision::Measured { mtu, .. }) => *mtu,
+        _ => return Ok(Vec::new()),
+    };
     let ports = ports(bridge)?;
     let is_narrow = |mtu: u32| longest > mtu.saturating_add(VLAN_BYTES);
     let is_one_of_many = ports.iter().any(|port| !is_narrow(port.mtu));
@@ -103,10 +107,22 @@ pub(super) fn keep_apart(fate: &mut Fate) -> Result<(), ReadError> {
     let ports = if isolated { ports(bridge)? } else { Vec::new() };
     for (number, way) in fate.outcome.paths.iter_mut().enumerate() {
         way.gaps.extend(closed.clone());
-        if !isolated || !matches!(way.end, End::Sent { interface: output, .. } if output == bridge) {
+        let leaves = matches!(way.end, End::Sent { interface: output, .. } if output == bridge);
+        if !leaves || !way.decisions.iter().any(is_switched) {
             continue;
         }
         let behind = fate.neighbours.iter().find(|neighbour| neighbour.path == number).and_then(|found| found.port);
+        // `should_deliver` of net/bridge/br_forward.c.
+        if behind == Some(interface) && !flags.hairpin {
+            let port = &input.name;
+            way.gaps.push(format!(
+                "the neighbour is behind port {port} of bridge {name}, by which the packet came in: without hairpin mode the bridge \
+                 drops it"
+            ));
+        }
+        if !isolated {
+            continue;
+        }
         let may_be = |port: &&Link| behind.map_or(port.index != interface, |behind| port.index == behind);
         let exits: Vec<&Link> = ports.iter().filter(may_be).collect();
         kept_apart(way, &input.name, name, &exits);
@@ -117,8 +133,7 @@ pub(super) fn keep_apart(fate: &mut Fate) -> Result<(), ReadError> {
 /// Isolation on a path that came in by an isolated port: nobody knows how it ends where all ports are isolated that it may leave
 /// by, else they are named (`should_deliver`, net/bridge/br_forward.c, with `br_skb_isolated`, net/bridge/br_private.h; Linux 6.18).
 ///
-/// What this host routes is of no port (`br_dev_xmit` forgets where it came in). Which of both happens, the link address says that
-/// its sender chose, and a packet of IP does not.
+/// What this host routes is of no port (`br_dev_xmit` forgets where it came in).
 fn kept_apart(way: &mut Way, input: &str, bridge: &str, exits: &[&Link]) {
     let is_isolated = |port: &&Link| port.bridge_port.is_some_and(|flags| flags.isolated == Some(true));
     let isolated: Vec<&str> = exits.iter().copied().filter(is_isolated).map(|port| port.name.as_str()).collect();
@@ -126,8 +141,7 @@ fn kept_apart(way: &mut Way, input: &str, bridge: &str, exits: &[&Link]) {
         return;
     }
     let because = format!(
-        "isolated port {input} of bridge {bridge} reaches no other isolated port ({}): the bridge drops the packet, \
-         unless its sender gave it to this host to route",
+        "isolated port {input} of bridge {bridge} reaches no other isolated port ({}): the bridge drops the packet",
         isolated.join(", ")
     );
     if isolated.len() == exits.len() {

@@ -164,6 +164,8 @@ fn policies(fate: &mut Fate) {
         // What IPVS sends to a real server leaves as if this host sent it.
         let is_forwarded = is_received && !path.decisions.iter().any(is_scheduled);
         let (directions, output): (&[Direction], _) = match path.end {
+            // What a bridge switches is IP's for its filter only.
+            End::Sent { .. } if path.decisions.iter().any(is_switched) => (&[], None),
             End::Sent { interface, .. } if is_forwarded => (&[Direction::Forward, Direction::Out], Some(interface)),
             End::Sent { interface, .. } => (&[Direction::Out], Some(interface)),
             End::Delivered if is_received => (&[Direction::In], None),
@@ -191,6 +193,10 @@ fn policies(fate: &mut Fate) {
 
 fn is_scheduled(decision: &Decision) -> bool {
     matches!(decision, Decision::Scheduled { .. })
+}
+
+fn is_switched(decision: &Decision) -> bool {
+    matches!(decision, Decision::Switched { .. })
 }
 
 fn places_of(origin: Origin, path: &path::Path) -> Vec<Place> {
