@@ -14,13 +14,19 @@
 //! recorded), the packet is run once for each possibility; see [`Path::assumptions`]. Runs that differ only in the
 //! number drawn are one path with the sum of their chances.
 //!
-//! Not evaluated, and said so in [`Path::gaps`] where it is there: chains at devices (netdev, ingress, egress), bridge
-//! and arp tables; connections of IPVS that conntrack does not have, and its tunnels; and what the agent looks for when it
-//! answers: BPF programs at devices and control groups, tc filters, policies of IPsec. Taken both ways where a rule asks for it:
-//! eBPF programs of the match bpf, what limits have left. Not modelled, and not said: fragments before they are put together,
-//! learned path MTUs, multicast, whether TCP segments fit the state of their connection, ports that other
-//! connections hold, sets that are full, a flowtable that refuses a connection because its sender is not reached where its
-//! packets come in. Where packets are routed, and why: [`routing`].
+//! Not evaluated, and said so in [`Path::gaps`] where it is there: chains at devices (netdev, ingress, egress), tables of the families
+//! arp and, where a bridge is on the way, bridge; connections of IPVS that conntrack does not have, and its tunnels; and what the
+//! agent looks for when it answers: BPF programs at devices and control groups, tc filters, policies of IPsec. Where the path depends
+//! on it: whether a segment of TCP lies in the window of its connection, that a fragment waits for the others, what rules elsewhere see
+//! of a packet that leaves in pieces, the path MTU that was learned for a destination, whether one of a few ports is left for a
+//! source, whether a set has room for what a rule adds, whether a flowtable takes a connection of IPv6 whose sender is not reached
+//! where its packets come in, the copies of a frame to a group that a bridge makes. Multicast, and broadcasts that are sent or
+//! forwarded, are not followed, and end as not known; so does a later fragment where connections are tracked.
+//!
+//! Taken both ways where a rule asks for it: eBPF programs of the match bpf, what limits have left, which port a bridge hands a packet
+//! to. Not modelled, and not said: whether TCP segments fit the state of their connection, since an entry does not have it; that a
+//! source keeps its port or finds another one among many; paths of pieces, and learned path MTUs for packets of others
+//! (`net.ipv4.ip_forward_use_pmtu`); sets of legacy iptables that are full. Where packets are routed, and why: [`routing`].
 
 mod bpf;
 pub mod bridge;

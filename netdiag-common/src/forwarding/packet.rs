@@ -198,6 +198,23 @@ impl Packet {
         }
     }
 
+    /// Where a fragment begins, in units of eight bytes; none of whole packets (`ip_is_fragment`; of IPv6 as
+    /// `nf_ct_frag6_gather` takes what is behind the first header).
+    pub(super) fn fragment(&self) -> Option<u16> {
+        match self.protocol {
+            Protocol::Ipv4 => {
+                // `IP_MF | IP_OFFSET`
+                let field = self.number(6)? & 0x3fff;
+                (field != 0).then_some(field & 0x1fff)
+            }
+            Protocol::Ipv6 => {
+                // `IP6_MF | IP6_OFFSET`
+                let field = self.number(42).filter(|_| self.bytes.get(6) == Some(&44))? & 0xfff9;
+                (field != 0).then_some(field >> 3)
+            }
+        }
+    }
+
     /// Source and destination port; none for protocols without ports, and fragments.
     pub fn ports(&self) -> Option<(u16, u16)> {
         let transport = self.transport().filter(|transport| transport.fragment == 0)?;

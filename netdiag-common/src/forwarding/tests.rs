@@ -1,4 +1,5 @@
 mod bridge;
+mod limits;
 mod offload;
 mod queue;
 mod tracking;

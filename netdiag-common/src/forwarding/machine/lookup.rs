@@ -71,7 +71,7 @@ impl<'a> Run<'a> {
         let Some(element) = element else { return Ok(Verdict::Break) };
         self.note(name, &element);
         let object = element.object.clone().unwrap_or_default();
-        self.object(set.object.unwrap_or(0), &object)
+        Ok(self.object(set.object.unwrap_or(0), &object))
     }
 
     /// `nft_dynset_eval`
@@ -107,6 +107,9 @@ impl<'a> Run<'a> {
             comment: None,
         };
         let element = Arc::new(element);
+        self.add_gap(format!(
+            "whether set {name} has room for one more element is not evaluated: where it is full, the rule ends"
+        ));
         self.changed.push((of, key, Some(element.clone())));
         let verdict = self.attached(&element)?;
         Ok(if *negated { Verdict::Break } else { verdict })

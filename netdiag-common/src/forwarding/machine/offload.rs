@@ -1,15 +1,16 @@
 //! Connections that a rule hands to a flowtable (`nft_flow_offload.c`, Linux 6.18).
 
 use super::{Result, Run, Tracking};
-use crate::forwarding::conntrack::status;
+use crate::forwarding::conntrack::{Direction, status};
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::packet::{GRE, Protocol, TCP, UDP, flag};
 use crate::forwarding::path::{Decision, FlowStep};
-use crate::forwarding::state::ChainKey;
+use crate::forwarding::routing;
+use crate::forwarding::state::{ChainKey, Route, RouteQuery};
 
 impl Run<'_> {
-    /// `nft_flow_offload_eval`: the packet itself goes on through the rules. That its sender is reached by the interface that it
-    /// came in on (`nft_flow_route`) is taken for granted: the kernel asks it of a connection that is confirmed.
+    /// `nft_flow_offload_eval`: the packet itself goes on through the rules. Its sender has to be reached by the interface that it
+    /// came in on (`nft_flow_route`), which IPv4 takes for granted where no route says so.
     pub(super) fn offload(&mut self, name: &str) -> Result<Verdict> {
         if !self.is_offloaded_now(name) {
             return Ok(Verdict::Break);
@@ -22,6 +23,11 @@ impl Run<'_> {
         let Some(flowtable) = of_table.find(|own| &*own.name == name) else {
             return Err(self.unknown(format!("flowtable {name} is not there")));
         };
+        if self.packet.protocol == Protocol::Ipv6 && !self.is_sender_reached()? {
+            self.add_gap(format!(
+                "whether flowtable {name} takes the connection is not evaluated: its sender is not reached where its packets come in"
+            ));
+        }
         if let Tracking::Tracked(tracked) = &mut self.tracking {
             tracked.entry.status |= status::OFFLOADED;
         }
@@ -32,6 +38,29 @@ impl Run<'_> {
             step: FlowStep::Added,
         });
         Ok(Verdict::Continue)
+    }
+
+    /// By the interface that the packet came in on.
+    fn is_sender_reached(&self) -> Result<bool> {
+        let (Tracking::Tracked(tracked), Some(input)) = (&self.tracking, self.input) else { return Ok(true) };
+        let tuple = match tracked.entry.direction {
+            Direction::Original => &tracked.entry.original,
+            Direction::Reply => &tracked.entry.reply,
+        };
+        let query = RouteQuery {
+            destination: tuple.source,
+            source: Some(tuple.destination),
+            input: None,
+            output: None,
+            mark: self.packet.mark.known().copied().unwrap_or(0),
+            service: 0,
+            protocol: 0,
+            ports: None,
+            uid: Some(0),
+        };
+        let answers = routing::answers(self.state, &query)?;
+        let is_here = |route: &Route| matches!(route, Route::Forward { interface, .. } if *interface == input.index);
+        Ok(answers.iter().any(|answer| is_here(&answer.route)))
     }
 
     fn is_offloaded_now(&mut self, name: &str) -> bool {

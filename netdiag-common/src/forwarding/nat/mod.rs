@@ -2,7 +2,7 @@
 //! (`nf_nat_core.c`, `nf_nat_proto.c` of Linux 6.18).
 //!
 //! One thing about it is assumed: that no other connection already uses the addresses and ports that are chosen. Where
-//! one does, the kernel takes another port.
+//! one does, the kernel takes another port; that a range of few ports may have none left is named.
 
 mod own;
 
@@ -167,6 +167,16 @@ impl Run<'_> {
                 .ports
                 .is_none_or(|(first, last)| !has_ports(tuple.protocol) || (first..=last).contains(&port_of(tuple)))
         };
+        if let Some((first, last)) = request.ports
+            && source
+            && has_ports(current.protocol)
+            && u32::from(first.abs_diff(last)) < FOLLOWED_PORTS
+        {
+            self.add_gap(format!(
+                "whether other connections leave one of the ports {first}-{last} free is not evaluated: without one the packet is \
+                 dropped"
+            ));
+        }
         if source && !random {
             let address_fits =
                 request.addresses.is_none_or(|(first, last)| first <= current.source && current.source <= last);

@@ -16,8 +16,9 @@
 //! cannot be asked about: a source that is no address of this host, and protocols that `rtm_getroute_parse_ip_proto`
 //! refuses.
 //!
-//! Not evaluated, and said so: VRFs, tunnel keys and flow labels in rules, encapsulations. Not modelled, and not said:
-//! what was learned about single destinations (redirects, path MTUs), which the second opinion shows; multicast.
+//! Not evaluated, and said so: VRFs, tunnel keys and flow labels in rules, encapsulations, multicast. Not modelled, and not said:
+//! redirects that were learned for single destinations, which the second opinion shows. Path MTUs that were, are named where the
+//! length of a packet depends on one.
 
 mod choose;
 mod ipv4;

@@ -2,8 +2,8 @@
 //! `____dev_forward_skb` see it (Linux 6.18).
 //!
 //! Path MTUs that were learned from answers of routers are not read: the kernel uses them for packets of its own only, unless
-//! `net.ipv4.ip_forward_use_pmtu` is set. Segments that are joined for the way through this host (GRO) have the size of
-//! each.
+//! `net.ipv4.ip_forward_use_pmtu` is set. A packet of its own that is long enough for one to matter names that. Segments that
+//! are joined for the way through this host (GRO) have the size of each.
 
 use crate::forwarding::machine::{Result, Run};
 use crate::forwarding::packet::{Origin, Protocol};
@@ -15,6 +15,10 @@ const MOST: u32 = 0xffff;
 
 /// `IPV6_MIN_MTU`: a link with less has no IPv6.
 const LEAST_IPV6: u32 = 1280;
+
+/// `net.ipv4.route.min_pmtu`, as it is unless somebody sets it: no path MTU of IPv4 is learned below. Of IPv6 none is below
+/// [`LEAST_IPV6`].
+const LEAST_LEARNED_IPV4: u32 = 552;
 
 /// What a device takes beyond its MTU from another one: the tag of a VLAN (`__is_skb_forwardable`).
 const VLAN_BYTES: u32 = 4;
@@ -66,6 +70,15 @@ pub(super) fn left(run: &mut Run<'_>, interface: u32) -> Result<Option<End>> {
     // What this host sends itself is divided by its socket, or by IP on its way out.
     let size = if length <= bytes { Size::Fits } else { Size::Fragmented };
     run.decisions.push(Decision::Measured { hook: run.hook, interface, mtu: bytes, by_route, length, size });
+    let least_learned = if is_ipv6 { LEAST_IPV6 } else { LEAST_LEARNED_IPV4 };
+    if size == Size::Fragmented {
+        run.add_gap(
+            "the packet leaves in pieces: on its further way, rules of a host that does not track connections see each of them, and \
+             ports in the first one only",
+        );
+    } else if !passes_through && length > least_learned {
+        run.add_gap("a path MTU that was learned for the destination is not read: where it is less, the packet leaves in pieces");
+    }
     let largest = if size == Size::Fits { length } else { piece(run.packet.protocol, bytes) };
     let peer = run.state.routed_interface(interface)?.and_then(|routed| routed.peer_mtu);
     let is_refused = |peer: &u32| largest > peer.saturating_add(VLAN_BYTES);

@@ -22,6 +22,7 @@ pub(super) fn track(run: &mut Run<'_>) -> Result<()> {
     if !run.state.is_tracked(run.packet.protocol)? {
         return Ok(());
     }
+    put_together(run)?;
     run.tracking = match run.packet.connection.clone() {
         Fact::Unknown(why) => Tracking::Unknown(why),
         // Each zone has connections of its own.
@@ -68,6 +69,24 @@ pub(super) fn track(run: &mut Run<'_>) -> Result<()> {
     };
     run.decisions.push(Decision::Tracked { hook: run.hook, tracked });
     Ok(())
+}
+
+/// Tracking brings defragmentation to the hooks (`nf_defrag_ipv4`, `nf_defrag_ipv6`): rules see the packet that fragments make up,
+/// which goes on from the last one of them.
+fn put_together(run: &mut Run<'_>) -> Result<()> {
+    match run.packet.fragment() {
+        None => Ok(()),
+        Some(0) => {
+            run.add_gap(
+                "the packet is a fragment: it goes on when all others are here, and rules see the whole, whose length is not known",
+            );
+            Ok(())
+        }
+        Some(_) => {
+            let why = "a later fragment goes on as part of the whole, which the ports of the first one decide about";
+            Err(run.unknown(why))
+        }
+    }
 }
 
 /// What a packet without an entry is, with the settings of this namespace: one in the middle of a connection begins it, or stays
