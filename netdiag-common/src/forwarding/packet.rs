@@ -52,6 +52,9 @@ pub struct Packet {
     pub origin: Origin,
     /// Ethernet header as received; empty when there is none, as with packets of this host.
     pub link: Vec<u8>,
+    /// Whom on the link its sender gave it to, a router or the destination itself; none where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_hop: Option<IpAddr>,
     /// From the network header on. May end before the packet does.
     pub bytes: Vec<u8>,
     /// `skb->len` while it is with netfilter: the network header and all behind it, in bytes.
@@ -104,6 +107,7 @@ impl Packet {
             protocol,
             origin,
             link: Vec::new(),
+            next_hop: None,
             length: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
             bytes,
             unknown: Vec::new(),

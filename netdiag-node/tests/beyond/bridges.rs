@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use netdiag_common::forwarding::path::End;
-use netdiag_common::observation::fate::{Fate, FateInterface, FateInterfaceKey, FateOrigin};
+use netdiag_common::observation::fate::{Fate, FateInterface, FateInterfaceKey, FateOrigin, FateRequest};
 use netdiag_common::observation::network::PortState;
 
 use crate::lab::{Namespace, fate, ip};
@@ -92,4 +92,14 @@ fn the_port_that_a_neighbour_is_behind_is_named() {
         assert_eq!(neighbour.interface, interface(&told, "br0").index);
         assert_eq!(neighbour.port, Some(interface(&told, "r1").index));
     }
+    let given_to = |next_hop: &str| {
+        let origin = FateOrigin::Received(FateInterfaceKey::Name("r0".into()));
+        let next_hop = Some(next_hop.parse().unwrap());
+        let request = FateRequest { next_hop, ..request(origin, BESIDE, 80) };
+        let mut fate = way.node.run(|| fate(&request).unwrap());
+        assert_eq!(fate.outcome.paths.len(), 1, "{fate:?}");
+        fate.outcome.paths.remove(0).packet.hops_left()
+    };
+    // What is handed on spends no hop.
+    assert_eq!((given_to(BESIDE), given_to(NODE)), (64, 63));
 }

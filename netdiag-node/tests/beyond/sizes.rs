@@ -23,6 +23,7 @@ fn long(length: u16, may_be_fragmented: bool) -> FateRequest {
         connection: None,
         length: Some(length),
         may_be_fragmented,
+        next_hop: None,
         without: Without::new(),
     }
 }

@@ -70,6 +70,7 @@ pub fn request(origin: FateOrigin, destination: &str, port: u16) -> FateRequest 
         connection: None,
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: Without::new(),
     }
 }

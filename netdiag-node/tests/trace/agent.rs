@@ -42,6 +42,7 @@ fn syn(origin: FateOrigin, source: Option<&str>, destination: &str, destination_
         connection: None,
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: Without::new(),
     }
 }

@@ -50,6 +50,7 @@ fn datagram(destination: &str, source_port: u16, destination_port: u16) -> FateR
         connection: None,
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: Without::new(),
     }
 }
@@ -112,6 +113,7 @@ fn a_translated_packet_takes_the_predicted_way() {
         connection: Some(Entry { direction: Direction::Reply, ..entry.clone() }),
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: Without::new(),
     };
     let reply = TraceTuple {
@@ -182,6 +184,7 @@ fn what_a_process_sends_to_its_own_host_is_one_packet() {
         connection: None,
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: Without::new(),
     };
     let fate = router.node.run(|| lab::fate(&sent)).unwrap();

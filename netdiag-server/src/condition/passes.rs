@@ -94,6 +94,7 @@ pub(super) fn outer(direction: &Tunnelled, view: &mut View) -> Programmed {
         connection: None,
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: Without::new(),
     };
     let sent = fate(from, request(FateOrigin::Sent), view);

@@ -41,6 +41,7 @@ fn need(pods: &Pods<'_>, node: &str, readings: &Readings) -> Option<Need> {
         connection: None,
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: Without::new(),
     };
     Some(Need::host(node, Topic::Fate(request)))

@@ -246,6 +246,7 @@ fn need(node: &str, readings: &Readings, network: &Network, (flow, direction): (
         connection: None,
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: Without::new(),
     };
     Some(Need::host(node, Topic::Fate(request)))

@@ -195,6 +195,7 @@ fn fate_of(step: &Step, drop: &Dropped, protocol: Protocol, events: &[TagEvent])
         connection: None,
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: Without::new(),
     };
     Some((Place { node: step.node.clone(), netns }, request))

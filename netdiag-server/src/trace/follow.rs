@@ -109,6 +109,7 @@ pub fn ways<'e>(cluster: &'e Cluster, begins: Begins<'_>, readings: Readings<'e,
         connection: None,
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: without.clone(),
     };
     let mut walk = Walk { cluster, readings, protocol, gaps: Vec::new() };
@@ -187,7 +188,8 @@ impl<'e> Walk<'e, '_> {
                     Next::Ask(need) => Advance::Waits(need),
                     Next::End(end) => ends(end),
                     Next::Arrives(place, origin) => {
-                        let request = request(way, &place, origin, leg.direction, packet, protocol);
+                        let next_hop = gateway.unwrap_or(packet.destination());
+                        let request = request(way, &place, origin, leg.direction, (packet, next_hop), protocol);
                         goes(way, leg.direction, place, request)
                     }
                 }
@@ -243,7 +245,7 @@ fn request(
     place: &Place,
     origin: FateOrigin,
     direction: Direction,
-    packet: &Packet,
+    (packet, next_hop): (&Packet, IpAddr),
     protocol: Protocol,
 ) -> FateRequest {
     let (from, to) = packet.known_ports();
@@ -256,6 +258,7 @@ fn request(
         connection: (direction == Direction::Reply).then(|| entry(way, place)).flatten(),
         length: None,
         may_be_fragmented: false,
+        next_hop: Some(next_hop),
         without: without(way),
     }
 }
@@ -272,6 +275,7 @@ fn answer(way: &Open, place: &Place, packet: &Packet, protocol: Protocol) -> Fat
         connection: entry(way, place),
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: without(way),
     }
 }

@@ -123,6 +123,24 @@ fn only_its_sender_knows_to_whom_a_packet_went_that_may_be_switched_or_routed() 
 }
 
 #[test]
+fn whom_its_sender_gave_a_packet_to_decides_where_its_frame_is_not_known() {
+    let mut state = bridged(Vec::new(), BRIDGE, false);
+    // The bridge's own address, which pods have as their router.
+    let own = TableKey { protocol: Protocol::Ipv4, table: 255 };
+    let main = TableKey { protocol: Protocol::Ipv4, table: 254 };
+    let Some(RouteTable::Whole(routes)) = state.routing.tables.0.get(&main) else { panic!("no main table") };
+    let local = TableRoute { destination: "10.0.0.254/32".parse().unwrap(), kind: 2, ..routes[0].clone() };
+    state.routing.tables.0.insert(own, RouteTable::Whole(vec![local]));
+    let hops_left = |next_hop: &str| -> Vec<u8> {
+        let mut packet = packet();
+        packet.next_hop = Some(next_hop.parse().unwrap());
+        done(&state, &packet).paths.iter().map(|path| path.packet.hops_left()).collect()
+    };
+    assert_eq!(hops_left("10.0.0.2"), [64]);
+    assert_eq!(hops_left("10.0.0.254"), [63]);
+}
+
+#[test]
 fn a_frame_to_a_group_goes_to_other_ports_too() {
     let path = done(&bridged(Vec::new(), 3, false), &framed([0xff; 6])).paths.remove(0);
     assert_eq!(path.end, to(3));

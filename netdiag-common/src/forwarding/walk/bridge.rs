@@ -111,8 +111,9 @@ fn translated(run: &mut Run<'_>, bridge: &Bridge) -> Result<Next> {
     })
 }
 
-/// By its Ethernet address. Where that is not known, a packet whose destination is not behind this bridge had to be given to this host;
-/// of any other one, nobody but its sender knows.
+/// By its Ethernet address. Where that is not known, by the host that its sender gave it to: whoever is not behind this bridge is this
+/// host, or one that it answers for. Where that is not known either, a packet whose destination is not behind this bridge had to be given
+/// to this host; of any other one, nobody but its sender knows.
 fn is_for_host(run: &mut Run<'_>, bridge: &Bridge) -> Result<bool> {
     let destination = run.packet.destination();
     let frame: Option<[u8; 6]> = run.packet.link.get(..6).and_then(|to| to.try_into().ok());
@@ -126,6 +127,9 @@ fn is_for_host(run: &mut Run<'_>, bridge: &Bridge) -> Result<bool> {
     }
     if let Some(to) = frame {
         return Ok(bridge.own.contains(&to));
+    }
+    if let Some(next_hop) = run.packet.next_hop {
+        return Ok(!is_behind(run, next_hop, bridge.index)?);
     }
     let question = format!("its sender gave the packet to another host at bridge {}, and not to this one", bridge.name);
     Ok(!(is_behind(run, destination, bridge.index)? && run.decide(&question)))

@@ -26,8 +26,9 @@ pub(super) fn route_to(run: &mut Run<'_>, destination: IpAddr) -> Result<Routed>
     answer(run, &to(destination))
 }
 
-/// Whether this host itself would send there by this interface, from the packet's source. Nothing is decided by that.
+/// Whether this host itself would send there by this interface. Nothing is decided by that.
 pub(super) fn is_behind(run: &Run<'_>, destination: IpAddr, interface: u32) -> Result<bool> {
+    // With a source, none is chosen.
     let query = RouteQuery { source: Some(run.packet.source()), ..to(destination) };
     let answers = routing::answers(run.state, &query)?;
     Ok(answers.iter().any(|answer| matches!(answer.route, Route::Forward { interface: by, .. } if by == interface)))

@@ -30,6 +30,10 @@ pub struct FateRequest {
     /// Routers may fragment it (IPv4). What sockets of Linux send by themselves says that they may not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub may_be_fragmented: bool,
+    /// Whom on the link its sender gave it to, a router or the destination itself: a bridge routes what is for the host, and hands on
+    /// what is not. None where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_hop: Option<IpAddr>,
     /// Rules that are taken not to be there, at most [`MAX_WITHOUT`]. An agent that knows how says of each what it does
     /// ([`Fate::left_out`](super::Fate::left_out)).
     #[serde(default, skip_serializing_if = "Without::is_empty")]
@@ -112,6 +116,7 @@ impl FateRequest {
             packet.set_length(length.into());
         }
         packet.fill_checksums();
+        packet.next_hop = self.next_hop;
         if protocol == TCP || protocol == UDP {
             let transport = packet.bytes.len() - header.len();
             let ports = [(transport, from, "the source port"), (transport + 2, to, "the destination port")];
@@ -173,6 +178,7 @@ mod tests {
             connection: None,
             length: None,
             may_be_fragmented: false,
+            next_hop: None,
             without: Without::new(),
         }
     }

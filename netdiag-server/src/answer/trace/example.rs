@@ -22,6 +22,7 @@ pub(super) fn leg(input: Option<u32>, decisions: Vec<Decision>, output: u32) -> 
         connection: None,
         length: None,
         may_be_fragmented: false,
+        next_hop: None,
         without: Without::new(),
     };
     let origin = input.map_or(Origin::Sent, |interface| Origin::Received { interface });

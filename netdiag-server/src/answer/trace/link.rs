@@ -57,11 +57,14 @@ fn find(leg: &Leg, index: u32) -> Option<&FateInterface> {
 mod tests {
     use std::sync::Arc;
 
+    use netdiag_common::forwarding::path::Decision;
+    use netdiag_common::forwarding::state::Hook;
     use netdiag_common::observation::fate::FateNeighbour;
     use netdiag_common::observation::network::{BridgePort, Vlan};
 
     use super::*;
     use crate::answer::trace::example;
+    use crate::answer::trace::words::decision;
 
     const PORT: u32 = 5;
     const BRIDGE: u32 = 4;
@@ -111,6 +114,16 @@ mod tests {
             "link: out by port veth1 of bridge cni0 (isolated)",
         ];
         assert_eq!(words(departure(&leg)), out);
+    }
+
+    #[test]
+    fn what_a_bridge_hands_on_says_whether_rules_see_it() {
+        let leg = leg(PORT, BRIDGE, Vec::new());
+        let of = |filtered| {
+            decision(&leg, &Decision::Switched { hook: Hook::Forward, bridge: BRIDGE, port: PORT, filtered })
+        };
+        assert_eq!(of(true), "bridge cni0: from port veth1 to another one, through the rules of IP (br_netfilter)");
+        assert!(of(false).ends_with("no rule of IP sees it: br_netfilter is not loaded, or off for this bridge"));
     }
 
     #[test]
