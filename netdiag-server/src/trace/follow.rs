@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netdiag_common::forwarding::conntrack::{Direction as Seen, Entry};
+use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::path::End;
-use netdiag_common::forwarding::{Packet, Without};
-use netdiag_common::observation::fate::{Fate, FateOrigin, FateRequest, FateTransport};
+use netdiag_common::observation::fate::{Fate, FateOrigin, FateRequest};
 use netdiag_common::observation::{Observation, Protocol};
 use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
 
 use super::next::{Next, next};
+use super::request::{answer, request, transport};
 use super::{Direction, Leg, Place, Way, WayEnd};
 use crate::ask::{Source, step};
 use crate::evidence::{Cluster, Evidence};
@@ -23,9 +23,6 @@ use crate::path::{Client, Path};
 const MAX_WAYS: usize = 16;
 /// Namespaces on one way, there and back.
 const MAX_LEGS: usize = 24;
-
-const SYN: u8 = 0x02;
-const SYN_ACK: u8 = 0x12;
 
 /// All ways of one packet.
 #[derive(Debug, Clone, Default)]
@@ -189,7 +186,7 @@ impl<'e> Walk<'e, '_> {
                     Next::End(end) => ends(end),
                     Next::Arrives(place, origin) => {
                         let next_hop = gateway.unwrap_or(packet.destination());
-                        let request = request(way, &place, origin, leg.direction, (packet, next_hop), protocol);
+                        let request = request(&way.legs, &place, origin, leg.direction, (packet, next_hop), protocol);
                         goes(way, leg.direction, place, request)
                     }
                 }
@@ -205,7 +202,7 @@ impl<'e> Walk<'e, '_> {
                     None => Advance::Waits(Box::new(need)),
                     Some(false) => ends(WayEnd::NobodyListens { address, port }),
                     Some(true) => {
-                        let answer = answer(way, &leg.place, packet, protocol);
+                        let answer = answer(&way.legs, &leg.place, packet, protocol);
                         goes(way, Direction::Reply, leg.place.clone(), answer)
                     }
                 }
@@ -239,76 +236,9 @@ fn goes(way: &Open, direction: Direction, place: Place, request: FateRequest) ->
     Advance::Goes(vec![Open { legs: way.legs.clone(), asks: Some((direction, place, request)) }])
 }
 
-/// The packet as it comes into the next namespace. Marks stay behind (`skb_scrub_packet`, and no wire carries them).
-fn request(
-    way: &Open,
-    place: &Place,
-    origin: FateOrigin,
-    direction: Direction,
-    (packet, next_hop): (&Packet, IpAddr),
-    protocol: Protocol,
-) -> FateRequest {
-    let (from, to) = packet.known_ports();
-    FateRequest {
-        origin,
-        source: Some(packet.source()),
-        destination: packet.destination(),
-        transport: transport(protocol, from, to, direction),
-        mark: 0,
-        connection: (direction == Direction::Reply).then(|| entry(way, place)).flatten(),
-        length: None,
-        may_be_fragmented: false,
-        next_hop: Some(next_hop),
-        without: without(way),
-    }
-}
-
-/// What a server answers to a packet that was delivered.
-fn answer(way: &Open, place: &Place, packet: &Packet, protocol: Protocol) -> FateRequest {
-    let (from, to) = packet.known_ports();
-    FateRequest {
-        origin: FateOrigin::Sent,
-        source: Some(packet.destination()),
-        destination: packet.source(),
-        transport: transport(protocol, to, from, Direction::Reply),
-        mark: 0,
-        connection: entry(way, place),
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        without: without(way),
-    }
-}
-
-/// What is left out of one namespace is left out of the next.
-fn without(way: &Open) -> Without {
-    way.legs.last().map(|leg| leg.request.without.clone()).unwrap_or_default()
-}
-
 /// Whether the agent knew that these rules are to be left out.
 fn leaves_out(fate: &Fate, without: &Without) -> bool {
     without.iter().all(|rule| fate.left_out.iter().any(|left_out| left_out.rule == *rule))
-}
-
-/// What a namespace's connection tracking kept of the packet when it came by, as its answer meets it.
-fn entry(way: &Open, place: &Place) -> Option<Entry> {
-    let there = way.legs.iter().find(|leg| leg.direction == Direction::Forward && leg.place == *place)?;
-    there.connection().map(|entry| Entry { direction: Seen::Reply, ..entry.clone() })
-}
-
-fn transport(
-    protocol: Protocol,
-    source_port: Option<u16>,
-    destination_port: Option<u16>,
-    direction: Direction,
-) -> FateTransport {
-    match protocol {
-        Protocol::Udp => FateTransport::Udp { source_port, destination_port },
-        _ => {
-            let flags = if direction == Direction::Forward { SYN } else { SYN_ACK };
-            FateTransport::Tcp { source_port, destination_port, flags }
-        }
-    }
 }
 
 impl Place {

@@ -10,6 +10,7 @@ mod armed;
 mod counters;
 mod follow;
 mod next;
+mod request;
 
 use std::net::IpAddr;
 use std::sync::Arc;
