@@ -48,6 +48,7 @@ mod register;
 pub mod routing;
 pub mod set;
 pub mod state;
+pub mod tunnel;
 pub mod virtual_server;
 mod walk;
 mod without;

@@ -32,6 +32,9 @@ pub struct Link {
     pub up: bool,
     /// `IFF_LOWER_UP`: the other end is there.
     pub carrier: bool,
+    /// Ethernet address, as in [`FdbEntry::mac`]; none for links that are not Ethernet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
     /// Index of the other end of a veth or netkit pair, in its own namespace.
     #[serde(default)]
     pub peer_index: Option<u32>,
@@ -92,6 +95,9 @@ pub struct FdbEntry {
     /// VXLAN: the node whose tunnel end the frame is sent to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<IpAddr>,
+    /// VXLAN: the object of `ip nexthop` that says which nodes' tunnel ends, instead of a destination (Linux 5.8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_hop_id: Option<u32>,
     /// VXLAN: UDP port and VNI, where they are not the device's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,

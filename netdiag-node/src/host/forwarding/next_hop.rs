@@ -78,6 +78,7 @@ mod tests {
             link_index,
             mac: mac.to_owned(),
             destination: None,
+            next_hop_id: None,
             port: None,
             id: None,
             master_index: Some(BRIDGE),

@@ -10,6 +10,7 @@ const NDA_VLAN: u16 = 5;
 const NDA_PORT: u16 = 6;
 const NDA_VNI: u16 = 7;
 const NDA_MASTER: u16 = 9;
+const NDA_NH_ID: u16 = 13;
 const FAMILY_BRIDGE: u8 = 7;
 /// `NUD_NOARP | NUD_PERMANENT`: not learned, does not age.
 const STATIC_STATES: u16 = 0x40 | 0x80;
@@ -28,6 +29,7 @@ pub(super) fn parse(payload: &[u8]) -> Option<FdbEntry> {
         link_index: int(payload, 4)?,
         mac: String::new(),
         destination: None,
+        next_hop_id: None,
         port: None,
         id: None,
         master_index: None,
@@ -38,6 +40,7 @@ pub(super) fn parse(payload: &[u8]) -> Option<FdbEntry> {
         match kind {
             libc::NDA_LLADDR => entry.mac = mac_text(value),
             libc::NDA_DST => entry.destination = address(value).filter(|address| !address.is_unspecified()),
+            NDA_NH_ID => entry.next_hop_id = int(value, 0),
             NDA_VLAN => entry.vlan = short(value, 0),
             NDA_PORT => entry.port = value.first_chunk().map(|bytes| u16::from_be_bytes(*bytes)),
             NDA_VNI => entry.id = int(value, 0),
@@ -45,5 +48,6 @@ pub(super) fn parse(payload: &[u8]) -> Option<FdbEntry> {
             _ => {}
         }
     }
-    (!entry.mac.is_empty() && (entry.destination.is_some() || entry.master_index.is_some())).then_some(entry)
+    let leads = entry.destination.is_some() || entry.next_hop_id.is_some() || entry.master_index.is_some();
+    (!entry.mac.is_empty() && leads).then_some(entry)
 }

@@ -131,6 +131,7 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
         mtu: 0,
         up: flags & libc::IFF_UP != 0,
         carrier: flags & libc::IFF_LOWER_UP != 0,
+        mac: None,
         peer_index: None,
         master_index: None,
         bridge: None,
@@ -145,6 +146,8 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
             libc::IFLA_IFNAME => link.name = string(value),
+            // Other links' addresses are not Ethernet's: a tunnel's own end, a key of InfiniBand.
+            libc::IFLA_ADDRESS if hardware == libc::ARPHRD_ETHER => link.mac = Some(neighbour::mac_text(value)),
             libc::IFLA_MTU => link.mtu = int(value, 0)?,
             libc::IFLA_LINK => lower = int(value, 0),
             libc::IFLA_MASTER => link.master_index = int(value, 0),

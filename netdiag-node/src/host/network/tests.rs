@@ -155,6 +155,9 @@ fn forwarding_entry_names_the_tunnel_end() {
     assert_eq!((other_port.port, other_port.id), (Some(4_789), Some(5)));
     let of_bridge = fdb::parse(&message(7, &[(libc::NDA_LLADDR, mac), (9, &2u32.to_ne_bytes())])).unwrap();
     assert_eq!(of_bridge.master_index, Some(2));
+    // `ip nexthop add id 7 group 1/2 fdb; bridge fdb add … dev vxlan0 nhid 7`
+    let shared = fdb::parse(&message(7, &[(libc::NDA_LLADDR, mac), (13, &7u32.to_ne_bytes())])).unwrap();
+    assert_eq!((shared.next_hop_id, shared.destination), (Some(7), None));
     assert_eq!(fdb::parse(&message(7, &[(libc::NDA_LLADDR, mac)])), None, "what a device receives for itself");
     assert_eq!(fdb::parse(&message(2, &[(libc::NDA_LLADDR, mac), (libc::NDA_DST, &[10, 99, 0, 12])])), None);
 }
@@ -250,6 +253,7 @@ fn a_bridge_and_its_ports_tell_how_they_forward() {
     let hairpin = |name: &str| link(name).bridge_port.map(|port| port.hairpin);
     assert_eq!((hairpin("one"), hairpin("two"), hairpin("lo")), (Some(true), Some(false), None));
     assert_eq!((link("one").master_index, link("one").bridge), (Some(link("br0").index), None));
+    assert!(link("one").mac.as_ref().is_some_and(|mac| mac.len() == "02:00:00:00:00:0b".len()), "{:?}", link("one"));
     let [a, b] = ["one", "two"].map(|name| link(name).bridge_port.unwrap());
     // Nothing is up.
     assert_eq!((a.state, b.state), (Some(PortState::Disabled), Some(PortState::Disabled)));

@@ -167,6 +167,7 @@ mod tests {
             mtu: 1500,
             up: true,
             carrier: true,
+            mac: None,
             peer_index: None,
             master_index: Some(4),
             bridge: None,
