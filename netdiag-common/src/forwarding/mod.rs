@@ -26,7 +26,8 @@
 //! Taken both ways where a rule asks for it: eBPF programs of the match bpf, what limits have left, which port a bridge hands a packet
 //! to. Not modelled, and not said: whether TCP segments fit the state of their connection, since an entry does not have it; that a
 //! source keeps its port or finds another one among many; paths of pieces, and learned path MTUs for packets of others
-//! (`net.ipv4.ip_forward_use_pmtu`); sets of legacy iptables that are full. Where packets are routed, and why: [`routing`].
+//! (`net.ipv4.ip_forward_use_pmtu`); sets of legacy iptables that are full. Where packets are routed, and why: [`routing`]. What
+//! carries them through tunnels: [`tunnel`].
 
 mod bpf;
 pub mod bridge;

@@ -14,7 +14,7 @@ use super::overlay::Tunnelled;
 use super::way::SOURCE_PORT;
 use crate::evidence::View;
 use crate::path::{Backend, Client, Path};
-use crate::trace::{Begins, Direction, Leg, TUNNELS, WayEnd, ways};
+use crate::trace::{Begins, Direction, Leg, TUNNELS, Tunnels, WayEnd, ways};
 
 /// What nodes were told to do with packets.
 pub(super) enum Programmed {
@@ -30,8 +30,8 @@ pub(super) enum Programmed {
 /// The packet of one client to one endpoint on another node, and its answer. A tunnel that hides it on the way is none of this.
 pub(super) fn there_and_back(path: &Path, client: &Client, backend: &Backend, view: &mut View) -> Programmed {
     let (protocol, destination, port) = (path.protocol, backend.address, backend.port);
-    let without = Without::new();
-    let begins = Begins { client, protocol, source_port: SOURCE_PORT, destination, port, without: &without };
+    let (source_port, without, tunnels) = (SOURCE_PORT, Without::new(), Tunnels::Trusted);
+    let begins = Begins { client, protocol, source_port, destination, port, without: &without, tunnels };
     let (all, needs) = ways(view.cluster(), begins, &mut |need| view.reading(need));
     let Some(at) = all.ways.iter().filter_map(|way| way.legs.first()).map(|leg| leg.at).min() else {
         return Programmed::Dark;

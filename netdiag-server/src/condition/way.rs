@@ -15,7 +15,7 @@ use crate::evidence::{Look, ObjectRef, View};
 use crate::finding::Impact;
 use crate::path::{Client, MAX_CLIENT_PROBES, Path};
 use crate::question::Purpose;
-use crate::trace::{Begins, Leg, Place, Way, WayEnd, ways};
+use crate::trace::{Begins, Leg, Place, Tunnels, Way, WayEnd, ways};
 
 /// The port that the followed packet comes from: one that the kernel may choose (`net.ipv4.ip_local_port_range`).
 pub const SOURCE_PORT: u16 = 50_000;
@@ -69,7 +69,8 @@ pub fn search<T>(path: &Path, view: &mut View, pick: impl Fn(&Way, &Leg) -> Opti
                 None => searched.dark = true,
                 Some(false) => {
                     let (protocol, source_port, without) = (path.protocol, SOURCE_PORT, Without::new());
-                    let begins = Begins { client, protocol, source_port, destination, port, without: &without };
+                    let (without, tunnels) = (&without, Tunnels::Trusted);
+                    let begins = Begins { client, protocol, source_port, destination, port, without, tunnels };
                     searched.follow(begins, view, &pick);
                 }
             }

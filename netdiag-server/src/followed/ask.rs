@@ -137,6 +137,7 @@ async fn name_drops<S: Source>(
             fate: Arc::clone(&fate),
             at,
             path,
+            carrier: None,
         };
         if let Some(What::Dropped(drop)) = followed.steps.get_mut(*index).map(|step| &mut step.what) {
             drop.by = Some(Box::new(leg));

@@ -89,12 +89,14 @@ pub(super) async fn run<S: Source>(
     traced
 }
 
-/// One trace for each namespace, of all tuples that some way enters it with, there or back.
+/// One trace for each namespace, of all tuples that some way enters it with, there or back. Outer packets are not traced: their
+/// source ports are not known.
 fn requests(path: &Path, followed: &Followed) -> Vec<(Place, TraceRequest)> {
     let mut places: BTreeMap<Place, BTreeSet<TraceAlternative>> = BTreeMap::new();
     for way in &followed.ways {
-        for leg in way.legs.iter().filter(|leg| leg.direction == Direction::Forward) {
-            let reply = way.legs.iter().find(|other| other.direction == Direction::Reply && other.place == leg.place);
+        let legs = || way.legs.iter().filter(|leg| leg.carrier.is_none());
+        for leg in legs().filter(|leg| leg.direction == Direction::Forward) {
+            let reply = legs().find(|other| other.direction == Direction::Reply && other.place == leg.place);
             let tuples = TraceAlternative { tuple: tuple(path, leg), reply: reply.map(|leg| tuple(path, leg)) };
             places.entry(leg.place.clone()).or_default().insert(tuples);
         }
@@ -131,6 +133,9 @@ fn tuple(path: &Path, leg: &Leg) -> TraceTuple {
 impl Traced {
     /// The first packet that the kernel traced for a leg.
     fn packet(&self, leg: &Leg) -> Option<&TracedPacket> {
+        if leg.carrier.is_some() {
+            return None;
+        }
         let wanted = match leg.direction {
             Direction::Forward => Seen::Original,
             Direction::Reply => Seen::Reply,

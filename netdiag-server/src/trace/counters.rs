@@ -104,7 +104,8 @@ fn expected(ways: &[Way]) -> BTreeMap<RuleKey, Option<f64>> {
     let mut expected: BTreeMap<RuleKey, Option<f64>> = BTreeMap::new();
     for way in ways {
         let share = way.chance().map(|chance| chance * f64::from(ATTEMPTS));
-        for leg in &way.legs {
+        // Of outer packets, attempts may share a connection.
+        for leg in way.legs.iter().filter(|leg| leg.carrier.is_none()) {
             for key in leg.path().decisions.iter().filter_map(|decision| key(leg, decision)) {
                 let sum = expected.entry(key).or_insert(Some(0.0));
                 *sum = sum.zip(share).map(|(sum, share)| sum + share);

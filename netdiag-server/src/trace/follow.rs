@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::path::End;
-use netdiag_common::observation::fate::{Fate, FateOrigin, FateRequest};
+use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest};
 use netdiag_common::observation::{Observation, Protocol};
 use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
 
-use super::next::{Next, next};
+use super::next::{Next, at_address, next};
 use super::request::{answer, request, transport};
+use super::tunnel::{self, Carrier, Entered, Left, Sends, Tunnels};
 use super::{Direction, Leg, Place, Way, WayEnd};
 use crate::ask::{Source, step};
 use crate::evidence::{Cluster, Evidence};
@@ -44,13 +45,21 @@ pub struct Begins<'p> {
     pub port: u16,
     /// Rules that are taken not to be there, in any namespace.
     pub without: &'p Without,
+    pub tunnels: Tunnels,
 }
 
 /// A way that has not ended.
 struct Open {
     legs: Vec<Leg>,
     /// Where it is asked for next; none when its last leg has not been left yet.
-    asks: Option<(Direction, Place, FateRequest)>,
+    asks: Option<Asks>,
+}
+
+struct Asks {
+    direction: Direction,
+    place: Place,
+    request: FateRequest,
+    carrier: Option<Carrier>,
 }
 
 enum Advance {
@@ -66,6 +75,7 @@ struct Walk<'e, 'l> {
     cluster: &'e Cluster,
     readings: Readings<'e, 'l>,
     protocol: Protocol,
+    tunnels: Tunnels,
     gaps: Vec<Gap>,
 }
 
@@ -80,7 +90,8 @@ pub(super) async fn follow<S: Source>(
 ) -> Followed {
     let deadline = Instant::now() + budget;
     let (Some(client), Some(port)) = (path.clients.first(), path.port) else { return Followed::default() };
-    let begins = Begins { client, protocol: path.protocol, source_port, destination, port, without };
+    let (protocol, tunnels) = (path.protocol, Tunnels::Followed);
+    let begins = Begins { client, protocol, source_port, destination, port, without, tunnels };
     let mut evidence = Evidence::new(source.now(), cluster.clone());
     loop {
         let (followed, needs) = ways(cluster, begins, &mut |need| evidence.reading(need));
@@ -95,7 +106,7 @@ pub(super) async fn follow<S: Source>(
 
 /// The ways as far as they are known, and what has to be read to know more.
 pub fn ways<'e>(cluster: &'e Cluster, begins: Begins<'_>, readings: Readings<'e, '_>) -> (Followed, BTreeSet<Need>) {
-    let Begins { client, protocol, source_port, destination, port, without } = begins;
+    let Begins { client, protocol, source_port, destination, port, without, tunnels } = begins;
     let place = Place { node: client.node.clone(), netns: client.netns.clone() };
     let request = FateRequest {
         origin: FateOrigin::Sent,
@@ -109,11 +120,12 @@ pub fn ways<'e>(cluster: &'e Cluster, begins: Begins<'_>, readings: Readings<'e,
         next_hop: None,
         without: without.clone(),
     };
-    let mut walk = Walk { cluster, readings, protocol, gaps: Vec::new() };
+    let mut walk = Walk { cluster, readings, protocol, tunnels, gaps: Vec::new() };
     let mut followed = Followed::default();
     let mut needs = BTreeSet::new();
     let mut waiting = 0;
-    let mut open = vec![Open { legs: Vec::new(), asks: Some((Direction::Forward, place, request)) }];
+    let first = Asks { direction: Direction::Forward, place, request, carrier: None };
+    let mut open = vec![Open { legs: Vec::new(), asks: Some(first) }];
     while let Some(way) = open.pop() {
         match walk.advance(&way) {
             Advance::Waits(need) => {
@@ -141,13 +153,14 @@ impl<'e> Walk<'e, '_> {
 
     fn advance(&mut self, way: &Open) -> Advance {
         match &way.asks {
-            Some((direction, place, request)) => self.ask(way, *direction, place, request),
+            Some(asks) => self.ask(way, asks),
             None => self.leave(way),
         }
     }
 
     /// Into the namespace: one way for each of its paths.
-    fn ask(&mut self, way: &Open, direction: Direction, place: &Place, request: &FateRequest) -> Advance {
+    fn ask(&mut self, way: &Open, asks: &Asks) -> Advance {
+        let Asks { direction, place, request, carrier } = asks;
         let ends = |end| Advance::Ends(Way { legs: way.legs.clone(), end });
         if way.legs.len() >= MAX_LEGS {
             return ends(WayEnd::Circle);
@@ -166,49 +179,124 @@ impl<'e> Walk<'e, '_> {
         if !leaves_out(fate, &request.without) {
             return unseen(too_old(&need, self.cluster));
         }
-        let leg =
-            |path| Leg { direction, place: place.clone(), request: request.clone(), fate: fate.clone(), at, path };
+        let leg = |path| Leg {
+            direction: *direction,
+            place: place.clone(),
+            request: request.clone(),
+            fate: fate.clone(),
+            at,
+            path,
+            carrier: carrier.clone(),
+        };
         let taken = |path| Open { legs: way.legs.iter().cloned().chain([leg(path)]).collect(), asks: None };
         Advance::Goes((0..fate.outcome.paths.len()).map(taken).collect())
     }
 
     /// Out of the namespace that the last leg is in.
     fn leave(&mut self, way: &Open) -> Advance {
-        let (cluster, protocol) = (self.cluster, self.protocol);
+        let protocol = self.protocol;
         let ends = |end| Advance::Ends(Way { legs: way.legs.clone(), end });
         let Some(leg) = way.legs.last() else { return ends(WayEnd::Circle) };
         let packet = &leg.path().packet;
         match &leg.path().end {
-            End::Sent { interface, gateway } => {
-                let leaves = (*interface, *gateway, packet.destination());
-                match next(cluster, self.readings, &leg.place, &leg.fate, leaves) {
-                    Next::Ask(need) => Advance::Waits(need),
-                    Next::End(end) => ends(end),
-                    Next::Arrives(place, origin) => {
-                        let next_hop = gateway.unwrap_or(packet.destination());
-                        let request = request(&way.legs, &place, origin, leg.direction, (packet, next_hop), protocol);
-                        goes(way, leg.direction, place, request)
-                    }
-                }
-            }
-            End::Delivered if leg.direction == Direction::Reply => {
-                let asked = way.legs.first().map(|first| &first.place);
-                ends(if asked == Some(&leg.place) { WayEnd::Answered } else { WayEnd::Astray })
-            }
+            End::Sent { interface, gateway } => self.send(way, leg, (*interface, *gateway)),
             End::Delivered => {
+                if let Some(carrier) = &leg.carrier {
+                    return self.unpack(way, leg, carrier);
+                }
+                if leg.direction == Direction::Reply {
+                    let asked = way.legs.first().map(|first| &first.place);
+                    return ends(if asked == Some(&leg.place) { WayEnd::Answered } else { WayEnd::Astray });
+                }
                 let (address, port) = (packet.destination(), packet.ports().map_or(0, |(_, port)| port));
                 let need = leg.place.need(Topic::Listeners);
                 match self.takes(&need, address, port) {
                     None => Advance::Waits(Box::new(need)),
                     Some(false) => ends(WayEnd::NobodyListens { address, port }),
                     Some(true) => {
-                        let answer = answer(&way.legs, &leg.place, packet, protocol);
-                        goes(way, Direction::Reply, leg.place.clone(), answer)
+                        let request = answer(&way.legs, &leg.place, packet, protocol);
+                        let (direction, place) = (Direction::Reply, leg.place.clone());
+                        goes(way, Asks { direction, place, request, carrier: None })
                     }
                 }
             }
-            _ => ends(WayEnd::Stopped),
+            _ => ends(match tunnel::may_be_known(leg) {
+                Some(gap) => WayEnd::Unseen { gap: Box::new(gap) },
+                None => WayEnd::Stopped,
+            }),
         }
+    }
+
+    /// Into a tunnel, or to the next namespace.
+    fn send(&mut self, way: &Open, leg: &Leg, (interface, gateway): (u32, Option<IpAddr>)) -> Advance {
+        let ends = |end| Advance::Ends(Way { legs: way.legs.clone(), end });
+        if let Some(gap) = tunnel::off_its_device(leg) {
+            return ends(WayEnd::Unseen { gap: Box::new(gap) });
+        }
+        if self.tunnels == Tunnels::Followed {
+            match tunnel::enter(self.readings, &way.legs) {
+                None => {}
+                Some(Entered::Asks(need)) => return Advance::Waits(need),
+                Some(Entered::Sends(sends)) => {
+                    let Sends { carrier, request, gap } = *sends;
+                    self.note(gap);
+                    let (direction, place) = (leg.direction, leg.place.clone());
+                    return goes(way, Asks { direction, place, request, carrier: Some(carrier) });
+                }
+                Some(Entered::Drops { why }) => return ends(WayEnd::TunnelDrops { why }),
+                Some(Entered::Untold(gap)) => self.note(Some(*gap)),
+            }
+        }
+        let (cluster, destination) = (self.cluster, leg.path().packet.destination());
+        let mut found = next(cluster, self.readings, &leg.place, &leg.fate, (interface, gateway, destination));
+        let outside = match (&found, &leg.carrier) {
+            (Next::End(WayEnd::LeftCluster { to }), Some(carrier)) => Some((*to, carrier)),
+            _ => None,
+        };
+        if let Some((router, carrier)) = outside {
+            let Some(node) = cluster.node_by_address(destination) else {
+                return ends(WayEnd::Unseen { gap: Box::new(tunnel::nobodys(leg, carrier)) });
+            };
+            self.note(Some(tunnel::by_a_router(leg, carrier, router)));
+            let place = Place { node: node.metadata.name.clone(), netns: Netns::Host };
+            found = at_address(self.readings, place, destination);
+        }
+        match found {
+            Next::Ask(need) => Advance::Waits(need),
+            Next::End(end) => ends(end),
+            Next::Arrives(place, origin) => {
+                let request = request(&way.legs, &place, origin, leg, self.protocol);
+                goes(way, Asks { direction: leg.direction, place, request, carrier: leg.carrier.clone() })
+            }
+        }
+    }
+
+    /// Out of a tunnel, where its outer packet is delivered. What is inside has the outer packet's mark (`__iptunnel_pull_header`
+    /// within one namespace, Linux 6.18).
+    fn unpack(&mut self, way: &Open, leg: &Leg, carrier: &Carrier) -> Advance {
+        let ends = |end| Advance::Ends(Way { legs: way.legs.clone(), end });
+        let origin = match tunnel::leave(self.readings, leg, carrier) {
+            Left::Asks(need) => return Advance::Waits(need),
+            Left::Drops { why } => return ends(WayEnd::TunnelDrops { why }),
+            Left::Comes(origin) => origin,
+            Left::Untold(gap) => {
+                self.note(Some(*gap));
+                FateOrigin::Received(FateInterfaceKey::Name(carrier.device.clone()))
+            }
+        };
+        let Some(inside) = way.legs.get(carrier.inside) else { return ends(WayEnd::Circle) };
+        self.note(tunnel::unmarked(leg, &carrier.device));
+        let place = leg.place.clone();
+        let request = FateRequest {
+            mark: leg.path().packet.mark.known().copied().unwrap_or_default(),
+            ..request(&way.legs, &place, origin, inside, self.protocol)
+        };
+        goes(way, Asks { direction: leg.direction, place, request, carrier: inside.carrier.clone() })
+    }
+
+    /// What is not seen, and ends no way.
+    fn note(&mut self, gap: Option<Gap>) {
+        self.gaps.extend(gap.filter(|gap| !self.gaps.contains(gap)));
     }
 
     /// Whether a socket takes it; yes when that could not be read, which is a gap. None when nobody has asked yet.
@@ -222,9 +310,7 @@ impl<'e> Walk<'e, '_> {
                 found.iter().any(|socket| socket.protocol == protocol && socket.port == port && socket.accepts(address))
             }
             Reading::Unavailable { gap } => {
-                if !self.gaps.contains(gap) {
-                    self.gaps.push(gap.clone());
-                }
+                self.note(Some(gap.clone()));
                 true
             }
             _ => true,
@@ -232,8 +318,8 @@ impl<'e> Walk<'e, '_> {
     }
 }
 
-fn goes(way: &Open, direction: Direction, place: Place, request: FateRequest) -> Advance {
-    Advance::Goes(vec![Open { legs: way.legs.clone(), asks: Some((direction, place, request)) }])
+fn goes(way: &Open, asks: Asks) -> Advance {
+    Advance::Goes(vec![Open { legs: way.legs.clone(), asks: Some(asks) }])
 }
 
 /// Whether the agent knew that these rules are to be left out.

@@ -2,8 +2,8 @@
 //! and routes, and what their kernels say they did with one that was sent.
 //!
 //! The prediction is made of [`Fate`]s: each node evaluates the packet in one namespace, and what leaves there is asked for in
-//! the next. The proof is the kernels' own trace of one connection, in the same namespaces; or, where agents change nothing, what
-//! the rules count while connections are attempted.
+//! the next. Of what leaves by a tunnel, the outer packet is followed to the other node first. The proof is the kernels' own trace of
+//! one connection, in the same namespaces; or, where agents change nothing, what the rules count while connections are attempted.
 
 mod agree;
 mod armed;
@@ -11,6 +11,7 @@ mod counters;
 mod follow;
 mod next;
 mod request;
+mod tunnel;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,7 +27,8 @@ pub use agree::{Agreement, Compared, Side, compare};
 pub use armed::{Sent, Traced};
 pub use counters::{Counted, is_certain};
 pub use follow::{Begins, Followed, ways};
-pub(crate) use next::TUNNELS;
+pub(crate) use tunnel::TUNNELS;
+pub use tunnel::{Carrier, Tunnels};
 
 use crate::ask::{AskError, Source};
 use crate::evidence::Cluster;
@@ -58,6 +60,8 @@ pub struct Leg {
     /// When the namespace was read.
     pub at: Timestamp,
     pub path: usize,
+    /// None where the packet is the one that was asked about.
+    pub carrier: Option<Carrier>,
 }
 
 /// One way that a packet and its answer can take.
@@ -74,6 +78,8 @@ pub enum WayEnd {
     Answered,
     /// In this namespace, by a rule, a route, or what else the last leg's path ends with.
     Stopped,
+    /// In this namespace, by a tunnel's device that has nobody to send to, or by none that takes what the tunnel carries.
+    TunnelDrops { why: String },
     /// No socket takes what is delivered; TCP is answered with a reset.
     NobodyListens { address: IpAddr, port: u16 },
     /// To an address that belongs to no node and no pod.
@@ -125,7 +131,7 @@ impl Way {
         match self.end {
             WayEnd::Answered | WayEnd::Unseen { .. } | WayEnd::LeftCluster { .. } => false,
             WayEnd::Stopped => self.legs.last().is_some_and(|leg| !matches!(leg.path().end, End::Unknown { .. })),
-            WayEnd::NobodyListens { .. } | WayEnd::Astray | WayEnd::Circle => true,
+            WayEnd::NobodyListens { .. } | WayEnd::TunnelDrops { .. } | WayEnd::Astray | WayEnd::Circle => true,
         }
     }
 

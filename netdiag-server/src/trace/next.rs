@@ -3,23 +3,28 @@
 use std::net::IpAddr;
 
 use netdiag_common::observation::fate::{Fate, FateInterface, FateInterfaceKey, FateOrigin};
+use netdiag_common::observation::network::Network;
 use netdiag_common::observation::{Observation, Owner};
 use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
 
 use super::follow::Readings;
+use super::tunnel::TUNNELS;
 use super::{Place, WayEnd};
 use crate::evidence::Cluster;
 use crate::evidence::object::Node;
-
-/// Device types that pack a packet into another one, for a node that the destination says.
-pub(crate) const TUNNELS: [&str; 10] =
-    ["vxlan", "geneve", "ipip", "sit", "gre", "ip6gre", "ip6tnl", "wireguard", "gretap", "ip6gretap"];
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Next {
     Arrives(Place, FateOrigin),
     Ask(Box<Need>),
     End(WayEnd),
+}
+
+/// A namespace's links, addresses and forwarding databases.
+pub(super) enum Looked<'e> {
+    Seen(&'e Network),
+    Asks(Box<Need>),
+    Dark(Box<Gap>),
 }
 
 /// `interface`, `gateway` and `destination` are those that the packet leaves with.
@@ -49,7 +54,7 @@ pub(super) fn next(
         let Some(node) = node_behind(cluster, destination) else {
             return Next::End(WayEnd::LeftCluster { to: destination });
         };
-        // Both ends of a tunnel are made by one program, which gives them one name.
+        // As far as it is trusted, or not known: both ends are made by one program, which gives them one name.
         let origin = FateOrigin::Received(FateInterfaceKey::Name(device.name.clone()));
         return Next::Arrives(Place { node, netns: Netns::Host }, origin);
     }
@@ -74,19 +79,30 @@ fn node_behind(cluster: &Cluster, address: IpAddr) -> Option<String> {
 }
 
 /// On which interface of a namespace something for its address arrives.
-fn at_address(readings: Readings<'_, '_>, place: Place, address: IpAddr) -> Next {
-    let need = place.need(Topic::Network);
-    let network = match readings(&need) {
-        None => return Next::Ask(Box::new(need)),
-        Some(Reading::Seen { value: Observation::Network(network), .. }) => network,
-        Some(Reading::Unavailable { gap }) => return Next::End(WayEnd::Unseen { gap: Box::new(gap.clone()) }),
-        Some(_) => return unseen(&place, "its interfaces were not told".to_owned(), "ask the agent again"),
+pub(super) fn at_address(readings: Readings<'_, '_>, place: Place, address: IpAddr) -> Next {
+    let network = match look(readings, &place) {
+        Looked::Seen(network) => network,
+        Looked::Asks(need) => return Next::Ask(need),
+        Looked::Dark(gap) => return Next::End(WayEnd::Unseen { gap }),
     };
     match network.addresses.iter().find(|own| own.address == address) {
         Some(own) => Next::Arrives(place, FateOrigin::Received(FateInterfaceKey::Index(own.link_index))),
         None => {
             let why = format!("no interface of {} has the address {address}, which the API gives it", place.node);
             unseen(&place, why, "compare the addresses of the object's status with `ip addr` there")
+        }
+    }
+}
+
+pub(super) fn look<'e>(readings: Readings<'e, '_>, place: &Place) -> Looked<'e> {
+    let need = place.need(Topic::Network);
+    match readings(&need) {
+        None => Looked::Asks(Box::new(need)),
+        Some(Reading::Seen { value: Observation::Network(network), .. }) => Looked::Seen(network),
+        Some(Reading::Unavailable { gap }) => Looked::Dark(Box::new(gap.clone())),
+        Some(_) => {
+            let why = "its interfaces were not told".to_owned();
+            Looked::Dark(Box::new(untold(place, why, "ask the agent again")))
         }
     }
 }
@@ -100,12 +116,15 @@ fn foreign(place: &Place, device: &FateInterface) -> Next {
 }
 
 fn unseen(place: &Place, why: String, remedy: &str) -> Next {
-    let gap = Gap {
+    Next::End(WayEnd::Unseen { gap: Box::new(untold(place, why, remedy)) })
+}
+
+fn untold(place: &Place, why: String, remedy: &str) -> Gap {
+    Gap {
         what: "the way of the packet".to_owned(),
         node: Some(place.node.clone()),
         reason: GapReason::Malformed,
         why,
         remedy: remedy.to_owned(),
-    };
-    Next::End(WayEnd::Unseen { gap: Box::new(gap) })
+    }
 }

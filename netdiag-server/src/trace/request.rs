@@ -1,8 +1,7 @@
 //! What a namespace is asked about a packet that comes from another one, or that is answered there.
 
-use std::net::IpAddr;
-
 use netdiag_common::forwarding::conntrack::{Direction as Seen, Entry};
+use netdiag_common::forwarding::path::End;
 use netdiag_common::forwarding::{Packet, Without};
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::fate::{FateOrigin, FateRequest, FateTransport};
@@ -12,28 +11,37 @@ use super::{Direction, Leg, Place};
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 
-/// The packet as it comes into the next namespace. Marks stay behind (`skb_scrub_packet`, and no wire carries them).
-pub(super) fn request(
-    legs: &[Leg],
-    place: &Place,
-    origin: FateOrigin,
-    direction: Direction,
-    (packet, next_hop): (&Packet, IpAddr),
-    protocol: Protocol,
-) -> FateRequest {
-    let (from, to) = packet.known_ports();
-    FateRequest {
+/// The packet of the leg `from` as it comes into the next namespace. Marks stay behind (`skb_scrub_packet`, and no wire carries
+/// them).
+pub(super) fn request(legs: &[Leg], place: &Place, origin: FateOrigin, from: &Leg, protocol: Protocol) -> FateRequest {
+    let (packet, direction) = (&from.path().packet, from.direction);
+    let (source_port, destination_port) = packet.known_ports();
+    let next_hop = match from.path().end {
+        End::Sent { gateway, .. } => Some(gateway.unwrap_or(packet.destination())),
+        _ => None,
+    };
+    let base = FateRequest {
         origin,
         source: Some(packet.source()),
         destination: packet.destination(),
-        transport: transport(protocol, from, to, direction),
+        transport: transport(protocol, source_port, destination_port, direction),
         mark: 0,
-        connection: (direction == Direction::Reply).then(|| entry(legs, place)).flatten(),
+        connection: None,
         length: None,
         may_be_fragmented: false,
-        next_hop: Some(next_hop),
+        next_hop,
         without: without(legs),
+    };
+    if from.carrier.is_none() {
+        let connection = (direction == Direction::Reply).then(|| entry(legs, place)).flatten();
+        return FateRequest { connection, ..base };
     }
+    // A tunnel's: each direction is a connection of its own.
+    let transport = match from.request.transport {
+        FateTransport::Udp { .. } => FateTransport::Udp { source_port, destination_port },
+        without_ports => without_ports,
+    };
+    FateRequest { transport, length: from.request.length, may_be_fragmented: from.request.may_be_fragmented, ..base }
 }
 
 /// What a server answers to a packet that was delivered.
@@ -75,6 +83,7 @@ fn without(legs: &[Leg]) -> Without {
 
 /// What a namespace's connection tracking kept of the packet when it came by, as its answer meets it.
 fn entry(legs: &[Leg], place: &Place) -> Option<Entry> {
-    let there = legs.iter().find(|leg| leg.direction == Direction::Forward && leg.place == *place)?;
+    let there = |leg: &&Leg| leg.carrier.is_none() && leg.direction == Direction::Forward && leg.place == *place;
+    let there = legs.iter().find(there)?;
     there.connection().map(|entry| Entry { direction: Seen::Reply, ..entry.clone() })
 }

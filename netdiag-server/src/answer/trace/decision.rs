@@ -1,7 +1,7 @@
 //! One decision of a way as an entry of the answer: whose rule it is, of which object, and what passed it.
 
 use netdiag_common::forwarding::expression::Verdict;
-use netdiag_common::forwarding::path::Decision;
+use netdiag_common::forwarding::path::{Decision, End};
 use netdiag_common::forwarding::virtual_server::VirtualServerKey;
 use netdiag_common::observation::fate::FateSocket;
 use netdiag_common::observation::trace::{TraceEvent, TraceKind};
@@ -55,6 +55,10 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: 
 
 /// Which socket takes a packet that is delivered here; none where that was not looked up.
 pub(super) fn delivery(leg: &Leg) -> Option<DecisionEntry> {
+    // The kernel's own socket.
+    if leg.carrier.is_some() {
+        return (leg.path().end == End::Delivered).then(|| predicted("delivered to the tunnel".to_owned()));
+    }
     let delivery = leg.fate.deliveries.iter().find(|delivery| delivery.path == leg.path)?;
     let sockets: Vec<String> = delivery.sockets.iter().map(FateSocket::words).collect();
     Some(predicted(match &sockets[..] {

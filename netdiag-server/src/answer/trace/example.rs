@@ -53,5 +53,6 @@ pub(super) fn leg(input: Option<u32>, decisions: Vec<Decision>, output: u32) -> 
         fate: Arc::new(fate),
         at: "2026-11-23T12:00:00Z".parse().unwrap(),
         path: 0,
+        carrier: None,
     }
 }

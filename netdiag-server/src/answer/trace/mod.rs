@@ -9,7 +9,7 @@ use super::{NotSeen, not_seen};
 use crate::evidence::Cluster;
 use crate::path::Path;
 use crate::path::filter::ServiceChains;
-use crate::trace::{Agreement, Compared, Counted, Direction, Follow, Leg, Place, Sent, Side, Trace, WayEnd};
+use crate::trace::{Agreement, Carrier, Compared, Counted, Direction, Follow, Leg, Place, Sent, Side, Trace, WayEnd};
 
 mod decision;
 #[cfg(test)]
@@ -102,6 +102,9 @@ pub struct LegEntry {
     pub node: String,
     /// `pod shop/client`, or `node`.
     pub place: String,
+    /// `outer packet of flannel.1 (VXLAN, VNI 1, UDP port 8472)`, around the packet of an earlier leg; none for the packet itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<String>,
     /// `tcp 10.244.1.5:61997 → 10.96.0.20:80`, as it comes in.
     pub packet: String,
     /// The interface it arrives on; empty where a process sends it.
@@ -244,6 +247,7 @@ fn leg(world: &World<'_>, leg: &Leg, compared: Option<Compared>, counted: Option
         reply: leg.direction == Direction::Reply,
         node: leg.place.node.clone(),
         place: place(world.cluster, &leg.place),
+        tunnel: leg.carrier.as_ref().map(Carrier::words),
         packet: words::packet(&leg.fate.packet),
         interface: words::arrival(leg),
         agreement: match agreement {

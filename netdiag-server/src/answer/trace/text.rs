@@ -115,8 +115,9 @@ impl LegEntry {
         let where_from =
             if self.interface.is_empty() { "sent".to_owned() } else { format!("in by {}", self.interface) };
         let reply = if self.reply { "answer, " } else { "" };
+        let tunnel = self.tunnel.as_ref().map(|tunnel| format!("{tunnel}: ")).unwrap_or_default();
         page.row("");
-        page.row(&format!("{}, {}: {reply}{where_from}: {}", self.node, self.place, self.packet));
+        page.row(&format!("{}, {}: {reply}{where_from}: {tunnel}{}", self.node, self.place, self.packet));
         for decision in &self.decisions {
             let [both, predicted, traced, none] = MARKS;
             let mark = match (decision.predicted, decision.traced) {
@@ -157,6 +158,7 @@ mod tests {
             reply: false,
             node: "n1".to_owned(),
             place: "node".to_owned(),
+            tunnel: None,
             packet: "tcp 10.244.1.2:50000 → 10.96.0.7:80".to_owned(),
             interface: "veth-a".to_owned(),
             agreement: AgreementName::NotTraced,

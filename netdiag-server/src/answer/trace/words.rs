@@ -230,10 +230,15 @@ pub(super) fn end(way: &Way) -> String {
         WayEnd::Astray => "the answer is delivered where nobody asked".to_owned(),
         WayEnd::Unseen { gap } => format!("{answer}not followed further: {}", gap.why),
         WayEnd::Circle => format!("{answer}goes in a circle"),
-        WayEnd::Stopped => match way.legs.last() {
-            Some(leg) => format!("{answer}{} on node {}", stopped(leg), leg.place.node),
-            None => "nothing was evaluated".to_owned(),
-        },
+        WayEnd::Stopped | WayEnd::TunnelDrops { .. } => {
+            let Some(leg) = way.legs.last() else { return "nothing was evaluated".to_owned() };
+            let outer = leg.carrier.as_ref().map(|carrier| format!(", as the {}", carrier.words())).unwrap_or_default();
+            let place = format!("on node {}{outer}", leg.place.node);
+            match &way.end {
+                WayEnd::TunnelDrops { why } => format!("{answer}dropped {place}: {why}"),
+                _ => format!("{answer}{} {place}", stopped(leg)),
+            }
+        }
     }
 }
 
@@ -274,7 +279,33 @@ pub(in crate::answer) fn stopped(leg: &Leg) -> String {
 
 #[cfg(test)]
 mod tests {
+    use netdiag_common::forwarding::tunnel::{Encapsulation, Outer};
+
     use super::*;
+    use crate::answer::trace::example::leg;
+    use crate::trace::Carrier;
+
+    #[test]
+    fn an_outer_packet_that_is_dropped_is_told_as_the_tunnels() {
+        let outer = Outer {
+            encapsulation: Encapsulation::Vxlan { vni: 1, port: 8_472 },
+            source: None,
+            destination: "172.30.0.12".parse().unwrap(),
+            lower_index: None,
+            mac: None,
+        };
+        let carrier = Carrier { inside: 0, device: "flannel.1".to_owned(), outer };
+        let leg = leg(Some(2), Vec::new(), 3);
+        let legs = vec![leg.clone(), Leg { carrier: Some(carrier), ..leg }];
+        let why = "no device has VNI 1".to_owned();
+        let mut way = Way { legs, end: WayEnd::TunnelDrops { why } };
+        let outer = "on node n1, as the outer packet of flannel.1 (VXLAN, VNI 1, UDP port 8472)";
+        assert_eq!(end(&way), format!("dropped {outer}: no device has VNI 1"));
+        way.end = WayEnd::Stopped;
+        assert_eq!(end(&way), format!("sent by interface 3 {outer}"));
+        way.legs.pop();
+        assert_eq!(end(&way), "sent by interface 3 on node n1");
+    }
 
     #[test]
     fn a_virtual_server_is_told_with_the_real_one_that_it_chose() {

@@ -51,6 +51,7 @@ fn an_agent_that_predicted_with_the_rules_is_not_believed() {
         destination: "10.96.0.7".parse().expect("an address"),
         port: 80,
         without: &without,
+        tunnels: Tunnels::Followed,
     };
     let (_, needs) = ways(&cluster, begins, &mut |_| None);
     let Some(Topic::Fate(request)) = needs.first().map(|need| &need.topic) else { panic!("{needs:?}") };
