@@ -1,6 +1,7 @@
 //! The case `traced`: connections in a dual-stack cluster, to Services of several kinds, are predicted namespace by namespace, there and
 //! back, on one node and across two, and the kernels' own trace of one that is sent says the same. A rule that drops them is left out of
-//! a prediction, and stays. Then nothing of it is left on any node.
+//! a prediction, and stays. Then nothing of it is left on any node. In a second cluster, whose pods talk through VXLAN, what stops the
+//! outer packets is predicted to stop the connection.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{Subject, client};
-use crate::cluster::{Cluster, Options, ProxyMode};
+use crate::cluster::{Cluster, Cni, Options, ProxyMode};
 use crate::install::{self, Installed};
 use crate::netdiag_image::Build;
 
@@ -90,11 +91,59 @@ const BOTH_FAMILIES: &str = r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#
 const SITE: &str = "table inet site { chain fw { type filter hook prerouting priority -300; tcp dport 80 drop; }; }";
 const SITE_RULE: &str = "inet site fw rule ";
 
-/// Runs in a cluster of its own.
+/// From node to node through the overlay.
+const THROUGH: Question = Question { from: "pod/shop/client", to: "pod/shop/web-2:8080", answered: true };
+
+/// What stops its outer packets: the command, the node that it is for, and words of the end that is then predicted. The second one
+/// stops them before the first one can.
+const STOPS: [(&str, &[&str], [&str; 2]); 2] = [
+    (
+        "n2",
+        &["nft", "table inet site { chain in { type filter hook input priority 0; udp dport 8472 drop; }; }"],
+        ["inet site in rule ", "on node n2, as the outer packet of flannel.1 (VXLAN, VNI 1, UDP port 8472)"],
+    ),
+    (
+        "n1",
+        // A node's first `bridge` is the network plugin of that name.
+        &["/sbin/bridge", "fdb", "del", "02:0e:00:00:00:02", "dev", "flannel.1"],
+        ["dropped on node n1: ", "the forwarding database of flannel.1 has no entry for 02:0e:00:00:00:02"],
+    ),
+];
+
+/// Runs in clusters of its own.
 fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
-    let name = format!("{prefix}t{}", &mode.name()[..3]);
-    let options = Options { name, mode, dual_stack: true, ..Options::default() };
-    super::in_own_cluster(&options, keep, in_cluster)
+    let name = |letter: &str| format!("{prefix}{letter}{}", &mode.name()[..3]);
+    let options = Options { name: name("t"), mode, dual_stack: true, ..Options::default() };
+    let mut wrong = super::in_own_cluster(&options, keep, in_cluster)?;
+    let options = Options { name: name("v"), mode, cni: Cni::Vxlan, ..Options::default() };
+    wrong.extend(super::in_own_cluster(&options, keep, through_a_tunnel)?);
+    Ok(wrong)
+}
+
+fn through_a_tunnel(cluster: &Cluster) -> Result<Vec<String>> {
+    super::deploy_world(cluster)?;
+    let installed = super::install_on_n1(cluster)?;
+    client::is_well(cluster)?;
+    let mut wrong = Vec::new();
+    let well = trace(cluster, &installed, &THROUGH, false)?;
+    let way = &well["families"][0]["ways"][0];
+    let legs = way["legs"].as_array().map_or(&[][..], Vec::as_slice);
+    let outer = legs.iter().filter(|leg| leg["tunnel"].is_string());
+    let outer: Vec<&str> = outer.filter_map(|leg| leg["node"].as_str()).collect();
+    // There, and back.
+    if outer != ["n1", "n2", "n2", "n1"] || way["answered"] != true || well["not_seen"] != Value::Array(Vec::new()) {
+        wrong.push(format!("the tunnel's packets are not followed there and back: {well}"));
+    }
+    for (node, command, words) in STOPS {
+        cluster.node_exec(node, command)?;
+        let stopped = trace(cluster, &installed, &THROUGH, false)?;
+        let way = &stopped["families"][0]["ways"][0];
+        let end = way["end"].as_str().unwrap_or_default();
+        if way["stopped"] != true || words.iter().any(|words| !end.contains(words)) {
+            wrong.push(format!("after {command:?} on {node} it is not predicted what stops the packet: {stopped}"));
+        }
+    }
+    Ok(wrong)
 }
 
 fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
