@@ -133,9 +133,16 @@ async fn an_endless_request_is_refused() {
     assert!(status(server, "127.0.0.1", "", &body).await.contains("413"));
 }
 
-struct OneToken;
+/// A gate that knows one token, and lets who sends none look or not.
+struct OneToken {
+    lets_nameless_look: bool,
+}
 
 impl Gate for OneToken {
+    fn lets_nameless_look(&self) -> bool {
+        self.lets_nameless_look
+    }
+
     fn identify<'g>(
         &'g self,
         bearer: &'g str,
@@ -176,12 +183,22 @@ impl Gate for OneToken {
 
 #[tokio::test]
 async fn without_a_valid_token_nothing_is_answered() {
-    let server = serve(Some(Arc::new(OneToken))).await;
+    let server = serve(Some(Arc::new(OneToken { lets_nameless_look: false }))).await;
     assert!(status(server, "127.0.0.1", "", &list_tools()).await.contains("401"));
     let wrong = "Authorization: Bearer wrong\r\n";
     assert!(status(server, "127.0.0.1", wrong, &list_tools()).await.contains("401"));
     let good = "Authorization: Bearer good\r\n";
     assert!(status(server, "127.0.0.1", good, &list_tools()).await.contains("200"));
+}
+
+#[tokio::test]
+async fn where_nobody_has_to_say_who_asks_a_wrong_token_is_still_wrong() {
+    let server = serve(Some(Arc::new(OneToken { lets_nameless_look: true }))).await;
+    assert!(status(server, "127.0.0.1", "", &list_tools()).await.contains("200"));
+    for wrong in ["Bearer wrong", "Basic Z29vZA=="] {
+        let header = format!("Authorization: {wrong}\r\n");
+        assert!(status(server, "127.0.0.1", &header, &list_tools()).await.contains("401"), "{wrong}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -176,9 +176,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         return Err(Failure("an SVG is one picture: leave out --watch".to_owned()));
     }
     let way = source::route(&args.source).await?;
-    // Probing from nodes takes the right in all namespaces; what a server's mesh has seen may be looked at without it. The
-    // server answers on its own loopback to whoever may open a port of its pod, so it is the caller's own right that is asked
-    // about here.
+    // Probing from nodes takes the right in all namespaces; what a server's mesh has seen may be looked at without it.
     let right = OwnRights::of(&args.source).await?.may_start("").await;
     if let Err(denied) = right {
         if matches!(way, Route::Here(_)) {
@@ -188,15 +186,23 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         request.only_kept = true;
     }
     if args.watch {
-        return watch(&args, &request, way).await;
+        let code = watch(&args, &request, &way).await;
+        if let Route::Server(way) = &way {
+            way.server.withdraw().await;
+        }
+        return code;
     }
     let answer = {
         let _progress = Progress::start("nodes probe each other");
         match way {
-            Route::Server(way) => match ask(&way, &request).await {
-                Ok(answer) => answer,
-                Err(error) => here(&way.without(error)?, args.source.agent_port, &request).await?,
-            },
+            Route::Server(way) => {
+                let answer = ask(&way, &request).await;
+                way.server.withdraw().await;
+                match answer {
+                    Ok(answer) => answer,
+                    Err(error) => here(&way.without(error)?, args.source.agent_port, &request).await?,
+                }
+            }
             Route::Here(source) => here(&source, args.source.agent_port, &request).await?,
         }
     };
@@ -208,8 +214,13 @@ async fn here(source: &AnySource, agent_port: u16, request: &MeshRequest) -> Res
     mesh_with(source, agent_port, None, request).await
 }
 
+/// With a proof of who asks unless nothing can be sent for it.
 async fn ask(way: &Forwarded, request: &MeshRequest) -> Result<MeshAnswer, ForwardError> {
-    way.server.post("/v1/mesh", request, request::patience(PATIENCE_MS)).await
+    let patience = request::patience(PATIENCE_MS);
+    if request.only_kept {
+        return way.server.post("/v1/mesh", request, patience).await;
+    }
+    way.server.post_proven("/v1/mesh", request, patience).await
 }
 
 /// For the command line and the server alike: what the mesh that is `kept` knows, or else one short round.
@@ -239,7 +250,7 @@ pub(super) async fn mesh_with<S: Source>(
 }
 
 /// Until somebody ends it. Without a server this process keeps the mesh going.
-async fn watch(args: &Args, request: &MeshRequest, way: Route) -> Result<u8, Failure> {
+async fn watch(args: &Args, request: &MeshRequest, way: &Route) -> Result<u8, Failure> {
     let stop = |kind| signal(kind).map_err(|error| Failure(format!("cannot wait for signals: {error}")));
     let (mut terminate, mut interrupt) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let own = Rounds::new(request.settings(args.source.agent_port)?);
@@ -250,7 +261,7 @@ async fn watch(args: &Args, request: &MeshRequest, way: Route) -> Result<u8, Fai
     loop {
         let look = async {
             ticks.tick().await;
-            match &way {
+            match way {
                 Route::Server(way) => ask(way, request).await.map_err(|error| match error {
                     ForwardError::Refused(why) => Failure(why),
                     ForwardError::Unreached(why) => Failure(format!("no server to ask: {why}")),

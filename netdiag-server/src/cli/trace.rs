@@ -13,6 +13,9 @@ use crate::answer::trace::{self, TraceAnswer};
 use crate::ask::{AnySource, Source};
 use crate::question::{Origin, ParseError, Purpose, Question};
 
+/// Who arms a trace from this process, in the agents' logs.
+const HERE: &str = "the command line";
+
 /// Shows what every node on the way will do with a packet and its answer, rule by rule
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -113,8 +116,12 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     let (question, without) = (request.question()?, request.without()?);
     let answer = {
         let _progress = Progress::start("following the packet");
-        let here = async |source: AnySource| trace_with(&source, &question, without.clone()).await;
-        source::answer(&args.source, ("/v1/trace", &request), args.timeout, here).await?
+        let here = async |source: AnySource| trace_with(&source, &question, without.clone(), Some(HERE)).await;
+        if request.armed {
+            source::proven_answer(&args.source, ("/v1/trace", &request), args.timeout, here).await?
+        } else {
+            source::answer(&args.source, ("/v1/trace", &request), args.timeout, here).await?
+        }
     };
     match args.output {
         ShortFormat::Text => output::print(&answer.text(output::paint()))?,
@@ -132,8 +139,9 @@ pub(super) async fn trace_with<S: Source>(
     source: &S,
     question: &Question,
     without: Without,
+    asked_by: Option<&str>,
 ) -> Result<TraceAnswer, Failure> {
-    let followed = crate::trace::trace(source, question, without).await?;
+    let followed = crate::trace::trace(source, question, without, asked_by).await?;
     Ok(trace::build(&followed, source.now()))
 }
 

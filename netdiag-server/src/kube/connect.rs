@@ -1,6 +1,7 @@
 //! A client from a kubeconfig or from inside the cluster, with errors that name the file, the context and the way out.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
@@ -26,6 +27,8 @@ pub struct Access {
     pub context: String,
     /// `https://10.0.0.1:6443`, for messages.
     pub server: String,
+    /// The credentials, for proving who asks.
+    pub(super) config: Arc<Config>,
 }
 
 /// Long enough for a loaded API server in another region, short enough for somebody who waits.
@@ -35,6 +38,7 @@ pub async fn connect(options: &AccessOptions) -> Result<Access, SourceError> {
     let (mut config, context) = config(options).await?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+    let kept = Arc::new(config.clone());
     let client = Client::try_from(config).map_err(|error| SourceError {
         message: format!(
             "cannot use the credentials {} for {server}: {}; check the certificates and the exec plugin of that user",
@@ -42,7 +46,7 @@ pub async fn connect(options: &AccessOptions) -> Result<Access, SourceError> {
             error::innermost(&error)
         ),
     })?;
-    Ok(Access { client, context, server })
+    Ok(Access { client, context, server, config: kept })
 }
 
 async fn config(options: &AccessOptions) -> Result<(Config, String), SourceError> {

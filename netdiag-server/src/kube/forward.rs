@@ -6,17 +6,19 @@ use ::kube::Api;
 use ::kube::api::Portforwarder;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Fuse};
-use http::{Request, header};
+use http::{HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::OnceCell;
 
 use super::Access;
 use super::error::{RequestError, innermost};
 use super::list;
+use super::proof::Prover;
 use crate::ask::SourceError;
 use crate::evidence::object::Pod as SlimPod;
 
@@ -39,6 +41,7 @@ const MAX_HELLO_BYTES: usize = 64 << 10;
 pub struct Server {
     access: Access,
     pod: String,
+    prover: OnceCell<Prover>,
 }
 
 /// Why there is no answer of the server.
@@ -73,7 +76,9 @@ impl Server {
         };
         let ready = pods.items.iter().find(|pod| pod.is_ready() && pod.metadata.deleted_at.is_none());
         Ok(match (ready, pods.items.first()) {
-            (Some(pod), _) => Ok(Self { access: access.clone(), pod: pod.metadata.name.clone() }),
+            (Some(pod), _) => {
+                Ok(Self { access: access.clone(), pod: pod.metadata.name.clone(), prover: OnceCell::new() })
+            }
             (None, Some(pod)) => Err(format!("its pod {NAMESPACE}/{} is not ready", pod.metadata.name)),
             (None, None) => Err(format!("namespace {NAMESPACE} has no pod of it")),
         })
@@ -86,14 +91,51 @@ impl Server {
         body: &impl serde::Serialize,
         patience: Duration,
     ) -> Result<T, ForwardError> {
+        self.send(path, body, patience, None).await
+    }
+
+    /// The same with a proof of who asks, for what takes a right. See [`Self::withdraw`].
+    pub async fn post_proven<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl serde::Serialize,
+        patience: Duration,
+    ) -> Result<T, ForwardError> {
+        let proof = async {
+            let prover = self.prover.get_or_try_init(|| std::future::ready(Prover::new(&self.access))).await?;
+            prover.authorization().await
+        };
+        let proof = proof.await.map_err(|why: String| {
+            ForwardError::Refused(format!("cannot prove to netdiag's server who asks: {why}"))
+        })?;
+        self.send(path, body, patience, Some(proof)).await
+    }
+
+    /// Takes back what a proof left in the cluster: for when nothing more is asked.
+    pub async fn withdraw(&self) {
+        if let Some(prover) = self.prover.get() {
+            prover.withdraw().await;
+        }
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl serde::Serialize,
+        patience: Duration,
+        proof: Option<HeaderValue>,
+    ) -> Result<T, ForwardError> {
         let unreached = |why: String| ForwardError::Unreached(format!("pod {NAMESPACE}/{}: {why}", self.pod));
         let body = serde_json::to_vec(body).map_err(|error| ForwardError::Refused(error.to_string()))?;
         let mut way = self.proven_way().await.map_err(unreached)?;
-        let request = Request::post(path)
+        let mut request = Request::post(path)
             .header(header::HOST, "localhost")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .expect("the path is a constant");
+        if let Some(proof) = proof {
+            request.headers_mut().insert(header::AUTHORIZATION, proof);
+        }
         let response = way.exchange(request, patience).await.map_err(unreached)?;
         let status = response.status();
         let collected = tokio::time::timeout(patience, Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect())

@@ -1,9 +1,10 @@
-//! The Kubernetes API: how it is reached, what is listed and watched there, and who may ask us what.
+//! The Kubernetes API: how it is reached, what is listed and watched there, who asks us, and what they may ask.
 
 mod connect;
 mod error;
 pub mod forward;
 mod list;
+pub mod proof;
 mod resource;
 pub mod review;
 mod secret;

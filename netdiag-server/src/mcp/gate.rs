@@ -22,6 +22,13 @@ pub struct Caller {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
+impl Caller {
+    /// Whoever is on the other end of stdio, or of a loopback where nobody has to say who they are.
+    pub fn is_nameless(&self) -> bool {
+        self.user.is_empty()
+    }
+}
+
 /// Why somebody is not let in. The text is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Denied {
@@ -37,6 +44,11 @@ type Check<'g, T> = Pin<Box<dyn Future<Output = Result<T, Denied>> + Send + 'g>>
 
 /// Checks tokens and rights.
 pub trait Gate: Send + Sync {
+    /// Whether who sends no bearer is let in, as a nameless [`Caller`]. What they may do is asked as of others.
+    fn lets_nameless_look(&self) -> bool {
+        false
+    }
+
     /// Whose token this is.
     fn identify<'g>(&'g self, bearer: &'g str) -> Check<'g, Caller>;
 
@@ -87,10 +99,13 @@ pub(crate) fn guard(router: Router, gate: Arc<dyn Gate>) -> Router {
 
 /// Middleware: puts the [`Caller`] into the request, or answers in its place.
 async fn check(State(gate): State<Arc<dyn Gate>>, mut request: Request, next: Next) -> Response {
-    let bearer = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let sent = request.headers().get(header::AUTHORIZATION);
+    let says_nothing = sent.is_none();
+    let bearer = sent.and_then(|value| value.to_str().ok());
     let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned);
     let caller = match &bearer {
         Some(bearer) => gate.identify(bearer).await,
+        None if says_nothing && gate.lets_nameless_look() => Ok(Caller::default()),
         None => Err(Denied::Unauthenticated("send a ServiceAccount token as Authorization: Bearer TOKEN".to_owned())),
     };
     match caller {
@@ -112,7 +127,7 @@ async fn check(State(gate): State<Arc<dyn Gate>>, mut request: Request, next: Ne
     }
 }
 
-/// Who called: by HTTP as the gate said, by stdio the nameless user who started the process.
+/// Who called: by HTTP as the gate said, by stdio nobody by name, which is the user who started the process.
 pub(super) fn caller(extensions: &Extensions) -> Caller {
     let parts = extensions.get::<http::request::Parts>();
     parts.and_then(|parts| parts.extensions.get::<Caller>()).cloned().unwrap_or_default()

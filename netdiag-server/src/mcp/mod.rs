@@ -53,7 +53,7 @@ pub struct State<S> {
 }
 
 impl<S: Source + Send + 'static> State<S> {
-    /// Without a gate everybody who reaches the server may ask: for stdio and for loopback.
+    /// Without a gate everybody who reaches the server may ask: for stdio.
     pub fn new(source: S, gate: Option<Arc<dyn Gate>>) -> Arc<Self> {
         Arc::new(Self { source, store: Store::default(), questions: Semaphore::new(MAX_QUESTIONS), gate })
     }

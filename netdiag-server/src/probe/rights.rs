@@ -24,7 +24,7 @@ pub trait Rights: Sync {
     fn may_get_secret(&self, namespace: &str, name: &str) -> impl Future<Output = Result<(), NoRight>> + Send;
 }
 
-/// For who holds the agents' certificates, or the server's loopback: nothing here could hold them back.
+/// For who holds the agents' certificates: nothing here could hold them back.
 pub struct Unchecked;
 
 impl Rights for Unchecked {

@@ -41,8 +41,8 @@ pub struct ProbeRequest {
     /// One attempt after the other, each followed by the kernels of the nodes on its way, until one fails.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follow: bool,
-    /// Namespaces whose pods may send; nodes may not then. None: whichever the asker's own rights allow. A server on its loopback does
-    /// not know who asks, and is told by the command line what it found out about its caller.
+    /// Namespaces whose pods may send; nodes may not then. None: whichever the asker's own rights allow. Those end what is sent in any
+    /// case; this is what the command line found out about them before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only_from: Option<Vec<String>>,
     #[serde(default)]

@@ -49,9 +49,10 @@ pub(super) async fn run<S: Source>(
     path: &Path,
     (source_port, destination): (u16, IpAddr),
     followed: &Followed,
+    asked_by: Option<&str>,
 ) -> Traced {
     let deadline = Instant::now() + PATIENCE;
-    let traces = requests(path, followed);
+    let traces = requests(path, followed, asked_by);
     let mut traced =
         Traced { sent: Sent::Tried(ProbeResult { attempts: Vec::new() }), records: BTreeMap::new(), gaps: Vec::new() };
     let (Some(client), Some(port)) = (path.clients.first(), path.port) else { return traced };
@@ -91,7 +92,7 @@ pub(super) async fn run<S: Source>(
 
 /// One trace for each namespace, of all tuples that some way enters it with, there or back. Outer packets are not traced: their
 /// source ports are not known.
-fn requests(path: &Path, followed: &Followed) -> Vec<(Place, TraceRequest)> {
+fn requests(path: &Path, followed: &Followed, asked_by: Option<&str>) -> Vec<(Place, TraceRequest)> {
     let mut places: BTreeMap<Place, BTreeSet<TraceAlternative>> = BTreeMap::new();
     for way in &followed.ways {
         let legs = || way.legs.iter().filter(|leg| leg.carrier.is_none());
@@ -111,7 +112,7 @@ fn requests(path: &Path, followed: &Followed) -> Vec<(Place, TraceRequest)> {
             interface: None,
             seconds: SECONDS,
             packets: PACKETS,
-            asked_by: None,
+            asked_by: asked_by.map(str::to_owned),
         })
     };
     places.into_iter().filter_map(|(place, tuples)| Some((place, request(tuples)?))).collect()

@@ -142,8 +142,13 @@ impl Way {
 }
 
 /// Follows the packet for each family that the target has, and sends one when the question allows it. What is sent meets the rules
-/// that are left out: whoever leaves out any asks passively.
-pub async fn trace<S: Source>(source: &S, question: &Question, without: Without) -> Result<Follow, AskError> {
+/// that are left out: whoever leaves out any asks passively. Agents log who asked when they arm a trace.
+pub async fn trace<S: Source>(
+    source: &S,
+    question: &Question,
+    without: Without,
+    asked_by: Option<&str>,
+) -> Result<Follow, AskError> {
     let cluster = source.cluster().await?;
     let path = path::resolve(question, &cluster, None)?;
     let mut traces = Vec::new();
@@ -152,7 +157,7 @@ pub async fn trace<S: Source>(source: &S, question: &Question, without: Without)
         let ends = (source_port, destination);
         let followed = follow::follow(source, &cluster, &path, ends, &without, question.budget).await;
         let traced = match question.tier {
-            Tier::Trace => Some(armed::run(source, &path, ends, &followed).await),
+            Tier::Trace => Some(armed::run(source, &path, ends, &followed, asked_by).await),
             Tier::Passive | Tier::Probe => None,
         };
         let counted = match question.tier {

@@ -72,7 +72,12 @@ fn blind_agent(cluster: &Cluster, installed: &Installed, scratch: &Path, node: &
 /// A kubeconfig of a ServiceAccount that may read everything netdiag judges, but NetworkPolicies.
 fn limited_kubeconfig(cluster: &Cluster, folder: &Path) -> Result<PathBuf> {
     cluster.apply(include_str!("limited.yaml"))?;
-    let token = cluster.kubectl(&["-n", "shop", "create", "token", "limited", "--duration=2h"])?;
+    kubeconfig_of(cluster, folder, "limited")
+}
+
+/// A kubeconfig with a token of a ServiceAccount in namespace shop.
+pub(super) fn kubeconfig_of(cluster: &Cluster, folder: &Path, account: &str) -> Result<PathBuf> {
+    let token = cluster.kubectl(&["-n", "shop", "create", "token", account, "--duration=2h"])?;
     let admin = cluster.kubeconfig();
     let text = std::fs::read_to_string(&admin).with_context(|| format!("cannot read {}", admin.display()))?;
     let mut config: serde_json::Value =
@@ -81,7 +86,7 @@ fn limited_kubeconfig(cluster: &Cluster, folder: &Path) -> Result<PathBuf> {
     for user in users {
         user["user"] = serde_json::json!({"token": token.trim()});
     }
-    let path = folder.join("limited.conf");
+    let path = folder.join(format!("{account}.conf"));
     // JSON is YAML.
     std::fs::write(&path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)

@@ -33,6 +33,19 @@ pub(super) async fn run(
         Route::Server(server) => Way::Server(server),
         Route::Here(source) => Way::Here(Box::new(source)),
     };
+    let answer = sent(&mut way, request, rights, output).await;
+    if let Way::Server(way) = &way {
+        way.server.withdraw().await;
+    }
+    answer
+}
+
+async fn sent(
+    way: &mut Way,
+    request: &ProbeRequest,
+    rights: &OwnRights,
+    output: ShortFormat,
+) -> Result<ProbeAnswer, Failure> {
     let only_from = match way {
         Way::Server(_) => ask_for_rights(request, rights).await?,
         Way::Here(_) => None,
@@ -95,8 +108,8 @@ fn first_part(request: &ProbeRequest, is_watched: bool) -> u32 {
     }
 }
 
-/// Before anything is asked for: the server answers on its own loopback to whoever may open a port of its pod, so it is the
-/// caller's own right that is looked at here. The namespaces that the caller may probe from, where those are not all.
+/// Before anything is asked for, so that who lacks the right learns it at once; the server asks about it again. The namespaces that
+/// the caller may probe from, where those are not all.
 async fn ask_for_rights(request: &ProbeRequest, rights: &OwnRights) -> Result<Option<Vec<String>>, Failure> {
     let namespace = match request.from.split('/').collect::<Vec<_>>().as_slice() {
         ["pod", namespace, _] => (*namespace).to_owned(),
@@ -148,7 +161,7 @@ impl Way {
     async fn ask(&mut self, request: &ProbeRequest, rights: &OwnRights) -> Result<ProbeAnswer, Failure> {
         match self {
             Self::Server(way) => {
-                let answer = way.server.post("/v1/probe", request, PATIENCE).await;
+                let answer = way.server.post_proven("/v1/probe", request, PATIENCE).await;
                 answer.map_err(|error| match error {
                     ForwardError::Refused(why) => Failure(why),
                     ForwardError::Unreached(why) => Failure(format!(

@@ -21,7 +21,7 @@ use crate::cli::probe::probe_with;
 use crate::cli::request::{DiagnoseRequest, ScanRequest};
 use crate::cli::scan::scan_with;
 use crate::cli::trace::{TraceRequest, trace_with};
-use crate::mcp::{Caller, CallerRights, Gate, guard};
+use crate::mcp::{Caller, CallerRights, Denied, Gate, guard};
 use crate::mesh::rounds::Rounds;
 use crate::observed::Wanted;
 use crate::probe::{ProbeRequest, RunError};
@@ -37,15 +37,14 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) source: Arc<LiveSource>,
-    gate: Option<Arc<dyn Gate>>,
+    gate: Arc<dyn Gate>,
     questions: Arc<Semaphore>,
     probes: Arc<Semaphore>,
     /// The one that this server keeps going.
     mesh: Option<Arc<Rounds>>,
 }
 
-/// Without a gate everybody who reaches it may ask: for loopback.
-pub(super) fn router(source: Arc<LiveSource>, gate: Option<Arc<dyn Gate>>, kept: Option<Arc<Rounds>>) -> Router {
+pub(super) fn router(source: Arc<LiveSource>, gate: Arc<dyn Gate>, kept: Option<Arc<Rounds>>) -> Router {
     let api = Api {
         source,
         gate: gate.clone(),
@@ -65,10 +64,7 @@ pub(super) fn router(source: Arc<LiveSource>, gate: Option<Arc<dyn Gate>>, kept:
         .route("/v1/trace", post(trace))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(api);
-    match gate {
-        Some(gate) => guard(router, gate),
-        None => router,
-    }
+    guard(router, gate)
 }
 
 /// For the kubelet: no secrets, no token.
@@ -135,25 +131,35 @@ impl Api {
             Refused(StatusCode::SERVICE_UNAVAILABLE, message)
         };
         let _permit = self.probes.try_acquire().map_err(busy)?;
-        let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
-        let rights = CallerRights { gate: self.gate.as_deref(), caller: &caller };
-        let asked_by = if caller.user.is_empty() { "the server's loopback".to_owned() } else { caller.user.clone() };
+        let caller = known(caller);
+        let rights = CallerRights { gate: Some(&*self.gate), caller: &caller };
         let cluster = self.source.cluster().await.map_err(Failure::from)?;
-        probe_with(&self.source, cluster, request, &rights, Some(asked_by)).await.map_err(Refused::from)
+        probe_with(&self.source, cluster, request, &rights, Some(caller.user.clone())).await.map_err(Refused::from)
     }
 
-    /// Probes start in a namespace, or on the nodes themselves. `instead` is how to ask without.
-    async fn allow_probes(
-        &self,
-        caller: Option<Extension<Caller>>,
-        from: &Origin,
-        instead: &str,
-    ) -> Result<(), Refused> {
-        let (Some(gate), Some(Extension(caller))) = (&self.gate, caller) else { return Ok(()) };
-        let namespace = if let Origin::Pod { namespace, .. } = from { namespace.as_str() } else { "" };
-        let denied = gate.may_probe(&caller, namespace).await;
-        denied.map_err(|denied| Refused(StatusCode::FORBIDDEN, format!("{}; ask again {instead}", denied.text())))
+    /// The few attempts of a question, along the way that it asks about. `instead` is how to ask without.
+    async fn allow_probes(&self, caller: &Caller, from: &Origin, instead: &str) -> Result<(), Refused> {
+        self.gate.may_probe(caller, namespace_of(from)).await.map_err(|denied| refused(&denied, instead))
     }
+
+    /// More than those: the right to choose probes.
+    async fn allow_chosen(&self, caller: &Caller, from: &Origin, instead: &str) -> Result<(), Refused> {
+        self.gate.may_choose_probes(caller, namespace_of(from)).await.map_err(|denied| refused(&denied, instead))
+    }
+}
+
+/// As the gate said.
+fn known(caller: Option<Extension<Caller>>) -> Caller {
+    caller.map(|Extension(caller)| caller).unwrap_or_default()
+}
+
+/// Probes start in a namespace, or on the nodes themselves.
+fn namespace_of(from: &Origin) -> &str {
+    if let Origin::Pod { namespace, .. } = from { namespace.as_str() } else { "" }
+}
+
+fn refused(denied: &Denied, instead: &str) -> Refused {
+    Refused(StatusCode::FORBIDDEN, format!("{}; ask again {instead}", denied.text()))
 }
 
 async fn diagnose(
@@ -164,7 +170,7 @@ async fn diagnose(
     let request = body(asked)?;
     let question = request.question().map_err(|error| Refused(StatusCode::BAD_REQUEST, error.to_string()))?;
     if !request.no_probe {
-        api.allow_probes(caller, &question.from, "with --no-probe").await?;
+        api.allow_probes(&known(caller), &question.from, "with --no-probe").await?;
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     let inquiry = ask::ask(&api.source, &question).await.map_err(Failure::from)?;
@@ -178,7 +184,7 @@ async fn scan(
 ) -> Result<Response, Refused> {
     let request = body(asked)?;
     if !request.no_probe {
-        api.allow_probes(caller, &Origin::EveryNode, "with --no-probe").await?;
+        api.allow_probes(&known(caller), &Origin::EveryNode, "with --no-probe").await?;
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     Ok(Json(scan_with(&api.source, &request).await?).into_response())
@@ -198,7 +204,8 @@ async fn mesh(
 ) -> Result<Response, Refused> {
     let request = body(asked)?;
     if api.mesh.is_none() && !request.only_kept {
-        api.allow_probes(caller, &Origin::EveryNode, "when the server keeps a mesh (`netdiag serve --mesh`)").await?;
+        let instead = "when the server keeps a mesh (`netdiag serve --mesh`)";
+        api.allow_chosen(&known(caller), &Origin::EveryNode, instead).await?;
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     Ok(Json(mesh_with(&api.source, api.source.agent_port(), api.mesh.as_deref(), &request).await?).into_response())
@@ -221,13 +228,14 @@ async fn trace(
     let request = body(asked)?;
     let bad = |Failure(why): Failure| Refused(StatusCode::BAD_REQUEST, why);
     let (question, without) = (request.question().map_err(bad)?, request.without().map_err(bad)?);
+    let caller = known(caller);
     if request.armed {
-        api.allow_probes(caller, &question.from, "without --armed").await?;
+        api.allow_chosen(&caller, &question.from, "without --armed").await?;
     } else if request.counters {
-        api.allow_probes(caller, &question.from, "without --counters").await?;
+        api.allow_probes(&caller, &question.from, "without --counters").await?;
     }
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
-    Ok(Json(trace_with(&api.source, &question, without).await?).into_response())
+    Ok(Json(trace_with(&api.source, &question, without, Some(&caller.user)).await?).into_response())
 }
 
 /// What is sent, where to and how often is the caller's choice: that takes a right of its own.

@@ -35,7 +35,7 @@ pub(super) struct Args {
     /// Certificates for the agents: ca.crt, server.crt, server.key
     #[arg(long, value_name = "DIR")]
     tls_dir: PathBuf,
-    /// Where API and MCP listen. Beyond loopback, callers need a token that the API server accepts
+    /// Where API and MCP listen. Beyond loopback, callers need a token that the API server accepts; on loopback only to probe
     #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), SERVER_PORT))]
     listen: SocketAddr,
     /// Where /healthz and /readyz listen besides, for the kubelet's probes
@@ -65,12 +65,12 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         .init();
     let agents = Agents::new(&args.tls_dir)?;
     let access = kube::connect(&AccessOptions { kubeconfig: args.kubeconfig, context: args.context }).await?;
-    let gate: Option<Arc<dyn Gate>> =
-        (!args.listen.ip().is_loopback()).then(|| Arc::new(gate::ByReview { access: access.clone() }) as Arc<dyn Gate>);
+    let is_on_loopback = args.listen.ip().is_loopback();
+    let gate: Arc<dyn Gate> = Arc::new(gate::ByReview { access: access.clone(), is_on_loopback });
     let source = Arc::new(LiveSource::new(Intent::Watched(Warm::start(access)), Some(agents), args.agent_port));
     let stop = CancellationToken::new();
     let options = HttpOptions { allowed_hosts: args.allowed_host, shutdown: stop.clone() };
-    let tools = mcp::router(mcp::State::new(source.clone(), gate.clone()), options);
+    let tools = mcp::router(mcp::State::new(source.clone(), Some(gate.clone())), options);
     let health = api::health(source.clone());
     let mesh = args.mesh.start(&source)?;
     let router = api::router(source, gate, mesh.clone()).merge(tools).merge(health.clone());

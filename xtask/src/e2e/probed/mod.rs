@@ -1,10 +1,11 @@
 //! The case `probed`: every kind of probe from a pod's own namespace in a dual-stack cluster, IPv4 and IPv6; the ladder and the
-//! matrix of a healthy Service; TLS of the API server, beside a Secret; a pod's control group; scrapes as of blackbox_exporter. Then
-//! the symptoms that clients know, each injected and told by its class.
+//! matrix of a healthy Service; TLS of the API server, beside a Secret; a pod's control group; who may probe; scrapes
+//! as of blackbox_exporter. Then the symptoms that clients know, each injected and told by its class.
 
 mod certificate;
 mod entrance;
 mod group;
+mod rights;
 mod scrape;
 
 use std::time::Duration;
@@ -108,6 +109,8 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     wrong.extend(entrance::fake_gateway(cluster, &installed)?);
     wrong.extend(certificate::compared(cluster, &installed)?);
     wrong.extend(group::joined(cluster, &installed)?);
+    // What comes next asks with the token of an account that is made here.
+    wrong.extend(rights::asked(cluster, &installed).context("rights")?);
     wrong.extend(scrape::scraped(cluster)?);
     wrong.extend(matrix(cluster, &installed)?);
     wrong.extend(symptoms::run(cluster, &installed).context("symptoms")?);

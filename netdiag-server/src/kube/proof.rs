@@ -1,0 +1,236 @@
+//! Proof of who asks, for netdiag's server behind a port-forward: what arrives there comes from its own loopback and names nobody.
+//!
+//! Where the credentials are a token, the token is the proof (TokenReview). Who has a client certificate instead, or asks in somebody
+//! else's name (impersonation), has the API server witness it: it writes into each CertificateSigningRequest who created it, which
+//! nobody can choose or change (kubernetes, pkg/registry/certificates/certificates/strategy.go, `PrepareForCreate` and
+//! `PrepareForUpdate`). The object is named after the digest of a secret, so that only who knows the secret can point at it, and its
+//! signer signs nothing. No clock is compared: one that is wrong is what netdiag may be asked about.
+
+use std::time::{Duration, Instant};
+
+use ::kube::api::{DeleteParams, ObjectMeta, PostParams};
+use ::kube::client::middleware::AuthLayer;
+use ::kube::client::{Body, ConfigExt};
+use ::kube::{Api, Config};
+use data_encoding::HEXLOWER;
+use http::{HeaderValue, Request, Response, header};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::Mutex;
+use tower::{BoxError, Layer, ServiceExt};
+
+use super::Access;
+use super::error::{RequestError, bounded, innermost};
+use super::review::{self, User};
+use crate::ask::SourceError;
+
+/// What a bearer begins with that is no token but the secret of a witnessed proof.
+const WITNESSED: &str = "netdiag-asker.";
+/// Nobody signs for it; those of Kubernetes are `kubernetes.io/…`.
+const SIGNER: &str = "netdiag.dev/asker";
+/// One of a request has to be named; nobody signs it.
+const USAGE: &str = "client auth";
+/// Who has no right to delete the object leaves that to the API: a pending request goes after 24 h (kubernetes,
+/// pkg/controller/certificates/cleaner/cleaner.go, `pendingExpiration`). A new one is made well before.
+const RENEW_AFTER: Duration = Duration::from_hours(12);
+
+/// Whoever asks from here, with what it takes to prove it again and again.
+pub(super) struct Prover {
+    access: Access,
+    /// Adds a token to requests, and refreshes it when it has to be; none where no token proves who asks.
+    tokens: Option<AuthLayer>,
+    witnessed: Mutex<Option<Witnessed>>,
+}
+
+struct Witnessed {
+    secret: String,
+    since: Instant,
+}
+
+impl Prover {
+    pub fn new(access: &Access) -> Result<Self, String> {
+        Ok(Self { access: access.clone(), tokens: tokens(&access.config)?, witnessed: Mutex::default() })
+    }
+
+    /// The value of `Authorization`.
+    pub async fn authorization(&self) -> Result<HeaderValue, String> {
+        if let Some(layer) = &self.tokens
+            && let Some(value) = token(layer).await?
+        {
+            return Ok(value);
+        }
+        let mut witnessed = self.witnessed.lock().await;
+        if let Some(known) = &*witnessed
+            && known.since.elapsed() < RENEW_AFTER
+        {
+            return Ok(bearer(&known.secret));
+        }
+        if let Some(old) = witnessed.take() {
+            self.delete(&old.secret).await;
+        }
+        let secret = self.create().await?;
+        let value = bearer(&secret);
+        *witnessed = Some(Witnessed { secret, since: Instant::now() });
+        Ok(value)
+    }
+
+    /// Takes back what was left in the cluster.
+    pub async fn withdraw(&self) {
+        if let Some(witnessed) = self.witnessed.lock().await.take() {
+            self.delete(&witnessed.secret).await;
+        }
+    }
+
+    async fn create(&self) -> Result<String, String> {
+        let mut random = [0; 32];
+        SystemRandom::new().fill(&mut random).map_err(|_| "the kernel gives no random numbers".to_owned())?;
+        let secret = HEXLOWER.encode(&random);
+        let object = object(&secret).map_err(|error| format!("cannot make a request for a certificate: {error}"))?;
+        let parameters = PostParams::default();
+        match bounded(requests(&self.access).create(&parameters, &object)).await {
+            Ok(_) => Ok(secret),
+            Err(error @ RequestError::Forbidden(_)) => Err(format!(
+                "{error}; credentials without a token prove it by a CertificateSigningRequest that nobody signs: have \
+                 the ClusterRole netdiag-asker bound to you, or use a kubeconfig with a token (kubectl create token)"
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn delete(&self, secret: &str) {
+        let parameters = DeleteParams::default();
+        // See RENEW_AFTER for what becomes of it otherwise.
+        let _ = bounded(requests(&self.access).delete(&name_of(secret), &parameters)).await;
+    }
+}
+
+/// Who sent this bearer; none when the API server does not stand for it.
+pub async fn who(access: &Access, sent: &str) -> Result<Option<User>, SourceError> {
+    let Some(secret) = sent.strip_prefix(WITNESSED) else { return review::who(access, sent).await };
+    match bounded(requests(access).get(&name_of(secret))).await {
+        Ok(object) => Ok(creator(object)),
+        Err(RequestError::NotServed(_)) => Ok(None),
+        Err(error) => Err(SourceError {
+            message: format!(
+                "cannot check who asks: {error}; it takes the verb get on \
+                 certificatesigningrequests.certificates.k8s.io"
+            ),
+        }),
+    }
+}
+
+fn requests(access: &Access) -> Api<CertificateSigningRequest> {
+    Api::all(access.client.clone())
+}
+
+/// None where the token is not that of whoever the request is made as.
+fn tokens(config: &Config) -> Result<Option<AuthLayer>, String> {
+    if config.auth_info.impersonate.is_some() {
+        return Ok(None);
+    }
+    config.auth_layer().map_err(|error| innermost(&error))
+}
+
+/// What the layer adds to a request, if that is a token: an inner service that answers with it.
+async fn token(layer: &AuthLayer) -> Result<Option<HeaderValue>, String> {
+    let echo = tower::service_fn(|request: Request<Body>| {
+        let added = request.headers().get(header::AUTHORIZATION).cloned();
+        std::future::ready(Ok::<_, BoxError>(Response::new(added)))
+    });
+    let answer = layer.layer(echo).oneshot(Request::new(Body::empty())).await.map_err(|error| error.to_string())?;
+    Ok(answer.into_body().filter(|value| value.as_bytes().starts_with(b"Bearer ")))
+}
+
+fn bearer(secret: &str) -> HeaderValue {
+    let mut value =
+        HeaderValue::try_from(format!("Bearer {WITNESSED}{secret}")).expect("hexadecimal digits may stand in a header");
+    value.set_sensitive(true);
+    value
+}
+
+fn name_of(secret: &str) -> String {
+    format!("netdiag-asker-{}", HEXLOWER.encode(digest(&SHA256, secret.as_bytes()).as_ref()))
+}
+
+/// The API server checks that it is signed by its own key, which is forgotten here.
+fn object(secret: &str) -> Result<CertificateSigningRequest, rcgen::Error> {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, "netdiag asker");
+    let mut parameters = CertificateParams::default();
+    parameters.distinguished_name = subject;
+    let pem = parameters.serialize_request(&KeyPair::generate()?)?.pem()?;
+    Ok(CertificateSigningRequest {
+        metadata: ObjectMeta { name: Some(name_of(secret)), ..ObjectMeta::default() },
+        spec: CertificateSigningRequestSpec {
+            request: ByteString(pem.into_bytes()),
+            signer_name: SIGNER.to_owned(),
+            usages: Some(vec![USAGE.to_owned()]),
+            ..CertificateSigningRequestSpec::default()
+        },
+        status: None,
+    })
+}
+
+fn creator(object: CertificateSigningRequest) -> Option<User> {
+    let spec = object.spec;
+    let name = spec.username.filter(|name| !name.is_empty() && spec.signer_name == SIGNER)?;
+    Some(User {
+        name,
+        uid: spec.uid.unwrap_or_default(),
+        groups: spec.groups.unwrap_or_default(),
+        extra: spec.extra.unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn token_of(user: serde_json::Value) -> Option<String> {
+        let mut config = Config::new("https://10.0.0.1:6443".parse().expect("an address"));
+        config.auth_info = serde_json::from_value(user).expect("a user of a kubeconfig");
+        let layer = tokens(&config).expect("credentials")?;
+        let value = token(&layer).await.expect("a request")?;
+        Some(value.to_str().expect("text").to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_token_proves_who_asks_and_other_credentials_have_none() {
+        assert_eq!(token_of(serde_json::json!({"token": "abc"})).await.as_deref(), Some("Bearer abc"));
+        assert_eq!(token_of(serde_json::json!({"client-certificate": "/a", "client-key": "/b"})).await, None);
+        assert_eq!(token_of(serde_json::json!({"username": "u", "password": "p"})).await, None);
+        assert_eq!(token_of(serde_json::json!({"token": "abc", "as": "alice"})).await, None, "it is not alice's");
+    }
+
+    #[test]
+    fn the_object_tells_nobody_the_secret() {
+        let object = object("5ec7e7").expect("a request");
+        let name = object.metadata.name.clone().expect("a name");
+        assert_eq!(name.len(), "netdiag-asker-".len() + 64);
+        let written = serde_json::to_string(&object).expect("JSON");
+        assert!(!written.contains("5ec7e7"), "{written}");
+        assert_eq!(name, name_of("5ec7e7"));
+        assert_ne!(name, name_of("5ec7e8"));
+        let pem = String::from_utf8(object.spec.request.0).expect("PEM");
+        assert!(pem.starts_with("-----BEGIN CERTIFICATE REQUEST-----"), "{pem}");
+    }
+
+    #[test]
+    fn only_requests_of_our_own_signer_name_somebody() {
+        let created = |signer: &str, name: Option<&str>| {
+            let mut created = object("5ec7e7").expect("a request");
+            created.spec.signer_name = signer.to_owned();
+            created.spec.username = name.map(str::to_owned);
+            created.spec.groups = Some(vec!["devs".to_owned()]);
+            creator(created)
+        };
+        let alice = created(SIGNER, Some("alice")).expect("alice");
+        assert_eq!((alice.name.as_str(), alice.groups.as_slice()), ("alice", &["devs".to_owned()][..]));
+        assert_eq!(created("kubernetes.io/kube-apiserver-client", Some("alice")), None);
+        assert_eq!(created(SIGNER, Some("")), None);
+        assert_eq!(created(SIGNER, None), None);
+    }
+}
