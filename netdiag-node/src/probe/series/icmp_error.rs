@@ -5,6 +5,7 @@ use netdiag_common::observation::series::IcmpError;
 /// ICMPv4 types.
 pub(super) const UNREACHABLE: u8 = 3;
 pub(super) const TIME_EXCEEDED: u8 = 11;
+const PARAMETER_PROBLEM: u8 = 12;
 /// Code of [`UNREACHABLE`]: fragmentation needed and DF set.
 pub(super) const FRAGMENTATION_NEEDED: u8 = 4;
 /// Code of [`UNREACHABLE`].
@@ -13,6 +14,7 @@ pub(super) const PORT_UNREACHABLE: u8 = 3;
 pub(super) const UNREACHABLE_V6: u8 = 1;
 pub(super) const PACKET_TOO_BIG_V6: u8 = 2;
 pub(super) const TIME_EXCEEDED_V6: u8 = 3;
+const PARAMETER_PROBLEM_V6: u8 = 4;
 /// Code of [`UNREACHABLE_V6`].
 pub(super) const PORT_UNREACHABLE_V6: u8 = 4;
 
@@ -41,10 +43,14 @@ pub(super) fn is_port_unreachable(is_v6: bool, kind: u8, code: u8) -> bool {
     (kind, code) == port
 }
 
-/// Whether a message is an error at all, and so quotes the packet it is about.
+/// Whether a message says that the packet which it quotes came to its end there. Of those that RFC 1122 §3.2.2 counts among errors, a
+/// redirect says that the packet went on (RFC 792), and a source quench that packets should come more slowly (deprecated by RFC 6633).
 pub(super) fn is_error(is_v6: bool, kind: u8) -> bool {
-    // ICMPv6 errors are the types below 128 (RFC 4443 §2.1); in ICMPv4 they are named one by one.
-    if is_v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 4 | 5 | 11 | 12) }
+    if is_v6 {
+        matches!(kind, UNREACHABLE_V6 | PACKET_TOO_BIG_V6 | TIME_EXCEEDED_V6 | PARAMETER_PROBLEM_V6)
+    } else {
+        matches!(kind, UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM)
+    }
 }
 
 fn words_v4(kind: u8, code: u8) -> Option<&'static str> {
@@ -62,11 +68,9 @@ fn words_v4(kind: u8, code: u8) -> Option<&'static str> {
         (UNREACHABLE, 11) => "network unreachable for this service",
         (UNREACHABLE, 12) => "host unreachable for this service",
         (UNREACHABLE, 13) => "administratively prohibited",
-        (4, _) => "source quench",
-        (5, _) => "redirect",
         (TIME_EXCEEDED, 0) => "time exceeded",
         (TIME_EXCEEDED, 1) => "fragment reassembly time exceeded",
-        (12, _) => "parameter problem",
+        (PARAMETER_PROBLEM, _) => "parameter problem",
         _ => return None,
     })
 }
@@ -83,7 +87,7 @@ fn words_v6(kind: u8, code: u8) -> Option<&'static str> {
         (PACKET_TOO_BIG_V6, _) => "packet too big",
         (TIME_EXCEEDED_V6, 0) => "time exceeded",
         (TIME_EXCEEDED_V6, 1) => "fragment reassembly time exceeded",
-        (4, _) => "parameter problem",
+        (PARAMETER_PROBLEM_V6, _) => "parameter problem",
         _ => return None,
     })
 }
@@ -104,6 +108,13 @@ mod tests {
         ] {
             assert_eq!(icmp_error(is_v6, kind, code, 0).words, words);
         }
+    }
+
+    #[test]
+    fn redirects_and_source_quenches_end_no_packet() {
+        let errors = |is_v6| (0..=u8::MAX).filter(|kind| is_error(is_v6, *kind)).collect::<Vec<_>>();
+        assert_eq!(errors(false), [3, 11, 12]);
+        assert_eq!(errors(true), [1, 2, 3, 4]);
     }
 
     #[test]

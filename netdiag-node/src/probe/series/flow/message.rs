@@ -1,6 +1,6 @@
 //! ICMP messages as a raw socket gives them, and the echo requests that we send. Pure: bytes in, facts out.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use netdiag_common::observation::series::IcmpError;
 
@@ -32,17 +32,17 @@ pub(super) struct Message {
 pub(super) enum Content {
     /// `nonce`: what followed the checksum's complement in the payload; none where the reply is too short.
     EchoReply { id: u16, number: u16, nonce: Option<u64> },
-    /// About one of our echo requests.
-    OfEcho { error: IcmpError, id: u16, number: u16 },
+    /// About an echo request that was sent to `to`.
+    OfEcho { error: IcmpError, to: IpAddr, id: u16, number: u16 },
     /// About a UDP datagram. `length`: its header and payload, bytes.
-    OfUdp { error: IcmpError, source_port: u16, length: u16 },
+    OfUdp { error: IcmpError, source: SocketAddr, length: u16 },
 }
 
 /// `packet` begins with the IPv4 header, as raw sockets of that family give it.
 pub(super) fn parse_v4(packet: &[u8]) -> Option<Message> {
     let (header, icmp) = split_v4(packet)?;
-    let from = Ipv4Addr::from(*header.get(12..)?.first_chunk::<4>()?);
-    Some(Message { from: from.into(), ttl: Some(header[8]), content: content(false, icmp)? })
+    let from = ipv4_at(header, 12)?;
+    Some(Message { from, ttl: Some(header[8]), content: content(false, icmp)? })
 }
 
 /// `icmp` begins with the ICMPv6 header: raw sockets of that family tell address and hop limit beside the bytes.
@@ -63,33 +63,56 @@ fn content(is_v6: bool, icmp: &[u8]) -> Option<Content> {
     // RFC 1191 §4: the low half of the second word; RFC 4443 §3.2: the whole word.
     let mtu = if is_v6 { u32::from_be_bytes(*head.get(4..)?.first_chunk()?) } else { u32::from(number_at(head, 6)?) };
     let error = icmp_error(is_v6, kind, code, mtu);
-    let (protocol, transport) = if is_v6 { quoted_v6(rest)? } else { quoted_v4(rest)? };
+    let quoted = if is_v6 { quoted_v6(rest)? } else { quoted_v4(rest)? };
+    let transport = quoted.transport;
     let is_echo = |request: u8| transport.first() == Some(&request);
-    match i32::from(protocol) {
+    match i32::from(quoted.protocol) {
         libc::IPPROTO_UDP => {
-            Some(Content::OfUdp { error, source_port: number_at(transport, 0)?, length: number_at(transport, 4)? })
+            let source = SocketAddr::new(quoted.from, number_at(transport, 0)?);
+            Some(Content::OfUdp { error, source, length: number_at(transport, 4)? })
         }
-        libc::IPPROTO_ICMP if !is_v6 && is_echo(ECHO_REQUEST) => of_echo(error, transport),
-        libc::IPPROTO_ICMPV6 if is_v6 && is_echo(ECHO_REQUEST_V6) => of_echo(error, transport),
+        libc::IPPROTO_ICMP if !is_v6 && is_echo(ECHO_REQUEST) => of_echo(error, &quoted),
+        libc::IPPROTO_ICMPV6 if is_v6 && is_echo(ECHO_REQUEST_V6) => of_echo(error, &quoted),
         _ => None,
     }
 }
 
-fn of_echo(error: IcmpError, transport: &[u8]) -> Option<Content> {
-    Some(Content::OfEcho { error, id: number_at(transport, 4)?, number: number_at(transport, 6)? })
+fn of_echo(error: IcmpError, quoted: &Quoted<'_>) -> Option<Content> {
+    let (id, number) = (number_at(quoted.transport, 4)?, number_at(quoted.transport, 6)?);
+    Some(Content::OfEcho { error, to: quoted.to, id, number })
 }
 
-/// Protocol and transport header of what an error quotes: at least 8 bytes of it (RFC 792). None for a later fragment.
-fn quoted_v4(packet: &[u8]) -> Option<(u8, &[u8])> {
+/// What an error quotes: the packet as it left this stack, since translation of its addresses is undone in what is quoted, too, before
+/// raw sockets see it (`nf_nat_icmp_reply_translation`, on its last hook NF_INET_LOCAL_IN).
+struct Quoted<'p> {
+    protocol: u8,
+    from: IpAddr,
+    to: IpAddr,
+    /// At least 8 bytes of it (RFC 792).
+    transport: &'p [u8],
+}
+
+/// None for a later fragment.
+fn quoted_v4(packet: &[u8]) -> Option<Quoted<'_>> {
     const OFFSET: u16 = 0x1fff;
     let (header, transport) = split_v4(packet)?;
-    (number_at(header, 6)? & OFFSET == 0).then_some((header[9], transport))
+    (number_at(header, 6)? & OFFSET == 0).then_some(())?;
+    Some(Quoted { protocol: header[9], from: ipv4_at(header, 12)?, to: ipv4_at(header, 16)?, transport })
 }
 
 /// Extension headers are not followed: we send none.
-fn quoted_v6(packet: &[u8]) -> Option<(u8, &[u8])> {
+fn quoted_v6(packet: &[u8]) -> Option<Quoted<'_>> {
     let (header, transport) = packet.split_at_checked(IPV6_HEADER)?;
-    (header[0] >> 4 == 6).then_some((header[6], transport))
+    (header[0] >> 4 == 6).then_some(())?;
+    Some(Quoted { protocol: header[6], from: ipv6_at(header, 8)?, to: ipv6_at(header, 24)?, transport })
+}
+
+fn ipv4_at(bytes: &[u8], at: usize) -> Option<IpAddr> {
+    Some(Ipv4Addr::from(*bytes.get(at..)?.first_chunk::<4>()?).into())
+}
+
+fn ipv6_at(bytes: &[u8], at: usize) -> Option<IpAddr> {
+    Some(Ipv6Addr::from(*bytes.get(at..)?.first_chunk::<16>()?).into())
 }
 
 fn split_v4(packet: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -163,7 +186,8 @@ mod tests {
 
     fn ipv6(protocol: u8, payload: &[u8]) -> Vec<u8> {
         let mut packet = vec![0x60, 0, 0, 0, 0, 0, protocol, 64];
-        packet.extend([0; 32]);
+        packet.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        packet.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
         packet.extend(payload);
         packet
     }
@@ -204,13 +228,15 @@ mod tests {
         error.extend(&ipv4(1, &echo)[..28]);
         let message = parse_v4(&ipv4(1, &error)).unwrap();
         let too_big = icmp_error(false, 3, 4, 1_400);
-        assert_eq!(message.content, Content::OfEcho { error: too_big, id: 7, number: 3 });
+        let to = IpAddr::from([10, 0, 0, 2]);
+        assert_eq!(message.content, Content::OfEcho { error: too_big, to, id: 7, number: 3 });
 
         let udp = [0x9c, 0x40, 0, 9, 0, 41, 0, 0];
         let mut error = vec![11, 0, 0, 0, 0, 0, 0, 0];
         error.extend(ipv4(17, &udp));
         let expired = icmp_error(false, 11, 0, 0);
-        let content = Content::OfUdp { error: expired, source_port: 40_000, length: 41 };
+        let source = SocketAddr::from(([10, 0, 0, 1], 40_000));
+        let content = Content::OfUdp { error: expired, source, length: 41 };
         assert_eq!(parse_v4(&ipv4(1, &error)).unwrap().content, content);
     }
 
@@ -222,7 +248,8 @@ mod tests {
         let message = parse_v6(&error, Ipv6Addr::LOCALHOST, Some(60)).unwrap();
         assert_eq!(message.ttl, Some(60));
         let too_big = icmp_error(true, 2, 0, 1_280);
-        assert_eq!(message.content, Content::OfEcho { error: too_big, id: 7, number: 3 });
+        let to = "fd00::2".parse().unwrap();
+        assert_eq!(message.content, Content::OfEcho { error: too_big, to, id: 7, number: 3 });
     }
 
     #[test]

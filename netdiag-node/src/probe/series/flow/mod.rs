@@ -204,11 +204,12 @@ impl Flow {
                 (self.udp.is_none() && id == self.id && nonce == Some(self.nonce))
                     .then_some((number, Said::EchoReply))?
             }
-            Content::OfEcho { error, id, number } => {
-                (self.udp.is_none() && id == self.id).then_some((number, Said::Error(error)))?
+            Content::OfEcho { error, to, id, number } => {
+                (self.udp.is_none() && is_our_echo((to, id), (self.to.ip(), self.id))).then_some(())?;
+                (number, Said::Error(error))
             }
-            Content::OfUdp { error, source_port, length } => {
-                (self.udp.is_some() && source_port == self.source.port()).then_some(())?;
+            Content::OfUdp { error, source, length } => {
+                (self.udp.is_some() && is_our_socket(source, self.source)).then_some(())?;
                 (*self.by_length.get(&length)?, Said::Error(error))
             }
         };
@@ -236,6 +237,17 @@ impl Flow {
         }
         Ok(())
     }
+}
+
+/// Others in the namespace choose ids, too, and may have chosen ours: what ends their packets ends none of ours.
+fn is_our_echo(quoted: (IpAddr, u16), ours: (IpAddr, u16)) -> bool {
+    quoted == ours
+}
+
+/// Address and port are nobody else's while our socket has them. Where it was sent to says less: who balances at the socket (Cilium,
+/// `BPF_CGROUP_UDP4_SENDMSG`) puts an endpoint there, and nobody puts the Service's address back into what an error quotes.
+fn is_our_socket(quoted: SocketAddr, ours: SocketAddr) -> bool {
+    (quoted.ip(), quoted.port()) == (ours.ip(), ours.port())
 }
 
 /// What one socket received: the start of it.
@@ -283,4 +295,25 @@ fn without_port(mut address: SocketAddr) -> SocketAddr {
 fn bound(socket: &Socket) -> io::Result<SocketAddr> {
     let address = socket.local_addr()?.as_socket();
     address.ok_or_else(|| io::Error::other("the socket has no IP address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_about_others_packets_are_not_ours() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let ours = (address("10.244.2.5"), 7);
+        assert!(is_our_echo((address("10.244.2.5"), 7), ours));
+        assert!(!is_our_echo((address("10.244.2.6"), 7), ours), "an id that another one has chosen, too");
+        assert!(!is_our_echo((address("10.244.2.5"), 8), ours));
+
+        let socket = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert!(is_our_socket(socket("10.244.1.5:40000"), socket("10.244.1.5:40000")));
+        assert!(!is_our_socket(socket("10.244.1.6:40000"), socket("10.244.1.5:40000")), "another address's port");
+        assert!(!is_our_socket(socket("10.244.1.5:40001"), socket("10.244.1.5:40000")));
+        let scoped = SocketAddr::V6(std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 40_000, 0, 2));
+        assert!(is_our_socket(socket("[fe80::1]:40000"), scoped), "no error quotes a scope");
+    }
 }
