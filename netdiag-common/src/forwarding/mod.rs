@@ -49,6 +49,7 @@ mod register;
 pub mod routing;
 pub mod set;
 pub mod state;
+mod told;
 pub mod tunnel;
 pub mod virtual_server;
 mod walk;

@@ -57,8 +57,9 @@ impl Outcome {
     }
 }
 
-/// One thing that can happen to the packet.
+/// One thing that can happen to the packet. Decoded tolerantly: agents may be newer than who asks them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "super::told::Told")]
 pub struct Path {
     pub assumptions: Vec<Assumption>,
     pub decisions: Vec<Decision>,

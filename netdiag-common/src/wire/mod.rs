@@ -1,7 +1,7 @@
 //! The agent's HTTP interface: `POST /v1/readings` takes an [`Ask`] and returns a [`Report`]. JSON over mTLS.
 //!
-//! Old and new talk to each other: unknown fields are ignored, unknown topics come back as a gap, and each side says which
-//! versions it speaks ([`WIRE_MIN`]..=[`WIRE_MAX`]).
+//! Old and new talk to each other: unknown fields are ignored, unknown topics come back as a gap, an unknown step of a packet's path
+//! becomes a gap of that path, and each side says which versions it speaks ([`WIRE_MIN`]..=[`WIRE_MAX`]).
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
