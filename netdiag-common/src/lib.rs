@@ -7,6 +7,8 @@
 pub mod record;
 
 #[cfg(feature = "wire")]
+pub mod escape;
+#[cfg(feature = "wire")]
 pub mod forwarding;
 #[cfg(feature = "wire")]
 mod need;

@@ -1,18 +1,42 @@
 //! Names, labels and DNS names come from strangers: they are shown as data, never obeyed by a terminal, Markdown or Mermaid.
 
-/// For terminals and logs: control characters and those that reorder or hide text are written as `\u{…}`.
-pub fn plain(text: &str) -> String {
+use netdiag_common::escape::is_hidden;
+pub use netdiag_common::escape::plain;
+use serde_json::Value;
+
+/// JSON as text, for terminals and logs: the same value, with what would be obeyed written as `\uXXXX` (RFC 8259 §7). Outside of its
+/// strings JSON has only ASCII.
+pub fn json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
-        match character {
-            '\n' => out.push_str("\\n"),
-            '\t' => out.push_str("\\t"),
-            '\r' => out.push_str("\\r"),
-            hidden if is_hidden(hidden) => out.extend(hidden.escape_unicode()),
-            visible => out.push(visible),
+        if is_obeyed(character) {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            out.push(character);
         }
     }
     out
+}
+
+/// Every text of a JSON value that is read as it stands, line by line.
+pub fn value(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains(is_obeyed) => *text = lines(text),
+        Value::Array(values) => values.iter_mut().for_each(self::value),
+        Value::Object(fields) => fields.values_mut().for_each(self::value),
+        _ => {}
+    }
+}
+
+fn is_obeyed(character: char) -> bool {
+    is_hidden(character) && character != '\n'
+}
+
+/// [`plain`] for a text that has several lines by itself.
+pub fn lines(text: &str) -> String {
+    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
 }
 
 /// For running Markdown text (CommonMark, GitHub): additionally, characters with a meaning are escaped with a backslash.
@@ -63,14 +87,6 @@ pub fn mermaid(text: &str) -> String {
     out
 }
 
-/// Control characters, and format characters that change the order of what follows or show nothing (Unicode TR36, TR9).
-fn is_hidden(character: char) -> bool {
-    character.is_control()
-        || matches!(character,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-}
-
 fn longest_run(text: &str) -> usize {
     let mut longest = 0;
     let mut run = 0;
@@ -85,10 +101,25 @@ fn longest_run(text: &str) -> usize {
 mod tests {
     use super::*;
 
+    /// A chain's name that would change a terminal's title, and the order of what follows.
+    const HOSTILE: &str = "web\u{1b}]0;owned\u{7}\u{9b}31m\u{202e}gnp\u{e0001}";
+
     #[test]
-    fn terminals_get_no_control_character_and_no_reordering() {
-        let hostile = "web\u{1b}]0;owned\u{7}\u{202e}gnp\nnext";
-        assert_eq!(plain(hostile), "web\\u{1b}]0;owned\\u{7}\\u{202e}gnp\\nnext");
+    fn json_stays_the_same_value_and_has_nothing_to_obey() {
+        let before = serde_json::json!({"chain": HOSTILE, "lines": "a\nb", "name": "ünë"});
+        let text = json(&serde_json::to_string_pretty(&before).unwrap());
+        assert!(!text.contains(is_obeyed), "{text:?}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), before);
+        assert!(text.contains("ünë") && text.contains("\\udb40\\udc01"), "{text}");
+    }
+
+    #[test]
+    fn values_that_are_read_as_they_stand_are_escaped_line_by_line() {
+        let mut content = serde_json::json!({"steps": [{"what": HOSTILE}], "fix": "first\nsecond", "count": 7});
+        value(&mut content);
+        assert_eq!(content["fix"], "first\nsecond");
+        assert_eq!(content["steps"][0]["what"], plain(HOSTILE));
+        assert_eq!(content["count"], 7);
     }
 
     #[test]

@@ -306,11 +306,7 @@ fn show(answer: &MeshAnswer, args: &Args, screen: Option<&mut Screen>) -> Result
         }
         (MapFormat::Text, None) => output::print_to_reader(&answer.text(output::paint(), kind)),
         (MapFormat::Svg, _) => output::print_to_reader(&answer.svg(kind)),
-        (MapFormat::Json, _) if args.watch => {
-            let line = serde_json::to_string(answer)
-                .map_err(|error| Failure(format!("cannot write what was seen as JSON: {error}")))?;
-            output::print_to_reader(&line)
-        }
+        (MapFormat::Json, _) if args.watch => output::print_to_reader(&output::json_line(answer)?),
         (MapFormat::Json, _) => output::print_to_reader(&output::json(answer)?),
     }
 }

@@ -119,11 +119,7 @@ fn stop_signal(kind: SignalKind) -> Result<Signal, Failure> {
 
 fn show(look: &Observe, format: ShortFormat, screen: Option<&mut Screen>) -> Result<Reader, Failure> {
     match (format, screen) {
-        (ShortFormat::Json, _) => {
-            let line = serde_json::to_string(look)
-                .map_err(|error| Failure(format!("cannot write what was seen as JSON: {error}")))?;
-            output::print_to_reader(&line)
-        }
+        (ShortFormat::Json, _) => output::print_to_reader(&output::json_line(look)?),
         (ShortFormat::Text, Some(screen)) => {
             screen.draw(|size| look.text(output::paint(), size));
             Ok(Reader::There)

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use serde::Serialize;
 
 use super::Failure;
-use crate::answer::{Answer, Paint, markdown, text};
+use crate::answer::{Answer, Paint, escape, markdown, text};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Format {
@@ -31,7 +31,14 @@ pub(super) fn answer(answer: &Answer, format: Format) -> Result<(), Failure> {
 }
 
 pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value).map_err(|error| Failure(format!("cannot write the answer as JSON: {error}")))
+    let text = serde_json::to_string_pretty(value);
+    text.map(|text| escape::json(&text)).map_err(|error| Failure(format!("cannot write the answer as JSON: {error}")))
+}
+
+/// On one line.
+pub(super) fn json_line(value: &impl Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string(value);
+    text.map(|text| escape::json(&text)).map_err(|error| Failure(format!("cannot write the answer as JSON: {error}")))
 }
 
 /// Writes a page to standard output. A reader that left early (`| head`) is no failure.

@@ -4,7 +4,7 @@ use rmcp::model::{CallToolResult, ContentBlock, JsonObject, Tool, ToolAnnotation
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::answer::compact;
+use crate::answer::{compact, escape};
 
 /// Bytes of structured content by default: some 4 000 tokens.
 pub const SUMMARY_BYTES: usize = 16 * 1024;
@@ -25,9 +25,10 @@ impl Reply {
 
     /// `value` made to fit; what was left out is said in its field `truncated` and in the text.
     pub fn fitted(text: &str, mut content: Value, max_bytes: usize, narrow: &str) -> Self {
+        escape::value(&mut content);
         // Room for the sentence itself and for escapes, which the count leaves out.
         let left_out = compact::fit(&mut content, max_bytes - max_bytes / 8, narrow);
-        let mut text: String = text.chars().take(TEXT_CHARACTERS).collect();
+        let mut text: String = escape::lines(text).chars().take(TEXT_CHARACTERS).collect();
         if !left_out.is_empty() {
             text.push_str(&format!("\n({left_out})"));
             let said = content.get("truncated").and_then(Value::as_str).unwrap_or_default();
@@ -45,7 +46,7 @@ impl Reply {
                 result
             }
             Self::Error { text } => {
-                let text: String = crate::answer::escape::plain(&text).chars().take(TEXT_CHARACTERS).collect();
+                let text: String = escape::plain(&text).chars().take(TEXT_CHARACTERS).collect();
                 CallToolResult::error(vec![ContentBlock::text(text)])
             }
         }

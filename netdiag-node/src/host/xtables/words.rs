@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
+use netdiag_common::escape::plain;
 use netdiag_common::observation::rules::{NatTarget, Verdict};
 
 /// Longer lists are cut in the text (not in the matches): a text is for people.
@@ -91,9 +92,10 @@ pub(crate) fn address_range(first: IpAddr, last: IpAddr, most: u32) -> Option<Ve
     }
 }
 
-/// Joins the parts of a rule and cuts what is too long.
+/// Joins the parts of a rule and cuts what is too long. Names of chains and sets in it are any bytes: what a terminal would obey is
+/// escaped.
 pub(crate) fn sentence(parts: &[String]) -> String {
-    let mut text = parts.join(" ");
+    let mut text = plain(&parts.join(" "));
     if let Some((cut, _)) = text.char_indices().nth(MAX_TEXT) {
         text.truncate(cut);
         text.push('…');
@@ -168,6 +170,12 @@ mod tests {
         assert_eq!(braced(1, ["a".to_owned()].into_iter()), "a");
         let twenty = braced(20, (0..20).map(|i| i.to_string()));
         assert!(twenty.ends_with("15, … 4 more }"), "{twenty}");
+    }
+
+    #[test]
+    fn names_in_a_rule_are_shown_and_not_obeyed() {
+        let hostile = "jump \u{1b}[2Jfw\u{202e}\n".to_owned();
+        assert_eq!(sentence(&[hostile, "counter".to_owned()]), "jump \\u{1b}[2Jfw\\u{202e}\\n counter");
     }
 
     #[test]
