@@ -134,10 +134,11 @@ impl Default for AllowList {
 
 impl Caps {
     pub(super) fn new(allowed: AllowList, throughput: bool) -> Self {
+        let now = Instant::now();
         Self {
             allowed,
-            packets: Rate::new(PACKETS_PER_S),
-            bytes: Rate::new(BYTES_PER_S),
+            packets: Rate::new(PACKETS_PER_S, now),
+            bytes: Rate::new(BYTES_PER_S, now),
             attempts: Semaphore::new(MAX_CONCURRENT),
             series: Arc::new(Semaphore::new(MAX_SERIES)),
             // They would measure each other.
@@ -161,10 +162,15 @@ impl Caps {
 
     /// Waits for the share of packets and bytes.
     pub(super) async fn spend(&self, packets: u32, bytes: u64) {
-        let wait = self.packets.take(u64::from(packets)).max(self.bytes.take(bytes));
+        let wait = self.take(Instant::now(), packets, bytes);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Takes that share, and says how long to wait before it is used.
+    fn take(&self, now: Instant, packets: u32, bytes: u64) -> Duration {
+        self.packets.take(now, packets.into()).max(self.bytes.take(now, bytes))
     }
 
     /// A place for a throughput probe.
@@ -223,13 +229,13 @@ struct Rate {
 }
 
 impl Rate {
-    fn new(per_s: u64) -> Self {
-        Self { per_s, started: Instant::now(), sent_at_ns: AtomicU64::new(0) }
+    fn new(per_s: u64, started: Instant) -> Self {
+        Self { per_s, started, sent_at_ns: AtomicU64::new(0) }
     }
 
     /// Takes `amount`, and says how long to wait before it is used.
-    fn take(&self, amount: u64) -> Duration {
-        let now_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    fn take(&self, now: Instant, amount: u64) -> Duration {
+        let now_ns = u64::try_from(now.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX);
         let burst_ns = u64::try_from(BURST.as_nanos()).expect("milliseconds fit");
         let cost_ns = amount.saturating_mul(1_000_000_000) / self.per_s;
         let next = |sent_at_ns: u64| sent_at_ns.max(now_ns).saturating_add(cost_ns);
@@ -242,6 +248,8 @@ impl Rate {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv6Addr;
+
+    use futures::FutureExt as _;
 
     use super::*;
 
@@ -311,18 +319,65 @@ mod tests {
 
     #[test]
     fn more_than_the_rate_waits_its_turn() {
-        let rate = Rate::new(1_000);
-        // The burst is free, and one packet on top; then each waits a millisecond longer than the one before.
-        let waits: Vec<Duration> = (0..100).map(|_| rate.take(1)).collect();
-        assert_eq!(waits[0], Duration::ZERO);
-        assert!(waits[99] > Duration::from_millis(50), "{:?}", waits[99]);
-        assert!(waits.windows(2).all(|pair| pair[1] + Duration::from_millis(50) >= pair[0]));
+        let now = Instant::now();
+        let rate = Rate::new(1_000, now);
+        // The burst is free; then each waits a millisecond longer than the one before.
+        let waits: Vec<u128> = (0..100).map(|_| rate.take(now, 1).as_millis()).collect();
+        assert_eq!(waits[..7], [0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(waits[99], 95);
+        assert_eq!(rate.take(now + Duration::from_secs(1), 1), Duration::ZERO, "after a pause");
     }
 
     #[test]
     fn one_large_packet_goes_at_once() {
-        let rate = Rate::new(1_000);
-        assert_eq!(rate.take(60_000), Duration::ZERO, "it waits for nothing that was taken before it");
-        assert!(rate.take(1) > Duration::from_secs(50));
+        let now = Instant::now();
+        let rate = Rate::new(1_000, now);
+        assert_eq!(rate.take(now, 60_000), Duration::ZERO, "it waits for nothing that was taken before it");
+        assert!(rate.take(now, 1) > Duration::from_secs(50));
+    }
+
+    /// When as many series as there may be send as fast as they can for two seconds, all of packets of this size.
+    fn sent(caps: &Caps, bytes: u64) -> Vec<Duration> {
+        let mut next = [Duration::ZERO; MAX_SERIES];
+        let mut sent = Vec::new();
+        loop {
+            let series = (0..MAX_SERIES).min_by_key(|series| next[*series]).expect("there are some");
+            let at = next[series];
+            if at >= Duration::from_secs(2) {
+                sent.sort();
+                return sent;
+            }
+            next[series] = at + caps.take(caps.packets.started + at, 1, bytes);
+            sent.push(next[series]);
+        }
+    }
+
+    #[test]
+    fn all_series_together_keep_to_one_rate() {
+        let burst = |per_s: u64| per_s * u64::try_from(BURST.as_millis()).unwrap() / 1_000;
+        let large = 64 * 1024;
+        for (bytes, per_s) in [(0, PACKETS_PER_S), (large, BYTES_PER_S / large)] {
+            let sent = sent(&Caps::new(AllowList::default(), false), bytes);
+            let at_most = usize::try_from(per_s + burst(per_s)).unwrap() + MAX_SERIES;
+            let in_a_second = |first: usize| sent.get(first + at_most).map(|last| last.saturating_sub(sent[first]));
+            let gaps: Vec<Duration> = (0..sent.len()).filter_map(in_a_second).collect();
+            assert!(!gaps.is_empty() && gaps.iter().all(|gap| *gap >= Duration::from_secs(1)), "{bytes} bytes");
+            let all = u64::try_from(sent.len()).unwrap();
+            assert!(all >= 2 * per_s, "{all} packets of {bytes} bytes: the rate is not used");
+        }
+    }
+
+    #[test]
+    fn attempts_and_series_of_all_together_have_so_many_places() {
+        let caps = Caps::new(AllowList::default(), false);
+        let mut attempts: Vec<_> =
+            (0..MAX_CONCURRENT).map(|_| caps.attempt().now_or_never().expect("a place")).collect();
+        assert!(caps.attempt().now_or_never().is_none());
+        attempts.pop();
+        assert!(caps.attempt().now_or_never().is_some());
+        let series: Vec<_> = (0..MAX_SERIES).map(|_| caps.series().now_or_never().expect("a place")).collect();
+        assert!(caps.series().now_or_never().is_none());
+        drop(series);
+        assert!(caps.series().now_or_never().is_some());
     }
 }

@@ -212,3 +212,21 @@ impl Pacer {
 pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+
+    use super::*;
+
+    /// Whoever sets the wall clock moves no attempt: `Instant` is CLOCK_MONOTONIC, and so is what is waited on.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the kernel tells a timer's clock there (fs/timerfd.c, timerfd_show)")]
+    fn the_schedule_is_not_kept_by_the_wall_clock() {
+        let Pacer(Some(timer)) = Pacer::new(true) else { panic!("no timer") };
+        let path = format!("/proc/self/fdinfo/{}", timer.as_fd().as_raw_fd());
+        let told = std::fs::read_to_string(path).unwrap();
+        let clock = told.lines().find_map(|line| line.strip_prefix("clockid: "));
+        assert_eq!(clock, Some(libc::CLOCK_MONOTONIC.to_string().as_str()), "{told}");
+    }
+}
