@@ -48,7 +48,7 @@ pub struct Config {
     /// Kubernetes name of this node
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
-    /// Address to listen on, usually the node's, with or without a port: 10.0.0.7, 10.0.0.7:9443, [fd00::7]:9443
+    /// Address to listen on, usually the node's, with or without a port: 10.0.0.7, 10.0.0.7:9443, `[fd00::7]:9443`
     #[arg(long, env = "NETDIAG_LISTEN", value_parser = agent_address)]
     pub listen: SocketAddr,
     /// Folder with ca.crt, node.crt and node.key

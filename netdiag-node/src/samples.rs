@@ -1,6 +1,6 @@
 //! Looks at the counters of the node and all its pods now and then, so that an answer can say how they grew since when.
 //!
-//! The node is looked at every [`ROUND_EVERY`], each pod every [`POD_EVERY`], and whatever is asked about at that moment too.
+//! The node is looked at every [`ROUND_EVERY`], each pod every `POD_EVERY`, and whatever is asked about at that moment too.
 //! A look at one pod's namespace takes about 0.3 ms.
 
 use std::collections::{BTreeMap, HashMap, HashSet};

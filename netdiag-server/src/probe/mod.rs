@@ -1,6 +1,6 @@
 //! Active probes: what is sent from which namespace to which address, and what came of it, counted exactly.
 //!
-//! [`plan`] is pure; [`run`] asks the agents, which send: see `observation::series` for their words and limits. What is to be
+//! [`plan()`] is pure; [`run()`] asks the agents, which send: see `observation::series` for their words and limits. What is to be
 //! followed is sent attempt by attempt, by [`crate::followed`].
 
 mod back;

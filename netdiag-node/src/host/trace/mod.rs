@@ -85,7 +85,7 @@ pub fn arm(request: &TraceRequest) -> Result<Armed, ReadError> {
 
 impl Armed {
     /// Listens until all packets came, the time is over or `is_over`, disarms, and tells what was seen. `owner` as for
-    /// [`forwarding::fate`].
+    /// [`forwarding::fate()`].
     pub fn collect(
         mut self,
         until: Instant,

@@ -1,7 +1,7 @@
 //! What NetworkPolicies say about one connection, in both directions, by the API's definition (networking.k8s.io/v1).
 //!
 //! Policies see the connection after the Service's translation: the endpoint's address and port. Whether anything
-//! enforces them is the business of [`enforcer`].
+//! enforces them is the business of `enforcer`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
