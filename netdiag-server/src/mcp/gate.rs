@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 use http::{StatusCode, header};
 use rmcp::model::Extensions;
 
@@ -114,7 +114,8 @@ async fn check(State(gate): State<Arc<dyn Gate>>, mut request: Request, next: Ne
             next.run(request).await
         }
         Err(denied) => {
-            let text = denied.text().to_owned();
+            // As every error of the API.
+            let text = Json(serde_json::json!({"error": denied.text()}));
             match denied {
                 Denied::Unauthenticated(_) => {
                     (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer realm=\"netdiag\"")], text)
