@@ -9,7 +9,7 @@ use netdiag_common::{Gap, GapReason};
 
 use super::object::{
     ConfigMap, EndpointSlice, Event, Gateway, GrpcRoute, HttpRoute, Ingress, Namespace, NetworkPolicy, Node, Object,
-    Pod, ReferenceGrant, Service, ServicePort, TlsRoute, Workload,
+    Pod, ReferenceGrant, Service, ServiceCidr, ServicePort, TlsRoute, Workload,
 };
 
 /// All objects of one kind, by (namespace, name).
@@ -109,6 +109,8 @@ pub struct Cluster {
     pub tls_routes: Kind<TlsRoute>,
     pub gateways: Kind<Gateway>,
     pub reference_grants: Kind<ReferenceGrant>,
+    /// The ranges that addresses of Services are taken from. A gap where the cluster does not have this kind.
+    pub service_cidrs: Kind<ServiceCidr>,
     /// Single objects and files that could not be understood; the rest of their kind is there.
     pub unread: Vec<Gap>,
 }

@@ -22,10 +22,11 @@ pub enum KindName {
     TlsRoutes,
     Gateways,
     ReferenceGrants,
+    ServiceCidrs,
 }
 
 impl KindName {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Namespaces,
         Self::Nodes,
         Self::Pods,
@@ -41,6 +42,7 @@ impl KindName {
         Self::TlsRoutes,
         Self::Gateways,
         Self::ReferenceGrants,
+        Self::ServiceCidrs,
     ];
 
     pub fn name(self) -> &'static str {
@@ -60,10 +62,12 @@ impl KindName {
             Self::TlsRoutes => "tlsroutes",
             Self::Gateways => "gateways",
             Self::ReferenceGrants => "referencegrants",
+            Self::ServiceCidrs => "servicecidrs",
         }
     }
 
-    /// Whether conditions may read it. The others only say where probes can go, so that an answer lacks nothing without them.
+    /// Whether every answer lacks something without it. The others say where probes can go, or are a proof beside what nodes have
+    /// programmed: who looks at one of them says that it is missing.
     pub fn is_judged(self) -> bool {
         !matches!(
             self,
@@ -73,6 +77,7 @@ impl KindName {
                 | Self::TlsRoutes
                 | Self::Gateways
                 | Self::ReferenceGrants
+                | Self::ServiceCidrs
         )
     }
 
@@ -93,6 +98,7 @@ impl KindName {
             Self::TlsRoutes => cluster.tls_routes.gap(),
             Self::Gateways => cluster.gateways.gap(),
             Self::ReferenceGrants => cluster.reference_grants.gap(),
+            Self::ServiceCidrs => cluster.service_cidrs.gap(),
         }
     }
 
@@ -113,6 +119,7 @@ impl KindName {
             Self::TlsRoutes => cluster.tls_routes.set_gap(gap),
             Self::Gateways => cluster.gateways.set_gap(gap),
             Self::ReferenceGrants => cluster.reference_grants.set_gap(gap),
+            Self::ServiceCidrs => cluster.service_cidrs.set_gap(gap),
         }
     }
 
@@ -134,6 +141,7 @@ impl KindName {
             "TLSRoute" => Some(Self::TlsRoutes),
             "Gateway" => Some(Self::Gateways),
             "ReferenceGrant" => Some(Self::ReferenceGrants),
+            "ServiceCIDR" => Some(Self::ServiceCidrs),
             _ => None,
         }
     }

@@ -51,6 +51,7 @@ pub fn add_json(cluster: &mut Cluster, kind: &str, json: &str) -> Result<(), Obj
         "TLSRoute" => insert_json(&mut cluster.tls_routes, json),
         "Gateway" => insert_json(&mut cluster.gateways, json),
         "ReferenceGrant" => insert_json(&mut cluster.reference_grants, json),
+        "ServiceCIDR" => insert_json(&mut cluster.service_cidrs, json),
         "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => {
             serde_json::from_str::<Workload>(json).map(|mut workload| {
                 kind.clone_into(&mut workload.kind);
@@ -95,6 +96,7 @@ pub fn add_object(cluster: &mut Cluster, value: Value) -> Result<(), ObjectError
         "TLSRoute" => insert(&mut cluster.tls_routes, value),
         "Gateway" => insert(&mut cluster.gateways, value),
         "ReferenceGrant" => insert(&mut cluster.reference_grants, value),
+        "ServiceCIDR" => insert(&mut cluster.service_cidrs, value),
         "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => {
             insert_workload(cluster, decode(value)?);
             Ok(())

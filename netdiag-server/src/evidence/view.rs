@@ -33,7 +33,9 @@ use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic, Window};
 use super::Evidence;
 use super::cluster::{Cluster, Kind};
 use super::kind_name::KindName;
-use super::object::{ConfigMap, EndpointSlice, Event, Namespace, NetworkPolicy, Node, Pod, Service, Workload};
+use super::object::{
+    ConfigMap, EndpointSlice, Event, Namespace, NetworkPolicy, Node, Pod, Service, ServiceCidr, Workload,
+};
 
 /// What looking at something brought.
 #[derive(Debug, Clone, Copy)]
@@ -123,6 +125,7 @@ impl<'e> View<'e> {
         workloads: Workloads -> Workload,
         events: Events -> Event,
         config_maps: ConfigMaps -> ConfigMap,
+        service_cidrs: ServiceCidrs -> ServiceCidr,
     }
 
     topics! {

@@ -44,7 +44,7 @@ const fn optional(
     Resource { kind, plural, path, older, query: "", goes_to, is_optional: true }
 }
 
-pub(super) const RESOURCES: [Resource; 18] = [
+pub(super) const RESOURCES: [Resource; 19] = [
     resource("Namespace", "namespaces", "/api/v1/namespaces", "", KindName::Namespaces),
     resource("Node", "nodes", "/api/v1/nodes", "", KindName::Nodes),
     resource("Pod", "pods", "/api/v1/pods", "", KindName::Pods),
@@ -113,6 +113,17 @@ pub(super) const RESOURCES: [Resource; 18] = [
         &[],
         KindName::Gateways,
     ),
+    // v1 since Kubernetes 1.33. No optional one: a cluster without it has ranges of Services all the same.
+    Resource {
+        older: &["/apis/networking.k8s.io/v1beta1/servicecidrs"],
+        ..resource(
+            "ServiceCIDR",
+            "servicecidrs.networking.k8s.io",
+            "/apis/networking.k8s.io/v1/servicecidrs",
+            "",
+            KindName::ServiceCidrs,
+        )
+    },
 ];
 
 impl Resource {
@@ -125,6 +136,13 @@ impl Resource {
     pub fn gap(&self, error: &RequestError) -> Gap {
         match error {
             RequestError::Forbidden(why) => Cluster::forbidden(self.plural, why.clone()),
+            RequestError::NotServed(_) if self.goes_to == KindName::ServiceCidrs => Gap {
+                what: "the ranges of Services".to_owned(),
+                node: None,
+                reason: GapReason::Failed,
+                why: "this cluster has no ServiceCIDR objects; they came with Kubernetes 1.33".to_owned(),
+                remedy: "compare --service-cluster-ip-range of the API server by hand".to_owned(),
+            },
             other => Gap {
                 what: format!("{} of the cluster", self.plural),
                 node: None,
@@ -152,6 +170,7 @@ impl Resource {
             KindName::TlsRoutes => cluster.tls_routes = fresh.tls_routes,
             KindName::ReferenceGrants => cluster.reference_grants = fresh.reference_grants,
             KindName::Gateways => cluster.gateways = fresh.gateways,
+            KindName::ServiceCidrs => cluster.service_cidrs = fresh.service_cidrs,
             // Four resources share this kind.
             KindName::Workloads => cluster.workloads.replace_prefixed(&format!("{}/", self.kind), fresh.workloads),
         }
@@ -177,6 +196,7 @@ impl Resource {
             KindName::TlsRoutes => cluster.tls_routes.remove(namespace, name),
             KindName::ReferenceGrants => cluster.reference_grants.remove(namespace, name),
             KindName::Gateways => cluster.gateways.remove(namespace, name),
+            KindName::ServiceCidrs => cluster.service_cidrs.remove(namespace, name),
             KindName::Workloads => cluster.workloads.remove(namespace, &format!("{}/{name}", self.kind)),
         }
     }
@@ -206,6 +226,16 @@ mod tests {
         assert!(!of("Gateway").is_absent(&forbidden), "a right that is missing is a gap");
         assert!(!of("Ingress").is_absent(&missing), "every API server has Ingresses");
     }
+
+    #[test]
+    fn a_cluster_without_service_cidrs_has_ranges_that_are_not_known() {
+        let of = RESOURCES.iter().find(|resource| resource.kind == "ServiceCIDR").expect("a resource");
+        let missing = RequestError::NotServed(String::new());
+        assert!(!of.is_absent(&missing));
+        assert_eq!(of.gap(&missing).what, "the ranges of Services");
+        assert_eq!(of.gap(&RequestError::Forbidden(String::new())).reason, GapReason::Rights);
+    }
+
     #[test]
     fn every_version_of_a_resource_is_the_same_collection() {
         for resource in &RESOURCES {

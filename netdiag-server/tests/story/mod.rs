@@ -258,6 +258,7 @@ impl Story {
                 "services" => cluster.services = netdiag_server::evidence::Kind::unavailable(gap),
                 "workloads" => cluster.workloads = netdiag_server::evidence::Kind::unavailable(gap),
                 "events" => cluster.events = netdiag_server::evidence::Kind::unavailable(gap),
+                "servicecidrs" => cluster.service_cidrs = netdiag_server::evidence::Kind::unavailable(gap),
                 other => panic!("{place}: no kind {other} can be forbidden in a story"),
             }
         }

@@ -17,6 +17,7 @@ mod pod;
 mod policy;
 mod route;
 mod service;
+mod service_cidr;
 mod workload;
 
 pub use gateway::{GATEWAY_GROUP, Gateway, Listener, SecretRef};
@@ -33,6 +34,7 @@ pub use service::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, HintedFor, Service, ServicePort,
     ServiceSpec,
 };
+pub use service_cidr::{ServiceCidr, ServiceCidrSpec};
 pub use workload::{PodTemplate, TemplateContainer, Workload, WorkloadSpec, WorkloadStatus};
 
 /// What all slim objects share.
