@@ -1,4 +1,4 @@
-//! A network on a node covers addresses of another node's pods: packets for them go there instead.
+//! A network on a node covers addresses of another node's pods, or a range of Services covers pods: packets for them go there instead.
 
 use std::net::IpAddr;
 
@@ -7,6 +7,7 @@ use netdiag_common::Netns;
 use netdiag_common::observation::network::{Network, Route, RouteKind};
 
 use super::between::{self, Astray, Found, Leg, Routing};
+use super::service_range::{self, Taken};
 use super::trace::Met;
 use super::{Condition, Explains, Read, Relation, Severity, Verdict, Words};
 use crate::evidence::object::{Node, Object};
@@ -19,20 +20,33 @@ pub const CONDITION: Condition = Condition {
     code: "pod_range_overlaps_network",
     severity: Severity::High,
     words: Words {
-        means: "a network on a node of the path covers addresses of another node's pods, so packets for those pods go there instead",
+        means: "a network on a node of the path, or a range of Services, covers addresses of pods, so packets for those pods go \
+                there instead, or are dropped",
         how_we_know: "the best route to the pod is not the one that the rest of its node's pod range has, or it is the network of an \
-                      interface that does not lead to that node; no node of the cluster is its gateway",
+                      interface that does not lead to that node; no node of the cluster is its gateway; or kube-proxy's rules of the \
+                      client's node drop what goes to a range of Services that holds the pod, or translate the pod's own address",
         silent_when: "the route is the whole pod range's own, to whichever gateway, or that of a single address; the more specific \
                       route leads by a node of the cluster or by the device that the whole pod range has (blocks, as some plugins \
-                      announce them); pods and nodes share one network; policy routing decides; or the probe gets through",
+                      announce them); pods and nodes share one network; policy routing decides; the ranges overlap where the path has no \
+                      address; or the probe gets through",
         what_to_do: "renumber the network that is not the cluster's, or take its route away; pod ranges cannot be changed afterwards",
         sources: &[
             "https://kubernetes.io/docs/concepts/cluster-administration/networking/#kubernetes-ip-address-ranges",
             "ip-route(8), net/ipv4/fib_trie.c: fib_table_lookup (the longest prefix wins)",
+            "https://kubernetes.io/docs/concepts/services-networking/cluster-ip-allocation/",
         ],
     },
     faults: &["svc-cidr-overlap"],
-    reads: &[Read::Kind(KindName::Nodes), Read::Topic("network"), Read::Topic("drops"), Read::Topic("probe")],
+    reads: &[
+        Read::Kind(KindName::Nodes),
+        Read::Kind(KindName::Services),
+        Read::Kind(KindName::ServiceCidrs),
+        Read::Topic("network"),
+        Read::Topic("rules"),
+        Read::Topic("service_rules"),
+        Read::Topic("drops"),
+        Read::Topic("probe"),
+    ],
     lookalikes: &["pod_network_route_missing", "host_firewall_drops_path", "policy_denies_path"],
     explains: &[
         Explains { code: "neighbour_unresolved", relation: Relation::SamePath },
@@ -59,7 +73,15 @@ const ROUTING: Routing = Routing {
 };
 
 fn judge(path: &Path, view: &mut View) -> Verdict {
-    between::judge(path, view, &ROUTING)
+    let by_routes = between::judge(path, view, &ROUTING);
+    if matches!(by_routes, Verdict::Found(_)) {
+        return by_routes;
+    }
+    match service_range::judge(path, view) {
+        Taken::Found(finding) => Verdict::Found(finding),
+        Taken::Dark => Verdict::unknown(view),
+        Taken::No => by_routes,
+    }
 }
 
 fn look<'p>(leg: Leg<'p>, met: Met, view: &mut View) -> Found<'p> {
