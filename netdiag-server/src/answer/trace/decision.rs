@@ -2,18 +2,19 @@
 
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::path::{Decision, End};
+use netdiag_common::forwarding::state::Family;
 use netdiag_common::forwarding::virtual_server::VirtualServerKey;
 use netdiag_common::observation::fate::FateSocket;
 use netdiag_common::observation::trace::{TraceEvent, TraceKind};
 
-use super::{DecisionEntry, words};
-use crate::path::filter::{Owner, ServiceChains, owner_by_names, part};
+use super::{Chains, DecisionEntry, words};
+use crate::path::filter::{MetRule, Owner, owner_by_names, owner_of_policy, part};
 use crate::trace::{Counted, Leg, Side};
 
-pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: Option<&Counted>) -> DecisionEntry {
+pub(super) fn side(chains: &Chains<'_>, leg: &Leg, side: &Side, counted: Option<&Counted>) -> DecisionEntry {
     let (what, of_rule, packets) = match side {
         Side::Untraced(decision) | Side::Both(decision) | Side::Predicted(decision) => {
-            (words::decision(leg, decision), rule_of(decision), packets(leg, decision))
+            (words::decision(leg, decision), rule_of(leg, decision), packets(leg, decision))
         }
         Side::Traced(event) => (words::event(leg, event), rule_of_event(event), None),
     };
@@ -23,20 +24,15 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: 
         }
         Side::Traced(_) => None,
     };
-    let jumps_to = |verdict: &Verdict| match verdict {
-        Verdict::Jump(chain) | Verdict::Goto(chain) => Some(chain.clone()),
-        _ => None,
-    };
-    let owner = of_rule.map(|rule| {
-        let target = jumps_to(rule.verdict);
-        owner_by_names(rule.table, rule.chain, target.as_deref(), rule.comment).words().to_owned()
+    let owner = of_rule.map(|OfRule { table, met, .. }| owner_by_names(table, met.chain, met.leads_to, met.comment));
+    let object = of_rule.and_then(|OfRule { table, met, .. }| {
+        let services = &chains.services;
+        let of_service = services.object(met.chain).or_else(|| services.object(met.leads_to?));
+        let of_policy = || chains.policies.object(&met, &all_met(leg, |_| true));
+        of_service.or_else(of_policy).or_else(|| part(table, met.chain))
     });
-    let object = of_rule.and_then(|rule| {
-        let of_service = chains.object(rule.chain).or_else(|| chains.object(&jumps_to(rule.verdict)?));
-        of_service.or_else(|| part(rule.table, rule.chain))
-    });
-    let balanced = server_of(side).and_then(|server| chains.of_virtual_server(server));
-    let owner = owner.or_else(|| balanced.as_ref().map(|_| Owner::KubeProxy.words().to_owned()));
+    let balanced = server_of(side).and_then(|server| chains.services.of_virtual_server(server));
+    let owner = owner.or_else(|| balanced.as_ref().map(|_| Owner::KubeProxy)).or_else(|| owner_of_drop(leg, side));
     DecisionEntry {
         what,
         predicted: !matches!(side, Side::Traced(_)),
@@ -45,7 +41,7 @@ pub(super) fn side(chains: &ServiceChains<'_>, leg: &Leg, side: &Side, counted: 
             Side::Both(_) | Side::Traced(_) => Some(true),
             Side::Predicted(_) => Some(false),
         },
-        owner: owner.unwrap_or_default(),
+        owner: owner.map(|owner| owner.words().to_owned()).unwrap_or_default(),
         object: object.or(balanced).unwrap_or_default(),
         packets,
         counted: counted.map(|(counted, _)| counted),
@@ -85,10 +81,9 @@ pub(super) fn predicted(what: String) -> DecisionEntry {
 /// What says whose rule it is.
 #[derive(Clone, Copy)]
 struct OfRule<'a> {
+    family: Family,
     table: &'a str,
-    chain: &'a str,
-    verdict: &'a Verdict,
-    comment: Option<&'a str>,
+    met: MetRule<'a>,
 }
 
 /// The virtual server that took the packet here.
@@ -101,14 +96,47 @@ fn server_of(side: &Side) -> Option<&VirtualServerKey> {
     }
 }
 
-fn rule_of(decision: &Decision) -> Option<OfRule<'_>> {
-    let Decision::Rule { chain, verdict, comment, .. } = decision else { return None };
-    Some(OfRule { table: &chain.table, chain: &chain.chain, verdict, comment: comment.as_deref() })
+fn rule_of<'a>(leg: &'a Leg, decision: &'a Decision) -> Option<OfRule<'a>> {
+    let Decision::Rule { chain, handle, verdict, comment, .. } = decision else { return None };
+    let read = || leg.fate.rules.iter().find(|rule| rule.chain == *chain && rule.handle == *handle);
+    let comment = comment.as_deref().or_else(|| read()?.comment.as_deref());
+    let met = MetRule { chain: &chain.chain, leads_to: leads_to(verdict), comment };
+    Some(OfRule { family: chain.family, table: &chain.table, met })
 }
 
 fn rule_of_event(event: &TraceEvent) -> Option<OfRule<'_>> {
     let is_rule = event.kind == TraceKind::Rule && event.handle.is_some();
-    is_rule.then_some(OfRule { table: &event.table, chain: &event.chain, verdict: &event.verdict, comment: None })
+    let met = MetRule { chain: &event.chain, leads_to: leads_to(&event.verdict), comment: None };
+    is_rule.then_some(OfRule { family: event.family, table: &event.table, met })
+}
+
+fn leads_to(verdict: &Verdict) -> Option<&str> {
+    match verdict {
+        Verdict::Jump(chain) | Verdict::Goto(chain) => Some(&**chain),
+        _ => None,
+    }
+}
+
+/// The rules that the packet meets in this namespace, of tables that are wanted.
+fn all_met<'a>(leg: &'a Leg, is_wanted: impl Fn(&OfRule<'a>) -> bool) -> Vec<MetRule<'a>> {
+    let rules = leg.path().decisions.iter().filter_map(|decision| rule_of(leg, decision));
+    rules.filter(is_wanted).map(|rule| rule.met).collect()
+}
+
+/// Whose policy of a base chain drops the packet here.
+fn owner_of_drop(leg: &Leg, side: &Side) -> Option<Owner> {
+    let (family, table, chain) = match side {
+        Side::Untraced(Decision::Policy { chain, verdict: Verdict::Drop, .. })
+        | Side::Both(Decision::Policy { chain, verdict: Verdict::Drop, .. })
+        | Side::Predicted(Decision::Policy { chain, verdict: Verdict::Drop, .. }) => {
+            (chain.family, &*chain.table, &*chain.chain)
+        }
+        Side::Traced(event) if event.kind == TraceKind::Policy && event.verdict == Verdict::Drop => {
+            (event.family, &*event.table, &*event.chain)
+        }
+        _ => return None,
+    };
+    owner_of_policy(table, chain, &all_met(leg, |rule| rule.family == family && rule.table == table))
 }
 
 fn packets(leg: &Leg, decision: &Decision) -> Option<u64> {
@@ -120,7 +148,7 @@ fn packets(leg: &Leg, decision: &Decision) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use netdiag_common::forwarding::routing::{Considered, RuleResult, TableRoute, Why};
-    use netdiag_common::forwarding::state::{Hook, Route};
+    use netdiag_common::forwarding::state::{ChainKey, Hook, Route};
 
     use super::*;
     use crate::answer::trace::example::leg;
@@ -151,7 +179,37 @@ mod tests {
         let decision = Decision::Routed { hook: Hook::Forward, route, why: Some(Box::new(why)) };
         let cluster = Cluster::default();
         let leg = leg(None, vec![decision.clone()], 2);
-        side(&ServiceChains::of(&cluster), &leg, &Side::Untraced(decision), None)
+        side(&Chains::of(&cluster), &leg, &Side::Untraced(decision), None)
+    }
+
+    /// The entry of a policy that drops, behind a rule of the base chain that leads there.
+    fn dropped(table: &str, leads_to: &str) -> DecisionEntry {
+        let chain = ChainKey { family: Family::Ip, table: table.into(), chain: "FORWARD".into() };
+        let rule = Decision::Rule {
+            hook: Hook::Forward,
+            chain: chain.clone(),
+            handle: 4,
+            verdict: Verdict::Jump(leads_to.into()),
+            elements: Vec::new(),
+            comment: None,
+            mark: Some(0),
+        };
+        let policy = Decision::Policy { hook: Hook::Forward, chain, verdict: Verdict::Drop };
+        let cluster = Cluster::default();
+        let leg = leg(None, vec![rule, policy.clone()], 2);
+        side(&Chains::of(&cluster), &leg, &Side::Untraced(policy), None)
+    }
+
+    #[test]
+    fn a_policy_that_drops_has_the_owner_whose_rules_lead_out_of_its_chain() {
+        for (table, leads_to, owner) in [
+            ("filter", "ufw-before-forward", "ufw"),
+            ("filter", "KUBE-FORWARD", ""),
+            ("firewalld", "filter_FORWARD_POLICIES_pre", "firewalld"),
+            ("site", "pods", "an administrator"),
+        ] {
+            assert_eq!(dropped(table, leads_to).owner, owner, "{table} {leads_to}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{NotSeen, not_seen};
 use crate::evidence::Cluster;
 use crate::path::Path;
-use crate::path::filter::ServiceChains;
+use crate::path::filter::{PolicyChains, ServiceChains};
 use crate::trace::{Agreement, Carrier, Compared, Counted, Direction, Follow, Leg, Place, Sent, Side, Trace, WayEnd};
 
 mod decision;
@@ -125,7 +125,7 @@ pub struct DecisionEntry {
     pub traced: Option<bool>,
     /// Who wrote the rule, by the names of its table and chains: `kube-proxy`, `Calico`, `an administrator`; empty for other decisions.
     pub owner: String,
-    /// The Service, zone of a firewall, policy or interface that the rule is for; empty when it is for none, or for many.
+    /// The Service, pod, zone of a firewall, policy or interface that the rule is for; empty when it is for none, or for many.
     pub object: String,
     /// Packets that the rule's own counter had before; none for rules without one.
     pub packets: Option<u64>,
@@ -142,7 +142,7 @@ pub fn build(followed: &Follow, at: Timestamp) -> TraceAnswer {
     let Follow { cluster, path, traces, .. } = followed;
     let mut gaps: Vec<&Gap> = Vec::new();
     let mut families = Vec::new();
-    let world = World { cluster, chains: ServiceChains::of(cluster) };
+    let world = World { cluster, chains: Chains::of(cluster) };
     for trace in traces {
         gaps.extend(&trace.followed.gaps);
         if let Some(traced) = &trace.traced {
@@ -230,7 +230,19 @@ fn family(world: &World<'_>, path: &Path, trace: &Trace) -> FamilyEntry {
 /// What names are taken from.
 struct World<'c> {
     cluster: &'c Cluster,
-    chains: ServiceChains<'c>,
+    chains: Chains<'c>,
+}
+
+/// What rules are for, by the names of their chains.
+struct Chains<'c> {
+    services: ServiceChains<'c>,
+    policies: PolicyChains<'c>,
+}
+
+impl<'c> Chains<'c> {
+    fn of(cluster: &'c Cluster) -> Self {
+        Self { services: ServiceChains::of(cluster), policies: PolicyChains::of(cluster) }
+    }
 }
 
 fn leg(world: &World<'_>, leg: &Leg, compared: Option<Compared>, counted: Option<&Counted>) -> LegEntry {

@@ -12,10 +12,12 @@ use netdiag_common::observation::rules::{Chain, Hook, Match, Rule, Ruleset, Tabl
 mod object;
 mod owner;
 mod part;
+mod policies;
 
 pub use object::ServiceChains;
-pub use owner::{Owner, owner, owner_by_names};
+pub use owner::{MetRule, Owner, owner, owner_by_names, owner_of_policy};
 pub use part::part;
+pub use policies::PolicyChains;
 
 /// The first packet of a connection, in one hook of one node.
 #[derive(Debug, Clone)]

@@ -83,6 +83,19 @@ const TABLES: &[(&str, Owner)] = &[
 /// Programs that set the policy of a base chain of the shared iptables tables to drop.
 const DROPPING: &[(&str, Owner)] = &[("ufw", Owner::Ufw), ("DOCKER", Owner::Docker)];
 
+/// The tables that iptables writes to, whoever calls it, and the base chains that it makes there.
+const SHARED: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+const BUILT_IN: [&str; 5] = ["INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING"];
+
+/// A rule on a packet's way, by what says whose it is.
+#[derive(Debug, Clone, Copy)]
+pub struct MetRule<'r> {
+    pub chain: &'r str,
+    /// The chain that it jumps or goes to.
+    pub leads_to: Option<&'r str>,
+    pub comment: Option<&'r str>,
+}
+
 pub fn owner(table: &Table, chain: &Chain, rule: Option<&Rule>) -> Owner {
     if let Some(owner) = by(TABLES, &table.name).or_else(|| by(CHAINS, &chain.name)) {
         return owner;
@@ -97,6 +110,28 @@ pub fn owner(table: &Table, chain: &Chain, rule: Option<&Rule>) -> Owner {
 pub fn owner_by_names(table: &str, chain: &str, jumps_to: Option<&str>, comment: Option<&str>) -> Owner {
     let of_names = by(TABLES, table).or_else(|| by(CHAINS, chain)).or_else(|| by(CHAINS, jumps_to?));
     of_names.unwrap_or_else(|| by_comment(comment))
+}
+
+/// The same of a base chain's policy, by the rules of its table that a packet met. None where it may be anybody's.
+pub fn owner_of_policy(table: &str, chain: &str, met: &[MetRule<'_>]) -> Option<Owner> {
+    if let Some(owner) = by(TABLES, table).or_else(|| by(CHAINS, chain)) {
+        return Some(owner);
+    }
+    // A program that sets the policy leads out of this very chain to its own.
+    if SHARED.contains(&table) && BUILT_IN.contains(&chain) {
+        let of_chain = met.iter().filter(|rule| rule.chain == chain);
+        return one(of_chain.filter_map(|rule| by(DROPPING, rule.leads_to?)));
+    }
+    if met.is_empty() {
+        return Some(Owner::Administrator);
+    }
+    one(met.iter().map(|rule| owner_by_names(table, rule.chain, rule.leads_to, rule.comment)))
+}
+
+/// Whom all of them are.
+fn one(mut owners: impl Iterator<Item = Owner>) -> Option<Owner> {
+    let first = owners.next()?;
+    owners.all(|other| other == first).then_some(first)
 }
 
 fn by_comment(comment: Option<&str>) -> Owner {
@@ -173,6 +208,22 @@ mod tests {
         assert_eq!(of(None, Some("flanneld forward")), "flannel");
         assert_eq!(of(None, Some("AWS, primary ENI")), "the AWS network plugin");
         assert_eq!(of(None, Some("maintenance")), "an administrator");
+    }
+
+    #[test]
+    fn a_policy_is_of_whom_all_rules_of_its_table_are() {
+        let rule = |chain, leads_to| MetRule { chain, leads_to, comment: None };
+        let of = |table, chain, met: &[MetRule<'_>]| owner_of_policy(table, chain, met).map(Owner::words);
+        assert_eq!(of("firewalld", "filter_FORWARD", &[]), Some("firewalld"));
+        assert_eq!(of("site", "fw", &[]), Some("an administrator"));
+        assert_eq!(of("site", "fw", &[rule("fw", None), rule("aside", None)]), Some("an administrator"));
+        assert_eq!(of("site", "fw", &[rule("fw", None), rule("fw", Some("DOCKER-USER"))]), None);
+        // Who writes to iptables' own chains need not have set their policy.
+        assert_eq!(of("filter", "FORWARD", &[rule("FORWARD", Some("KUBE-FORWARD"))]), None);
+        let ufw = [rule("FORWARD", Some("KUBE-FORWARD")), rule("FORWARD", Some("ufw-before-forward"))];
+        assert_eq!(of("filter", "FORWARD", &ufw), Some("ufw"));
+        assert_eq!(of("filter", "INPUT", &[rule("FORWARD", Some("DOCKER-USER"))]), None);
+        assert_eq!(of("filter", "FORWARD", &[rule("FORWARD", Some("DOCKER-USER")), ufw[1]]), None);
     }
 
     #[test]

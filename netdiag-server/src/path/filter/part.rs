@@ -8,7 +8,7 @@ const WAYS: [&str; 7] = ["IN_", "FWDI_", "FWDO_", "FWD_", "PRE_", "POST_", "OUT_
 const STEPS: [&str; 5] = ["_pre", "_log", "_deny", "_allow", "_post"];
 
 /// What stands before the names of Calico's chains in tables of nf_tables.
-const LAYERS: [&str; 4] = ["filter-", "nat-", "mangle-", "raw-"];
+pub(super) const LAYERS: [&str; 4] = ["filter-", "nat-", "mangle-", "raw-"];
 /// What Calico's chains begin with (`felix/rules/rule_defs.go`), and what follows.
 const CALICO: [(&str, &str); 4] =
     [("cali-tw-", "interface"), ("cali-fw-", "interface"), ("cali-pi-", "policy"), ("cali-po-", "policy")];
