@@ -1,4 +1,5 @@
-//! Flows in use that connection tracking sends where no rule leads today. Pure.
+//! Flows that connection tracking sends where no rule leads today: of UDP those in use, of TCP and SCTP connections that nobody has
+//! ended, to addresses that no pod has any more. Pure.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,12 +8,14 @@ use netdiag_common::observation::flow::{Flow, FlowSnapshot};
 use netdiag_common::observation::{Observation, Protocol};
 use netdiag_common::{Need, Reading, Topic};
 
+use super::pods::Pods;
 use super::{Difference, Entrance, Kind, NodeDrift, Readings, gap, node};
+use crate::evidence::Cluster;
 
 /// An entry without a packet for longer ends by itself (`nf_conntrack_udp_timeout` is 30 s).
 const IN_USE_S: u32 = 30;
 
-pub(super) fn compare(readings: &Readings, drift: &mut NodeDrift) {
+pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, drift: &mut NodeDrift) {
     let snapshot = match readings.get(&Need::host(drift.node.as_str(), Topic::Flows)) {
         Some(Reading::Seen { value: Observation::Flows(flows), .. }) => &flows.snapshot,
         // Nothing makes this kernel track.
@@ -20,43 +23,72 @@ pub(super) fn compare(readings: &Readings, drift: &mut NodeDrift) {
         Some(Reading::Unavailable { gap }) => return drift.gaps.push(gap.clone()),
         _ => return drift.gaps.push(node::unasked(&drift.node, "tracked flows")),
     };
-    let mut kept: BTreeMap<(SocketAddr, SocketAddr), Vec<&Flow>> = BTreeMap::new();
-    for flow in snapshot.outdated.iter().filter(|flow| is_kept(flow)) {
+    let is_kept = |flow: &&Flow| is_used(flow) || is_orphaned(cluster, pods, flow);
+    let mut kept: BTreeMap<(Protocol, SocketAddr, SocketAddr), Vec<&Flow>> = BTreeMap::new();
+    for flow in snapshot.outdated.iter().filter(is_kept) {
+        let Some(protocol) = flow.protocol() else { continue };
         let asked = SocketAddr::new(flow.original.destination, flow.original.destination_port);
         let endpoint = SocketAddr::new(flow.reply.source, flow.reply.source_port);
-        kept.entry((asked, endpoint)).or_default().push(flow);
+        kept.entry((protocol, asked, endpoint)).or_default().push(flow);
     }
-    for ((asked, endpoint), flows) in kept {
-        let latest = flows.iter().filter_map(|flow| flow.latest_packet_s).min().unwrap_or_default();
+    for ((protocol, asked, endpoint), flows) in kept {
+        let (count, latest) = (flows.len(), flows.iter().filter_map(|flow| flow.latest_packet_s).min());
+        let latest = latest.map(|latest| format!(", the latest packet {latest} s ago")).unwrap_or_default();
+        let (expected, found) = if protocol == Protocol::Udp {
+            ("flows in use go where the node's rules lead", format!("{count} go to {endpoint}{latest}"))
+        } else {
+            let found = format!("{count} established ones go to {endpoint}, an address that no pod has{latest}");
+            ("connections end with the pod that they lead to", found)
+        };
         drift.differences.push(Difference {
             kind: Kind::Flow,
-            service: service(snapshot, asked, endpoint),
-            entrance: Some(Entrance::Address(asked.ip(), Protocol::Udp, asked.port())),
-            expected: "flows in use go where the node's rules lead".to_owned(),
-            found: format!("{} go to {endpoint}, the latest packet {latest} s ago", flows.len()),
+            service: service(snapshot, (protocol, asked), endpoint),
+            entrance: Some(Entrance::Address(asked.ip(), protocol, asked.port())),
+            expected: expected.to_owned(),
+            found,
             rule: "connection tracking".to_owned(),
         });
     }
     let listed = snapshot.outdated.len() as u64;
     if snapshot.outdated_flows > listed {
         let why = format!("{} outdated entries, and {listed} are listed", snapshot.outdated_flows);
-        drift.gaps.push(gap(&drift.node, "tracked flows", why, "`conntrack -L -p udp` on the node lists all"));
+        drift.gaps.push(gap(&drift.node, "tracked flows", why, "`conntrack -L` on the node lists all"));
     }
     if !snapshot.limits.is_empty() {
         drift.gaps.push(gap(&drift.node, "tracked flows", snapshot.limits.join("; "), "ask again"));
     }
 }
 
-/// UDP alone: a connection of TCP ends with its endpoint, and a new one has a new port.
-fn is_kept(flow: &Flow) -> bool {
+/// A socket of UDP that keeps its port is kept from the endpoints that rules lead to.
+fn is_used(flow: &Flow) -> bool {
     flow.protocol() == Some(Protocol::Udp)
         && !flow.is_offloaded()
         && flow.latest_packet_s.is_some_and(|age_s| age_s <= IN_USE_S)
 }
 
-fn service(snapshot: &FlowSnapshot, asked: SocketAddr, endpoint: SocketAddr) -> String {
+/// A connection ends with its pod, and a new one has a new port: what is established to an address of the pod network that no pod
+/// and no EndpointSlice has was never told of the end. Without an age, data of TCP is not acknowledged: then the kernel cuts the
+/// entry's timeout, and the time since its latest packet is not known (`nf_conntrack_tcp_packet`).
+fn is_orphaned(cluster: &Cluster, pods: &Pods<'_>, flow: &Flow) -> bool {
+    let endpoint = flow.reply.source;
+    let is_used = match flow.protocol() {
+        Some(Protocol::Tcp) => flow.latest_packet_s.is_none_or(|age_s| age_s <= IN_USE_S),
+        Some(Protocol::Sctp) => flow.latest_packet_s.is_some_and(|age_s| age_s <= IN_USE_S),
+        _ => false,
+    };
+    let is_of_pods = || cluster.nodes.iter().flat_map(|node| &node.spec.pod_cidrs).any(|net| net.contains(&endpoint));
+    is_used
+        && flow.state.as_deref() == Some("ESTABLISHED")
+        && !flow.is_offloaded()
+        && cluster.pods.gap().is_none()
+        && is_of_pods()
+        && !pods.is_listed(endpoint)
+        && cluster.pod_by_address(endpoint).is_none()
+}
+
+fn service(snapshot: &FlowSnapshot, (protocol, asked): (Protocol, SocketAddr), endpoint: SocketAddr) -> String {
     let is_it = |mapping: &&netdiag_common::observation::flow::FlowMapping| {
-        (mapping.address, mapping.port) == (asked.ip(), asked.port())
+        (mapping.protocol, mapping.address, mapping.port) == (protocol, asked.ip(), asked.port())
             && (mapping.endpoint.address, mapping.endpoint.port) == (endpoint.ip(), endpoint.port())
     };
     snapshot.mappings.iter().find(is_it).and_then(|mapping| mapping.service.clone()).unwrap_or_default()

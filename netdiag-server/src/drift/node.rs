@@ -38,7 +38,7 @@ pub(super) fn compare(
         _ => drift.gaps.push(unasked(node, "rules of kube-proxy")),
     }
     routes::compare(cluster, node, readings, &mut drift);
-    flows::compare(readings, &mut drift);
+    flows::compare(cluster, pods, readings, &mut drift);
     // Without the node's links, what is missing is said with its routes.
     if let Some(host) = host(readings, node) {
         let inside = pods.inside(cluster, readings, &mut drift);

@@ -70,6 +70,11 @@ impl<'c> Pods<'c> {
         pod.addresses().any(|own| self.endpoints.contains_key(&own))
     }
 
+    /// Some EndpointSlice has this address.
+    pub fn is_listed(&self, address: IpAddr) -> bool {
+        self.endpoints.contains_key(&address)
+    }
+
     /// The ports of this address that Services lead to, behind their translation.
     pub fn served(&self, address: IpAddr) -> impl Iterator<Item = (Protocol, u16)> {
         self.endpoints.get(&address).into_iter().flatten().copied()

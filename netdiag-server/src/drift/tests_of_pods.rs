@@ -176,6 +176,33 @@ fn flow_in_use_that_no_rule_would_make_is_named() {
 }
 
 #[test]
+fn connection_to_a_pod_that_is_gone_is_named() {
+    let flow = |protocol: u8, endpoint: &str, state: &str, latest: Option<u32>| {
+        json!({"protocol_number": protocol, "status": 14, "state": state, "latest_packet_s": latest, "zone": 0, "mark": 0,
+               "original": {"source": "10.244.1.2", "source_port": 40000, "destination": "10.96.0.10", "destination_port": 53},
+               "reply": {"source": endpoint, "source_port": 53, "destination": "10.244.1.2", "destination_port": 40000}})
+    };
+    let world = |flow: Value| World { outdated: json!([flow]), ..World::default() };
+    let found = world(flow(6, "10.244.2.9", "ESTABLISHED", None)).one();
+    let words = "1 established ones go to 10.244.2.9:53, an address that no pod has";
+    assert_eq!((found.kind, found.found.as_str()), (Kind::Flow, words));
+    assert_eq!(found.entrance.expect("an address").to_string(), "10.96.0.10:53/tcp");
+    assert_eq!(found.service, "", "the mapping with a name is of UDP");
+    assert_eq!(world(flow(132, "10.244.2.9", "ESTABLISHED", Some(4))).one().kind, Kind::Flow);
+    for silent in [
+        flow(6, "10.244.2.9", "ESTABLISHED", Some(300)),
+        flow(6, "10.244.2.9", "FIN_WAIT", None),
+        // The pod lives, and only its Service has lost it; or a slice has the address; or it is none of the pod network.
+        flow(6, "10.244.2.2", "ESTABLISHED", None),
+        flow(6, "10.244.1.2", "ESTABLISHED", None),
+        flow(6, "192.0.2.9", "ESTABLISHED", None),
+        flow(132, "10.244.2.9", "ESTABLISHED", None),
+    ] {
+        world(silent).none();
+    }
+}
+
+#[test]
 fn a_node_that_lets_pods_addresses_out_differs_from_one_that_does_not() {
     let world = World::default();
     let nodes = ["n1".to_owned(), "n2".to_owned()];
