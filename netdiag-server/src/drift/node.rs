@@ -27,7 +27,7 @@ pub(super) fn compare(
             match rules.proxier {
                 Proxier::None => without_rules(node, readings, &mut drift),
                 _ => {
-                    with_rules(cluster, slices, rules, (*at, now), &mut drift);
+                    with_rules(cluster, slices, (rules, readings), (*at, now), &mut drift);
                     node_ports::compare(cluster, rules, readings, &mut drift);
                     health_ports::compare(cluster, rules.proxier, readings, now, &mut drift);
                 }
@@ -53,7 +53,7 @@ pub(super) fn compare(
 fn with_rules(
     cluster: &Cluster,
     slices: &Slices<'_>,
-    rules: &ServiceRules,
+    (rules, readings): (&ServiceRules, &Readings),
     (read_at, now): (Timestamp, Timestamp),
     drift: &mut NodeDrift,
 ) {
@@ -77,7 +77,10 @@ fn with_rules(
         Some(true) => {}
         Some(false) => drift.differences.push(unmasqueraded(rules.proxier)),
     }
-    let compared = services::compare(&intended(cluster, slices, &node, rules.proxier), rules, read_at, now);
+    let mut compared = services::compare(&intended(cluster, slices, &node, rules.proxier), rules, read_at, now);
+    if rules.proxier == Proxier::Ipvs {
+        drift.gaps.extend(node_ports::not_meant(cluster, rules, readings, (node.as_str(), &mut compared)));
+    }
     drift.compared = compared.entrances;
     drift.settling = compared.settling;
     drift.differences.extend(compared.differences);

@@ -12,7 +12,8 @@ use netdiag_common::{Gap, Need, Reading, Topic};
 
 use super::node::old_agent;
 use super::pods::host;
-use super::{Difference, Kind, NodeDrift, Readings, gap};
+use super::services::Compared;
+use super::{Difference, Entrance, Kind, NodeDrift, Readings, gap};
 use crate::evidence::Cluster;
 use crate::evidence::object::Node;
 use crate::listing::named;
@@ -89,6 +90,39 @@ pub(super) fn nowhere(
         return Err(gap(node_name, WHAT, why, "look at them on the node with ip address"));
     }
     Ok(nowhere)
+}
+
+/// In IPVS mode a node port is a virtual server on each of its addresses: where the node has no address that kube-proxy is told of,
+/// none is missing. The gap says why that is not known.
+pub(super) fn not_meant(
+    cluster: &Cluster,
+    rules: &ServiceRules,
+    readings: &Readings,
+    (node, compared): (&str, &mut Compared),
+) -> Option<Gap> {
+    let served: BTreeSet<bool> = rules.node_ports.iter().flatten().map(|port| port.ipv6).collect();
+    // A family that has one node port has an address for the others.
+    let family = |difference: &Difference| match (difference.kind, difference.entrance) {
+        (Kind::Missing, Some(Entrance::NodePort { ipv6, .. })) if !served.contains(&ipv6) => Some(ipv6),
+        _ => None,
+    };
+    let before = compared.differences.len();
+    if !compared.differences.iter().any(|difference| family(difference).is_some()) {
+        return None;
+    }
+    match nowhere(cluster, rules.proxier, readings, node) {
+        Ok(nowhere) => {
+            compared.differences.retain(|found| family(found).is_none_or(|ipv6| !nowhere.contains(&ipv6)));
+            None
+        }
+        Err(cause) => {
+            compared.differences.retain(|found| family(found).is_none());
+            let count = before - compared.differences.len();
+            compared.entrances -= count;
+            let why = format!("{count} have no virtual server, and it is not known if they should: {}", cause.why);
+            Some(Gap { what: WHAT.to_owned(), why, ..cause })
+        }
+    }
 }
 
 /// None where it does not tell them.

@@ -147,6 +147,23 @@ fn node_ports_on_addresses_of_services_are_not_left_over() {
 }
 
 #[test]
+fn no_virtual_server_is_missing_where_the_node_has_no_address_for_node_ports() {
+    let mut rules = virtual_servers();
+    rules["node_ports"] = json!([]);
+    rules["entries"].as_array_mut().expect("a list").retain(|entry| entry["node_port"] != json!(true));
+    let of = |settings: &Value| {
+        let proxy = json!({"running": true, "settings": settings});
+        let drift = drift_in(objects(LONG_AGO), &readings(&proxy, &rules, &ROUTES));
+        let kinds: Vec<Kind> = drift.differences.iter().map(|found| found.kind).collect();
+        (kinds, drift.gaps.into_iter().any(|gap| gap.why.starts_with("2 have no virtual server")))
+    };
+    assert_eq!(of(&listed(&["203.0.113.0/24"])), (vec![], false));
+    assert_eq!(of(&json!({})), (vec![Kind::Missing; 2], false));
+    assert_eq!(of(&listed(&["172.30.0.0/16"])), (vec![Kind::Missing; 2], false));
+    assert_eq!(of(&Value::Null), (vec![], true));
+}
+
+#[test]
 fn what_is_not_told_is_not_compared() {
     let why = |rules: &Value, proxy: &Value| {
         let drift = drift_in(objects(LONG_AGO), &readings(proxy, rules, &ROUTES));
