@@ -254,7 +254,7 @@ fn on_node(path: &Path, client: &Client, backend: &Backend, hop: &NodeHop, view:
 }
 
 /// `table inet site, chain fw, handle 4`; the position instead of the handle for legacy iptables.
-pub(super) fn place(stop: &Stop) -> String {
+pub(crate) fn place(stop: &Stop) -> String {
     let Stop { table, chain, .. } = stop;
     let number = match (stop.rule, table.backend) {
         (None, _) => ", policy".to_owned(),
@@ -264,7 +264,7 @@ pub(super) fn place(stop: &Stop) -> String {
     format!("table {} {}, chain {}{number}", table.family, table.name, chain.name)
 }
 
-pub(super) fn words(stop: &Stop) -> String {
+pub(crate) fn words(stop: &Stop) -> String {
     match stop.rule {
         None => "the chain drops what no rule accepts".to_owned(),
         Some(rule) => match &rule.comment {

@@ -4,6 +4,7 @@
 
 mod bridges;
 mod flows;
+mod foreign;
 mod health_ports;
 mod intended;
 mod masquerade;
@@ -109,6 +110,8 @@ pub enum Kind {
     Masquerade,
     /// What NetworkPolicies deny gets through, or what they allow is stopped.
     Policy,
+    /// A rule that is not the cluster's stops packets to Services.
+    ForeignDrop,
 }
 
 /// What the nodes say, by what was asked.
@@ -134,7 +137,7 @@ async fn look<S: Source>(source: &S, scope: &Scope, budget: Duration) -> Result<
     let asked = asked(&cluster, scope)?;
     let networks = routes::nodes(&cluster, &asked);
     let pods = Pods::of(&cluster);
-    let of_host = [Topic::ServiceRules, Topic::KubeProxy, Topic::Flows, Topic::Sysctls];
+    let of_host = [Topic::ServiceRules, Topic::KubeProxy, Topic::Flows, Topic::Sysctls, Topic::Rules];
     let needs = asked.iter().flat_map(|node| of_host.clone().map(|topic| Need::host(node, topic)));
     let needs = needs.chain(networks.iter().map(|node| Need::host(node, Topic::Network)));
     let needs = needs.chain(health_ports::needs(&cluster, &asked));

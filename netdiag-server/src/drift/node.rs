@@ -8,8 +8,8 @@ use netdiag_common::{Gap, Need, Reading, Topic};
 use super::intended::{Slices, intended};
 use super::pods::{Pods, host};
 use super::{
-    Difference, Kind, NodeDrift, Readings, bridges, flows, gap, health_ports, masquerade, mtu, node_ports, policies,
-    routes, services,
+    Difference, Kind, NodeDrift, Readings, bridges, flows, foreign, gap, health_ports, masquerade, mtu, node_ports,
+    policies, routes, services,
 };
 use crate::evidence::Cluster;
 
@@ -45,6 +45,7 @@ pub(super) fn compare(
         mtu::compare(cluster, host, &inside, &mut drift);
         bridges::compare(pods, host, &inside, readings, &mut drift);
     }
+    foreign::compare(cluster, (slices, pods), readings, &mut drift);
     masquerade::compare(cluster, pods, readings, &mut drift);
     policies::compare(cluster, pods, readings, &mut drift);
     drift

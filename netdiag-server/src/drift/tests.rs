@@ -116,6 +116,7 @@ pub(super) fn readings(proxy: &Value, rules: &Value, routes: &[&str]) -> Reading
         (Need::host("n2", Topic::Network), seen("network", &network(&["10.244.1.0/24"]))),
         (Need::host("n1", Topic::KubeProxy), seen("kube_proxy", proxy)),
         (Need::host("n1", Topic::Flows), Reading::Absent { at: READ_AT.parse().expect("a time") }),
+        (Need::host("n1", Topic::Rules), Reading::Absent { at: READ_AT.parse().expect("a time") }),
     ])
 }
 

@@ -103,6 +103,7 @@ impl World {
             readings.insert(Need::host(node, Topic::Network), seen("network", &self.host(other)));
             readings.insert(Need::host(node, Topic::Sysctls), seen("sysctls", &json!({"values": self.sysctls})));
             readings.insert(Need::host(node, Topic::Flows), seen("flows", &flows));
+            readings.insert(Need::host(node, Topic::Rules), seen("rules", &json!({"tables": []})));
             readings.insert(Need::pod(node, pod, Topic::Network), seen("network", &self.pod(address)));
         }
         readings
@@ -200,6 +201,29 @@ fn connection_to_a_pod_that_is_gone_is_named() {
     ] {
         world(silent).none();
     }
+}
+
+#[test]
+fn rule_of_an_administrator_that_stops_what_a_service_leads_to_is_named() {
+    let port = json!({"on": "destination_port", "ranges": [{"first": 8080, "last": 8080}], "negated": false});
+    let with = |table: &str, matches: Value| {
+        let rule = json!({"handle": 4, "matches": matches, "verdict": {"do": "drop"}, "text": "drop"});
+        let base = json!({"hook": "forward", "priority": 0, "kind": "filter", "policy": {"do": "accept"}});
+        let rules = json!({"tables": [{"backend": "nftables", "family": "inet", "name": table,
+                                       "chains": [{"name": "fw", "base": base, "rules": [rule]}]}]});
+        let mut readings = World::default().readings();
+        readings.insert(Need::host("n1", Topic::Rules), seen("rules", &rules));
+        drift_of(&readings).differences
+    };
+    let found = with("site", json!([port]));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].kind, found[0].rule.as_str()), (Kind::ForeignDrop, "table inet site, chain fw, handle 4"));
+    assert_eq!(found[0].expected, "a packet from 10.244.2.2 to 10.244.1.2:8080/tcp passes the node's rules");
+    assert_eq!(found[0].found, "1 of 1 ways to Services are stopped: drop (written by an administrator)");
+    // Another device, a match that is not known, and a program of the cluster.
+    assert_eq!(with("site", json!([{"on": "input_interface", "names": ["vpn0"], "negated": false}])), []);
+    assert_eq!(with("site", json!([port, {"on": "other", "text": "meta mark 0x1"}])), []);
+    assert_eq!(with("kindnet-network-policies", json!([port])), []);
 }
 
 #[test]
