@@ -1,5 +1,5 @@
-//! The case `drifted`: what a healthy cluster has programmed is what it intends, for every kind of Service and in two zones; one rule
-//! less on one node is named, with the node and the Service, and is no more once it is back.
+//! The case `drifted`: what a healthy cluster has programmed is what it intends, for every kind of Service and in two zones; five
+//! faults on one node are named, each with what it is about and nothing besides, and are no more once all is back.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::netdiag_image::Build;
 
 pub(super) const SUBJECT: Subject = Subject {
     name: "drifted",
-    about: "a healthy cluster has no drift; one rule less on one node is named",
+    about: "a healthy cluster has no drift; five faults on one node are named",
     home: None,
     run,
 };
@@ -69,11 +69,17 @@ spec:
 
 const BALANCER: &str = r#"{"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.10"}]}}}"#;
 
-/// Where one rule is removed.
+/// Where the faults are.
 const NODE: &str = "n2";
 /// The Service whose rule it is, by the address that the laboratory's world gives it.
 const SERVICE: &str = "shop/web";
 const ADDRESS: &str = "10.96.0.80";
+/// Of no Service: by itself the API server gives out the lowest 256 addresses last (KEP-3070).
+const OLD_ADDRESS: &str = "10.96.0.99";
+/// Pods of the other node.
+const OTHER_PODS: &str = "10.244.1.0/24";
+/// Where the node's rules are kept meanwhile.
+const KEPT: &str = "/tmp/netdiag-drifted";
 
 /// Runs in a cluster of its own.
 fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {
@@ -96,21 +102,66 @@ fn in_cluster(cluster: &Cluster, mode: ProxyMode) -> Result<Vec<String>> {
         wrong.push(format!("a healthy cluster: {error:#}: {}", drift(cluster, &installed)?));
         return Ok(wrong);
     }
-    let (remove, restore) = commands(mode);
-    cluster.node_exec(NODE, &["sh", "-c", &remove])?;
+    let faults = faults(mode);
+    for fault in &faults {
+        cluster.node_exec(NODE, &["sh", "-ec", &fault.inject])?;
+    }
+    // At once, since what differs is looked at twice, ten seconds apart.
     let answer = drift(cluster, &installed)?;
-    wrong.extend(missed(&answer).map(|line| format!("{line}: {answer}")));
-    cluster.node_exec(NODE, &["sh", "-c", &restore])?;
+    wrong.extend(missed(&answer, &faults).into_iter().map(|line| format!("{line}: {answer}")));
+    for fault in faults.iter().rev() {
+        cluster.node_exec(NODE, &["sh", "-ec", &fault.restore])?;
+    }
     if let Err(error) = cluster.wait_until("no drift again", READY_WITHIN, || is_same(cluster, &installed)) {
-        wrong.push(format!("after the rule is back: {error:#}: {}", drift(cluster, &installed)?));
+        wrong.push(format!("after all is back: {error:#}: {}", drift(cluster, &installed)?));
     }
     Ok(wrong)
 }
 
-/// Takes the address's rule away, and puts it back.
-fn commands(mode: ProxyMode) -> (String, String) {
-    const KEPT: &str = "/tmp/netdiag-drifted";
-    match mode {
+/// One thing that is otherwise on the node than it should be, and the one difference that it must be in the answer.
+struct Fault {
+    inject: String,
+    restore: String,
+    kind: &'static str,
+    service: &'static str,
+    entrance: String,
+    /// A word of what is expected or found, or of where it is.
+    says: &'static str,
+}
+
+fn faults(mode: ProxyMode) -> Vec<Fault> {
+    vec![
+        missing(mode),
+        leftover(mode),
+        unmasqueraded(mode),
+        Fault {
+            inject: format!(
+                "ip route show {OTHER_PODS} > {KEPT}-route; test -s {KEPT}-route; ip route del {OTHER_PODS}"
+            ),
+            restore: format!("ip route add $(cat {KEPT}-route)"),
+            kind: "route",
+            service: "",
+            entrance: String::new(),
+            says: OTHER_PODS,
+        },
+        Fault {
+            inject: format!(
+                "nft add table inet site
+                 nft add chain inet site fw '{{ type filter hook prerouting priority -300; policy accept; }}'
+                 nft add rule inet site fw ip daddr {ADDRESS} tcp dport 80 drop"
+            ),
+            restore: "nft delete table inet site".to_owned(),
+            kind: "foreign_drop",
+            service: SERVICE,
+            entrance: format!("{ADDRESS}:80/tcp"),
+            says: "table inet site, chain fw",
+        },
+    ]
+}
+
+/// The address's rule is gone. It is kept for [`leftover`], too.
+fn missing(mode: ProxyMode) -> Fault {
+    let (inject, restore) = match mode {
         ProxyMode::Nftables => {
             let key = format!("{ADDRESS} . tcp . 80");
             (
@@ -130,7 +181,51 @@ fn commands(mode: ProxyMode) -> (String, String) {
                 "{{ echo '*nat'; sed 's/^-A KUBE-SERVICES/-I KUBE-SERVICES 1/' {KEPT}; echo COMMIT; }} | iptables-restore --noflush"
             ),
         ),
-    }
+    };
+    let entrance = format!("{ADDRESS}:80/tcp");
+    Fault { inject, restore, kind: "missing", service: SERVICE, entrance, says: "no entry" }
+}
+
+/// An address that no Service has leads to the Service's endpoints.
+fn leftover(mode: ProxyMode) -> Fault {
+    let (inject, restore) = match mode {
+        ProxyMode::Nftables => (
+            format!("nft add element ip kube-proxy service-ips \"{{ $(sed 's/^{ADDRESS}/{OLD_ADDRESS}/' {KEPT}) }}\""),
+            format!("nft delete element ip kube-proxy service-ips '{{ {OLD_ADDRESS} . tcp . 80 }}'"),
+        ),
+        ProxyMode::Iptables => {
+            let with = |command: &str| {
+                format!(
+                    "{{ echo '*nat'; sed 's|^-A KUBE-SERVICES -d {ADDRESS}/|{command} -d {OLD_ADDRESS}/|' {KEPT}; echo COMMIT; }} | \
+                     iptables-restore --noflush"
+                )
+            };
+            (with("-I KUBE-SERVICES 1"), with("-D KUBE-SERVICES"))
+        }
+    };
+    let entrance = format!("{OLD_ADDRESS}:80/tcp");
+    Fault { inject, restore, kind: "leftover", service: SERVICE, entrance, says: "no Service has it" }
+}
+
+/// Nothing masquerades what kube-proxy marks.
+fn unmasqueraded(mode: ProxyMode) -> Fault {
+    let kept = format!("{KEPT}-masquerading");
+    let (inject, restore) = match mode {
+        ProxyMode::Nftables => (
+            format!(
+                "nft -s list chain ip kube-proxy masquerading > {kept}; nft flush chain ip kube-proxy masquerading"
+            ),
+            format!("nft -f {kept}"),
+        ),
+        ProxyMode::Iptables => (
+            format!(
+                "iptables-save -t nat | grep -e '^-A KUBE-POSTROUTING ' > {kept}; test -s {kept}; iptables -t nat -F KUBE-POSTROUTING"
+            ),
+            format!("{{ echo '*nat'; cat {kept}; echo COMMIT; }} | iptables-restore --noflush"),
+        ),
+    };
+    let says = "packets that kube-proxy marks leave with the node's address";
+    Fault { inject, restore, kind: "masquerade", service: "", entrance: String::new(), says }
 }
 
 /// In each of both families, every endpoint is meant for a zone.
@@ -149,25 +244,34 @@ fn is_same(cluster: &Cluster, installed: &Installed) -> bool {
     drift(cluster, installed).is_ok_and(|answer| answer["status"] == "same" && is_settled(&answer))
 }
 
-/// What is wrong with the answer about one rule less.
-fn missed(answer: &Value) -> Option<String> {
+/// What is wrong with the answer about these faults: each is one difference, and there is no other.
+fn missed(answer: &Value, faults: &[Fault]) -> Vec<String> {
     let nodes = answer["nodes"].as_array().map_or(&[][..], Vec::as_slice);
-    for node in nodes.iter().filter(|node| node["node"] != NODE) {
-        if node["status"] != "same" {
-            return Some(format!("node {} is {}", node["node"], node["status"]));
+    let others = nodes.iter().filter(|node| node["node"] != NODE && node["status"] != "same");
+    let mut wrong: Vec<String> = others.map(|node| format!("node {} is {}", node["node"], node["status"])).collect();
+    let own = nodes.iter().filter(|node| node["node"] == NODE);
+    let mut left: Vec<&Value> = own.flat_map(|node| node["differences"].as_array().into_iter().flatten()).collect();
+    for fault in faults {
+        match left.iter().position(|difference| fault.is(difference)) {
+            Some(index) => {
+                left.remove(index);
+            }
+            None => wrong.push(format!("{} {}{} is not told", fault.kind, fault.service, fault.entrance)),
         }
     }
-    let differences: Vec<&Value> = nodes
-        .iter()
-        .filter(|node| node["node"] == NODE)
-        .flat_map(|node| node["differences"].as_array().into_iter().flatten())
-        .collect();
-    let [one] = differences[..] else { return Some(format!("{} differences on {NODE}, and not 1", differences.len())) };
-    let service = one["service"].as_str().unwrap_or_default();
-    let is_named = one["kind"] == "missing"
-        && (service == SERVICE || service.starts_with(&format!("{SERVICE}:")))
-        && one["entrance"].as_str().is_some_and(|entrance| entrance == format!("{ADDRESS}:80/tcp"));
-    (!is_named).then(|| format!("the difference is {one}"))
+    wrong.extend(left.into_iter().map(|difference| format!("nobody made this: {difference}")));
+    wrong
+}
+
+impl Fault {
+    fn is(&self, difference: &Value) -> bool {
+        let text = |field: &str| difference[field].as_str().unwrap_or_default();
+        let service = text("service");
+        text("kind") == self.kind
+            && (service == self.service || service.starts_with(&format!("{}:", self.service)))
+            && text("entrance") == self.entrance
+            && ["expected", "found", "rule"].into_iter().any(|field| text(field).contains(self.says))
+    }
 }
 
 fn drift(cluster: &Cluster, installed: &Installed) -> Result<Value> {
