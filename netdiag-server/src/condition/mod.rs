@@ -66,7 +66,7 @@ pub(crate) mod rule;
 pub mod server_cpu_throttled;
 pub mod service_has_no_ready_endpoints;
 pub mod service_port_not_defined;
-mod service_range;
+pub(crate) mod service_range;
 pub mod service_selects_no_pods;
 pub mod service_traffic_untracked;
 pub mod session_affinity_keeps_bad_endpoint;

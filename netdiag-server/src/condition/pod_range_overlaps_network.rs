@@ -58,7 +58,7 @@ pub const CONDITION: Condition = Condition {
 /// Packets that a link took and nobody answered for (`net/core/neighbour.c`).
 const REASONS: &[&str] = &["NEIGH_FAILED", "NEIGH_QUEUEFULL"];
 /// Kinds of devices that carry packets to other nodes, or whose far end no route shows.
-const TUNNELS: &[&str] = &["vxlan", "geneve", "ipip", "ip6tnl", "sit", "gre", "wireguard"];
+pub(crate) const TUNNELS: &[&str] = &["vxlan", "geneve", "ipip", "ip6tnl", "sit", "gre", "wireguard"];
 
 const ROUTING: Routing = Routing {
     look,

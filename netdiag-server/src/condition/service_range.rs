@@ -185,20 +185,35 @@ struct Unallocated<'r> {
     net: IpNet,
 }
 
-/// kube-proxy's, when packets of this hook come to it.
+/// kube-proxy's against this address, when packets of this hook come to it.
 fn unallocated(ruleset: &Ruleset, hook: Hook, address: IpAddr) -> Option<Unallocated<'_>> {
-    let family = if address.is_ipv4() { "ip" } else { "ip6" };
-    let table = ruleset.tables.iter().find(|table| table.name == "kube-proxy" && table.family == family)?;
-    let bases = || table.chains.iter().filter(|chain| chain.base.as_ref().is_some_and(|base| base.hook == hook));
-    let leads_to = |rule: &Rule, name: &str| matches!(&rule.verdict, Verdict::Jump { chain } if chain == name);
-    let is_met = |chain: &&Chain| bases().any(|base| base.rules.iter().any(|rule| leads_to(rule, &chain.name)));
-    table.chains.iter().filter(is_met).find_map(|chain| {
-        chain.rules.iter().find_map(|rule| {
-            let [Match::Destination { nets, negated: false }] = &rule.matches[..] else { return None };
-            let net = *nets.iter().find(|net| net.contains(&address))?;
-            (rule.verdict == Verdict::Drop).then_some(Unallocated { table, chain, rule, net })
+    all_unallocated(ruleset, hook).find(|rule| rule.net.contains(&address))
+}
+
+/// The ranges of Services that kube-proxy's rules have; none in other modes than nftables.
+pub(crate) fn ranges_in_rules(ruleset: &Ruleset) -> Vec<IpNet> {
+    all_unallocated(ruleset, Hook::Forward).map(|rule| rule.net).collect()
+}
+
+fn all_unallocated(ruleset: &Ruleset, hook: Hook) -> impl Iterator<Item = Unallocated<'_>> {
+    let own = ruleset.tables.iter().filter(|table| table.name == "kube-proxy");
+    own.flat_map(move |table| table.chains.iter().map(move |chain| (table, chain)))
+        .filter(move |(table, chain)| leads_to(table, hook, &chain.name))
+        .flat_map(|(table, chain)| chain.rules.iter().map(move |rule| (table, chain, rule)))
+        .flat_map(|(table, chain, rule)| {
+            let nets = match (&rule.matches[..], &rule.verdict) {
+                ([Match::Destination { nets, negated: false }], Verdict::Drop) => nets.as_slice(),
+                _ => &[],
+            };
+            nets.iter().map(move |net| Unallocated { table, chain, rule, net: *net })
         })
-    })
+}
+
+/// A base chain of the hook jumps to this chain.
+fn leads_to(table: &Table, hook: Hook, name: &str) -> bool {
+    let mut bases = table.chains.iter().filter(|chain| chain.base.as_ref().is_some_and(|base| base.hook == hook));
+    let jumps = |rule: &Rule| matches!(&rule.verdict, Verdict::Jump { chain } if chain == name);
+    bases.any(|base| base.rules.iter().any(jumps))
 }
 
 impl Unallocated<'_> {

@@ -13,6 +13,7 @@ mod node;
 mod node_ports;
 mod pods;
 mod policies;
+mod ranges;
 mod routes;
 mod services;
 
@@ -112,6 +113,8 @@ pub enum Kind {
     Policy,
     /// A rule that is not the cluster's stops packets to Services.
     ForeignDrop,
+    /// Pods, Services and nodes have ranges that share addresses.
+    Overlap,
 }
 
 /// What the nodes say, by what was asked.
@@ -235,3 +238,5 @@ mod tests_of_node_ports;
 mod tests_of_pods;
 #[cfg(test)]
 mod tests_of_policies;
+#[cfg(test)]
+mod tests_of_ranges;

@@ -9,7 +9,7 @@ use super::intended::{Slices, intended};
 use super::pods::{Pods, host};
 use super::{
     Difference, Kind, NodeDrift, Readings, bridges, flows, foreign, gap, health_ports, masquerade, mtu, node_ports,
-    policies, routes, services,
+    policies, ranges, routes, services,
 };
 use crate::evidence::Cluster;
 
@@ -38,6 +38,7 @@ pub(super) fn compare(
         _ => drift.gaps.push(unasked(node, "rules of kube-proxy")),
     }
     routes::compare(cluster, node, readings, &mut drift);
+    ranges::compare(cluster, readings, &mut drift);
     flows::compare(cluster, pods, readings, &mut drift);
     // Without the node's links, what is missing is said with its routes.
     if let Some(host) = host(readings, node) {

@@ -62,7 +62,7 @@ pub struct NodeEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DifferenceEntry {
     /// `not_hooked`, `no_rules`, `two_proxiers`, `missing`, `endpoints`, `other_service`, `affinity`, `sources`, `leftover`, `route`,
-    /// `mtu`, `hairpin`, `bridge_hooks`, `flow`, `masquerade`, `policy`, `foreign_drop`,
+    /// `mtu`, `hairpin`, `bridge_hooks`, `flow`, `masquerade`, `policy`, `foreign_drop`, `overlap`,
     /// `node_port_addresses` or `health_port`.
     pub kind: String,
     /// `shop/web:http`; empty for what is about the whole node.
@@ -138,6 +138,7 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Masquerade => "masquerade",
         Kind::Policy => "policy",
         Kind::ForeignDrop => "foreign_drop",
+        Kind::Overlap => "overlap",
     }
 }
 
