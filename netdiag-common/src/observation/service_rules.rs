@@ -34,6 +34,9 @@ pub struct ServiceRules {
     /// where each virtual server has an address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_port_addresses: Option<Vec<NodePortAddresses>>,
+    /// In IPVS mode: the ipsets with the source ranges of load balancers were read. Rules of the other modes have them themselves.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub knows_source_sets: bool,
 }
 
 /// Whose packets of one family get to the rules of node ports.

@@ -126,6 +126,7 @@ pub(super) mod tests {
             others: None,
             masquerades: None,
             node_port_addresses: None,
+            knows_source_sets: false,
         }
     }
 

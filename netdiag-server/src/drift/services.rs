@@ -21,7 +21,9 @@ const WITHOUT_NODES: &str = "they ignore the endpoints' hints for nodes, as kube
 
 /// `pkg/proxy/ipvs/ipset.go`
 const IN_IPSETS: &str = "source ranges are in the ipsets KUBE-LOAD-BALANCER-FW and KUBE-LOAD-BALANCER-SOURCE-CIDR in IPVS \
-                         mode (for IPv6 KUBE-6-…), which netdiag does not read";
+                         mode (for IPv6 KUBE-6-…), which the agent did not read";
+/// `hash_ipportnet4_uadt` of `net/netfilter/ipset/ip_set_hash_ipportnet.c` takes no prefix of no bits.
+const NOT_IN_IPSETS: &str = "ipsets of IPVS mode have no range of all addresses";
 
 /// What the comparison of one node's rules brought.
 #[derive(Debug, Default)]
@@ -169,10 +171,10 @@ fn one(
                 let (expected, found) = (words(intention.sticky).to_owned(), words(terms.sticky).to_owned());
                 compared.differences.push(difference(Kind::Affinity, expected, found, have.chain));
             }
-            if rules.proxier == Proxier::Ipvs {
-                if intention.sources.is_some() {
-                    *compared.unknown.entry(IN_IPSETS).or_default() += 1;
-                }
+            let has_all = intention.sources.iter().flatten().any(|net| net.prefix_len() == 0);
+            if rules.proxier == Proxier::Ipvs && intention.sources.is_some() && (has_all || !rules.knows_source_sets) {
+                let why = if has_all { NOT_IN_IPSETS } else { IN_IPSETS };
+                *compared.unknown.entry(why).or_default() += 1;
             } else if !same_sources(entrance, intention.sources.as_ref(), terms.sources.as_ref()) {
                 let (expected, found) = (sources(intention.sources.as_ref()), sources(terms.sources.as_ref()));
                 compared.differences.push(difference(Kind::Sources, expected, found, have.chain));

@@ -250,7 +250,19 @@ fn virtual_servers_of_ipvs_lead_to_other_nodes_where_rules_drop() {
     let drift = drift_of(&rules);
     assert_eq!(drift.differences, []);
     let why = &drift.gaps[0].why;
-    assert!(why.contains("ipsets KUBE-LOAD-BALANCER-FW") && why.ends_with("netdiag does not read"), "{why}");
+    assert!(why.contains("ipsets KUBE-LOAD-BALANCER-FW") && why.ends_with("the agent did not read"), "{why}");
+    let sources = |rules: &Value| {
+        let drift = drift_of(rules);
+        let is_gap = drift.gaps.iter().any(|gap| gap.why.contains("ipsets"));
+        (drift.differences.into_iter().map(|found| (found.kind, found.found)).collect::<Vec<_>>(), is_gap)
+    };
+    rules["knows_source_sets"] = json!(true);
+    assert_eq!(sources(&rules), (vec![(Kind::Sources, "open to everybody".to_owned())], false));
+    rules["entries"][2]["terms"]["sources"] = json!(["198.51.100.0/24"]);
+    assert_eq!(sources(&rules), (vec![], false));
+    rules["entries"][2]["terms"]["sources"] = json!(["192.0.2.0/24"]);
+    assert_eq!(sources(&rules), (vec![(Kind::Sources, "only from 192.0.2.0/24".to_owned())], false));
+    rules["entries"][2]["terms"]["sources"] = json!(["198.51.100.0/24"]);
     rules["node_ports"][1]["action"] = json!("reject");
     assert_eq!(drift_of(&rules).differences[0].kind, Kind::Endpoints);
     rules["node_ports"][1]["action"] = to(&["10.244.2.3"]);

@@ -1,6 +1,6 @@
 //! kube-proxy `--proxy-mode=ipvs`: a virtual server for each address and port, whose real servers are the endpoints; the
 //! addresses of Services are on the device kube-ipvs0, so that their packets are delivered here (`pkg/proxy/ipvs/proxier.go`).
-//! What IPVS keeps names no Service; source ranges are in ipsets, which are not read.
+//! What IPVS keeps names no Service; source ranges are in ipsets.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,6 +9,7 @@ use netdiag_common::observation::Protocol;
 use netdiag_common::observation::service_rules::{Endpoint, ServiceAction, Terms};
 use nix::sys::socket::SockProtocol;
 
+use super::sources::{self, Sources};
 use super::{Found, Way};
 use crate::host::ReadError;
 use crate::host::ipvs::{Key, Real, Tables, Virtual, has_servers};
@@ -25,6 +26,8 @@ pub(super) struct Raw {
     service_addresses: Option<BTreeSet<IpAddr>>,
     /// Of the other devices.
     node_addresses: BTreeSet<IpAddr>,
+    /// None where ipsets could not be listed.
+    sources: Option<Sources>,
 }
 
 pub(super) fn read() -> Result<Raw, ReadError> {
@@ -47,6 +50,7 @@ pub(super) fn read() -> Result<Raw, ReadError> {
             _ => raw.node_addresses.insert(found.address),
         };
     }
+    raw.sources = sources::read().ok();
     Ok(raw)
 }
 
@@ -55,13 +59,19 @@ pub(super) fn is_there(raw: &Raw) -> bool {
     raw.service_addresses.is_some() && !raw.servers.is_empty()
 }
 
+/// Whether the terms of its entries have their source ranges.
+pub(super) fn knows_sources(raw: &Raw) -> bool {
+    raw.sources.is_some()
+}
+
 pub(super) fn decode(raw: &Raw, found: &mut Found) {
     let none = BTreeSet::new();
     let service_addresses = raw.service_addresses.as_ref().unwrap_or(&none);
     for (server, reals) in &raw.servers {
         let Key { address, protocol, port } = server.key;
         let Some(protocol) = Protocol::from_number(protocol) else { continue };
-        let terms = Terms { sticky: server.is_persistent, sources: None };
+        let sources = raw.sources.as_ref().and_then(|sources| sources.get(&(address, protocol, port)).cloned());
+        let terms = Terms { sticky: server.is_persistent, sources };
         let way = Way { action: action(reals), chain: None, terms: Some(terms) };
         if service_addresses.contains(&address) {
             found.insert((address, protocol, port), None, way, false);
@@ -105,6 +115,10 @@ mod tests {
             ],
             service_addresses: Some(["10.96.0.1".parse().unwrap()].into()),
             node_addresses: ["10.0.0.7".parse().unwrap()].into(),
+            sources: Some(Sources::from([(
+                ("10.96.0.1".parse().unwrap(), Protocol::Tcp, 443),
+                BTreeSet::from(["198.51.100.0/24".parse().unwrap()]),
+            )])),
         }
     }
 
@@ -116,7 +130,10 @@ mod tests {
         let api = at("10.96.0.1", 443);
         let endpoint = Endpoint { address: "10.0.0.1".parse().unwrap(), port: 6443 };
         assert_eq!(api.action, ServiceAction::Endpoints(vec![endpoint]), "one without weight takes nothing");
-        assert!(api.terms.unwrap().sticky && !api.node_port);
+        let terms = api.terms.unwrap();
+        assert!(terms.sticky && !api.node_port);
+        assert_eq!(terms.sources, Some(BTreeSet::from(["198.51.100.0/24".parse().unwrap()])));
+        assert_eq!(at("10.0.0.7", 30_080).terms.unwrap().sources, None, "open to everybody");
         assert!(at("10.0.0.7", 30_080).node_port);
         assert_eq!(found.node_ports[&(false, Protocol::Tcp, 30_080)].action, ServiceAction::Reject);
         assert!(found.undecoded[0].contains("10.96.0.9:80"), "{:?}", found.undecoded);

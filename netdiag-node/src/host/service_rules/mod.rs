@@ -3,6 +3,7 @@
 mod iptables;
 mod ipvs;
 mod nftables;
+mod sources;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -43,6 +44,7 @@ fn decode_ipvs(virtual_servers: &ipvs::Raw, raw: &RawRules) -> ServiceRules {
         others: Some(iptables::with_endpoints(raw)),
         masquerades: None,
         node_port_addresses: None,
+        knows_source_sets: ipvs::knows_sources(virtual_servers),
     }
 }
 
@@ -69,6 +71,7 @@ pub(crate) fn decode(raw: &RawRules) -> ServiceRules {
         others: Some(there),
         masquerades: (proxier != Proxier::None && raw.ruleset.left_out.is_empty()).then_some(!found.unmasqueraded),
         node_port_addresses: Some(found.node_port_addresses),
+        knows_source_sets: false,
     }
 }
 
