@@ -1,6 +1,7 @@
 //! Intended against programmed, for whole nodes: every port of every Service with what kube-proxy wrote for it, what is left of
 //! Services that are gone, the addresses of node ports, who listens on health check ports, the routes to the other nodes' pods, the
-//! links of pods, flows that outlive their rules, and what became of NetworkPolicies.
+//! links of pods, flows that outlive their rules, rules that stop what Services lead to, ranges that share addresses, what is left of
+//! other network plugins, and what became of NetworkPolicies.
 
 mod bridges;
 mod flows;
@@ -11,6 +12,7 @@ mod masquerade;
 mod mtu;
 mod node;
 mod node_ports;
+mod plugins;
 mod pods;
 mod policies;
 mod ranges;
@@ -115,6 +117,8 @@ pub enum Kind {
     ForeignDrop,
     /// Pods, Services and nodes have ranges that share addresses.
     Overlap,
+    /// Chains or links of a network plugin that is not there any more.
+    PluginLeft,
 }
 
 /// What the nodes say, by what was asked.
@@ -140,7 +144,7 @@ async fn look<S: Source>(source: &S, scope: &Scope, budget: Duration) -> Result<
     let asked = asked(&cluster, scope)?;
     let networks = routes::nodes(&cluster, &asked);
     let pods = Pods::of(&cluster);
-    let of_host = [Topic::ServiceRules, Topic::KubeProxy, Topic::Flows, Topic::Sysctls, Topic::Rules];
+    let of_host = [Topic::ServiceRules, Topic::KubeProxy, Topic::Flows, Topic::Sysctls, Topic::Rules, Topic::Cni];
     let needs = asked.iter().flat_map(|node| of_host.clone().map(|topic| Need::host(node, topic)));
     let needs = needs.chain(networks.iter().map(|node| Need::host(node, Topic::Network)));
     let needs = needs.chain(health_ports::needs(&cluster, &asked));

@@ -9,7 +9,7 @@ use super::intended::{Slices, intended};
 use super::pods::{Pods, host};
 use super::{
     Difference, Kind, NodeDrift, Readings, bridges, flows, foreign, gap, health_ports, masquerade, mtu, node_ports,
-    policies, ranges, routes, services,
+    plugins, policies, ranges, routes, services,
 };
 use crate::evidence::Cluster;
 
@@ -47,6 +47,7 @@ pub(super) fn compare(
         bridges::compare(pods, host, &inside, readings, &mut drift);
     }
     foreign::compare(cluster, (slices, pods), readings, &mut drift);
+    plugins::compare(cluster, readings, &mut drift);
     masquerade::compare(cluster, pods, readings, &mut drift);
     policies::compare(cluster, pods, readings, &mut drift);
     drift

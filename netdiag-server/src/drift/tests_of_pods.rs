@@ -227,6 +227,32 @@ fn rule_of_an_administrator_that_stops_what_a_service_leads_to_is_named() {
 }
 
 #[test]
+fn chains_of_a_plugin_are_left_where_no_pod_and_no_configuration_is_of_it() {
+    let rules = json!({"tables": [{"backend": "iptables_nft", "family": "ip", "name": "filter",
+                                   "chains": [{"name": "cali-FORWARD", "rules": []}, {"name": "cali-INPUT", "rules": []}]}]});
+    let with = |kind: Option<&str>, pod: &str| {
+        let mut cluster = World::cluster();
+        let agent = json!({"kind": "Pod", "metadata": {"name": pod, "namespace": "kube-system"}, "spec": {"hostNetwork": true}});
+        parse::add(&mut cluster, agent).expect("an object");
+        let network = kind.map(|kind| json!({"network": {"name": "pods", "plugins": [{"kind": kind}]}}));
+        let content = network.unwrap_or_else(|| json!({"unusable": {"why": "no JSON"}}));
+        let cni = json!({"folder": "/etc/cni/net.d", "files": [{"name": "10-pods.conflist", "content": content}]});
+        let mut readings = World::default().readings();
+        readings.insert(Need::host("n1", Topic::Rules), seen("rules", &rules));
+        readings.insert(Need::host("n1", Topic::Cni), seen("cni", &cni));
+        let now = "2026-01-01T12:00:01Z".parse().expect("a time");
+        let drift = compare(Arc::new(cluster), &["n1".to_owned()], &readings, now).nodes.remove(0);
+        (drift.differences, drift.gaps.len())
+    };
+    let (found, gaps) = with(Some("ptp"), "etcd");
+    assert_eq!((found.len(), gaps), (1, 0), "{found:?}");
+    assert_eq!((found[0].kind, found[0].found.as_str()), (Kind::PluginLeft, "2 chains: cali-FORWARD, cali-INPUT"));
+    assert_eq!(with(Some("calico"), "etcd"), (vec![], 0), "it connects the node's pods");
+    assert_eq!(with(Some("ptp"), "calico-node-x2f4"), (vec![], 0), "its policies alone are used");
+    assert_eq!(with(None, "etcd"), (vec![], 1), "the configuration may name it");
+}
+
+#[test]
 fn a_node_that_lets_pods_addresses_out_differs_from_one_that_does_not() {
     let world = World::default();
     let nodes = ["n1".to_owned(), "n2".to_owned()];

@@ -63,7 +63,7 @@ pub struct NodeEntry {
 pub struct DifferenceEntry {
     /// `not_hooked`, `no_rules`, `two_proxiers`, `missing`, `endpoints`, `other_service`, `affinity`, `sources`, `leftover`, `route`,
     /// `mtu`, `hairpin`, `bridge_hooks`, `flow`, `masquerade`, `policy`, `foreign_drop`, `overlap`,
-    /// `node_port_addresses` or `health_port`.
+    /// `plugin_leftover`, `node_port_addresses` or `health_port`.
     pub kind: String,
     /// `shop/web:http`; empty for what is about the whole node.
     pub service: String,
@@ -139,6 +139,7 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Policy => "policy",
         Kind::ForeignDrop => "foreign_drop",
         Kind::Overlap => "overlap",
+        Kind::PluginLeft => "plugin_leftover",
     }
 }
 
