@@ -48,6 +48,7 @@ pub mod path;
 mod register;
 pub mod routing;
 pub mod set;
+pub mod socket;
 pub mod state;
 mod told;
 pub mod tunnel;

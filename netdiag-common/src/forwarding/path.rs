@@ -187,6 +187,11 @@ pub enum Decision {
         /// It passes the hooks of IP on its way.
         filtered: bool,
     },
+    /// A rule gave it the socket of a transparent proxy, as if it were for that socket's address.
+    Proxied {
+        hook: Hook,
+        to: SocketAddr,
+    },
     /// The packet was compared with the largest one that leaves by its route.
     Measured {
         hook: Hook,

@@ -13,12 +13,14 @@ use serde::{Deserialize, Serialize};
 use super::bridge::Bridge;
 use super::conntrack::TrackingSettings;
 use super::expression::{Expression, Verdict};
+use super::fact::Fact;
 use super::flowtable::Flowtable;
 use super::guard::Guards;
 use super::ipset::{IpSet, IpSetQuery};
 use super::packet::Protocol;
 use super::routing::RoutingState;
 use super::set::Set;
+use super::socket::{FoundSocket, SocketQuery};
 use super::virtual_server::VirtualState;
 
 mod key;
@@ -161,6 +163,9 @@ pub struct RuleState {
     /// None where the kernel did not say.
     #[serde(default)]
     pub ip_set_elements: Table<IpSetQuery, Option<bool>>,
+    /// All that share an address where a packet is given to one of them; unknown where the kernel could not be asked.
+    #[serde(default)]
+    pub sockets: Table<SocketQuery, Fact<Vec<FoundSocket>>>,
     #[serde(default)]
     pub balancer: VirtualState,
     #[serde(default)]
@@ -242,6 +247,10 @@ impl RuleState {
 
     pub(super) fn ip_set(&self, index: u16) -> Result<Option<&IpSet>, Key> {
         self.ip_sets.read(&index, |index| Key::IpSet { index }).map(Option::as_ref)
+    }
+
+    pub(super) fn sockets(&self, query: &SocketQuery) -> Result<&Fact<Vec<FoundSocket>>, Key> {
+        self.sockets.read(query, Key::Sockets)
     }
 
     pub(super) fn ip_set_element(&self, query: &IpSetQuery) -> Result<Option<bool>, Key> {

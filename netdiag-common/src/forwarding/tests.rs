@@ -2,6 +2,7 @@ mod bridge;
 mod limits;
 mod offload;
 mod queue;
+mod socket;
 mod tracking;
 
 use std::sync::Arc;

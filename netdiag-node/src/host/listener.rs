@@ -21,6 +21,12 @@ const REQUEST_BYTES: usize = 56;
 const MESSAGE_BYTES: usize = 72;
 /// `INET_DIAG_SKV6ONLY` of linux/inet_diag.h.
 const INET_DIAG_SKV6ONLY: u16 = 11;
+/// `INET_DIAG_MARK` of linux/inet_diag.h.
+const INET_DIAG_MARK: u16 = 15;
+/// `INET_DIAG_SOCKOPT` of linux/inet_diag.h.
+const INET_DIAG_SOCKOPT: u16 = 22;
+/// Bit field `transparent` of `struct inet_diag_sockopt`, the sixth of its first byte.
+const TRANSPARENT: u8 = if cfg!(target_endian = "little") { 1 << 5 } else { 1 << 2 };
 /// Bit of `TCP_LISTEN`.
 const LISTEN: u32 = 1 << 10;
 /// Bit of `TCP_CLOSE`, which is what a UDP socket is in unless it was connected.
@@ -77,7 +83,11 @@ pub(crate) fn takers(packet: &Delivered) -> Result<Vec<Taker>, ReadError> {
         Err(ReadError::Call { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => None,
         found => found?,
     };
-    let Some(found) = found else { return Ok(Vec::new()) };
+    let Some(found) = found else {
+        // A kernel without the module for a protocol finds nothing either, but cannot list (`inet_diag_lock_handler`).
+        netlink.dump(SOCK_DIAG_BY_FAMILY, &request(family, packet.protocol, 0), &step, |_| None::<Taker>)?;
+        return Ok(Vec::new());
+    };
     if found.remote.is_some() {
         return Ok(vec![found]);
     }
@@ -103,6 +113,12 @@ pub(crate) struct Taker {
     pub address: SocketAddr,
     pub remote: Option<SocketAddr>,
     pub inode: u64,
+    /// `TCP_*` of net/tcp_states.h; a connection that is being opened is in `TCP_SYN_RECV` here.
+    pub state: u8,
+    /// `IP_TRANSPARENT`; none where the kernel does not say (Linux 5.10).
+    pub transparent: Option<bool>,
+    /// `SO_MARK`; none for those who may not see it (`CAP_NET_ADMIN`).
+    pub mark: Option<u32>,
     device: u32,
 }
 
@@ -140,10 +156,17 @@ fn parse_taker(payload: &[u8]) -> Option<Taker> {
         Some(SocketAddr::new(netlink::address(&fixed[address..address + length])?, port))
     };
     let remote = end(6, 24)?;
+    let find = |wanted: u16| {
+        let mut rest = attributes(payload.get(MESSAGE_BYTES..).unwrap_or_default());
+        rest.find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+    };
     Some(Taker {
         address: end(4, 8)?,
         remote: (remote.port() != 0).then_some(remote),
         inode: u64::from(int(fixed, 68)?),
+        state: fixed[1],
+        transparent: find(INET_DIAG_SOCKOPT).and_then(<[u8]>::first).map(|options| options & TRANSPARENT != 0),
+        mark: find(INET_DIAG_MARK).and_then(|value| int(value, 0)),
         device: int(fixed, 40)?,
     })
 }
@@ -233,6 +256,17 @@ mod tests {
     fn truncated_message_is_skipped() {
         let bytes = message(IPV4, &[127, 0, 0, 1], 80, 0);
         assert!(parse(&bytes[..MESSAGE_BYTES - 1], Protocol::Tcp).is_none());
+    }
+
+    #[test]
+    fn who_takes_a_packet_is_told_with_its_options() {
+        let mut bytes = message(IPV4, &[127, 0, 0, 1], 80, 0);
+        let plain = parse_taker(&bytes).unwrap();
+        assert_eq!((plain.transparent, plain.mark, plain.state), (None, None, 10));
+        bytes.extend(attribute(INET_DIAG_SOCKOPT, &[TRANSPARENT, 0]));
+        bytes.extend(attribute(INET_DIAG_MARK, &7_u32.to_ne_bytes()));
+        let told = parse_taker(&bytes).unwrap();
+        assert_eq!((told.transparent, told.mark), (Some(true), Some(7)));
     }
 
     #[test]

@@ -121,6 +121,7 @@ fn mark(decision: &Decision) -> Option<Mark<'_>> {
         | Decision::Flowtable { .. }
         | Decision::Unheard { .. }
         | Decision::Switched { .. }
+        | Decision::Proxied { .. }
         | Decision::Measured { .. } => return None,
     };
     if chain.family.is_legacy() {

@@ -8,11 +8,13 @@ mod meta;
 mod offload;
 mod payload;
 mod queue;
+mod socket;
 mod statement;
 
 use std::sync::Arc;
 
 pub(super) use self::queue::FOLLOWED_QUEUES;
+pub(super) use self::socket::{PacketSocket, has_socket};
 use super::bridge::Between;
 use super::choice::Choices;
 use super::conntrack::{Entry, State, Tuple};
@@ -68,6 +70,8 @@ pub(super) struct Run<'a> {
     pub rejected: Option<Reject>,
     /// Set with [`Verdict::Queue`] when it is one of several: the first and the last.
     pub queues: Option<(u16, u16)>,
+    /// `skb->sk` of a received packet: set by a transparent proxy's rule.
+    pub given_socket: Option<PacketSocket>,
     /// What the packet itself changed in sets, latest last.
     changed: Vec<(SetKey, Vec<u8>, Option<Arc<Element>>)>,
     /// What symhash gave of which addresses and ports, by which modulus.
@@ -136,6 +140,7 @@ impl<'a> Run<'a> {
             found: Vec::new(),
             rejected: None,
             queues: None,
+            given_socket: None,
             changed: Vec::new(),
             hashed: Vec::new(),
             reasons: vec!["".into(), "nothing was loaded into the register".into()],

@@ -29,14 +29,7 @@ impl<'a> Run<'a> {
             }
             Expression::Fib { result, flags, to } => self.fib(*result, *flags, *to),
             Expression::Rt { key, to } => Ok(self.rt(*key, *to)),
-            Expression::Socket { key, to, .. } => {
-                if !self.decide(&format!("a socket of this host for the packet at {}", self.hook)) {
-                    return Ok(Verdict::Break);
-                }
-                // Keys: transparent, mark, wildcard, cgroup.
-                self.store_unknown(*to, if *key == 3 { 8 } else { 4 }, &format!("key {key} of the packet's socket"));
-                Ok(Verdict::Continue)
-            }
+            Expression::Socket { key, to, .. } => self.load_socket(*key, *to),
             Expression::Unreadable { words, bytes, to } => {
                 if !self.decide(&format!("there is {words}")) {
                     return Ok(Verdict::Break);
@@ -63,12 +56,7 @@ impl<'a> Run<'a> {
             Expression::Object { kind, name } => self.object(*kind, name),
             Expression::FlowOffload { table } => self.offload(table),
             Expression::Synproxy => self.synproxy(),
-            Expression::Tproxy { .. } => {
-                if self.decide("a proxy's socket takes the packet") {
-                    return Err(self.taken("a transparent proxy"));
-                }
-                Ok(Verdict::Break)
-            }
+            Expression::Tproxy { family, address, port } => self.proxy(*family, *address, *port),
             Expression::XtEntry { info } => Ok(self.xt_entry(info)),
             Expression::XtMatch { name, revision, info } => self.xt_match(name, *revision, info),
             Expression::XtTarget { name, revision, info } => self.xt_target(name, *revision, info),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::forwarding::ipset::IpSetQuery;
 use crate::forwarding::packet::Protocol;
 use crate::forwarding::routing::TableKey;
+use crate::forwarding::socket::SocketQuery;
 use crate::forwarding::virtual_server::VirtualServerKey;
 
 /// Something that the next step needs to know.
@@ -72,6 +73,8 @@ pub enum Key {
         index: u16,
     },
     IpSetElement(IpSetQuery),
+    /// The sockets that take a packet with these ends.
+    Sockets(SocketQuery),
     /// The virtual server of IPVS with its real servers.
     VirtualServer(VirtualServerKey),
     /// How IPVS is set.

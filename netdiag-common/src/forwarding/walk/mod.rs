@@ -31,6 +31,7 @@ use super::fact::Fact;
 use super::machine::{Result, Run, Stop};
 use super::packet::{Origin, Packet, Protocol};
 use super::path::End;
+use super::routing::Discard;
 use super::state::{Hook, Route};
 
 /// Runs the packet to its end.
@@ -81,6 +82,9 @@ fn routed<'a>(run: &mut Run<'a>, plan: &Plan<'a>, decided: Option<Route>) -> Res
             Passed::Resent => output(run, plan),
         },
         Route::Forward { interface, .. } => {
+            if run.given_socket.is_some() {
+                return Ok(End::Discarded(never_forwarded(run.packet.protocol)));
+            }
             if run.packet.hops_left() <= 1 {
                 return Ok(End::HopsExhausted);
             }
@@ -97,6 +101,13 @@ fn routed<'a>(run: &mut Run<'a>, plan: &Plan<'a>, decided: Option<Route>) -> Res
         Route::Refused { why } => Ok(End::NoRoute { why }),
         Route::Unfollowed { why } => Err(run.unknown(why)),
     }
+}
+
+/// `ip_forward`, `ip6_forward`: no packet that has a socket is forwarded.
+fn never_forwarded(protocol: Protocol) -> Discard {
+    let function = if protocol == Protocol::Ipv4 { "ip_forward" } else { "ip6_forward" };
+    let why = "a rule gave it a transparent proxy's socket, but its route does not lead to this host".into();
+    Discard { reason: "NOT_SPECIFIED".into(), function: function.into(), why }
 }
 
 /// What forwarding changes before its hook: `ip_forward`, `ip6_forward`.

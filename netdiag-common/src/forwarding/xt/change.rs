@@ -1,10 +1,12 @@
 //! Targets that change a packet's header, or what the kernel keeps beside it.
 
+use std::net::IpAddr;
+
 use super::Blob;
 use super::header::segment_option;
 use crate::forwarding::expression::Verdict;
 use crate::forwarding::fact::Fact;
-use crate::forwarding::machine::Run;
+use crate::forwarding::machine::{Result, Run};
 use crate::forwarding::packet::{Packet, Protocol, TCP, UnknownBytes};
 
 /// How a target gives the largest segment that is read from the route (`XT_TCPMSS_CLAMP_PMTU`).
@@ -100,15 +102,30 @@ impl Run<'_> {
         self.packet.write(length, &said.to_be_bytes());
     }
 
-    /// `tproxy_tg4`, `tproxy_tg6`: a socket takes the packet, which is then routed by its new mark.
-    pub(super) fn tproxy_target(&mut self, blob: Blob<'_>) -> Option<Verdict> {
-        let (mask, value) = (blob.u32(0)?, blob.u32(4)?);
-        if !self.decide("a transparent proxy's socket takes the packet") {
-            return Some(Verdict::Drop);
+    /// `tproxy_tg4_v0`, `tproxy_tg4_v1`, `tproxy_tg6_v1`: a proxy's socket is given the packet, which is then routed by
+    /// its new mark; without such a socket the packet is dropped.
+    pub(super) fn tproxy_target(&mut self, revision: u32, blob: Blob<'_>) -> Result<Option<Verdict>> {
+        let Some((mask, value, address, port)) = proxy(self.packet.protocol, revision, blob) else { return Ok(None) };
+        if !self.give_to_proxy(Some(address), Some(port))? {
+            return Ok(Some(Verdict::Drop));
         }
         self.packet.mark = masked(&self.packet.mark, mask, value);
-        Some(Verdict::Accept)
+        Ok(Some(Verdict::Accept))
     }
+}
+
+/// `struct xt_tproxy_target_info`, `struct xt_tproxy_target_info_v1`: mask and value of the mark, address and port.
+fn proxy(protocol: Protocol, revision: u32, blob: Blob<'_>) -> Option<(u32, u32, IpAddr, u16)> {
+    let address = match protocol {
+        Protocol::Ipv4 => IpAddr::from(blob.array::<4>(8)?),
+        Protocol::Ipv6 => IpAddr::from(blob.array::<16>(8)?),
+    };
+    let port = match revision {
+        0 => 12,
+        1 => 24,
+        _ => return None,
+    };
+    Some((blob.u32(0)?, blob.u32(4)?, address, blob.port(port)?))
 }
 
 /// A mark of which `mask` is replaced.

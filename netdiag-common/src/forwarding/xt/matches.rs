@@ -41,6 +41,7 @@ impl Run<'_> {
             "set" => self.ip_set(revision, blob)?,
             "rpfilter" => self.reverse_path(blob)?,
             "recent" => stateful::recent(blob),
+            "socket" => self.socket_match(revision, blob)?,
             _ => None,
         };
         let holds = match matched {

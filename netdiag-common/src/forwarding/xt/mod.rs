@@ -9,6 +9,7 @@ mod header;
 mod host;
 mod ipset;
 mod matches;
+mod socket;
 mod stateful;
 mod target;
 

@@ -79,7 +79,7 @@ impl Run<'_> {
                 Some((queues, bypass)) => Some(self.queue(queues, bypass)?),
                 None => None,
             },
-            "TPROXY" => self.tproxy_target(blob),
+            "TPROXY" => self.tproxy_target(revision, blob)?,
             "TTL" | "HL" => self.hops_target(blob),
             "DSCP" => self.dscp_target(blob),
             "TOS" => self.tos_target(revision, blob),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use netdiag_common::forwarding::packet::Origin;
-use netdiag_common::forwarding::path::{End, Path};
+use netdiag_common::forwarding::path::{Decision, End, Path};
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::fate::{Fate, FateDelivery, FateSocket};
 
@@ -45,11 +45,18 @@ fn delivered(origin: Origin, path: &Path) -> Option<Delivered> {
         return None;
     }
     let (from, to) = packet.known_ports();
+    let proxied = path.decisions.iter().rev().find_map(|decision| match decision {
+        Decision::Proxied { to, .. } => Some(*to),
+        _ => None,
+    });
     Some(Delivered {
         protocol,
         // Who listens takes packets from any port.
         source: SocketAddr::new(source, from.unwrap_or(0)),
-        destination: SocketAddr::new(destination, to?),
+        destination: match proxied {
+            Some(to) => to,
+            None => SocketAddr::new(destination, to?),
+        },
         input: match origin {
             Origin::Received { interface } => interface,
             Origin::Sent => LOOPBACK,

@@ -12,6 +12,7 @@ pub(crate) mod open;
 mod queue;
 mod route;
 mod routing;
+mod socket;
 mod tracking;
 mod unevaluated;
 mod without;
@@ -177,6 +178,10 @@ fn fill(
         Key::IpSetElement(query) => {
             let holds = ipset::has(&query)?;
             state.ip_set_elements.0.insert(query, holds);
+        }
+        Key::Sockets(query) => {
+            let found = socket::found(&query);
+            state.sockets.0.insert(query, found);
         }
         Key::VirtualServer(key) => {
             let server = ipvs::virtual_server(key)?;

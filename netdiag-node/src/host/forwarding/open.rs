@@ -8,7 +8,7 @@ use netdiag_common::forwarding::routing::{
     HostSettings, Ipv4Settings, NextHop, RouteTable, RoutedInterface, RoutingRule, TableRoute,
 };
 use netdiag_common::forwarding::state::Interface;
-use netdiag_common::forwarding::{Key, RuleState};
+use netdiag_common::forwarding::{Fact, Key, RuleState};
 
 /// Answers what is not about the packet filter itself, and gives back what is.
 pub(crate) fn answer(state: &mut RuleState, key: Key) -> Option<Key> {
@@ -45,6 +45,9 @@ pub(crate) fn answer(state: &mut RuleState, key: Key) -> Option<Key> {
         }
         Key::Fib(query) => {
             state.fib.0.insert(query, None);
+        }
+        Key::Sockets(query) => {
+            state.sockets.0.insert(query, Fact::Known(Vec::new()));
         }
         Key::Queues => state.queues = Some(Vec::new()),
         Key::Flowtables => state.flowtables = Some(Vec::new()),

@@ -75,7 +75,7 @@ pub(super) fn decision(leg: &Leg, decision: &Decision) -> String {
             format!("queue {queue}: no program listens to it, {so}")
         }
         Decision::Switched { bridge, port, filtered, .. } => {
-            let (bridge, port) = (self::interface(leg, *bridge), self::interface(leg, *port));
+            let (bridge, port) = (interface(leg, *bridge), interface(leg, *port));
             let rules = if *filtered {
                 "through the rules of IP (br_netfilter)"
             } else {
@@ -83,6 +83,7 @@ pub(super) fn decision(leg: &Leg, decision: &Decision) -> String {
             };
             format!("bridge {bridge}: from port {port} to another one, {rules}")
         }
+        Decision::Proxied { to, .. } => format!("a transparent proxy's socket takes it, as if it were for {to}"),
         Decision::Measured { interface, mtu, by_route, length, size, .. } => {
             let whose = if *by_route { "the route" } else { "the interface" };
             let fits = match size {

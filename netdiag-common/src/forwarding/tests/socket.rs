@@ -1,0 +1,156 @@
+//! Rules that look for a socket of this host, or give the packet to one.
+
+use super::*;
+use crate::forwarding::path::Decision;
+use crate::forwarding::socket::{FoundSocket, SocketQuery, SocketState};
+
+fn query(destination: &str) -> SocketQuery {
+    let (source, destination) = ("10.0.0.1:4242".parse().unwrap(), destination.parse().unwrap());
+    SocketQuery { protocol: TCP, source, destination, interface: 2 }
+}
+
+fn socket(address: &str, transparent: Fact<bool>) -> FoundSocket {
+    let address = address.parse().unwrap();
+    FoundSocket { address, remote: None, state: SocketState::Whole, transparent, mark: Fact::Known(0x200) }
+}
+
+/// What the lookups for the packet's own ends and for the proxy's port find.
+fn with(expressions: Vec<Expression>, own: &[FoundSocket], proxy: &[FoundSocket]) -> RuleState {
+    let mut state = state(vec![rule(1, expressions)], Vec::new());
+    for mark in [7, 0x200] {
+        state.routes.0.insert(route_query(mark), Route::Forward { interface: 3, gateway: None, source: None });
+    }
+    state.sockets.0.insert(query("10.0.0.2:80"), Fact::Known(own.to_vec()));
+    state.sockets.0.insert(query("10.0.0.9:9000"), Fact::Known(proxy.to_vec()));
+    state
+}
+
+fn ends(state: &RuleState) -> Vec<End> {
+    done(state, &packet()).paths.into_iter().map(|path| path.end).collect()
+}
+
+fn socket_match(flags: u8) -> Vec<Expression> {
+    let socket = Expression::XtMatch { name: Arc::from("socket"), revision: 3, info: vec![flags] };
+    vec![socket, verdict(Verdict::Drop)]
+}
+
+/// `tproxy ip to 10.0.0.9:9000`, and what follows.
+fn tproxy(then: Verdict) -> Vec<Expression> {
+    let load = |to, value: &[u8]| Expression::Immediate { to, data: Data::Value(value.to_vec()) };
+    vec![
+        load(1, &[10, 0, 0, 9]),
+        load(2, &9000_u16.to_be_bytes()),
+        Expression::Tproxy { family: 2, address: Some(1), port: Some(2) },
+        verdict(then),
+    ]
+}
+
+#[test]
+fn a_socket_is_looked_up_when_a_rule_asks_for_it() {
+    let state = state(vec![rule(1, socket_match(0))], Vec::new());
+    assert_eq!(missing(&state, &packet()), [Key::Sockets(query("10.0.0.2:80"))]);
+}
+
+#[test]
+fn who_listens_everywhere_is_no_socket_of_the_packet_unless_a_rule_says_so() {
+    let any = [socket("0.0.0.0:80", Fact::Known(false))];
+    let bound = [socket("10.0.0.2:80", Fact::Known(false))];
+    let is_matched = |flags, own: &[FoundSocket]| {
+        let ends = ends(&with(socket_match(flags), own, &[]));
+        matches!(ends[..], [End::Dropped { .. }])
+    };
+    assert!(is_matched(2, &any) && is_matched(0, &bound));
+    assert!(!is_matched(0, &any) && !is_matched(1, &bound) && !is_matched(0, &[]));
+}
+
+#[test]
+fn whether_a_socket_is_transparent_is_asked_for_where_it_is_not_shown() {
+    let hidden = [socket("10.0.0.2:80", Fact::Unknown("the kernel does not show it".into()))];
+    let ends = ends(&with(socket_match(1), &hidden, &[]));
+    assert!(matches!(ends[..], [End::Dropped { .. }, End::Sent { .. }]), "{ends:?}");
+}
+
+#[test]
+fn the_mark_of_a_socket_is_given_to_its_packet() {
+    let mut expressions = socket_match(1 | 2 | 4);
+    expressions.pop();
+    expressions.push(verdict(Verdict::Accept));
+    let own = [socket("0.0.0.0:80", Fact::Known(true))];
+    let path = done(&with(expressions, &own, &[]), &packet()).paths.remove(0);
+    assert_eq!(path.packet.mark, Fact::Known(0x200));
+}
+
+#[test]
+fn nft_reads_what_is_known_of_a_socket() {
+    let own = [socket("0.0.0.0:80", Fact::Known(true))];
+    for (key, value) in [(0, vec![1]), (1, 0x200_u32.to_ne_bytes().to_vec()), (2, vec![1])] {
+        let expressions = vec![
+            Expression::Socket { key, level: 0, to: 1 },
+            Expression::Compare { from: 1, operator: Operator::Equal, value },
+            verdict(Verdict::Drop),
+        ];
+        let ends = ends(&with(expressions.clone(), &own, &[]));
+        assert!(matches!(ends[..], [End::Dropped { .. }]), "key {key}: {ends:?}");
+        let ends = self::ends(&with(expressions, &[], &[]));
+        assert!(matches!(ends[..], [End::Sent { .. }]), "key {key}: {ends:?}");
+    }
+}
+
+#[test]
+fn a_rule_of_nft_without_a_proxy_does_not_match_and_with_one_goes_on() {
+    let ends = ends(&with(tproxy(Verdict::Drop), &[], &[]));
+    assert!(matches!(ends[..], [End::Sent { .. }]), "{ends:?}");
+    let opaque = [socket("0.0.0.0:9000", Fact::Known(false))];
+    let ends = self::ends(&with(tproxy(Verdict::Drop), &[], &opaque));
+    assert!(matches!(ends[..], [End::Sent { .. }]), "{ends:?}");
+    let proxy = [socket("0.0.0.0:9000", Fact::Known(true))];
+    let ends = self::ends(&with(tproxy(Verdict::Drop), &[], &proxy));
+    assert!(matches!(ends[..], [End::Dropped { .. }]), "{ends:?}");
+}
+
+#[test]
+fn what_a_proxy_has_is_not_forwarded() {
+    let proxy = [socket("0.0.0.0:9000", Fact::Known(true))];
+    let path = done(&with(tproxy(Verdict::Accept), &[], &proxy), &packet()).paths.remove(0);
+    let End::Discarded(discard) = &path.end else { panic!("{:?}", path.end) };
+    assert_eq!(discard.function, "ip_forward");
+    let to = "10.0.0.9:9000".parse().unwrap();
+    let is_proxied = |decision: &Decision| *decision == Decision::Proxied { hook: Hook::Prerouting, to };
+    assert!(path.decisions.iter().any(is_proxied), "{:?}", path.decisions);
+}
+
+#[test]
+fn a_connection_of_the_proxy_keeps_its_packets() {
+    let connected =
+        FoundSocket { remote: Some("10.0.0.1:4242".parse().unwrap()), ..socket("10.0.0.2:80", Fact::Known(true)) };
+    // Who listens is not asked for.
+    let mut state = with(tproxy(Verdict::Drop), &[connected], &[]);
+    state.sockets.0.remove(&query("10.0.0.9:9000"));
+    let ends = ends(&state);
+    assert!(matches!(ends[..], [End::Dropped { .. }]), "{ends:?}");
+}
+
+#[test]
+fn the_target_of_iptables_drops_what_no_proxy_takes() {
+    let mut info = vec![0; 28];
+    info[..4].copy_from_slice(&u32::MAX.to_ne_bytes());
+    info[4..8].copy_from_slice(&7_u32.to_ne_bytes());
+    info[8..12].copy_from_slice(&[10, 0, 0, 9]);
+    info[24..26].copy_from_slice(&9000_u16.to_be_bytes());
+    let target = vec![Expression::XtTarget { name: Arc::from("TPROXY"), revision: 1, info }];
+    let dropped = ends(&with(target.clone(), &[], &[]));
+    assert!(matches!(dropped[..], [End::Dropped { .. }]), "{dropped:?}");
+    let proxy = [socket("0.0.0.0:9000", Fact::Known(true))];
+    let path = done(&with(target, &[], &proxy), &packet()).paths.remove(0);
+    assert_eq!(path.packet.mark, Fact::Known(7));
+}
+
+#[test]
+fn sockets_that_cannot_be_read_leave_both_ways_with_the_reason() {
+    let mut state = with(tproxy(Verdict::Drop), &[], &[]);
+    state.sockets.0.insert(query("10.0.0.2:80"), Fact::Unknown("sockets could not be read".into()));
+    let paths = done(&state, &packet()).paths;
+    assert!(matches!((&paths[0].end, &paths[1].end), (End::Dropped { .. }, End::Sent { .. })), "{paths:?}");
+    let Assumption::Unknown { what, .. } = &paths[0].assumptions[0] else { panic!("{paths:?}") };
+    assert!(what.contains("sockets could not be read"), "{what}");
+}
