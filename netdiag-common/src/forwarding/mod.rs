@@ -45,6 +45,7 @@ mod machine;
 mod nat;
 pub mod packet;
 pub mod path;
+pub mod recent;
 mod register;
 pub mod routing;
 pub mod set;

@@ -18,6 +18,7 @@ use super::flowtable::Flowtable;
 use super::guard::Guards;
 use super::ipset::{IpSet, IpSetQuery};
 use super::packet::Protocol;
+use super::recent::RecentEntry;
 use super::routing::RoutingState;
 use super::set::Set;
 use super::socket::{FoundSocket, SocketQuery};
@@ -166,6 +167,9 @@ pub struct RuleState {
     /// All that share an address where a packet is given to one of them; unknown where the kernel could not be asked.
     #[serde(default)]
     pub sockets: Table<SocketQuery, Fact<Vec<FoundSocket>>>,
+    /// Lists of the match recent by their names; unknown where one could not be read.
+    #[serde(default)]
+    pub recent: Table<String, Fact<Vec<RecentEntry>>>,
     #[serde(default)]
     pub balancer: VirtualState,
     #[serde(default)]
@@ -251,6 +255,10 @@ impl RuleState {
 
     pub(super) fn sockets(&self, query: &SocketQuery) -> Result<&Fact<Vec<FoundSocket>>, Key> {
         self.sockets.read(query, Key::Sockets)
+    }
+
+    pub(super) fn recent(&self, list: &str) -> Result<&Fact<Vec<RecentEntry>>, Key> {
+        self.recent.0.get(list).ok_or_else(|| Key::Recent { list: list.to_owned() })
     }
 
     pub(super) fn ip_set_element(&self, query: &IpSetQuery) -> Result<Option<bool>, Key> {

@@ -1,5 +1,6 @@
 mod bridge;
 mod limits;
+mod lists;
 mod offload;
 mod queue;
 mod socket;

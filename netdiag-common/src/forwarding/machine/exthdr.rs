@@ -82,7 +82,7 @@ impl Run<'_> {
 const LARGEST_SEGMENT: u8 = 2;
 
 /// Where the extension header with this number starts, as `ipv6_find_hdr` finds it.
-fn extension_header(packet: &Packet, kind: u8) -> Option<usize> {
+pub(in crate::forwarding) fn extension_header(packet: &Packet, kind: u8) -> Option<usize> {
     if packet.protocol != Protocol::Ipv6 {
         return None;
     }

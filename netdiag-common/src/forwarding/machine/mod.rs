@@ -11,8 +11,10 @@ mod queue;
 mod socket;
 mod statement;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+pub(super) use self::exthdr::extension_header;
 pub(super) use self::queue::FOLLOWED_QUEUES;
 pub(super) use self::socket::{PacketSocket, has_socket};
 use super::bridge::Between;
@@ -22,6 +24,7 @@ use super::expression::{Data, Expression, Verdict};
 use super::fact::Fact;
 use super::packet::Packet;
 use super::path::{Assumption, Decision, End, FoundElement, Place, Reject};
+use super::recent::RecentChange;
 use super::register::{KNOWN, Loaded, Reason, Registers, UNWRITTEN, VERDICT};
 use super::set::Element;
 use super::state::{ChainKey, Hook, Interface, Key, Route, RuleState, SetKey};
@@ -72,6 +75,8 @@ pub(super) struct Run<'a> {
     pub queues: Option<(u16, u16)>,
     /// `skb->sk` of a received packet: set by a transparent proxy's rule.
     pub given_socket: Option<PacketSocket>,
+    /// What the packet itself changed in lists of the match recent, latest last.
+    pub recent: Vec<(String, IpAddr, RecentChange)>,
     /// What the packet itself changed in sets, latest last.
     changed: Vec<(SetKey, Vec<u8>, Option<Arc<Element>>)>,
     /// What symhash gave of which addresses and ports, by which modulus.
@@ -141,6 +146,7 @@ impl<'a> Run<'a> {
             rejected: None,
             queues: None,
             given_socket: None,
+            recent: Vec::new(),
             changed: Vec::new(),
             hashed: Vec::new(),
             reasons: vec!["".into(), "nothing was loaded into the register".into()],

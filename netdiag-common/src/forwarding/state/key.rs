@@ -75,6 +75,10 @@ pub enum Key {
     IpSetElement(IpSetQuery),
     /// The sockets that take a packet with these ends.
     Sockets(SocketQuery),
+    /// The list that rules with the match recent know by this name.
+    Recent {
+        list: String,
+    },
     /// The virtual server of IPVS with its real servers.
     VirtualServer(VirtualServerKey),
     /// How IPVS is set.

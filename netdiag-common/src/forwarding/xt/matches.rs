@@ -40,8 +40,11 @@ impl Run<'_> {
             "bpf" => self.bpf(revision, blob),
             "set" => self.ip_set(revision, blob)?,
             "rpfilter" => self.reverse_path(blob)?,
-            "recent" => stateful::recent(blob),
             "socket" => self.socket_match(revision, blob)?,
+            "recent" => self.recent_match(revision, blob)?,
+            "rt" | "srh" | "frag" | "hbh" | "dst" | "ah" | "mh" => self.extension_match(name),
+            "ipv6header" => self.headers(blob),
+            "eui64" => self.interface_identifier(),
             _ => None,
         };
         let holds = match matched {

@@ -10,6 +10,7 @@ mod next_hop;
 #[cfg(test)]
 pub(crate) mod open;
 mod queue;
+mod recent;
 mod route;
 mod routing;
 mod socket;
@@ -182,6 +183,10 @@ fn fill(
         Key::Sockets(query) => {
             let found = socket::found(&query);
             state.sockets.0.insert(query, found);
+        }
+        Key::Recent { list } => {
+            let found = recent::found(&list);
+            state.recent.0.insert(list, found);
         }
         Key::VirtualServer(key) => {
             let server = ipvs::virtual_server(key)?;

@@ -49,6 +49,9 @@ pub(crate) fn answer(state: &mut RuleState, key: Key) -> Option<Key> {
         Key::Sockets(query) => {
             state.sockets.0.insert(query, Fact::Known(Vec::new()));
         }
+        Key::Recent { list } => {
+            state.recent.0.insert(list, Fact::Known(Vec::new()));
+        }
         Key::Queues => state.queues = Some(Vec::new()),
         Key::Flowtables => state.flowtables = Some(Vec::new()),
         Key::Addresses => state.addresses = Some(Vec::new()),

@@ -175,7 +175,7 @@ proptest! {
     }
 }
 
-const MATCHES: [&str; 34] = [
+const MATCHES: [&str; 38] = [
     "comment",
     "conntrack",
     "state",
@@ -210,6 +210,10 @@ const MATCHES: [&str; 34] = [
     "length",
     "iprange",
     "socket",
+    "rt",
+    "frag",
+    "ipv6header",
+    "eui64",
 ];
 const TARGETS: [&str; 22] = [
     "MARK",
