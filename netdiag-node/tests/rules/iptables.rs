@@ -50,12 +50,18 @@ COMMIT
 ";
 
 /// Rules of the table mangle, as `iptables -S` prints them.
-const RARER: [&str; 21] = [
+const RARER: [&str; 27] = [
     "-A PREROUTING -p tcp -m rpfilter --loose --validmark --invert -j DROP",
     "-A PREROUTING -p tcp -m mac ! --mac-source 02:00:00:00:00:09 -j DROP",
     "-A PREROUTING -p tcp -m pkttype ! --pkt-type broadcast -j DROP",
     "-A PREROUTING -p tcp -m physdev --physdev-in veth+ ! --physdev-is-bridged -j DROP",
     "-A PREROUTING -p tcp -j TPROXY --on-port 9000 --on-ip 127.0.0.1 --tproxy-mark 0x1/0x3",
+    "-A PREROUTING -p tcp -m socket --transparent --nowildcard --restore-skmark -j DROP",
+    "-A PREROUTING -p tcp -m socket -j DROP",
+    "-A OUTPUT -p tcp -m recent --set --name netdiag --mask 255.255.255.255 --rsource -j DROP",
+    "-A OUTPUT -p tcp -m recent ! --update --seconds 60 --reap --hitcount 4 --rttl --name netdiag --mask 255.255.255.255 --rdest -j DROP",
+    "-A OUTPUT -p tcp -m recent --rcheck --seconds 30 --name netdiag --mask 255.255.255.0 --rsource -j DROP",
+    "-A OUTPUT -p tcp -m recent --remove --name netdiag --mask 255.255.255.255 --rsource -j DROP",
     "-A OUTPUT -p tcp -m owner --uid-owner 1000-1001 ! --gid-owner 7 -j DROP",
     "-A OUTPUT -p tcp -m owner ! --socket-exists -j DROP",
     "-A OUTPUT -p tcp -m length --length 60:80 -j DROP",

@@ -72,6 +72,16 @@ pub(super) enum Expression<'a> {
         value: Data<'a>,
     },
     Counter(Counter),
+    Socket {
+        key: u32,
+        level: u32,
+        to: u32,
+    },
+    Tproxy {
+        family: u32,
+        address: Option<u32>,
+        port: Option<u32>,
+    },
     Nat {
         source: bool,
         address: [Option<u32>; 2],
@@ -88,7 +98,7 @@ pub(super) enum Expression<'a> {
     Condition(String),
     /// Does something beside deciding: log, set updates, marks.
     Statement(String),
-    /// Decides, in a way the contract has no word for: tproxy, redirect, synproxy, dup, fwd.
+    /// Decides, in a way the contract has no word for: redirect, synproxy, dup, fwd.
     Decision(String),
     Match {
         name: Cow<'a, str>,
@@ -178,8 +188,8 @@ fn parse<'a>(name: &str, of: Attributes<'a>) -> Option<Expression<'a>> {
             let source = if of.u32(6).unwrap_or(0) == 1 { "tcp option" } else { "exthdr" };
             computed(format!("{source} {kind} @{},{}", of.u32(3)?, of.u32(4)?), false, of.u32(1)?)
         }
-        "rt" => computed(format!("rt key {}", of.u32(2)?), false, of.u32(1)?),
-        "socket" => computed(format!("socket key {}", of.u32(1)?), false, of.u32(2)?),
+        "rt" => computed(routing(of.u32(2)?), false, of.u32(1)?),
+        "socket" => Expression::Socket { key: of.u32(1)?, level: of.u32(3).unwrap_or(0), to: of.u32(2)? },
         "osf" => computed("osf name".into(), false, of.u32(1)?),
         "tunnel" => computed(format!("tunnel key {}", of.u32(1)?), false, of.u32(2)?),
         "xfrm" => computed(format!("ipsec key {}", of.u32(2)?), false, of.u32(1)?),
@@ -202,7 +212,9 @@ fn parse<'a>(name: &str, of: Attributes<'a>) -> Option<Expression<'a>> {
         }
         "masq" => Expression::Masquerade,
         "redir" => Expression::Decision("redirect".into()),
-        "tproxy" | "synproxy" | "dup" | "fwd" => Expression::Decision(name.into()),
+        "tproxy" => Expression::Tproxy { family: of.u32(1)?, address: of.u32(2), port: of.u32(3) },
+        "synproxy" => Expression::Decision(syn_proxy(of)),
+        "dup" | "fwd" => Expression::Decision(name.into()),
         "reject" => {
             Expression::Reject { kind: of.u32(1)?, code: of.find(2).and_then(|c| c.first().copied()).unwrap_or(0) }
         }
@@ -286,6 +298,39 @@ fn queue(of: Attributes<'_>) -> String {
         _ => "a number that the rule computes".to_owned(),
     };
     format!("queue{flags} to {to}")
+}
+
+/// `enum nft_rt_keys`
+fn routing(key: u32) -> String {
+    match key {
+        0 => "rt classid".into(),
+        1 => "rt ip nexthop".into(),
+        2 => "rt ip6 nexthop".into(),
+        3 => "rt mtu".into(),
+        4 => "rt ipsec".into(),
+        key => format!("rt key {key}"),
+    }
+}
+
+/// `synproxy mss 1460 wscale 7 timestamp sack-perm`
+fn syn_proxy(of: Attributes<'_>) -> String {
+    let (segment, scale, flags) = (1, 2, 3);
+    let flags = of.u32(flags).unwrap_or(0);
+    let segment = of.find(segment).and_then(|value| Some(u16::from_be_bytes(value.get(..2)?.try_into().ok()?)));
+    let scale = of.find(scale).and_then(<[u8]>::first);
+    let mut text = "synproxy".to_owned();
+    if let (true, Some(segment)) = (flags & 1 != 0, segment) {
+        text += &format!(" mss {segment}");
+    }
+    if let (true, Some(scale)) = (flags & 2 != 0, scale) {
+        text += &format!(" wscale {scale}");
+    }
+    for (bit, option) in [(8, " timestamp"), (4, " sack-perm")] {
+        if flags & bit != 0 {
+            text += option;
+        }
+    }
+    text
 }
 
 fn limit(of: Attributes<'_>) -> Option<String> {

@@ -135,6 +135,17 @@ pub(super) fn ct(key: u32, direction: Option<u8>) -> Field {
     Field::new(subject, format!("ct {direction}{name}"), bytes)
 }
 
+/// `enum nft_socket_keys`.
+pub(super) fn socket(key: u32, level: u32) -> Field {
+    match key {
+        0 => Field::new(Subject::Number, "socket transparent", 1),
+        1 => Field::new(Subject::Flags, "socket mark", 4),
+        2 => Field::new(Subject::Number, "socket wildcard", 1),
+        3 => Field::new(Subject::Flags, format!("socket cgroupv2 level {level}"), 8),
+        key => Field::new(Subject::Flags, format!("socket key {key}"), 4),
+    }
+}
+
 /// `NFTA_FIB_RESULT` and `NFTA_FIB_FLAGS`.
 pub(super) fn fib(result: u32, flags: u32) -> Field {
     let keys = [(1, "saddr"), (2, "daddr"), (4, "mark"), (8, "iif"), (16, "oif")];

@@ -4,6 +4,7 @@
 //! rule's handle. At most one element matches a packet, so the sequence means the same as the lookup.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use netdiag_common::observation::rules::{Counter, Match, NatTarget, Rule, Verdict};
 
@@ -117,6 +118,8 @@ impl Draft {
                     self.words.push(format!("counter packets {} bytes {}", counter.packets, counter.bytes));
                 }
             }
+            Expression::Socket { key, level, to } => self.load_field(*to, load::socket(*key, *level)),
+            Expression::Tproxy { family, address, port } => self.proxy(context, *family, *address, *port),
             Expression::Nat { source, address, port } => self.translate(context, *source, *address, *port),
             Expression::Masquerade => self.decide(context, Verdict::Masquerade),
             Expression::Reject { kind, code } => {
@@ -232,6 +235,35 @@ impl Draft {
             None => Verdict::Other { text: format!("{action} to a computed address") },
         };
         self.decide(context, verdict);
+    }
+
+    /// `tproxy ip to 10.0.0.9:9000`: tables of one family do not name it.
+    fn proxy(&mut self, context: &Context<'_>, family: u32, address: Option<u32>, port: Option<u32>) {
+        const IPV4: u32 = libc::NFPROTO_IPV4.cast_unsigned();
+        const IPV6: u32 = libc::NFPROTO_IPV6.cast_unsigned();
+        let only = |register: u32, bytes: usize| match self.registers.values(register, bytes)?[..] {
+            [value] => Some(value.to_vec()),
+            _ => None,
+        };
+        let of = match (i32::from(context.family), family) {
+            (libc::NFPROTO_INET, IPV4) => " ip",
+            (libc::NFPROTO_INET, IPV6) => " ip6",
+            _ => "",
+        };
+        let address = address.map(|register| {
+            let value = only(register, if family == IPV6 { 16 } else { 4 });
+            match value.and_then(|value| field::address(&value)) {
+                Some(IpAddr::V6(address)) => format!("[{address}]"),
+                Some(IpAddr::V4(address)) => address.to_string(),
+                None => "an address that the rule computes".to_owned(),
+            }
+        });
+        let port = port.map(|register| match only(register, 2).as_deref() {
+            Some(&[high, low]) => format!(":{}", u16::from_be_bytes([high, low])),
+            _ => ":a port that the rule computes".to_owned(),
+        });
+        let text = format!("tproxy{of} to {}{}", address.unwrap_or_default(), port.unwrap_or_default());
+        self.decide(context, Verdict::Other { text });
     }
 
     /// The addresses and ports to choose from; none when a register holds something else than constants.

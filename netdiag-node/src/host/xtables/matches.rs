@@ -3,7 +3,7 @@
 use netdiag_common::observation::rules::{Match, PortRange};
 
 use super::bytes::{address_at, addresses, port_range, text_at, u8_at, u16_at, u32_at};
-use super::{rarer, words};
+use super::{extension, rarer, words};
 
 /// What one `-m` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,11 +29,14 @@ pub(crate) fn parse_match(name: &str, revision: u32, info: &[u8], ipv6: bool) ->
         "mark" | "connmark" => mark(name, info),
         "statistic" => statistic(info),
         "limit" => limit(info),
-        "recent" => recent(info),
+        "recent" => recent(revision, info, ipv6),
         "icmp" | "icmp6" => icmp(name, info),
         "nfacct" => text_at(info, 0, 32).map(|counter| other(format!("-m nfacct --nfacct-name {counter}"))),
         "set" => u16_at(info, 0).map(|index| other(format!("-m set (ipset number {index})"))),
-        _ => rarer::parse(name, revision, info).map(other),
+        _ => {
+            let headers = || extension::parse(name, info, ipv6).map(|options| format!("-m {name}{options}"));
+            rarer::parse(name, revision, info).or_else(headers).map(other)
+        }
     };
     part.unwrap_or_else(|| other(format!("-m {name} (revision {revision}, {} bytes, not decoded)", info.len())))
 }
@@ -285,14 +288,33 @@ fn limit(info: &[u8]) -> Option<Part> {
     Some(other(format!("-m limit --limit {rate} --limit-burst {burst}")))
 }
 
-/// `struct xt_recent_mtinfo`.
-fn recent(info: &[u8]) -> Option<Part> {
-    let (seconds, flags, inverted, name) =
-        (u32_at(info, 0)?, u8_at(info, 8)?, u8_at(info, 9)?, text_at(info, 10, 200)?);
-    let options = [(1, "--rcheck"), (2, "--set"), (4, "--update"), (8, "--remove")];
+/// `struct xt_recent_mtinfo`, and `_v1`, which has a mask.
+fn recent(revision: u32, info: &[u8], ipv6: bool) -> Option<Part> {
+    const REAP: u8 = 32;
+    const HOPS: u8 = 16;
+    let (seconds, hits, flags, inverted) = (u32_at(info, 0)?, u32_at(info, 4)?, u8_at(info, 8)?, u8_at(info, 9)?);
+    let (name, side) = (text_at(info, 10, 200)?, u8_at(info, 210)?);
+    let options = [(2, "--set"), (1, "--rcheck"), (4, "--update"), (8, "--remove")];
     let option = options.iter().find(|(bit, _)| flags & bit != 0).map_or("", |(_, option)| option);
-    let within = if seconds > 0 { format!(" --seconds {seconds}") } else { String::new() };
-    Some(other(format!("-m recent {}{option}{within} --name {name}", not(inverted != 0))))
+    let mut text = format!("-m recent {}{option}", not(inverted != 0));
+    if seconds > 0 {
+        text += &format!(" --seconds {seconds}");
+    }
+    if flags & REAP != 0 {
+        text += " --reap";
+    }
+    if hits > 0 {
+        text += &format!(" --hitcount {hits}");
+    }
+    if flags & HOPS != 0 {
+        text += " --rttl";
+    }
+    text += &format!(" --name {name}");
+    if revision > 0 {
+        text += &format!(" --mask {}", address_at(info, 212, ipv6)?);
+    }
+    text += if side == 0 { " --rsource" } else { " --rdest" };
+    Some(other(text))
 }
 
 /// `struct ipt_icmp` and `struct ip6t_icmp`.

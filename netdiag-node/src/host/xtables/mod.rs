@@ -2,6 +2,7 @@
 //! name and revision (`include/uapi/linux/netfilter/xt_*.h`).
 
 pub(crate) mod bytes;
+mod extension;
 mod matches;
 mod rarer;
 mod targets;

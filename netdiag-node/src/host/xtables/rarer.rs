@@ -23,6 +23,7 @@ pub(super) fn parse(name: &str, revision: u32, info: &[u8]) -> Option<String> {
         ("string", 1) => pattern(info)?,
         ("bpf", 0 | 1) => program(revision, info)?,
         ("hashlimit", 1..=3) => rate(revision, info)?,
+        ("socket", 0..=3) => socket(revision, info)?,
         _ => return None,
     };
     Some(format!("-m {name}{options}"))
@@ -49,6 +50,13 @@ fn owner(info: &[u8]) -> Option<String> {
         text += " --suppl-groups";
     }
     Some(text)
+}
+
+/// `struct xt_socket_mtinfo1` to `3`; the first revision asks nothing.
+fn socket(revision: u32, info: &[u8]) -> Option<String> {
+    let flags = if revision == 0 { 0 } else { u8_at(info, 0)? };
+    let options = [(1, " --transparent"), (2, " --nowildcard"), (4, " --restore-skmark")];
+    Some(options.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, option)| *option).collect())
 }
 
 /// `struct xt_bpf_info`, `struct xt_bpf_info_v1`: a program of its own, or where one of eBPF is.
@@ -258,6 +266,13 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_is_told_as_cilium_asks_for_it() {
+        assert_eq!(parse("socket", 3, &[7]).unwrap(), "-m socket --transparent --nowildcard --restore-skmark");
+        assert_eq!(parse("socket", 0, &[]).unwrap(), "-m socket");
+        assert_eq!(parse("socket", 1, &[]), None);
+    }
+
+    #[test]
     fn what_is_not_known_has_no_words() {
         assert_eq!(parse("owner", 0, &[0; 200]), None);
         assert_eq!(parse("u32", 0, &[0; 2_000]), None);
@@ -266,9 +281,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_never_panics(name in 0usize..13, revision in 0u32..4, info in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn garbage_never_panics(name in 0usize..14, revision in 0u32..4, info in prop::collection::vec(any::<u8>(), 0..300)) {
             let names = ["owner", "rpfilter", "physdev", "pkttype", "length", "tcpmss", "mac", "ttl", "dscp", "tos",
-                "string", "hashlimit", "bpf"];
+                "string", "hashlimit", "bpf", "socket"];
             parse(names[name], revision, &info);
         }
     }

@@ -63,6 +63,7 @@ pub(crate) fn parse_target(name: &str, revision: u32, info: &[u8], ipv6: bool) -
         "REDIRECT" => redirect(revision, info, ipv6).map(decided_elsewhere),
         "NETMAP" => map_network(revision, info, ipv6).map(decided_elsewhere),
         "TPROXY" => proxy(revision, info, ipv6).map(decided_elsewhere),
+        "SYNPROXY" => syn_proxy(info).map(decided_elsewhere),
         _ => None,
     };
     let action = action.or_else(|| CONTINUING.contains(&name).then(|| goes_on(format!("-j {name}"))));
@@ -151,6 +152,24 @@ fn proxy(revision: u32, info: &[u8], ipv6: bool) -> Option<String> {
     let (mask, mark, address) = (u32_at(info, 0)?, u32_at(info, 4)?, address_at(info, 8, ipv6)?);
     let port = be16_at(info, if revision == 0 { 12 } else { 24 })?;
     Some(format!("-j TPROXY --on-port {port} --on-ip {address} --tproxy-mark {mark:#x}/{mask:#x}"))
+}
+
+/// `struct xt_synproxy_info`
+fn syn_proxy(info: &[u8]) -> Option<String> {
+    let (options, scale, segment) = (u8_at(info, 0)?, u8_at(info, 1)?, u16_at(info, 2)?);
+    let mut text = "-j SYNPROXY".to_owned();
+    for (bit, option) in [(4, " --sack-perm"), (8, " --timestamp")] {
+        if options & bit != 0 {
+            text += option;
+        }
+    }
+    if options & 2 != 0 {
+        text += &format!(" --wscale {scale}");
+    }
+    if options & 1 != 0 {
+        text += &format!(" --mss {segment}");
+    }
+    Some(text)
 }
 
 /// `struct xt_connmark_tginfo1` and `2`.
