@@ -18,6 +18,7 @@ pub(super) mod flag {
     pub const FIN: u8 = 1;
     pub const SYN: u8 = 2;
     pub const RST: u8 = 4;
+    pub const ACK: u8 = 16;
 }
 
 /// In network byte order.

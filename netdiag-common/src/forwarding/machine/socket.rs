@@ -138,19 +138,19 @@ impl Run<'_> {
         let address = match address.map(|from| self.load_address(from)) {
             None => None,
             Some(Fact::Known(address)) => Some(address),
-            Some(Fact::Unknown(why)) => return self.proxy_unless(&why),
+            Some(Fact::Unknown(why)) => return Ok(self.proxy_unless(&why)),
         };
         let port = match port.map(|from| self.load_port(from)) {
             None => None,
             Some(Fact::Known(port)) => Some(port),
-            Some(Fact::Unknown(why)) => return self.proxy_unless(&why),
+            Some(Fact::Unknown(why)) => return Ok(self.proxy_unless(&why)),
         };
         let is_given = self.give_to_proxy(address, port)?;
         Ok(if is_given { Verdict::Continue } else { Verdict::Break })
     }
 
-    fn proxy_unless(&mut self, why: &str) -> Result<Verdict> {
-        Ok(if self.assume_proxy(why) { Verdict::Continue } else { Verdict::Break })
+    fn proxy_unless(&mut self, why: &str) -> Verdict {
+        if self.assume_proxy(why) { Verdict::Continue } else { Verdict::Break }
     }
 
     fn load_address(&self, from: u32) -> Fact<IpAddr> {
@@ -233,9 +233,8 @@ impl Run<'_> {
 
     /// SYN alone (`nf_tproxy_handle_time_wait4`).
     fn begins(&self, transport: Transport) -> bool {
-        const ACK: u8 = 16;
         let flags = self.packet.bytes.get(transport.offset + 13).copied().unwrap_or(0);
-        flags & (flag::FIN | flag::SYN | flag::RST | ACK) == flag::SYN
+        flags & (flag::FIN | flag::SYN | flag::RST | flag::ACK) == flag::SYN
     }
 
     /// `nf_tproxy_laddr4`, `nf_tproxy_laddr6`

@@ -5,9 +5,11 @@ use crate::forwarding::conntrack::Tuple;
 use crate::forwarding::expression::{Expression, Verdict};
 use crate::forwarding::hash;
 use crate::forwarding::nat::Request;
-use crate::forwarding::packet::{Protocol, TCP};
+use crate::forwarding::packet::{Protocol, TCP, flag};
 use crate::forwarding::path::{End, Reject};
 use crate::forwarding::state::Route;
+
+const ANSWERED: &str = "synproxy, which answers it";
 
 impl<'a> Run<'a> {
     pub(super) fn statement(&mut self, expression: &'a Expression) -> Result<Verdict> {
@@ -201,21 +203,36 @@ impl<'a> Run<'a> {
         Reject::Unreachable { kind: kind_of_icmp, code }
     }
 
-    /// `nft_do_synproxy`
-    pub(in crate::forwarding) fn synproxy(&mut self) -> Result<Verdict> {
-        let transport = self.packet.transport().filter(|transport| transport.protocol == TCP);
-        let Some(flags) = transport.and_then(|transport| self.packet.bytes.get(transport.offset + 13)) else {
-            return Ok(Verdict::Break);
-        };
-        match flags & 0x12 {
-            0x02 => Err(self.taken("synproxy, which answers it")),
-            0x10 => {
-                if self.decide("the acknowledgement answers a cookie of synproxy") {
-                    return Err(self.taken("synproxy, which connects to the server"));
-                }
-                Ok(Verdict::Drop)
-            }
+    /// `nft_synproxy_do_eval`, which answers whatever has SYN.
+    fn synproxy(&mut self) -> Result<Verdict> {
+        match self.tcp_flags() {
+            None => Ok(Verdict::Break),
+            Some(flags) if flags & flag::SYN != 0 => Err(self.taken(ANSWERED)),
+            Some(flags) if flags & flag::ACK != 0 => self.cookie(),
+            Some(_) => Ok(Verdict::Continue),
+        }
+    }
+
+    /// `synproxy_tg4`, `synproxy_tg6`, which leave combinations that begin no connection to the next rule.
+    pub(in crate::forwarding) fn synproxy_target(&mut self) -> Result<Verdict> {
+        let flags = self.tcp_flags().unwrap_or(0);
+        match flags & (flag::FIN | flag::SYN | flag::RST | flag::ACK) {
+            flag::SYN => Err(self.taken(ANSWERED)),
+            flag::ACK => self.cookie(),
             _ => Ok(Verdict::Continue),
         }
+    }
+
+    /// `synproxy_recv_client_ack`: the cookie is made with a secret of the kernel.
+    fn cookie(&mut self) -> Result<Verdict> {
+        if self.decide("the acknowledgement answers a cookie of synproxy") {
+            return Err(self.taken("synproxy, which connects to the server"));
+        }
+        Ok(Verdict::Drop)
+    }
+
+    fn tcp_flags(&self) -> Option<u8> {
+        let transport = self.packet.transport().filter(|transport| transport.protocol == TCP)?;
+        self.packet.bytes.get(transport.offset + 13).copied()
     }
 }

@@ -1,6 +1,7 @@
 //! Matches of iptables that decide by lists of addresses, and by the extension headers of IPv6.
 
 use super::*;
+use crate::forwarding::conntrack::TrackingSettings;
 use crate::forwarding::packet::UDP;
 use crate::forwarding::recent::RecentEntry;
 
@@ -82,6 +83,27 @@ fn a_list_that_cannot_be_read_leaves_both_ways_with_the_reason() {
     assert_eq!(paths.len(), 2, "{paths:?}");
     let Assumption::Unknown { what, .. } = &paths[0].assumptions[0] else { panic!("{paths:?}") };
     assert_eq!(what, "list seen of match recent has 10.0.0.1 in the last 60 s, although list seen could not be read");
+}
+
+#[test]
+fn synproxy_of_nft_answers_whatever_has_syn_and_that_of_iptables_what_begins_a_connection() {
+    let native = vec![Expression::Synproxy];
+    let target = vec![Expression::XtTarget { name: Arc::from("SYNPROXY"), revision: 0, info: vec![0; 4] }];
+    let ends = |expressions: &[Expression], flags: u8| {
+        let mut state = state(vec![rule(1, expressions.to_vec())], Vec::new());
+        state.tracking_settings = Some(TrackingSettings { tcp_loose: Some(true), tcp_be_liberal: Some(false) });
+        let mut packet = packet();
+        packet.bytes[33] = flags;
+        ends(&state, &packet)
+    };
+    for rules in [&native, &target] {
+        assert!(matches!(ends(rules, 2)[..], [End::Taken { .. }]));
+        assert!(matches!(ends(rules, 16)[..], [End::Taken { .. }, End::Dropped { .. }]));
+        assert!(matches!(ends(rules, 4)[..], [End::Sent { .. }]));
+    }
+    // SYN and ACK at once.
+    assert!(matches!(ends(&native, 18)[..], [End::Taken { .. }]));
+    assert!(matches!(ends(&target, 18)[..], [End::Sent { .. }]));
 }
 
 /// A packet of IPv6 with these headers behind the first.

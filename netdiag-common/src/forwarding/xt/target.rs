@@ -85,7 +85,7 @@ impl Run<'_> {
             "TOS" => self.tos_target(revision, blob),
             "CLASSIFY" => self.classify_target(blob),
             "TCPMSS" => self.segment_target(blob),
-            "SYNPROXY" => Some(self.synproxy()?),
+            "SYNPROXY" => Some(self.synproxy_target()),
             // The name of a chain, where rules run into it (`ipt_error`).
             "ERROR" => Some(Verdict::Drop),
             // These change nothing that is read here.
