@@ -73,6 +73,8 @@ pub(super) struct Run<'a> {
     pub rejected: Option<Reject>,
     /// Set with [`Verdict::Queue`] when it is one of several: the first and the last.
     pub queues: Option<(u16, u16)>,
+    /// Set with [`Verdict::Stolen`]: who has the packet now.
+    pub stolen_by: Option<&'static str>,
     /// `skb->sk` of a received packet: set by a transparent proxy's rule.
     pub given_socket: Option<PacketSocket>,
     /// What the packet itself changed in lists of the match recent, latest last.
@@ -145,6 +147,7 @@ impl<'a> Run<'a> {
             found: Vec::new(),
             rejected: None,
             queues: None,
+            stolen_by: None,
             given_socket: None,
             recent: Vec::new(),
             changed: Vec::new(),

@@ -6,7 +6,7 @@ use crate::forwarding::expression::{Expression, Verdict};
 use crate::forwarding::hash;
 use crate::forwarding::nat::Request;
 use crate::forwarding::packet::{Protocol, TCP, flag};
-use crate::forwarding::path::{End, Reject};
+use crate::forwarding::path::Reject;
 use crate::forwarding::state::Route;
 
 const ANSWERED: &str = "synproxy, which answers it";
@@ -55,9 +55,9 @@ impl<'a> Run<'a> {
                 Ok(Verdict::Drop)
             }
             Expression::Queue { queues, bypass } => self.queue(*queues, *bypass),
-            Expression::Object { kind, name } => self.object(*kind, name),
+            Expression::Object { kind, name } => Ok(self.object(*kind, name)),
             Expression::FlowOffload { table } => self.offload(table),
-            Expression::Synproxy => self.synproxy(),
+            Expression::Synproxy => Ok(self.synproxy()),
             Expression::Tproxy { family, address, port } => self.proxy(*family, *address, *port),
             Expression::XtEntry { info } => Ok(self.xt_entry(info)),
             Expression::XtMatch { name, revision, info } => self.xt_match(name, *revision, info),
@@ -90,7 +90,7 @@ impl<'a> Run<'a> {
     }
 
     /// A named object (`NFT_OBJECT_*`).
-    pub(super) fn object(&mut self, kind: u32, name: &str) -> Result<Verdict> {
+    pub(super) fn object(&mut self, kind: u32, name: &str) -> Verdict {
         let within = match kind {
             // Quota, limit, connection limit.
             2 | 4 | 5 => self.decide_afresh(&format!("within the limit of object {name}")),
@@ -98,16 +98,12 @@ impl<'a> Run<'a> {
             10 => return self.synproxy(),
             _ => true,
         };
-        Ok(if within { Verdict::Continue } else { Verdict::Break })
+        if within { Verdict::Continue } else { Verdict::Break }
     }
 
     pub(in crate::forwarding) fn store_number(&mut self, to: u32, value: u32) -> Verdict {
         self.registers.store(to, &value.to_ne_bytes());
         Verdict::Continue
-    }
-
-    pub(super) fn taken(&self, what: &str) -> super::Stop {
-        super::Stop::End(End::Taken { by: self.place(), what: what.into() })
     }
 
     fn jhash(&mut self, from: u32, bytes: u32, modulus: u32, seed: Option<u32>, offset: u32, to: u32) -> Verdict {
@@ -204,31 +200,36 @@ impl<'a> Run<'a> {
     }
 
     /// `nft_synproxy_do_eval`, which answers whatever has SYN.
-    fn synproxy(&mut self) -> Result<Verdict> {
+    fn synproxy(&mut self) -> Verdict {
         match self.tcp_flags() {
-            None => Ok(Verdict::Break),
-            Some(flags) if flags & flag::SYN != 0 => Err(self.taken(ANSWERED)),
+            None => Verdict::Break,
+            Some(flags) if flags & flag::SYN != 0 => self.steal(ANSWERED),
             Some(flags) if flags & flag::ACK != 0 => self.cookie(),
-            Some(_) => Ok(Verdict::Continue),
+            Some(_) => Verdict::Continue,
         }
     }
 
     /// `synproxy_tg4`, `synproxy_tg6`, which leave combinations that begin no connection to the next rule.
-    pub(in crate::forwarding) fn synproxy_target(&mut self) -> Result<Verdict> {
+    pub(in crate::forwarding) fn synproxy_target(&mut self) -> Verdict {
         let flags = self.tcp_flags().unwrap_or(0);
         match flags & (flag::FIN | flag::SYN | flag::RST | flag::ACK) {
-            flag::SYN => Err(self.taken(ANSWERED)),
+            flag::SYN => self.steal(ANSWERED),
             flag::ACK => self.cookie(),
-            _ => Ok(Verdict::Continue),
+            _ => Verdict::Continue,
         }
     }
 
     /// `synproxy_recv_client_ack`: the cookie is made with a secret of the kernel.
-    fn cookie(&mut self) -> Result<Verdict> {
+    fn cookie(&mut self) -> Verdict {
         if self.decide("the acknowledgement answers a cookie of synproxy") {
-            return Err(self.taken("synproxy, which connects to the server"));
+            return self.steal("synproxy, which connects to the server");
         }
-        Ok(Verdict::Drop)
+        Verdict::Drop
+    }
+
+    fn steal(&mut self, who: &'static str) -> Verdict {
+        self.stolen_by = Some(who);
+        Verdict::Stolen
     }
 
     fn tcp_flags(&self) -> Option<u8> {

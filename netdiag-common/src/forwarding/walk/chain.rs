@@ -46,7 +46,10 @@ pub(super) fn filter<'a>(run: &mut Run<'a>, base: &'a BaseChain) -> Result<()> {
             }
             Ok(())
         }
-        Verdict::Stolen => Err(Stop::End(End::Taken { by: run.place(), what: "a target of iptables".into() })),
+        Verdict::Stolen => {
+            let what = run.stolen_by.unwrap_or("a target of iptables").into();
+            Err(Stop::End(End::Taken { by: run.place(), what }))
+        }
         other => Err(run.unknown(format!("verdict {other:?} of a base chain"))),
     }
 }
