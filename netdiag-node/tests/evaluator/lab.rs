@@ -161,9 +161,12 @@ impl Lab {
             std::fs::write(format!("/proc/sys/net/{setting}"), value).unwrap();
         }
         ip("link set br0 up");
-        for (net, link, hardware) in [("1", "r0", &self.hardware[0]), ("2", "r1", &self.hardware[1])] {
+        // A port may give the bridge its address, and then the bridge forgets its neighbours (`neigh_changeaddr`).
+        for link in ["r0", "r1"] {
             ip(&format!("addr flush dev {link}"));
             ip(&format!("link set {link} master br0"));
+        }
+        for (net, link, hardware) in [("1", "r0", &self.hardware[0]), ("2", "r1", &self.hardware[1])] {
             ip(&format!("addr add 10.{net}.0.1/24 dev br0"));
             for host in 2..=9 {
                 ip(&format!("neigh add 10.{net}.0.{host} lladdr {hardware} dev br0 nud permanent"));
@@ -232,7 +235,8 @@ impl Peer {
     }
 }
 
-fn ip(arguments: &str) {
+/// Runs `ip` with these words.
+pub fn ip(arguments: &str) {
     run("ip", arguments);
 }
 

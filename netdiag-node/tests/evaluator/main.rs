@@ -12,6 +12,7 @@ mod compare;
 mod fixed;
 mod fixed_legacy;
 mod fixed_modules;
+mod fixed_sockets;
 mod fixed_stateful;
 mod iptables;
 mod lab;
@@ -225,15 +226,36 @@ fn classes_of_control_groups_do_what_the_evaluator_says() {
     if_there("classes_of_control_groups_do_what_the_evaluator_says", &fixed_modules::CLASS);
 }
 
+#[test]
+fn sockets_and_proxies_do_what_the_evaluator_says() {
+    let name = "sockets_and_proxies_do_what_the_evaluator_says";
+    lab::in_lab(name, move |lab| {
+        let _sockets = fixed_sockets::open();
+        for case in &fixed_sockets::CASES {
+            repeat_if_there(name, lab, case);
+        }
+    });
+}
+
+#[test]
+fn lists_and_headers_do_what_the_evaluator_says() {
+    let name = "lists_and_headers_do_what_the_evaluator_says";
+    lab::in_lab(name, move |lab| fixed_modules::CASES.iter().for_each(|case| repeat_if_there(name, lab, case)));
+}
+
 /// A case of what a kernel may be built without.
 fn if_there(name: &'static str, case: &'static fixed::Case) {
-    lab::in_lab(name, move |lab| match load_case(case) {
+    lab::in_lab(name, move |lab| repeat_if_there(name, lab, case));
+}
+
+fn repeat_if_there(name: &str, lab: &Lab, case: &fixed::Case) {
+    match load_case(case) {
         Err(why) if fixed_modules::is_missing(&why) => {
             println!("netdiag-skip: {name}: {}", why.lines().next().unwrap_or_default());
         }
         // Loaded once more, and refused for whatever else it may be.
         _ => repeat(name, lab, &[case], None),
-    });
+    }
 }
 
 /// Its rules, and nothing else but what traces packets.
