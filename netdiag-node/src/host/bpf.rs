@@ -22,10 +22,17 @@ const MAX_PROGRAMS: usize = 256;
 pub(crate) enum Attach {
     CgroupIngress = 0,
     CgroupEgress = 1,
+    /// Linux 4.10
+    SocketCreate = 2,
+    /// Linux 4.13
+    SocketOperations = 3,
     Connect4 = 10,
     Connect6 = 11,
     SendMessage4 = 14,
     SendMessage6 = 15,
+    /// Linux 5.2
+    ReceiveMessage4 = 19,
+    ReceiveMessage6 = 20,
     /// Linux 5.9
     SocketLookup = 36,
     /// Linux 6.6
@@ -61,10 +68,14 @@ pub(crate) fn attached(target: Target<'_>, attach: Attach) -> Result<Vec<u32>, R
         attach,
         Attach::CgroupIngress
             | Attach::CgroupEgress
+            | Attach::SocketCreate
+            | Attach::SocketOperations
             | Attach::Connect4
             | Attach::Connect6
             | Attach::SendMessage4
             | Attach::SendMessage6
+            | Attach::ReceiveMessage4
+            | Attach::ReceiveMessage6
     );
     let mut ids = vec![0_u32; MAX_PROGRAMS];
     let mut query = Query {

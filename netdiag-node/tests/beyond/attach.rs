@@ -24,6 +24,9 @@ pub const TCX_INGRESS: Hook = Hook { kind: 3, attach: 46, verdict: -1, flags: 0 
 pub const TCX_EGRESS: Hook = Hook { kind: 3, attach: 47, verdict: -1, flags: 0 };
 pub const XDP: Hook = Hook { kind: 6, attach: 37, verdict: 2, flags: 2 };
 pub const GROUP_EGRESS: Hook = Hook { kind: 8, attach: 1, verdict: 1, flags: 0 };
+pub const SOCKET_CREATE: Hook = Hook { kind: 9, attach: 2, verdict: 1, flags: 0 };
+pub const SOCKET_OPERATIONS: Hook = Hook { kind: 13, attach: 3, verdict: 1, flags: 0 };
+pub const RECEIVE4: Hook = Hook { kind: 18, attach: 19, verdict: 1, flags: 0 };
 pub const CONNECT4: Hook = Hook { kind: 18, attach: 10, verdict: 1, flags: 0 };
 pub const SOCKET_LOOKUP: Hook = Hook { kind: 30, attach: 36, verdict: 1, flags: 0 };
 

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use netdiag_common::forwarding::path::End;
-use netdiag_common::observation::fate::{Fate, FateOrigin};
+use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateTransport};
 use netdiag_node::host::forwarding::{self, Bypassed};
 
 use crate::attach::{
-    CONNECT4, GROUP_EGRESS, Hook, Link, SOCKET_LOOKUP, TC, TCX_EGRESS, TCX_INGRESS, XDP, attach, load, pin,
+    CONNECT4, GROUP_EGRESS, Hook, Link, RECEIVE4, SOCKET_CREATE, SOCKET_LOOKUP, SOCKET_OPERATIONS, TC, TCX_EGRESS,
+    TCX_INGRESS, XDP, attach, load, pin,
 };
 use crate::lab::{self, fate, fate_in_pod};
-use crate::way::{BACKEND, NODE, Way, request, unseen};
+use crate::way::{BACKEND, CLIENT, NODE, Way, request, unseen};
 
 /// None, said loudly, when this kernel or this user cannot attach it.
 fn attached(hook: Hook, name: &str, target: u32) -> Option<Link> {
@@ -116,6 +117,32 @@ fn programs_of_the_senders_group_are_named() {
     assert_eq!(unseen(&way.client.run(|| fate(&sent).unwrap())), [""; 0]);
     drop((connect, egress));
     assert_eq!(unseen(&way.client.run(|| fate_in_pod(&sent).unwrap())), [""; 0]);
+}
+
+#[test]
+fn programs_of_each_stage_of_a_connection_are_named_where_they_matter() {
+    let Some(way) = Way::start("stages") else { return };
+    let Some(group) = Group::make(&way, "stages") else { return };
+    let place = std::fs::File::open(&group.path).unwrap();
+    let target = place.as_raw_fd().cast_unsigned();
+    let Some(create) = attached(SOCKET_CREATE, "creates", target) else { return };
+    let Some(operations) = attached(SOCKET_OPERATIONS, "operates", target) else { return };
+    let Some(receive) = attached(RECEIVE4, "receives", target) else { return };
+    let in_pod = |request: &_| named(&way.client.run(|| fate_in_pod(request).unwrap()));
+    let is_named = |found: &[String], places: &[&str]| {
+        found.len() == places.len() && found.iter().zip(places).all(|(found, place)| found.contains(place))
+    };
+    let found = in_pod(&request(FateOrigin::Sent, BACKEND, 80));
+    assert!(is_named(&found, &["creates (id N) at sock_create of", "operates (id N) at sock_ops of"]), "{found:?}");
+    let mut received = request(FateOrigin::Received(FateInterfaceKey::Name("eth0".into())), CLIENT, 80);
+    received.source = Some(BACKEND.parse().unwrap());
+    let found = in_pod(&received);
+    assert!(is_named(&found, &["operates (id N) at sock_ops of"]), "{found:?}");
+    // A datagram is no connection, and has a sender that may be told otherwise.
+    received.transport = FateTransport::Udp { source_port: Some(40_000), destination_port: Some(53) };
+    let found = in_pod(&received);
+    assert!(is_named(&found, &["receives (id N) at recvmsg4 of"]), "{found:?}");
+    drop((create, operations, receive));
 }
 
 #[test]

@@ -160,6 +160,79 @@ pub(super) enum Socket {
     Receives,
 }
 
+/// A place of a control group where programs decide about a packet, or about the connection that it belongs to.
+struct GroupPlace {
+    attach: Attach,
+    name: &'static str,
+    /// What a program there may do.
+    may: &'static str,
+}
+
+const MAY_DROP: &str = "drop or change the packet";
+
+impl GroupPlace {
+    const INGRESS: Self = Self { attach: Attach::CgroupIngress, name: "ingress", may: MAY_DROP };
+    const EGRESS: Self = Self { attach: Attach::CgroupEgress, name: "egress", may: MAY_DROP };
+    const CREATE: Self = Self {
+        attach: Attach::SocketCreate,
+        name: "sock_create",
+        may: "refuse the socket, or give it a mark, a priority or a device",
+    };
+    const OPERATIONS: Self = Self {
+        attach: Attach::SocketOperations,
+        name: "sock_ops",
+        may: "change the mark, the options and the congestion control of the connection",
+    };
+
+    fn connect(ipv4: bool) -> Self {
+        let (attach, name) = if ipv4 { (Attach::Connect4, "connect4") } else { (Attach::Connect6, "connect6") };
+        Self { attach, name, may: "refuse the connection, or lead it to another address" }
+    }
+
+    fn send(ipv4: bool) -> Self {
+        let (attach, name) = if ipv4 { (Attach::SendMessage4, "sendmsg4") } else { (Attach::SendMessage6, "sendmsg6") };
+        Self { attach, name, may: "refuse the datagram, or send it to another address" }
+    }
+
+    fn receive(ipv4: bool) -> Self {
+        let (attach, name) =
+            if ipv4 { (Attach::ReceiveMessage4, "recvmsg4") } else { (Attach::ReceiveMessage6, "recvmsg6") };
+        Self { attach, name, may: "tell the process another sender than the packet has, to whom it then answers" }
+    }
+
+    /// Where a packet of this kind is decided about. Not asked for, since they decide about no packet: `bind`, `post_bind`
+    /// and `setsockopt` (a socket has its address, port and mark by now), `getpeername`, `getsockname` and `getsockopt`
+    /// (what a process is told of its socket), `sock_release` and `sysctl`.
+    fn of(socket: Socket, ipv4: bool, transport: u8) -> Vec<Self> {
+        let is_tcp = transport == TCP;
+        let is_udp = transport == UDP;
+        let mut places = Vec::new();
+        match socket {
+            Socket::Sends => {
+                places.push(Self::CREATE);
+                places.extend((is_tcp || is_udp).then(|| Self::connect(ipv4)));
+                places.extend(is_tcp.then_some(Self::OPERATIONS));
+                places.extend(is_udp.then(|| Self::send(ipv4)));
+                places.push(Self::EGRESS);
+            }
+            Socket::Receives => {
+                places.push(Self::INGRESS);
+                places.extend(is_tcp.then_some(Self::OPERATIONS));
+                places.extend(is_udp.then(|| Self::receive(ipv4)));
+            }
+        }
+        places
+    }
+
+    fn at(&self, group: &str) -> String {
+        format!("{} of control group {group}", self.name)
+    }
+
+    fn because(&self) -> String {
+        format!("BPF programs are not evaluated: it may {}", self.may)
+    }
+}
+
 /// What runs at the groups of the namespace's processes. For a node only what runs for all of its processes: which of
 /// them it is, is not known.
 pub(super) fn at_groups(
@@ -168,26 +241,14 @@ pub(super) fn at_groups(
     around: &Surroundings<'_>,
     found: &mut Vec<Found>,
 ) -> Result<(), ReadError> {
-    let v4 = protocol == Protocol::Ipv4;
-    let mut places: Vec<(Attach, &str)> = Vec::new();
-    match socket {
-        Socket::Sends => {
-            if matches!(transport, TCP | UDP) {
-                places.push(if v4 { (Attach::Connect4, "connect4") } else { (Attach::Connect6, "connect6") });
-            }
-            if transport == UDP {
-                places.push(if v4 { (Attach::SendMessage4, "sendmsg4") } else { (Attach::SendMessage6, "sendmsg6") });
-            }
-            places.push((Attach::CgroupEgress, "egress"));
-        }
-        Socket::Receives => places.push((Attach::CgroupIngress, "ingress")),
-    }
+    let places = GroupPlace::of(socket, protocol == Protocol::Ipv4, transport);
     let mut told = BTreeSet::new();
     for (group, name) in groups(around)? {
-        for (attach, place) in &places {
-            for id in bpf::attached(Target::File(group.as_fd()), *attach)? {
-                if told.insert((id, *place)) {
-                    found.extend(program(id, "", &format!("{place} of control group {name}"), around));
+        for place in &places {
+            for id in bpf::attached(Target::File(group.as_fd()), place.attach)? {
+                if told.insert((id, place.name)) {
+                    let program = program(id, "", &place.at(&name), around);
+                    found.extend(program.map(|program| Found { why: place.because(), ..program }));
                 }
             }
         }
@@ -210,16 +271,18 @@ pub(super) fn beside_our_own(
     ports: bool,
     is_own: &dyn Fn(u32) -> bool,
 ) -> Result<Beside, ReadError> {
-    let mut places: Vec<(Attach, &'static str)> =
-        vec![(Attach::CgroupEgress, "egress"), (Attach::CgroupIngress, "ingress")];
+    let mut places = vec![GroupPlace::CREATE, GroupPlace::EGRESS, GroupPlace::INGRESS];
     if ports {
-        places.extend([(Attach::Connect4, "connect4"), (Attach::Connect6, "connect6")]);
-        places.extend([(Attach::SendMessage4, "sendmsg4"), (Attach::SendMessage6, "sendmsg6")]);
+        places.push(GroupPlace::OPERATIONS);
+        for ipv4 in [true, false] {
+            places.extend([GroupPlace::connect(ipv4), GroupPlace::send(ipv4), GroupPlace::receive(ipv4)]);
+        }
     }
     let attached = |group: &File| -> Result<BTreeSet<(u32, &'static str)>, ReadError> {
         let mut all = BTreeSet::new();
-        for (attach, place) in &places {
-            all.extend(bpf::attached(Target::File(group.as_fd()), *attach)?.into_iter().map(|id| (id, *place)));
+        for place in &places {
+            let ids = bpf::attached(Target::File(group.as_fd()), place.attach)?;
+            all.extend(ids.into_iter().map(|id| (id, place.name)));
         }
         Ok(all)
     };
