@@ -12,7 +12,21 @@ const KINDS: [PathBy; 3] = [PathBy::Udp, PathBy::Tcp, PathBy::Icmp];
 
 fn probe(way: &Way, family: usize, by: PathBy, port: u16, max_hops: u8) -> SeriesAttempt {
     let to = SocketAddr::new(TARGET[family].parse().unwrap(), if by == PathBy::Icmp { 0 } else { port });
-    way.attempt(Probe::Path(PathProbe { to, by, max_hops, tries: 2 }))
+    way.attempt(Probe::Path(PathProbe { to, by, max_hops, tries: 2, source_port: None }))
+}
+
+#[test]
+fn every_packet_leaves_from_the_port_that_was_asked_for() {
+    let Some(way) = Way::new("every_packet_leaves_from_the_port_that_was_asked_for") else { return };
+    for target in TARGET {
+        for by in [PathBy::Udp, PathBy::Tcp] {
+            let to = SocketAddr::new(target.parse().unwrap(), 33_434);
+            let asked = PathProbe { to, by, max_hops: 8, tries: 2, source_port: Some(61_234) };
+            let attempt = way.attempt(Probe::Path(asked));
+            assert_eq!(attempt.source.map(|source| source.port()), Some(61_234), "{attempt:?}");
+            assert!(report!(attempt, Path).reached, "{attempt:?}");
+        }
+    }
 }
 
 /// Who answered to each TTL, and how.

@@ -16,7 +16,7 @@ fn targets() -> Vec<SocketAddr> {
 }
 
 fn probe(way: &Way, to: SocketAddr, tries: u8) -> SeriesAttempt {
-    way.attempt(Probe::PathMtu(PathMtuProbe { to, from_bytes: None, tries }))
+    way.attempt(Probe::PathMtu(PathMtuProbe { to, from_bytes: None, tries, source_port: None }))
 }
 
 fn facts(report: &PathMtuReport) -> (Option<u32>, bool, Option<String>) {
@@ -94,7 +94,8 @@ fn device_is_the_limit_of_what_is_sent() {
     way.client.sh("ip link set right mtu 1300");
     for target in TARGET {
         let to = SocketAddr::new(target.parse().unwrap(), 0);
-        let attempt = way.attempt(Probe::PathMtu(PathMtuProbe { to, from_bytes: Some(1_500), tries: 2 }));
+        let asked = PathMtuProbe { to, from_bytes: Some(1_500), tries: 2, source_port: None };
+        let attempt = way.attempt(Probe::PathMtu(asked));
         let report = report!(attempt, PathMtu);
         assert_eq!(
             (report.path_mtu, report.device_mtu, report.black_hole),

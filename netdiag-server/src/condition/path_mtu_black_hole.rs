@@ -198,7 +198,8 @@ fn segment(client: &Client, backend: &Backend, fits: u32, view: &mut View) -> Op
 
 /// By ICMP, since the endpoint's port is TCP's.
 fn echoes(to: IpAddr) -> SeriesRequest {
-    once(Probe::PathMtu(PathMtuProbe { to: SocketAddr::new(to, 0), from_bytes: None, tries: TRIES }), TIMEOUT_MS)
+    let to = SocketAddr::new(to, 0);
+    once(Probe::PathMtu(PathMtuProbe { to, from_bytes: None, tries: TRIES, source_port: None }), TIMEOUT_MS)
 }
 
 fn once(probe: Probe, timeout_ms: u32) -> SeriesRequest {

@@ -79,6 +79,7 @@ pub(super) fn at(request: &ProbeRequest, ends: &Ends) -> Result<Shot, PlanError>
             to: SocketAddr::new(ends.address, if ends.name.is_some() { 0 } else { to.port() }),
             from_bytes: options.from_bytes,
             tries: options.tries.unwrap_or(USUAL_TRIES),
+            source_port: None,
         }),
         Kind::Path => {
             let by = options.by.unwrap_or(if to.port() == 0 { PathBy::Icmp } else { PathBy::Tcp });
@@ -92,6 +93,7 @@ pub(super) fn at(request: &ProbeRequest, ends: &Ends) -> Result<Shot, PlanError>
                 by,
                 max_hops: options.max_hops.unwrap_or(USUAL_HOPS),
                 tries: options.tries.unwrap_or(USUAL_TRIES),
+                source_port: None,
             })
         }
         Kind::Throughput => Probe::Throughput(ThroughputProbe {

@@ -16,6 +16,9 @@ pub struct PathMtuProbe {
     pub from_bytes: Option<u16>,
     /// Packets of each size before it counts as lost; 1 to 5.
     pub tries: u8,
+    /// Every packet from this port; of ICMP the echoes' identifier (RFC 792). None: another one each time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -59,6 +62,9 @@ pub struct PathProbe {
     pub max_hops: u8,
     /// Packets for each hop; 1 to 5.
     pub tries: u8,
+    /// Every packet from this port; of ICMP the echoes' identifier (RFC 792). None: another one each time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

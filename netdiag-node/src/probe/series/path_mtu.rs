@@ -27,7 +27,7 @@ pub(super) async fn attempt(context: &Context, probe: &PathMtuProbe, within: Dur
     }
     let over = Instant::now() + within;
     let opened = async {
-        let mut flow = Flow::open(context, probe.to).await?;
+        let mut flow = Flow::open(context, probe.to, probe.source_port).await?;
         let unready = |error| local(ProbeStage::Socket, &error);
         flow.probe_mtu().map_err(unready)?;
         let device = flow.device_mtu(0).map_err(|error| super::context::of_errno(ProbeStage::Send, &error))?;

@@ -185,7 +185,7 @@ fn wanted(
     let also = |column, shot, schedule| Wanted { column: Some(column), far: None, shot, schedule };
     if let Some(far) = there.iter().find(|backend| backend.node != source.node) {
         let to = SocketAddr::new(far.address, 0);
-        let probe = Probe::PathMtu(PathMtuProbe { to, from_bytes: None, tries: 2 });
+        let probe = Probe::PathMtu(PathMtuProbe { to, from_bytes: None, tries: 2, source_port: None });
         all.push(also(Column::BigPackets, Shot { to: to.ip().to_string(), probe }, SEARCH));
     }
     if let Some(name) = plan::name_of(path) {

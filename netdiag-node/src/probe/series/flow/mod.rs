@@ -65,8 +65,12 @@ pub(super) enum Said {
 }
 
 impl Flow {
-    /// By UDP, or by ICMP echo when `to` has port 0.
-    pub(super) async fn open(context: &Context, to: SocketAddr) -> Result<Self, ProbeFailure> {
+    /// By UDP, or by ICMP echo when `to` has port 0. `source_port`: of ICMP the identifier; none: any.
+    pub(super) async fn open(
+        context: &Context,
+        to: SocketAddr,
+        source_port: Option<u16>,
+    ) -> Result<Self, ProbeFailure> {
         let domain = Domain::for_address(to);
         let (raw, icmp_protocol) =
             (Type::from(libc::SOCK_RAW), if to.is_ipv4() { Protocol::ICMPV4 } else { Protocol::ICMPV6 });
@@ -91,11 +95,14 @@ impl Flow {
             nonce: RandomState::new().build_hasher().finish(),
             by_length: HashMap::new(),
         };
-        flow.id = u16::from_be_bytes([flow.nonce.to_be_bytes()[0], flow.nonce.to_be_bytes()[1]]);
+        let random = u16::from_be_bytes([flow.nonce.to_be_bytes()[0], flow.nonce.to_be_bytes()[1]]);
+        flow.id = source_port.unwrap_or(random);
         if to.port() != 0 {
             let udp = context.socket(domain, Type::DGRAM, Protocol::UDP).await?;
             // Not connected: an ICMP error would end the next send, and answers come from other addresses than asked.
-            udp.bind(&flow.source.into()).map_err(unready)?;
+            let mut source = flow.source;
+            source.set_port(source_port.unwrap_or(0));
+            udp.bind(&source.into()).map_err(unready)?;
             flow.source = bound(&udp).map_err(unready)?;
             flow.udp = Some(watched(udp).map_err(unready)?);
         }

@@ -30,7 +30,7 @@ pub(super) async fn walk(
     to: SocketAddr,
     within: Duration,
 ) -> Result<(SocketAddr, Trail), ProbeFailure> {
-    let flow = Flow::open(context, to).await?;
+    let flow = Flow::open(context, to, probe.source_port).await?;
     let (source, smallest) = (flow.source(), flow.smallest());
     let mut walk = Walk { flow, trail: Trail::new(to.ip()), on_the_way: HashMap::new() };
     let over = Instant::now() + within;

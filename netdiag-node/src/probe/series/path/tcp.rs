@@ -30,7 +30,7 @@ pub(super) async fn walk(
     within: Duration,
 ) -> Result<(SocketAddr, Trail), ProbeFailure> {
     // Keeps the port for all attempts: another's connect() leaves ports alone that are bound with SO_REUSEADDR.
-    let keeper = bound_to(context, probe.to, 0).await?;
+    let keeper = bound_to(context, probe.to, probe.source_port.unwrap_or(0)).await?;
     let port = keeper.local_addr().ok().and_then(|address| address.as_socket()).map_or(0, |address| address.port());
     let mut trail = Trail::new(probe.to.ip());
     let mut source = None;
