@@ -8,14 +8,14 @@ use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::conntrack::Direction as PacketDirection;
 use netdiag_common::forwarding::path::End as PathEnd;
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
-use netdiag_common::observation::series::SeriesRequest;
+use netdiag_common::observation::series::{Probe, ProbeReport, SeriesRequest};
 use netdiag_common::observation::tag::{
     MAX_TAG_ALTERNATIVES, MAX_TAG_SECONDS, TagEvent, TagPoint, TagRequest, TagTuple, Tagged,
 };
 use netdiag_common::observation::{Observation, Owner, Protocol};
 use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
 
-use super::{Dropped, Followed, Step, What, join};
+use super::{Dropped, Followed, Pick, Step, What, join};
 use crate::ask::Source;
 use crate::trace::{Direction, Leg, Place};
 
@@ -76,13 +76,30 @@ pub async fn follow<S: Source>(
             _ => gaps.push(malformed(&need)),
         }
     }
-    let mut followed = join(&asked.client, &asked.tuple, &readings);
+    let sent = sent.into_iter().next().map(|(_, reading)| reading);
+    let pick = pick(&series.probe, sent.as_ref());
+    let mut followed = join(&asked.client, &asked.tuple, pick, &readings);
     followed.gaps.extend(gaps);
     if asked.alternatives.len() > MAX_TAG_ALTERNATIVES {
         followed.gaps.push(too_many(asked));
     }
-    name_drops(source, asked.tuple.protocol, &readings, &mut followed, deadline).await;
-    (sent.into_iter().next().map(|(_, reading)| reading), followed)
+    name_drops(source, (asked.tuple.protocol, pick), &readings, &mut followed, deadline).await;
+    (sent, followed)
+}
+
+/// Which packet of the probe's the question is about.
+fn pick(probe: &Probe, sent: Option<&Reading<Observation>>) -> Pick {
+    match (probe, sent) {
+        (Probe::Path(_), _) => Pick::Farthest,
+        (Probe::PathMtu(_), Some(Reading::Seen { value: Observation::Series(result), .. })) => {
+            let fits = result.attempts.iter().find_map(|attempt| match &attempt.report {
+                ProbeReport::PathMtu(report) => report.path_mtu,
+                _ => None,
+            });
+            Pick::Above { bytes: fits.unwrap_or(0) }
+        }
+        _ => Pick::First,
+    }
 }
 
 /// Waits until every node that answers has armed the tag, or its time is over.
@@ -108,7 +125,7 @@ async fn armed<S: Source>(source: &S, asked: &Asked) {
 /// Asks the namespaces where it was dropped what their rules and routes do with such a packet.
 async fn name_drops<S: Source>(
     source: &S,
-    protocol: Protocol,
+    (protocol, pick): (Protocol, Pick),
     readings: &BTreeMap<String, Tagged>,
     followed: &mut Followed,
     deadline: Instant,
@@ -117,7 +134,7 @@ async fn name_drops<S: Source>(
     for (index, step) in followed.steps.iter().enumerate() {
         let What::Dropped(drop) = &step.what else { continue };
         let Some(events) = readings.get(&step.node).map(|tagged| &tagged.events) else { continue };
-        if let Some((place, request)) = fate_of(step, drop, protocol, events) {
+        if let Some((place, request)) = fate_of(step, drop, (protocol, pick), events) {
             wanted.push((index, place, request));
         }
     }
@@ -152,7 +169,12 @@ fn stops(fate: &Fate) -> Option<usize> {
 }
 
 /// The question that a drop raises: none for what neither rules nor routes do.
-fn fate_of(step: &Step, drop: &Dropped, protocol: Protocol, events: &[TagEvent]) -> Option<(Place, FateRequest)> {
+fn fate_of(
+    step: &Step,
+    drop: &Dropped,
+    (protocol, pick): (Protocol, Pick),
+    events: &[TagEvent],
+) -> Option<(Place, FateRequest)> {
     let by_ip = ["ip_", "ip6_", "ipv6_", "nf_", "nft_"].iter().any(|prefix| drop.function.starts_with(prefix));
     if drop.hook.is_none() && !by_ip {
         return None;
@@ -163,7 +185,10 @@ fn fate_of(step: &Step, drop: &Dropped, protocol: Protocol, events: &[TagEvent])
         Owner::Unknown { .. } => return None,
     };
     // As it came in: the rules translate it again.
-    let at = events.iter().find(|event| is_this_drop(event, step))?.at_ns;
+    let lost = events.iter().find(|event| is_this_drop(event, step))?;
+    let at = lost.at_ns;
+    // Only where it is the size that is looked into: what is asked about otherwise begins a connection.
+    let length = u16::try_from(lost.length).ok().filter(|_| matches!(pick, Pick::Above { .. }));
     let entered = events
         .iter()
         .rev()
@@ -194,7 +219,7 @@ fn fate_of(step: &Step, drop: &Dropped, protocol: Protocol, events: &[TagEvent])
         transport,
         mark: 0,
         connection: None,
-        length: None,
+        length,
         may_be_fragmented: false,
         next_hop: None,
         without: Without::new(),

@@ -8,7 +8,7 @@ use netdiag_common::observation::tag::{TagEvent, TagPoint, TagTuple, Tagged};
 use netdiag_common::observation::{Owner, Protocol};
 use netdiag_common::{Gap, GapReason, Netns};
 
-use super::{Dropped, End, Ends, Followed, Step, What};
+use super::{Dropped, End, Ends, Followed, Pick, Step, What};
 use crate::trace::Place;
 
 /// Flags of TCP: RFC 9293, 3.1.
@@ -17,6 +17,8 @@ const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 /// What kind of packet it is. ECN's flags differ between a SYN and its second try (RFC 3168, 6.1.1.1).
 const KIND: u8 = 0x01 | SYN | RST | ACK;
+/// Routers on the way, at most. A search of the path MTU sends a size once more with TTLs below that, to find the last hop.
+const MOST_HOPS: u8 = 24;
 
 /// An event, and whose.
 #[derive(Clone, Copy)]
@@ -34,19 +36,23 @@ struct Identity {
     /// Of TCP, those that tell a packet of the handshake from others with the same sequence number.
     flags: u8,
     source: Option<SocketAddr>,
+    /// Of datagrams and echoes that differ in their size from others of the same tuple, bytes.
+    length: Option<u32>,
+    /// Less than that have others of the same size.
+    least_ttl: u8,
 }
 
-/// The way of the first packet that `client` sent with this tuple.
-pub fn join(client: &Place, tuple: &TagTuple, readings: &BTreeMap<String, Tagged>) -> Followed {
+/// The way of one packet that `client` sent with this tuple.
+pub fn join(client: &Place, tuple: &TagTuple, pick: Pick, readings: &BTreeMap<String, Tagged>) -> Followed {
     let mut gaps: Vec<Gap> = readings.iter().flat_map(|(node, tagged)| gaps_of(node, tagged)).collect();
-    let Some(identity) = identity(client, tuple, readings) else {
+    let Some(identity) = identity(client, tuple, pick, readings) else {
         return Followed { steps: Vec::new(), end: End::NotSeen, gaps };
     };
     let there = in_order(client, readings, |event| identity.is_of(event));
-    let answers = in_order(client, readings, |event| is_answer(event) && !is_reset(event));
+    let answers = in_order(client, readings, |event| identity.is_answered_by(event));
     let mut steps = steps(tuple, &there);
     let lost_answer = answers.iter().rev().find(|seen| is_drop(seen.event) && !is_at(client, seen));
-    let end = end(client, &there, &answers, lost_answer.is_some(), readings);
+    let end = end(client, pick, (there.as_slice(), answers.as_slice()), lost_answer.is_some(), readings);
     if matches!(end, End::Answered | End::Delivered | End::AnswerDropped) {
         // A packet that was sent again is dropped where the first one has arrived already.
         steps.retain(|step| !matches!(step.what, What::Dropped(_)));
@@ -62,7 +68,7 @@ pub fn join(client: &Place, tuple: &TagTuple, readings: &BTreeMap<String, Tagged
     Followed { steps, end, gaps }
 }
 
-fn identity(client: &Place, tuple: &TagTuple, readings: &BTreeMap<String, Tagged>) -> Option<Identity> {
+fn identity(client: &Place, tuple: &TagTuple, pick: Pick, readings: &BTreeMap<String, Tagged>) -> Option<Identity> {
     let is_begin = |event: &&TagEvent| {
         event.direction == Direction::Original
             && event.netns == owner(client)
@@ -71,14 +77,35 @@ fn identity(client: &Place, tuple: &TagTuple, readings: &BTreeMap<String, Tagged
             // The address may be translated before the packet leaves its own namespace; the port then mostly stays.
             && tuple.source_port.is_none_or(|port| port == event.source_port)
     };
-    let first = readings.get(&client.node)?.events.iter().find(is_begin)?;
+    let mut begins = readings.get(&client.node)?.events.iter().filter(is_begin);
+    // Of equal ones the first.
+    let first = match pick {
+        Pick::First => begins.next()?,
+        Pick::Farthest => begins.rev().max_by_key(|event| event.ttl)?,
+        Pick::Above { bytes } => {
+            let above = begins.clone().filter(|event| event.length > bytes).min_by_key(|event| event.length);
+            above.or_else(|| begins.rev().max_by_key(|event| event.length))?
+        }
+    };
     let source = tuple.source.map(|source| SocketAddr::new(source, tuple.source_port.unwrap_or(0)));
-    Some(Identity { protocol: tuple.protocol, sequence: first.sequence, flags: first.tcp_flags & KIND, source })
+    // Each SYN has its own sequence number.
+    let is_one_of_several = pick != Pick::First && tuple.protocol != Protocol::Tcp;
+    Some(Identity {
+        protocol: tuple.protocol,
+        sequence: first.sequence,
+        flags: first.tcp_flags & KIND,
+        source,
+        length: is_one_of_several.then_some(first.length),
+        least_ttl: if matches!(pick, Pick::Above { .. }) { first.ttl.saturating_sub(MOST_HOPS) } else { 0 },
+    })
 }
 
 impl Identity {
     fn is_of(&self, event: &TagEvent) -> bool {
         if event.direction != Direction::Original || event.protocol_number != self.protocol.number() {
+            return false;
+        }
+        if !self.has_length(event) || event.ttl < self.least_ttl {
             return false;
         }
         match (&event.point, self.protocol) {
@@ -88,6 +115,15 @@ impl Identity {
             _ if self.sequence != 0 => event.sequence == self.sequence,
             _ => Some(ends(event).source) == self.source,
         }
+    }
+
+    /// An echo is as long as what it answers.
+    fn is_answered_by(&self, event: &TagEvent) -> bool {
+        is_answer(event) && !is_reset(event) && self.has_length(event)
+    }
+
+    fn has_length(&self, event: &TagEvent) -> bool {
+        self.length.is_none_or(|length| length == event.length)
     }
 
     /// Goes where the packet goes, from somebody who may be the client behind another address.
@@ -162,8 +198,8 @@ fn step(Seen { node, event }: Seen<'_>) -> Step {
 
 fn end(
     client: &Place,
-    there: &[Seen<'_>],
-    answers: &[Seen<'_>],
+    pick: Pick,
+    (there, answers): (&[Seen<'_>], &[Seen<'_>]),
     is_answer_lost: bool,
     readings: &BTreeMap<String, Tagged>,
 ) -> End {
@@ -183,7 +219,9 @@ fn end(
     if there.last().is_some_and(|seen| is_drop(seen.event)) {
         return End::Dropped;
     }
-    let refuses = |event: &TagEvent| event.direction == Direction::Reply && (is_reset(event) || is_error(event));
+    // Which of several packets an ICMP error is about is not known.
+    let is_refusal = |event: &TagEvent| is_reset(event) || pick == Pick::First && is_error(event);
+    let refuses = |event: &TagEvent| event.direction == Direction::Reply && is_refusal(event);
     if all().any(refuses) { End::Refused } else { End::Lost }
 }
 

@@ -1,4 +1,4 @@
-//! A probe followed by the kernels: what became of its first packet on every node that it passed, put together to one way.
+//! A probe followed by the kernels: what became of its packet on every node that it passed, put together to one way.
 //!
 //! The agents tell of each device that a packet passes, in each network namespace. Their clocks say nothing about each other:
 //! within a node events have an order, and between nodes the packet itself tells it, by its time to live.
@@ -21,7 +21,19 @@ pub use join::join;
 
 use crate::trace::Leg;
 
-/// What became of a probe's first packet.
+/// Which packet of several with one tuple is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    First,
+    /// That with the largest TTL: of a path, the one that was to get farthest.
+    Farthest,
+    /// The smallest that has more bytes than this; without any, the largest. Of a search of the path MTU: what is too big.
+    Above {
+        bytes: u32,
+    },
+}
+
+/// What became of the packet.
 #[derive(Debug, Clone)]
 pub struct Followed {
     /// In the order of the packet's way.

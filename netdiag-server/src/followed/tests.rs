@@ -9,7 +9,7 @@ use netdiag_common::observation::rules::Hook;
 use netdiag_common::observation::tag::{TagAccounts, TagEvent, TagPoint, TagTuple, Tagged};
 use netdiag_common::observation::{Owner, Protocol};
 
-use super::{End, Followed, Step, What, join};
+use super::{End, Followed, Pick, Step, What, join};
 use crate::trace::Place;
 
 /// Flags of TCP.
@@ -63,15 +63,19 @@ fn told(start_ns: u64, events: Vec<TagEvent>) -> Tagged {
 }
 
 fn joined(nodes: Vec<(&str, Tagged)>) -> Followed {
+    joined_of(Protocol::Tcp, Pick::First, nodes)
+}
+
+fn joined_of(protocol: Protocol, pick: Pick, nodes: Vec<(&str, Tagged)>) -> Followed {
     let client = Place { node: "n1".to_owned(), netns: Netns::Pod("client".to_owned()) };
     let tuple = TagTuple {
-        protocol: Protocol::Tcp,
+        protocol,
         source: Some("10.244.1.5".parse().unwrap()),
         source_port: Some(40_000),
         destination: "10.96.0.20".parse().unwrap(),
         destination_port: Some(80),
     };
-    join(&client, &tuple, &nodes.into_iter().map(|(node, tagged)| (node.to_owned(), tagged)).collect())
+    join(&client, &tuple, pick, &nodes.into_iter().map(|(node, tagged)| (node.to_owned(), tagged)).collect())
 }
 
 /// The client's node, as far as the packet gets out of it.
@@ -211,4 +215,67 @@ fn events_that_are_missing_are_a_gap() {
     tagged.accounts = TagAccounts { seen: 300, beyond_limit: 297, ..tagged.accounts };
     let followed = joined(vec![("n1", tagged)]);
     assert_eq!(followed.gaps[0].what, "297 events of the probe's packets");
+}
+
+/// A datagram to the endpoint, as [`leaves`] has it.
+fn datagram(length: u32, ttl: u8) -> Vec<TagEvent> {
+    let of = |event: TagEvent| TagEvent { protocol_number: 17, tcp_flags: 0, sequence: 0, length, ..event };
+    let here = (CLIENT, ENDPOINT);
+    let sent = syn("client", 2, TagPoint::Sent, here, ttl);
+    vec![of(sent), of(syn("", 7, TagPoint::Received, here, ttl))]
+}
+
+fn at_the_router(what: TagPoint, length: u32, ttl: u8) -> TagEvent {
+    let event = syn("", 7, what, (CLIENT, ENDPOINT), ttl);
+    TagEvent { protocol_number: 17, tcp_flags: 0, sequence: 0, length, ..event }
+}
+
+#[test]
+fn of_a_path_the_packet_counts_that_got_farthest() {
+    let expired = || dropped("IP_INHDR", "ip_forward", None);
+    let mut first = datagram(61, 1);
+    first.push(at_the_router(expired(), 61, 1));
+    first.extend(datagram(62, 2));
+    first.push(TagEvent { ifindex: 3, ..at_the_router(TagPoint::Sent, 62, 1) });
+    first.extend(datagram(63, 3));
+    first.push(TagEvent { ifindex: 3, ..at_the_router(TagPoint::Sent, 63, 2) });
+    let stop = dropped("NETFILTER_DROP", "nft_do_chain", Some(Hook::Forward));
+    let arrives = |length, ttl| TagEvent { ifindex: 3, ..at_the_router(TagPoint::Received, length, ttl) };
+    let second = vec![
+        arrives(62, 1),
+        TagEvent { ifindex: 3, ..at_the_router(expired(), 62, 1) },
+        arrives(63, 2),
+        TagEvent { ifindex: 3, ..at_the_router(stop, 63, 1) },
+    ];
+    let nodes = vec![("n1", told(100, first)), ("n2", told(1, second))];
+    let followed = joined_of(Protocol::Udp, Pick::Farthest, nodes);
+    assert_eq!(words(&followed), ["n1 translated", "n1 sent", "n1 received", "n1 sent", "n2 received", "n2 dropped"]);
+    let What::Dropped(drop) = &followed.steps[5].what else { panic!("a drop") };
+    assert_eq!((followed.end, drop.reason.as_str()), (End::Dropped, "NETFILTER_DROP"));
+}
+
+#[test]
+fn of_a_search_the_smallest_size_counts_that_does_not_get_through() {
+    let stop = || dropped("PKT_TOO_BIG", "ip_forward", None);
+    let mut first = datagram(1_500, 64);
+    first.push(at_the_router(stop(), 1_500, 64));
+    first.extend(datagram(1_000, 64));
+    first.push(TagEvent { ifindex: 3, ..at_the_router(TagPoint::Sent, 1_000, 63) });
+    first.extend(datagram(1_001, 64));
+    first.push(at_the_router(stop(), 1_001, 64));
+    // The same size once more, with a TTL: to find the last hop.
+    first.extend(datagram(1_001, 1));
+    let expired = dropped("IP_INHDR", "ip_forward", None);
+    first.push(TagEvent { ifindex: 9, ..at_the_router(expired, 1_001, 1) });
+    let back = answer(syn("client", 2, TagPoint::Received, (ENDPOINT, CLIENT), 62), 0);
+    first.push(TagEvent { protocol_number: 17, length: 1_000, ..back });
+    let of = |bytes| {
+        let nodes = vec![("n1", told(1, first.clone()))];
+        joined_of(Protocol::Udp, Pick::Above { bytes }, nodes)
+    };
+    let too_big = of(1_000);
+    assert_eq!(words(&too_big), ["n1 translated", "n1 sent", "n1 received", "n1 dropped"]);
+    assert_eq!(too_big.end, End::Dropped);
+    let all_fit = of(1_500);
+    assert_eq!((words(&all_fit).last().unwrap().as_str(), all_fit.end), ("n1 dropped", End::Dropped), "the largest");
 }
