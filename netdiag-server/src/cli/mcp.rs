@@ -13,6 +13,6 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     let state = State::new(source::here(&args.source).await?, None);
-    mcp::serve_stdio(state).await.map_err(|error| Failure(error.to_string()))?;
+    Box::pin(mcp::serve_stdio(state)).await.map_err(|error| Failure(error.to_string()))?;
     Ok(EXIT_HEALTHY)
 }

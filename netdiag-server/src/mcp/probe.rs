@@ -85,7 +85,7 @@ pub fn tool() -> Tool {
             "server": {"type": "string", "default": "", "description": "dns: ADDRESS[:PORT], service/NAMESPACE/NAME, or each: those of the pod's resolv.conf, the cluster's DNS and its replicas, the node's cache and CoreDNS's upstreams apart; without it, as a program of the pod asks"},
             "source_port": {"type": "integer", "minimum": 0, "maximum": 65535, "default": 0, "description": "tcp and udp: every attempt from this port; finds stale entries of connection tracking"},
             "options": {"type": "object", "default": {}, "description": options},
-            "follow": {"type": "boolean", "default": false, "description": "tcp, tls, udp, icmp, raw, http to an address or object, and dns to a server: the nodes' kernels follow each attempt, up to 5, until one fails, and tell its way: translations, nodes, and where and by what it was dropped. Takes 8 s each"},
+            "follow": {"type": "boolean", "default": false, "description": "the nodes' kernels follow each attempt, up to 5, until one fails, and tell its way: translations, nodes, and where and by what it was dropped. Takes 8 s each. Of mtu the packet that is too big, of path the one that got farthest; of ladder and matrix what failed first, sent once more. Not: throughput, path by icmp, dns without a server"},
             "detail": {"type": "string", "enum": ["summary", "full"], "default": "summary", "description": "full adds single attempts and histograms"}
         }
     });

@@ -101,6 +101,11 @@ impl Kind {
         }
     }
 
+    /// Made of many ways to one Service.
+    pub(super) fn is_of_a_service(self) -> bool {
+        matches!(self, Self::Ladder | Self::Matrix)
+    }
+
     pub(super) fn usual_timeout_ms(self) -> u32 {
         match self {
             // A neighbour that does not answer is told after 3.1 s (3 solicitations, 1 s apart, net/core/neighbour.c).

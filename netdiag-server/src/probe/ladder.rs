@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::conclude;
 use super::entrance::{self, Host};
+use super::follow::Failing;
 use super::plan::{self, Plan, PlanError};
 use super::rights::Rights;
 use super::run::{self, RunError, Sender, Wish};
@@ -129,12 +130,12 @@ impl RungName {
     }
 }
 
-/// Climbs once for each family that the Service has.
+/// Climbs once for each family that the Service has. What failed on the first rung that breaks, too.
 pub(super) async fn climb<S: Source, R: Rights>(
     sender: &Sender<'_, S, R>,
     plan: &Plan,
-) -> Result<(Vec<Ladder>, Vec<Gap>), RunError> {
-    let Some(path) = &plan.path else { return Ok((Vec::new(), Vec::new())) };
+) -> Result<(Vec<Ladder>, Vec<Gap>, Option<Failing>), RunError> {
+    let Some(path) = &plan.path else { return Ok((Vec::new(), Vec::new(), None)) };
     let mut families: Vec<bool> = Vec::new();
     let known = path.addresses.iter().copied().chain(path.backends.iter().map(|backend| backend.address));
     for address in known.filter(|address| plan.request.family.holds(*address)) {
@@ -148,15 +149,16 @@ pub(super) async fn climb<S: Source, R: Rights>(
     }
     families.sort_by_key(|is_v4| !is_v4);
     let climbers = climbers(sender, plan).await;
-    let (mut ladders, mut gaps) = (Vec::new(), Vec::new());
+    let (mut ladders, mut gaps, mut failing) = (Vec::new(), Vec::new(), None);
     for (index, is_v4) in families.into_iter().enumerate() {
         let entrances = entrances(&sender.cluster, plan, path, is_v4, index == 0);
         gaps.extend(entrances.gaps.iter().filter(|_| index == 0).cloned());
-        let (ladder, unseen) = climb_family(sender, plan, path, &climbers, is_v4, &entrances.hosts).await?;
+        let (ladder, unseen, fails) = climb_family(sender, plan, path, &climbers, is_v4, &entrances.hosts).await?;
         ladders.push(ladder);
         gaps.extend(unseen);
+        failing = failing.or(fails);
     }
-    Ok((ladders, gaps))
+    Ok((ladders, gaps, failing))
 }
 
 async fn climb_family<S: Source, R: Rights>(
@@ -166,7 +168,7 @@ async fn climb_family<S: Source, R: Rights>(
     climbers: &[(Climber, Option<Client>)],
     is_v4: bool,
     hosts: &[Host],
-) -> Result<(Ladder, Vec<Gap>), RunError> {
+) -> Result<(Ladder, Vec<Gap>, Option<Failing>), RunError> {
     let mut ladder = Ladder {
         family: if is_v4 { "IPv4" } else { "IPv6" }.to_owned(),
         climbers: climbers.iter().map(|(climber, _)| climber.clone()).collect(),
@@ -175,6 +177,7 @@ async fn climb_family<S: Source, R: Rights>(
     };
     let mut gaps = Vec::new();
     let mut broken: Option<RungName> = None;
+    let mut failing = None;
     for planned in planned(sender, plan, path, climbers, is_v4, hosts).await? {
         let (of, not_tried) = (planned.of.clone(), planned.not_tried.clone());
         let mut rung = Rung { rung: planned.rung, of, attempts: Vec::new(), not_tried };
@@ -205,12 +208,22 @@ async fn climb_family<S: Source, R: Rights>(
                 .collect();
             if rung.holds(rung.main_role()) == Some(false) {
                 broken = broken.or(Some(rung.rung));
+                failing = failing.or_else(|| failing_of(&planned.wishes, &rung));
             }
         }
         ladder.rungs.push(rung);
     }
     ladder.conclusion = conclude::sentence(&ladder);
-    Ok((ladder, gaps))
+    Ok((ladder, gaps, failing))
+}
+
+/// The first that fails of who the rung is about.
+fn failing_of(wishes: &[(Role, Wish)], rung: &Rung) -> Option<Failing> {
+    let mut climbed = wishes.iter().zip(&rung.attempts);
+    climbed.find_map(|((role, wish), climbed)| {
+        let is_own = *role == rung.main_role() && climbed.excuse.is_empty();
+        Failing::of(wish, &climbed.tally).filter(|_| is_own)
+    })
 }
 
 fn climbed<S: Source, R: Rights>(

@@ -10,7 +10,7 @@ use netdiag_common::observation::series::{
 };
 use netdiag_common::{Need, Netns, Tier, Topic, Window};
 
-use super::follow::{self, MAX_FOLLOWED, MAX_FOLLOWED_MS};
+use super::follow::{self, MAX_FOLLOWED_MS};
 use super::kind::Kind;
 use super::secret::SecretName;
 use super::shots;
@@ -76,10 +76,8 @@ pub enum PlanError {
     Limit { what: &'static str, given: u64, least: u64, most: u64 },
     #[error("{what} {given:?} is not understood: use {wanted}")]
     Word { what: &'static str, given: String, wanted: &'static str },
-    #[error(
-        "{kind} to {to} cannot be followed, since nobody knows before it is sent where it goes: tcp, tls, udp, icmp and raw can, http to an address or an object, and dns that asks one --server by UDP"
-    )]
-    NotFollowed { kind: Kind, to: String },
+    #[error("{kind} to {to} cannot be followed: {why}")]
+    NotFollowed { kind: Kind, to: String, why: &'static str },
     #[error("this would take up to {seconds} s, and one request may take {} s: lower the count, the interval or the timeout", MAX_REQUEST_MS / 1_000)]
     TooLong { seconds: u64 },
 }
@@ -174,15 +172,15 @@ pub fn plan(request: &ProbeRequest, cluster: &Cluster) -> Result<Plan, PlanError
     if let Some(secret) = &request.options.secret {
         secret.parse::<SecretName>()?;
     }
-    if request.follow && !follow::is_possible(&plan.aim, request) {
-        return Err(PlanError::NotFollowed { kind: request.kind, to: request.to.clone() });
+    if let Some(why) = follow::why_not(&plan.aim, request).filter(|_| request.follow) {
+        return Err(PlanError::NotFollowed { kind: request.kind, to: request.to.clone(), why });
     }
     Ok(plan)
 }
 
 fn aim(plan: &Plan, goal: Goal, cluster: &Cluster) -> Result<Aim, PlanError> {
     let request = &plan.request;
-    if matches!(request.kind, Kind::Ladder | Kind::Matrix) {
+    if request.kind.is_of_a_service() {
         let is_service = plan.path.as_ref().is_some_and(|path| path.service().is_some() && path.port.is_some());
         let wanted =
             "service/NAMESPACE/NAME:PORT with a TCP port: both are made of a Service's addresses and endpoints";
@@ -308,9 +306,10 @@ fn within_limits(request: &ProbeRequest) -> Result<(), PlanError> {
     limit("the timeout in milliseconds", request.timeout_ms().into(), MAX_ATTEMPT_TIMEOUT_MS.into())?;
     limit("the number of attempts at one time", request.parallel.into(), MAX_SERIES_PARALLEL.into())?;
     if request.follow {
-        limit("the count of attempts that are followed", request.count().into(), MAX_FOLLOWED.into())?;
         limit("the timeout of an attempt that is followed", request.timeout_ms().into(), MAX_FOLLOWED_MS)?;
-        limit("the number of attempts that are followed at one time", request.parallel.into(), 1)?;
+        if !request.kind.is_of_a_service() {
+            limit("the number of attempts that are followed at one time", request.parallel.into(), 1)?;
+        }
     }
     // What an attempt takes nobody knows before; intervals are kept.
     let milliseconds = request.interval_us.saturating_mul(request.count().into()) / 1_000;

@@ -1,7 +1,7 @@
 //! Sending: agents are asked for series that they can answer in time, part after part, and the parts are joined.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -87,17 +87,29 @@ pub struct Sender<'s, S, R> {
 /// Sends what was planned, when whoever asks may.
 pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) -> Result<Probed, RunError> {
     sender.rights.may_start(plan::namespace_of(&plan.client)).await?;
+    let started = Instant::now();
     let cluster = sender.cluster.clone();
     let mut probed = Probed { cluster, plan, series: Vec::new(), ladders: Vec::new(), matrix: None, gaps: Vec::new() };
     let plan = &probed.plan;
     let shots = match &plan.aim {
         Aim::Service if plan.request.kind == Kind::Ladder => {
-            (probed.ladders, probed.gaps) = ladder::climb(sender, plan).await?;
+            let (ladders, gaps, failing) = ladder::climb(sender, plan).await?;
+            (probed.ladders, probed.gaps) = (ladders, gaps);
+            if let Some(failing) = failing.filter(|_| plan.request.follow) {
+                let (series, gaps) = sender.follow_again(plan, &failing, started).await;
+                probed.series = series;
+                probed.gaps.extend(gaps);
+            }
             return Ok(probed);
         }
         Aim::Service => {
-            let (matrix, gaps) = matrix::fill(sender, plan).await?;
+            let (matrix, gaps, failing) = matrix::fill(sender, plan).await?;
             (probed.matrix, probed.gaps) = (Some(matrix), gaps);
+            if let Some(failing) = failing.filter(|_| plan.request.follow) {
+                let (series, gaps) = sender.follow_again(plan, &failing, started).await;
+                probed.series = series;
+                probed.gaps.extend(gaps);
+            }
             return Ok(probed);
         }
         Aim::Shots(shots) => shots.clone(),
@@ -112,10 +124,8 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
         }
         Aim::Lookup { name, port } => {
             let (lookup, gaps) = sender.send(plan, &[wish_of_name(plan, name)]).await;
-            let addresses = lookup.iter().filter_map(|lookup| lookup.tally.report::<DnsReport>());
-            let addresses: Vec<_> = addresses.flat_map(|report| report.addresses).collect();
-            let ends = addresses.into_iter().map(|address| Ends { address, port: *port, name: Some(name.clone()) });
-            let ends: Vec<Ends> = ends.collect();
+            let end = |address| Ends { address, port: *port, name: Some(name.clone()) };
+            let ends: Vec<Ends> = addresses(&lookup).into_iter().map(end).collect();
             // Without an address the lookup is the answer.
             let shots = plan::shots(&plan.request, &ends).unwrap_or_default();
             (probed.series, probed.gaps) = (lookup, gaps);
@@ -124,7 +134,10 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
     };
     let plan = &probed.plan;
     if plan.request.follow {
-        let (series, gaps) = sender.follow(plan, &shots).await;
+        let (shots, lookups, gaps) = sender.resolved(plan, shots).await;
+        probed.series.extend(lookups);
+        probed.gaps.extend(gaps);
+        let (series, gaps) = sender.follow(plan, &shots, started).await;
         probed.series.extend(series);
         probed.gaps.extend(gaps);
         return Ok(probed);
@@ -149,7 +162,12 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
     Ok(probed)
 }
 
-fn wish_of_name(plan: &Plan, name: &str) -> Wish {
+/// That the lookups of names have found.
+pub(super) fn addresses(lookups: &[Series]) -> Vec<IpAddr> {
+    lookups.iter().filter_map(|lookup| lookup.tally.report::<DnsReport>()).flat_map(|report| report.addresses).collect()
+}
+
+pub(super) fn wish_of_name(plan: &Plan, name: &str) -> Wish {
     Wish { client: plan.client.clone(), shot: lookup(plan, name), schedule: LOOKUP }
 }
 
@@ -177,8 +195,12 @@ struct Open {
 impl<S: Source, R: Rights> Sender<'_, S, R> {
     /// Sends all of them side by side; each in as many requests as it takes.
     pub(super) async fn send(&self, plan: &Plan, wishes: &[Wish]) -> (Vec<Series>, Vec<Gap>) {
+        self.send_within(plan, wishes, Duration::from_millis(MAX_REQUEST_MS)).await
+    }
+
+    /// The same; nothing begins when `limit` is over.
+    pub(super) async fn send_within(&self, plan: &Plan, wishes: &[Wish], limit: Duration) -> (Vec<Series>, Vec<Gap>) {
         let started = Instant::now();
-        let limit = Duration::from_millis(MAX_REQUEST_MS);
         let mut gaps: Vec<Gap> = Vec::new();
         let open = |wish: &Wish| Open {
             tally: Tally::default(),

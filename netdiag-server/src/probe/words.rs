@@ -38,7 +38,8 @@ pub struct ProbeRequest {
     /// SO_MARK.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<u32>,
-    /// One attempt after the other, each followed by the kernels of the nodes on its way, until one fails.
+    /// One attempt after the other, each followed by the kernels of the nodes on its way, until one fails. Of a ladder or matrix:
+    /// what failed first, sent once more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follow: bool,
     /// Namespaces whose pods may send; nodes may not then. None: whichever the asker's own rights allow. Those end what is sent in any
@@ -191,6 +192,8 @@ pub enum Segment {
 
 /// A neighbour that does not answer is told after 3.1 s; longer than that a tag need not stay.
 const FOLLOWED_TIMEOUT_MS: u32 = 3_500;
+/// The same of hops and of a search: many packets, one after the other.
+const FOLLOWED_WALK_MS: u32 = 10_000;
 
 fn one() -> u16 {
     1
@@ -222,13 +225,15 @@ impl ProbeRequest {
     }
 
     pub fn count(&self) -> u32 {
-        self.count.unwrap_or_else(|| if self.follow { 1 } else { self.kind.usual_count() })
+        let is_alone = self.follow && !self.kind.is_of_a_service();
+        self.count.unwrap_or_else(|| if is_alone { 1 } else { self.kind.usual_count() })
     }
 
     pub fn timeout_ms(&self) -> u32 {
         let of_duration = |duration: u32| duration.saturating_add(5_000);
         self.timeout_ms.unwrap_or_else(|| match (self.kind, self.options.duration_ms) {
             (Kind::Throughput, Some(duration)) => of_duration(duration),
+            (Kind::Path | Kind::Mtu, _) if self.follow => FOLLOWED_WALK_MS,
             _ if self.follow => FOLLOWED_TIMEOUT_MS,
             _ => self.kind.usual_timeout_ms(),
         })

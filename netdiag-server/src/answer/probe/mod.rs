@@ -201,16 +201,25 @@ impl ProbeAnswer {
         }
     }
 
+    /// What failed among other ways, and was sent again to be followed.
+    fn once_more(&self) -> String {
+        let mut words = String::new();
+        for series in self.series.iter().filter(|series| series.followed.is_some()) {
+            words.extend(["; ", &series.to, ": ", &series.verdict]);
+        }
+        words
+    }
+
     fn summary(&self) -> String {
         if let Some(ladder) = self.ladders.first() {
             let said: Vec<String> = match self.ladders.as_slice() {
                 [_] => vec![ladder.conclusion.clone()],
                 all => all.iter().map(|ladder| format!("{}: {}", ladder.family, ladder.conclusion)).collect(),
             };
-            return said.join("; ");
+            return said.join("; ") + &self.once_more();
         }
         if let Some(matrix) = &self.matrix {
-            return words::of_matrix(matrix);
+            return words::of_matrix(matrix) + &self.once_more();
         }
         let worst = self.series.iter().filter(|series| series.status == ProbeStatus::Failed).collect::<Vec<_>>();
         match worst.as_slice() {

@@ -6,6 +6,7 @@ use netdiag_common::Netns;
 use netdiag_common::observation::Protocol;
 use netdiag_common::observation::series::Probe;
 use netdiag_common::observation::series::dns::{DnsAsking, DnsTransport};
+use netdiag_common::observation::series::path::PathBy;
 use netdiag_common::observation::series::transport::RawSegment;
 use netdiag_common::observation::tag::{MAX_TAG_ALTERNATIVES, TagTuple};
 
@@ -36,8 +37,25 @@ pub(super) fn ends(probe: &Probe) -> Option<(Protocol, SocketAddr)> {
             DnsAsking::Server { server, transport: DnsTransport::Udp } => Some((Protocol::Udp, server)),
             _ => None,
         },
-        _ => None,
+        Probe::Path(probe) => match probe.by {
+            PathBy::Tcp => Some((Protocol::Tcp, probe.to)),
+            PathBy::Udp => Some((Protocol::Udp, probe.to)),
+            // Its echoes are of one size, and differ in a number that no kernel program reads.
+            PathBy::Icmp => None,
+        },
+        Probe::PathMtu(probe) if probe.to.port() == 0 => Some(echo(probe.to.ip())),
+        Probe::PathMtu(probe) => Some((Protocol::Udp, probe.to)),
+        // More packets than an agent tells of.
+        Probe::Throughput(_) => None,
     }
+}
+
+/// The name that the probe's URL has and that is looked up before it is sent.
+pub(super) fn name_of(probe: &Probe) -> Option<(String, u16)> {
+    let Probe::Http(probe) = probe else { return None };
+    let uri = probe.url.parse::<http::Uri>().ok().filter(|_| probe.to.is_none())?;
+    let host = uri.host().filter(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().is_err())?;
+    Some((host.to_owned(), port_of(&uri)))
 }
 
 fn echo(to: IpAddr) -> (Protocol, SocketAddr) {
@@ -48,11 +66,16 @@ fn echo(to: IpAddr) -> (Protocol, SocketAddr) {
 fn named_by(url: &str) -> Option<SocketAddr> {
     let uri: http::Uri = url.parse().ok()?;
     let address = uri.host()?.trim_matches(['[', ']']).parse().ok()?;
-    let usual = if uri.scheme_str() == Some("https") { HTTPS_PORT } else { HTTP_PORT };
-    Some(SocketAddr::new(address, uri.port_u16().unwrap_or(usual)))
+    Some(SocketAddr::new(address, port_of(&uri)))
 }
 
-/// The same probe from a port that is known, or as an echo with such an identifier; none for DNS, whose messages have an identifier instead.
+fn port_of(uri: &http::Uri) -> u16 {
+    let usual = if uri.scheme_str() == Some("https") { HTTPS_PORT } else { HTTP_PORT };
+    uri.port_u16().unwrap_or(usual)
+}
+
+/// The same probe from a port that is known, or as an echo with such an identifier; none for DNS, whose messages have an
+/// identifier instead.
 pub(super) fn from_port(probe: &mut Probe, number: u16) -> Option<u16> {
     let port = match probe {
         Probe::Tcp(probe) => &mut probe.source_port,
@@ -61,7 +84,9 @@ pub(super) fn from_port(probe: &mut Probe, number: u16) -> Option<u16> {
         Probe::Tls(probe) => &mut probe.source_port,
         Probe::Http(probe) => &mut probe.source_port,
         Probe::Icmp(probe) => &mut probe.identifier,
-        _ => return None,
+        Probe::Path(probe) => &mut probe.source_port,
+        Probe::PathMtu(probe) => &mut probe.source_port,
+        Probe::Dns(_) | Probe::Throughput(_) => return None,
     };
     Some(*port.get_or_insert(number))
 }
@@ -144,7 +169,7 @@ fn backends(cluster: &Cluster, protocol: Protocol, to: SocketAddr) -> Vec<Backen
 mod tests {
     use super::*;
     use crate::answer::probe::tests::world;
-    use crate::probe::plan;
+    use crate::probe::{Kind, ProbeRequest, plan, shots};
     use crate::question::Origin;
 
     fn asked_to(to: &str) -> Asked {
@@ -183,11 +208,18 @@ mod tests {
     }
 
     #[test]
-    fn a_url_leads_to_its_address_and_a_name_to_nobody_knows_where() {
+    fn a_url_leads_to_its_address_and_a_name_is_looked_up_first() {
         let to = |url: &str| named_by(url).map(|to| to.to_string());
         assert_eq!(to("http://10.0.0.1/x").as_deref(), Some("10.0.0.1:80"));
         assert_eq!(to("https://[fd00::1]:8443/").as_deref(), Some("[fd00::1]:8443"));
         assert_eq!((to("https://shop.example/"), to("not a url")), (None, None));
+        let name = |url: &str| {
+            let request = ProbeRequest::new(Kind::Http, "pod/shop/client", url);
+            name_of(&shots::url(&request, url, None).expect("a URL").probe)
+        };
+        assert_eq!(name("https://shop.example/x"), Some(("shop.example".to_owned(), 443)));
+        assert_eq!(name("http://shop.example:8080/"), Some(("shop.example".to_owned(), 8_080)));
+        assert_eq!((name("http://10.0.0.1/"), name("https://[fd00::1]:8443/")), (None, None));
     }
 
     #[test]

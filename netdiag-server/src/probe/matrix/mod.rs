@@ -7,6 +7,7 @@ use netdiag_common::observation::series::path::PathMtuReport;
 use netdiag_common::observation::series::transport::TcpClose;
 use netdiag_common::observation::series::{IcmpProbe, PathMtuProbe, Probe, ProbeReport, TcpProbe};
 
+use super::follow::Failing;
 use super::ladder::twin;
 use super::plan::{self, Plan, Schedule, Shot};
 use super::rights::Rights;
@@ -48,13 +49,14 @@ struct Wanted {
     schedule: Schedule,
 }
 
-/// Asks for everything at once and sorts what comes back into cells.
+/// Asks for everything at once and sorts what comes back into cells. What failed, too: of that which can be followed, if any, and
+/// which fails always, if any, the first.
 pub(super) async fn fill<S: Source, R: Rights>(
     sender: &Sender<'_, S, R>,
     plan: &Plan,
-) -> Result<(Matrix, Vec<Gap>), RunError> {
+) -> Result<(Matrix, Vec<Gap>, Option<Failing>), RunError> {
     let mut matrix = Matrix::default();
-    let Some(path) = &plan.path else { return Ok((matrix, Vec::new())) };
+    let Some(path) = &plan.path else { return Ok((matrix, Vec::new(), None)) };
     let zones = Zones::of(&sender.cluster);
     let (mut wishes, mut asked) = (Vec::new(), Vec::new());
     let mut sources: Vec<Client> = Vec::new();
@@ -100,6 +102,8 @@ pub(super) async fn fill<S: Source, R: Rights>(
     }
     let (series, unseen) = sender.send(plan, &wishes).await;
     gaps.extend(unseen);
+    let fails = wishes.iter().zip(&series).filter_map(|(wish, series)| Failing::of(wish, &series.tally));
+    let failing = fails.min_by_key(|failing| (!failing.has_tuple(), failing.is_flaky));
     for (asked, series) in asked.iter().zip(series) {
         let source = &sources[row_sources[asked.row]];
         let row = &mut matrix.rows[asked.row];
@@ -116,7 +120,7 @@ pub(super) async fn fill<S: Source, R: Rights>(
         }
     }
     matrix.sign();
-    Ok((matrix, gaps))
+    Ok((matrix, gaps, failing))
 }
 
 /// The client, a twin on another node, the client's node, and one endpoint for the way to itself.

@@ -1,5 +1,7 @@
 //! Attempts that the kernels of the nodes follow.
 
+use netdiag_common::observation::series::path::PathBy;
+
 use super::*;
 
 #[tokio::test]
@@ -25,18 +27,72 @@ async fn what_was_followed_to_its_drop_is_told_with_what_could_not_be_seen() {
     jsonschema::validate(&crate::answer::schema::of::<ProbeAnswer>(PROBE_SCHEMA), &value).expect("as the schema says");
 }
 
-#[test]
-fn what_goes_nobody_knows_where_cannot_be_followed() {
-    let world = world();
-    let mut request = ProbeRequest::new(Kind::Http, "pod/shop/client", "http://shop.example/");
+#[tokio::test]
+async fn a_name_is_looked_up_before_its_connection_is_followed() {
+    let mut request = ProbeRequest::new(Kind::Http, "pod/shop/client", "http://lb.cloud.example./");
     request.follow = true;
-    let refused = probe::plan(&request, &world).expect_err("the pod looks the name up");
-    assert!(refused.to_string().starts_with("http to http://shop.example/ cannot be followed"), "{refused}");
-    request.to = "http://203.0.113.7/".to_owned();
-    probe::plan(&request, &world).expect("an address");
-    (request.kind, request.to) = (Kind::Icmp, "pod/shop/web-2".to_owned());
-    probe::plan(&request, &world).expect("an echo has an identifier");
-    (request.kind, request.to, request.count) = (Kind::Tcp, "pod/shop/web-2:8080".to_owned(), Some(6));
-    let refused = probe::plan(&request, &world).expect_err("too many");
-    assert!(refused.to_string().contains("followed is 6: use 1 to 5"), "{refused}");
+    let answer = asked_for(&request, &[(("*", "203.0.113.9:80"), FailureClass::Silence)]).await;
+    let to: Vec<&str> = answer.series.iter().map(|series| series.to.as_str()).collect();
+    assert_eq!(to, [outside::BALANCER, "http://lb.cloud.example./ at 203.0.113.9:80"]);
+    let followed = answer.series[1].followed.clone().expect("a way");
+    assert!(followed.way.contains("dropped on n1 by NETFILTER_DROP"), "{}", followed.way);
+    assert!(answer.series[0].followed.is_none() && answer.series[0].status == ProbeStatus::Well);
+}
+
+#[tokio::test]
+async fn more_attempts_than_are_followed_are_sent_all_the_same_and_told() {
+    let mut request = ProbeRequest::new(Kind::Tcp, "pod/shop/client", "pod/shop/web-1:8080");
+    (request.follow, request.count) = (true, Some(7));
+    let answer = asked_for(&request, &[]).await;
+    let tally = &answer.series[0].tally;
+    assert_eq!((tally.asked, tally.succeeded), (7, 7));
+    assert!(tally.unseen[0].starts_with("the ways of 2 attempts, of which 0 failed"), "{:?}", tally.unseen);
+    let answer = asked_for(&request, &[(("*", "10.244.1.4:8080"), FailureClass::Silence)]).await;
+    let tally = &answer.series[0].tally;
+    assert_eq!((tally.made, tally.unseen.len()), (1, 0), "the first one that fails is what is looked for");
+}
+
+#[tokio::test]
+async fn what_breaks_a_ladder_or_a_matrix_is_followed_when_it_is_sent_once_more() {
+    for kind in [Kind::Ladder, Kind::Matrix] {
+        let mut request = ProbeRequest::new(kind, "pod/shop/client", "service/shop/web:80");
+        request.follow = true;
+        let answer = asked_for(&request, &[(("client", "10.244.2.5:8080"), FailureClass::Silence)]).await;
+        let series = answer.series.iter().find(|series| series.followed.is_some()).expect("what was followed");
+        assert!(series.to.ends_with(" once more, from pod/shop/client"), "{}", series.to);
+        let way = &series.followed.as_ref().expect("a way").way;
+        assert!(way.contains("dropped on n1 by NETFILTER_DROP") && answer.verdict.ends_with(way.as_str()), "{way}");
+        let nothing_fails = asked_for(&request, &[]).await;
+        assert!(nothing_fails.status != ProbeStatus::Failed && nothing_fails.series.is_empty(), "{nothing_fails:?}");
+    }
+}
+
+#[test]
+fn what_has_no_tuple_before_it_is_sent_is_refused_with_the_reason() {
+    let world = world();
+    let planned = |kind: Kind, to: &str, by: Option<PathBy>| {
+        let mut request = ProbeRequest::new(kind, "pod/shop/client", to);
+        (request.follow, request.options.by) = (true, by);
+        probe::plan(&request, &world).map_err(|refused| refused.to_string())
+    };
+    let refused = |kind: Kind, to: &str, by: Option<PathBy>| planned(kind, to, by).expect_err("no tuple");
+    assert_eq!(
+        refused(Kind::Path, "pod/shop/web-2", None),
+        "path to pod/shop/web-2 cannot be followed: nothing that a kernel program reads tells its echoes apart: use --by \
+         udp or --by tcp"
+    );
+    assert!(refused(Kind::Path, "web.shop", None).contains("--by udp"));
+    assert!(refused(Kind::Throughput, "web.shop:80", None).contains("more packets than an agent tells of"));
+    assert!(refused(Kind::Dns, "web.shop", None).contains("name one --server"));
+    for (kind, to, by) in [
+        (Kind::Http, "http://203.0.113.7/", None),
+        (Kind::Http, "http://shop.example/", None),
+        (Kind::Icmp, "pod/shop/web-2", None),
+        (Kind::Mtu, "pod/shop/web-2", None),
+        (Kind::Path, "pod/shop/web-2:8080", None),
+        (Kind::Path, "web.shop", Some(PathBy::Udp)),
+        (Kind::Ladder, "service/shop/web:80", None),
+    ] {
+        planned(kind, to, by).expect("a plan");
+    }
 }
