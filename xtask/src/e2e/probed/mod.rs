@@ -1,12 +1,17 @@
-//! The case `probed`: every kind of probe from a pod's own namespace in a dual-stack cluster, IPv4 and IPv6; the ladder and the
-//! matrix of a healthy Service; TLS of the API server, beside a Secret; a pod's control group; who may probe; scrapes
-//! as of blackbox_exporter. Then the symptoms that clients know, each injected and told by its class.
+//! The case `probed`: every kind of probe from a pod's own namespace in a dual-stack cluster, IPv4 and IPv6, and some from a node's;
+//! the ladder and the matrix of a healthy Service; a ladder that breaks, a matrix by zone; TLS of the API server, beside a Secret, and
+//! of a pod; a pod's control group, other owners and marks; servers that take all bytes or break off; who may probe; scrapes as of
+//! blackbox_exporter. Then the symptoms that clients know, each injected and told by its class.
 
 mod certificate;
+mod compared;
 mod entrance;
 mod group;
+mod identity;
 mod rights;
 mod scrape;
+mod secure;
+mod served;
 
 use std::time::Duration;
 
@@ -35,6 +40,9 @@ const BOTH_FAMILIES: &str = r#"{"spec": {"type": "NodePort", "ipFamilyPolicy": "
 const DNS_OF_BOTH: &str = r#"{"spec": {"ipFamilyPolicy": "PreferDualStack"}}"#;
 /// The agents may fill a link for a moment, and make sockets in a pod's control group.
 const ALLOWED: [&str; 2] = ["NETDIAG_PROBE_THROUGHPUT=true", "NETDIAG_PROBE_JOIN_CGROUP=true"];
+/// What it takes to be another owner.
+const SETUID: &str = r#"[{"op": "add", "path": "/spec/template/spec/containers/0/securityContext/capabilities/add/-",
+    "value": "SETUID"}]"#;
 /// A server that answers datagrams, and one that takes bytes: `agnhost netexec` speaks UDP at this port.
 const UDP: &str = "
 apiVersion: v1
@@ -54,7 +62,7 @@ struct Healthy {
     series: usize,
 }
 
-const HEALTHY: [Healthy; 13] = [
+const HEALTHY: [Healthy; 18] = [
     Healthy { words: &["tcp", "-c", "12"], to: "service/shop/web:80", series: 2 },
     Healthy { words: &["tcp", "--source-port", "61777", "-c", "1"], to: "pod/shop/web-2:8080", series: 2 },
     Healthy { words: &["http", "--path", "/healthz"], to: "service/shop/web:80", series: 2 },
@@ -63,13 +71,32 @@ const HEALTHY: [Healthy; 13] = [
     // As a program asks, by the Service's address, and by its only replica.
     Healthy { words: &["dns", "--server", "each", "--family", "ipv4"], to: "web.shop.svc.cluster.local", series: 3 },
     Healthy { words: &["dns", "--server", "each", "--family", "ipv6"], to: "web.shop.svc.cluster.local", series: 3 },
+    Healthy {
+        words: &["dns", "--server", "service/kube-system/kube-dns", "--transport", "tcp"],
+        to: "web.shop.svc.cluster.local",
+        series: 2,
+    },
     Healthy { words: &["udp", "--payload", "hostname", "--datagrams", "1"], to: "service/shop/udp:8081", series: 2 },
     Healthy { words: &["icmp", "-c", "5", "--interval", "20ms"], to: "pod/shop/web-2", series: 2 },
     // There and back, in both families.
     Healthy { words: &["mtu"], to: "pod/shop/web-2", series: 4 },
     Healthy { words: &["path", "--by", "tcp"], to: "pod/shop/web-2:8080", series: 2 },
     Healthy { words: &["path", "--by", "icmp"], to: "pod/shop/web-2", series: 2 },
+    Healthy { words: &["path", "--by", "udp"], to: "pod/shop/web-2", series: 2 },
     Healthy { words: &["raw", "--flags", "syn"], to: "pod/shop/web-2:8080", series: 2 },
+    // Nobody listens there, and the far kernel's word is the answer.
+    Healthy { words: &["raw", "--segment", "udp"], to: "pod/shop/web-2:9", series: 2 },
+    Healthy { words: &["raw", "--segment", "echo"], to: "pod/shop/web-2", series: 2 },
+    Healthy {
+        words: &["raw", "--segment", "echo", "--bytes", "3000", "--fragment-bytes", "1400"],
+        to: "pod/shop/web-2",
+        series: 2,
+    },
+];
+/// The same from a node's own namespace.
+const FROM_NODE: [Healthy; 2] = [
+    Healthy { words: &["tcp"], to: "pod/shop/web-2:8080", series: 2 },
+    Healthy { words: &["icmp"], to: "pod/shop/web-2", series: 2 },
 ];
 
 /// Runs in a cluster of its own.
@@ -87,6 +114,8 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     let installed = super::install_on_n1(cluster)?;
     let set = ["-n", "netdiag-system", "set", "env", "daemonset/netdiag-node"];
     cluster.kubectl(&[&set[..], &ALLOWED[..]].concat())?;
+    let patch = ["-n", "netdiag-system", "patch", "daemonset/netdiag-node", "--type=json", "--patch", SETUID];
+    cluster.kubectl(&patch)?;
     cluster.kubectl(&["-n", "netdiag-system", "rollout", "status", "daemonset/netdiag-node", "--timeout=120s"])?;
     cluster.wait_until("both addresses of Service shop/web", READY_WITHIN, || {
         probe(cluster, &installed, &["tcp"], CLIENT, "service/shop/web:80").is_ok_and(|answer| {
@@ -94,16 +123,18 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
         })
     })?;
     let mut wrong = Vec::new();
-    for healthy in &HEALTHY {
-        let answer = probe(cluster, &installed, healthy.words, CLIENT, healthy.to)?;
-        wrong.extend(
-            not_well(&answer, healthy.series)
-                .map(|why| format!("{} to {}: {why}", healthy.words.join(" "), healthy.to)),
-        );
+    let from_client = HEALTHY.iter().map(|healthy| (CLIENT, healthy));
+    for (from, healthy) in from_client.chain(FROM_NODE.iter().map(|healthy| ("node/n1", healthy))) {
+        let answer = probe(cluster, &installed, healthy.words, from, healthy.to)?;
+        let why = not_well(&answer, healthy.series);
+        wrong.extend(why.map(|why| format!("{} from {from} to {}: {why}", healthy.words.join(" "), healthy.to)));
     }
     wrong.extend(endpoints(cluster, &installed)?);
     wrong.extend(tls(cluster, &installed)?);
     wrong.extend(throughput(cluster, &installed)?);
+    wrong.extend(or_why_not("servers in a pod", served::looked_at(cluster, &installed)));
+    wrong.extend(or_why_not("TLS of a pod", secure::looked_at(cluster, &installed)));
+    wrong.extend(or_why_not("owners and marks", identity::matched(cluster, &installed)));
     wrong.extend(ladder(cluster, &installed)?);
     wrong.extend(entrance::fake_ingress(cluster, &installed)?);
     wrong.extend(entrance::fake_gateway(cluster, &installed)?);
@@ -113,8 +144,14 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
     wrong.extend(rights::asked(cluster, &installed).context("rights")?);
     wrong.extend(scrape::scraped(cluster)?);
     wrong.extend(matrix(cluster, &installed)?);
+    wrong.extend(or_why_not("a matrix by zone and a ladder", compared::looked_at(cluster, &installed)));
     wrong.extend(symptoms::run(cluster, &installed).context("symptoms")?);
     Ok(wrong)
+}
+
+/// What could not be looked at is wrong, too; the rest is looked at all the same.
+fn or_why_not(what: &str, found: Result<Vec<String>>) -> Vec<String> {
+    found.unwrap_or_else(|error| vec![format!("{what}: {error:#}")])
 }
 
 /// Asks as people do: by the server in the cluster. What gave no answer is asked once more, and said: a machine that stood still
