@@ -1,6 +1,7 @@
 //! The case `policed`: what policy engines have programmed is what NetworkPolicies say. In nftables mode kube-router enforces them:
 //! an address that is missing from one of its ipsets, and an administrator's rule before its own, are named. In iptables mode Cilium
-//! does: its agent on one node stops, and what its maps there still allow is named. Each is no more once it is put back.
+//! does: its agent on one node stops, and what its maps there still allow is named. Each is no more once it is put back. A packet
+//! that kube-router's rules stop is followed to them.
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use serde_json::Value;
 use super::Subject;
 use super::case::{Script, Step};
 use super::fault::Fault;
+use super::{probed, world};
 use crate::cluster::{Cluster, Cni, Options, ProxyMode};
 use crate::install::{self, Installed};
 use crate::netdiag_image::Build;
@@ -130,6 +132,9 @@ fn in_cluster(cluster: &Cluster, rows: &[Row]) -> Result<Vec<String>> {
         return Ok(vec![format!("a healthy cluster: {error:#}: {}", drift(cluster, &installed)?)]);
     }
     let mut wrong = Vec::new();
+    if cluster.options.cni == Cni::KubeRouter {
+        wrong.extend(followed(cluster, &installed));
+    }
     for row in rows {
         wrong.extend(under(cluster, &installed, row)?);
         if let Err(error) = cluster.wait_until("no drift again", SETTLES_WITHIN, || is_same(cluster, &installed)) {
@@ -145,6 +150,23 @@ fn under(cluster: &Cluster, installed: &Installed, row: &Row) -> Result<Option<S
         let answer = drift(cluster, installed)?;
         Ok(missed(&answer, row).map(|line| format!("{line}: {answer}")))
     })
+}
+
+/// A client that a policy shuts out: the kernel's drop is that of the engine's own rule.
+fn followed(cluster: &Cluster, installed: &Installed) -> Option<String> {
+    let words = ["tcp", "-c", "1", "--family", "ipv4", "--follow"];
+    let mut answer = Value::Null;
+    let told = cluster.wait_until("drop by kube-router's rules", SETTLES_WITHIN, || {
+        answer = probed::probe(cluster, installed, &words, world::CLIENT, "pod/pay/ledger-1:8080").unwrap_or_default();
+        let dropped = &answer["series"][0]["followed"]["dropped"];
+        answer["status"] == "failed"
+            && dropped["node"] == NODE
+            && dropped["place"] == "node"
+            && dropped["reason"] == "NETFILTER_DROP"
+            && dropped["hook"] == "forward"
+            && dropped["by"].as_str().is_some_and(|rule| rule.contains("KUBE-POD-FW-"))
+    });
+    told.err().map(|error| format!("{error:#}: {answer}"))
 }
 
 /// Nothing differs, and packets of both nodes were followed.
