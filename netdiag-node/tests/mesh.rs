@@ -4,7 +4,8 @@
 
 mod lab;
 
-use std::net::{IpAddr, TcpListener};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::pair::{Lab, NODE_ADDRESS, POD_ADDRESS};
@@ -24,7 +25,7 @@ fn address(text: &str) -> IpAddr {
 }
 
 fn target(name: &str, probe: TargetProbe) -> Target {
-    Target { name: name.to_owned(), probe }
+    Target::new(name.to_owned(), probe)
 }
 
 fn tcp(name: &str, to: &str, port: u16) -> Target {
@@ -67,8 +68,8 @@ fn until(lab: &Lab, what: &str, wanted: impl Fn(&RoundReport) -> bool) -> RoundR
         for round in &report.rounds {
             for target in &round.targets {
                 assert!(target.counts.is_balanced(), "{target:?}");
-                let timed: u64 = target.phases.values().map(|times| times.read().unwrap().len()).sum();
-                assert_eq!(timed, target.counts.answered, "{target:?}");
+                let (_, whole) = target.whole().unwrap();
+                assert_eq!(whole.read().unwrap().len(), target.counts.answered, "{target:?}");
             }
         }
         match report.rounds.last() {
@@ -131,6 +132,72 @@ fn every_end_of_an_attempt_has_its_class_and_leaves_from_the_node() {
     assert!((1..300_000).contains(&echo.max()), "between two namespaces: {} µs", echo.max());
     let made: u64 = round.targets.iter().map(|target| target.counts.told() + target.counts.open).sum();
     assert_eq!(round.delay.read().unwrap().len(), made);
+}
+
+/// Answers every question for addresses with this one: IPv4 alone.
+fn name_server(lab: &Lab, address: Ipv4Addr) {
+    let socket = lab.inside.run(|| UdpSocket::bind((POD_ADDRESS, 53)).unwrap());
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut query) {
+            // Its name ends with the first empty label; type and class follow (RFC 1035 §4.1.2).
+            let end = 12 + query[12..length].iter().position(|byte| *byte == 0).unwrap() + 5;
+            let is_a = query[end - 4..end - 2] == [0, 1];
+            let mut answer = query[..end].to_vec();
+            answer[2..12].copy_from_slice(&[0x85, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
+            if is_a {
+                answer.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4]);
+                answer.extend(address.octets());
+            }
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+}
+
+fn http(name: &str, url: &str, expect: &[u16]) -> Target {
+    let (url, dns, expect) = (url.to_owned(), Some(address(POD_ADDRESS)), expect.to_vec());
+    target(name, TargetProbe::Http { url, dns, expect, authorities: None })
+}
+
+#[test]
+fn a_url_is_asked_by_its_name_and_each_phase_has_times() {
+    let Some(lab) = Lab::start("meshhttp") else { return };
+    name_server(&lab, POD_ADDRESS.parse().unwrap());
+    let listener = lab.inside.run(|| TcpListener::bind((POD_ADDRESS, 80)).unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut head = [0; 1_024];
+            let _ = stream.read(&mut head);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
+        }
+    });
+    let url = "http://web.shop.svc.cluster.local/healthz";
+    let seldom = Target { every: 3, ..http("seldom", url, &[]) };
+    assign(&lab, assignment(1, vec![http("web", url, &[200]), http("other", url, &[404]), seldom]));
+    let round = until(&lab, "answers", |round| has_told(round, 3, 3));
+    let web = of(&round, "web");
+    assert_eq!(web.counts.failures(), 0, "{web:?}");
+    for phase in [Phase::Lookup, Phase::Connect, Phase::FirstByte, Phase::Total] {
+        assert!(web.phases[&phase].read().unwrap().len() >= 3, "{phase:?}: {web:?}");
+    }
+    assert!(!web.phases.contains_key(&Phase::Tls), "{web:?}");
+    let other = of(&round, "other");
+    assert_eq!(other.counts.failed.keys().copied().collect::<Vec<_>>(), [FailureClass::BadAnswer], "{other:?}");
+    assert!(other.phases[&Phase::Connect].read().unwrap().len() >= 3, "what was got through has its times: {other:?}");
+    let (often, seldom) = (web.counts.scheduled, of(&round, "seldom").counts.scheduled);
+    assert!(seldom <= often.div_ceil(3) + 1, "{seldom} of {often}");
+}
+
+#[test]
+fn a_name_that_stands_for_what_may_not_be_probed_is_named() {
+    let Some(lab) = Lab::start("meshname") else { return };
+    name_server(&lab, Ipv4Addr::new(198, 51, 100, 1));
+    assign(&lab, assignment(1, vec![http("far", "http://far.shop.svc.cluster.local/", &[])]));
+    let round = until(&lab, "an attempt", |round| round.targets.first().is_some_and(|far| far.counts.untried > 0));
+    assert_eq!(of(&round, "far").counts.told(), 0, "nothing was sent, so nothing is known: {round:?}");
+    let report = look(&lab);
+    let [refusal] = &report.refused[..] else { panic!("{report:?}") };
+    assert!(refusal.remedy.contains("--probe-allow 198.51.100.1/32"), "{refusal:?}");
 }
 
 #[test]

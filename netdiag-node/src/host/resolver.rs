@@ -37,8 +37,16 @@ pub(crate) fn read(proc: &Path, pids: &[u32]) -> Result<Option<Resolver>, ReadEr
     }
 }
 
+/// The node's. Process 1 is the node's with hostPID; where it may not be looked at, the agent's own file is the node's too.
+pub(crate) fn read_node(proc: &Path) -> Result<Option<Resolver>, ReadError> {
+    match read(proc, &[1]) {
+        Ok(Some(found)) => Ok(Some(found)),
+        Ok(None) | Err(_) => read_own(),
+    }
+}
+
 /// As the agent itself sees it: with `dnsPolicy: Default` in its pod, that is the node's.
-pub(crate) fn read_own() -> Result<Option<Resolver>, ReadError> {
+fn read_own() -> Result<Option<Resolver>, ReadError> {
     let Some(text) = file::text_if_there(Path::new("/etc/resolv.conf"), MAX_BYTES)? else { return Ok(None) };
     Ok(Some(with_hosts(parse(&text), file::text_if_there(Path::new("/etc/hosts"), MAX_BYTES))))
 }

@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use netdiag_common::observation::mesh::{
-    Assignment, INTERVAL_MS, MAX_ASKERS, MAX_ATTEMPTS_PER_S, MAX_LEASE_MS, MAX_NAME_BYTES, MAX_TARGETS, TargetProbe,
+    Assignment, EVERY, INTERVAL_MS, MAX_ASKERS, MAX_ATTEMPTS_PER_S, MAX_AUTHORITIES_BYTES, MAX_LEASE_MS,
+    MAX_NAME_BYTES, MAX_TARGETS, Target, TargetProbe,
 };
 use netdiag_common::observation::probe::MAX_PROBE_TIMEOUT_MS;
 
+use super::means;
 use crate::probe::ProbeRefused;
 use crate::probe::dns::Query;
+use crate::probe::series::{check_http, check_tls};
 
 /// Why an assignment is not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +39,10 @@ pub enum Refused {
     Destination { name: String, destination: SocketAddr, why: &'static str },
     #[error("target {name:?}: {source}")]
     Probe { name: String, source: ProbeRefused },
+    #[error("target {name:?}: {why}")]
+    Words { name: String, why: String },
+    #[error("target {name:?} is to be probed in one of {every} intervals, {lowest} to {highest} are allowed", lowest = EVERY.start(), highest = EVERY.end())]
+    Every { name: String, every: u32 },
 }
 
 /// One assignment by itself.
@@ -59,21 +66,61 @@ pub(super) fn check(assignment: &Assignment) -> Result<(), Refused> {
         if !names.insert(&target.name) {
             return Err(Refused::Twice(target.name.clone()));
         }
-        let destination = target.probe.destination();
-        let refused = |why| Refused::Destination { name: target.name.clone(), destination, why };
-        if let Some(why) = not_a_host(destination.ip()) {
-            return Err(refused(why));
+        if !EVERY.contains(&target.every) {
+            return Err(Refused::Every { name: target.name.clone(), every: target.every });
         }
-        match &target.probe {
-            TargetProbe::Tcp { port: 0, .. } | TargetProbe::Dns { port: 0, .. } => return Err(refused("it is port 0")),
-            TargetProbe::Dns { name, record, .. } => {
-                let query = Query::new(name, *record).map(|_| ());
-                query.map_err(|source| Refused::Probe { name: target.name.clone(), source })?;
+        match target.timeout_ms {
+            Some(timeout_ms) if !(1..=MAX_PROBE_TIMEOUT_MS).contains(&timeout_ms) => {
+                return Err(Refused::Timeout(timeout_ms));
             }
-            TargetProbe::Tcp { .. } | TargetProbe::Icmp { .. } => {}
+            _ => {}
         }
+        destination(target)?;
+        words(target)?;
     }
     Ok(())
+}
+
+/// A single host with a port. What a URL's host is may be known later.
+fn destination(target: &Target) -> Result<(), Refused> {
+    let Some(destination) = target.probe.destination() else { return Ok(()) };
+    let refused = |why| Refused::Destination { name: target.name.clone(), destination, why };
+    if let Some(why) = not_a_host(destination.ip()) {
+        return Err(refused(why));
+    }
+    match &target.probe {
+        TargetProbe::Icmp { .. } => Ok(()),
+        _ if destination.port() == 0 => Err(refused("it is port 0")),
+        _ => Ok(()),
+    }
+}
+
+fn words(target: &Target) -> Result<(), Refused> {
+    let refused = |why| Refused::Words { name: target.name.clone(), why };
+    let short = |authorities: Option<&str>| match authorities.map_or(0, str::len) {
+        ..=MAX_AUTHORITIES_BYTES => Ok(()),
+        bytes => Err(refused(format!("authorities of {bytes} bytes, {MAX_AUTHORITIES_BYTES} are the limit"))),
+    };
+    match &target.probe {
+        TargetProbe::Tcp { .. } | TargetProbe::Icmp { .. } => Ok(()),
+        TargetProbe::Dns { name, record, .. } => {
+            let query = Query::new(name, *record).map(|_| ());
+            query.map_err(|source| Refused::Probe { name: target.name.clone(), source })
+        }
+        TargetProbe::Tls { address, port, server_name, authorities } => {
+            let (to, authorities) = (SocketAddr::new(*address, *port), authorities.as_deref());
+            short(authorities)?;
+            check_tls(&means::tls(to, server_name.as_deref(), authorities)).map_err(refused)
+        }
+        TargetProbe::Http { url, dns, expect, authorities } => {
+            let authorities = authorities.as_deref();
+            short(authorities)?;
+            if let Some(why) = dns.and_then(not_a_host) {
+                return Err(refused(format!("its DNS server is no single host: {why}")));
+            }
+            check_http(&means::http(url, expect, authorities)).map_err(refused)
+        }
+    }
 }
 
 /// Together with what others have at work.
@@ -102,14 +149,13 @@ fn not_a_host(address: IpAddr) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use netdiag_common::observation::mesh::Target;
     use netdiag_common::observation::probe::DnsRecord;
 
     use super::*;
 
     fn target(number: u8) -> Target {
         let address = IpAddr::from([10, 0, 0, number]);
-        Target { name: format!("t{number}"), probe: TargetProbe::Tcp { address, port: 9443 } }
+        Target::new(format!("t{number}"), TargetProbe::Tcp { address, port: 9443 })
     }
 
     fn assignment(targets: Vec<Target>) -> Assignment {
@@ -151,6 +197,25 @@ mod tests {
         check(&fast).unwrap();
         let rate = check_rate(&fast, 0).unwrap_err().to_string();
         assert!(rate.starts_with("110000 attempts in 1000 s") && rate.contains("100000 are the limit"), "{rate}");
+    }
+
+    #[test]
+    fn urls_authorities_and_turns_are_held_against_their_limits() {
+        let http = |url: &str, authorities: Option<String>| {
+            let url = url.to_owned();
+            refusal(|a| a.targets[0].probe = TargetProbe::Http { url, dns: None, expect: Vec::new(), authorities })
+        };
+        assert!(http("ftp://web/", None).contains("only http:// and https://"));
+        assert!(http("http://web:0/", None).contains("port 0"));
+        assert!(http("https://web/", Some("x".repeat(8_193))).contains("8193 bytes, 8192 are the limit"));
+        assert!(http("https://web/", Some("no PEM".to_owned())).contains("no usable certificate"));
+        let said = refusal(|a| a.targets[0].every = 31);
+        assert_eq!(said, "target \"t1\" is to be probed in one of 31 intervals, 1 to 30 are allowed");
+        assert!(refusal(|a| a.targets[0].timeout_ms = Some(0)).starts_with("a timeout of 0 ms"));
+        let mut asked = assignment(vec![target(1)]);
+        let (url, expect) = ("http://web.shop.svc.cluster.local/healthz".to_owned(), vec![200]);
+        asked.targets[0].probe = TargetProbe::Http { url, dns: None, expect, authorities: None };
+        check(&asked).unwrap();
     }
 
     #[test]

@@ -4,20 +4,22 @@
 //! it: without an assignment nothing runs. Attempts follow an absolute schedule and do not wait for those before them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use netdiag_common::observation::mesh::{Assignment, KEPT_ROUNDS, MAX_ASKERS, MeshReport, MeshRequest, RefusedTarget};
 
-use crate::host::ReadError;
+use crate::host::{Host, ReadError};
 use crate::netns::NetnsHandle;
-use crate::probe::series::AllowList;
+use crate::probe::series::{AllowList, Shares};
 use limits::Refused;
 use round::Round;
 
 mod attempt;
 mod icmp;
 mod limits;
+mod means;
 mod round;
 mod run;
 mod schedule;
@@ -39,14 +41,18 @@ pub enum MeshError {
 /// Every asker's rounds.
 pub struct Mesh {
     netns: NetnsHandle,
+    /// A proc filesystem that shows the node's processes.
+    proc: PathBuf,
     allowed: AllowList,
+    shares: Shares,
     askers: Mutex<BTreeMap<String, VecDeque<Arc<Round>>>>,
 }
 
 impl Mesh {
     /// Starts nothing yet.
-    pub fn new(netns: NetnsHandle, allowed: AllowList) -> Self {
-        Self { netns, allowed, askers: Mutex::default() }
+    pub(crate) fn new(host: &Host, allowed: AllowList, shares: Shares) -> Self {
+        let (netns, proc) = (host.netns.clone(), host.proc.clone());
+        Self { netns, proc, allowed, shares, askers: Mutex::default() }
     }
 
     /// Does what is asked, and reports. None when nothing was assigned by this asker. Starts threads, so it may take a
@@ -61,6 +67,7 @@ impl Mesh {
             self.assign(&mut askers, &allowed)?;
         }
         let Some(rounds) = askers.get(request.asker()) else { return Ok(None) };
+        refused.extend(rounds.back().map(|round| round.refused()).unwrap_or_default());
         let rounds = rounds.iter().map(|round| round.report()).filter(|report| !report.targets.is_empty()).collect();
         Ok(Some(MeshReport { rounds, refused }))
     }
@@ -68,12 +75,12 @@ impl Mesh {
     /// What is left of an assignment by the agent's list of destinations, and what is not.
     fn allowed(&self, assignment: &Assignment) -> (Assignment, Vec<RefusedTarget>) {
         let (mut allowed, mut refused) = (assignment.clone(), Vec::new());
-        allowed.targets.retain(|target| match self.allowed.refusal(target.probe.destination().ip()) {
-            None => true,
-            Some((why, remedy)) => {
-                refused.push(RefusedTarget { name: target.name.clone(), why, remedy });
-                false
-            }
+        allowed.targets.retain(|target| {
+            // What the name of a URL stands for is known later, and held against the list then.
+            let refusal = target.probe.destination().and_then(|to| self.allowed.refusal(to.ip()));
+            let Some((why, remedy)) = refusal else { return true };
+            refused.push(RefusedTarget { name: target.name.clone(), why, remedy });
+            false
         });
         (allowed, refused)
     }
@@ -102,7 +109,7 @@ impl Mesh {
         let at_work = others.filter_map(|(_, rounds)| rounds.back()).filter(|round| !round.is_ended());
         limits::check_rate(assignment, at_work.map(|round| round.assignment.attempts_per_1000s()).sum())?;
         let round = Arc::new(Round::new(assignment.clone(), now + lease));
-        run::start(&self.netns, &round)?;
+        run::start(&self.netns, &round, (self.shares.clone(), self.proc.clone()))?;
         if !askers.contains_key(&assignment.asker) {
             let targets = assignment.targets.len();
             tracing::info!(asker = %assignment.asker, targets, "a mesh is probed until its lease ends");

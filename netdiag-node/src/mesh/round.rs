@@ -1,13 +1,15 @@
 //! One assignment at work: its lease, and what came of it so far.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use jiff::Timestamp;
-use netdiag_common::observation::mesh::{Assignment, FailureClass, RoundReport, Times, empty};
+use netdiag_common::observation::mesh::{Assignment, RefusedTarget, RoundReport, Times, empty};
 use tokio_util::sync::CancellationToken;
 
+use super::attempt::{End, Ended};
 use super::tally::{self, Tally};
 use crate::clock;
 
@@ -28,12 +30,14 @@ struct State {
     delay: Histogram<u32>,
     tallies: Vec<Tally>,
     open: usize,
+    /// Targets whose names stand for what the agent may not probe, as it was found last; why, and the remedy.
+    refused: BTreeMap<usize, (String, String)>,
 }
 
 impl Round {
     pub fn new(assignment: Assignment, until: Instant) -> Self {
         let tallies = assignment.targets.iter().map(|target| Tally::new(target.probe.phase())).collect();
-        let state = State { until, ended: None, delay: empty(), tallies, open: 0 };
+        let state = State { until, ended: None, delay: empty(), tallies, open: 0, refused: BTreeMap::new() };
         Self { assignment, started: clock::now(), replaced: CancellationToken::new(), state: Mutex::new(state) }
     }
 
@@ -106,10 +110,32 @@ impl Round {
         true
     }
 
-    pub fn finish(&self, target: usize, behind: Duration, took: Duration, end: Result<(), FailureClass>) {
+    pub fn finish(&self, target: usize, behind: Duration, ended: &Ended) {
         let mut state = self.state();
         state.open = state.open.saturating_sub(1);
-        state.tallies[target].ended(behind, took, end);
+        match &ended.end {
+            End::Told(end) => {
+                state.refused.remove(&target);
+                let tally = &mut state.tallies[target];
+                for (phase, us) in &ended.parts {
+                    tally.part(*phase, *us);
+                }
+                tally.ended(behind, ended.took, *end);
+            }
+            End::NotAllowed { why, remedy } => {
+                state.tallies[target].unmade();
+                state.refused.insert(target, (why.clone(), remedy.clone()));
+            }
+        }
+    }
+
+    /// Targets whose names stand for what the agent may not probe.
+    pub fn refused(&self) -> Vec<RefusedTarget> {
+        let state = self.state();
+        let named = state.refused.iter().map(|(target, words)| (&self.assignment.targets[*target].name, words));
+        named
+            .map(|(name, (why, remedy))| RefusedTarget { name: name.clone(), why: why.clone(), remedy: remedy.clone() })
+            .collect()
     }
 
     pub fn report(&self) -> RoundReport {
@@ -135,7 +161,7 @@ mod tests {
 
     fn round(until: Instant) -> Round {
         let probe = TargetProbe::Icmp { address: IpAddr::V4(Ipv4Addr::LOCALHOST) };
-        let targets = vec![Target { name: "t".to_owned(), probe }];
+        let targets = vec![Target::new("t".to_owned(), probe)];
         let (interval_ms, timeout_ms, lease_ms) = (1_000, 500, 10_000);
         let asker = "server".to_owned();
         Round::new(Assignment { asker, generation: 1, interval_ms, timeout_ms, lease_ms, targets }, until)
@@ -161,8 +187,24 @@ mod tests {
         let report = round.report();
         assert!(report.targets[0].counts.is_balanced());
         assert_eq!(report.targets[0].counts.untried, 3);
-        round.finish(0, Duration::ZERO, Duration::from_micros(90), Ok(()));
+        round.finish(0, Duration::ZERO, &Ended::told(Duration::from_micros(90), Ok(())));
         assert!(round.begin(0, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_target_that_may_not_be_probed_is_named_until_its_name_stands_for_something_else() {
+        let round = round(Instant::now());
+        let end = End::NotAllowed { why: "no".to_owned(), remedy: "allow it".to_owned() };
+        round.begin(0, Duration::ZERO);
+        round.finish(0, Duration::ZERO, &Ended { took: Duration::ZERO, parts: Vec::new(), end });
+        let refused = round.refused();
+        assert_eq!((refused.len(), refused[0].name.as_str(), refused[0].why.as_str()), (1, "t", "no"));
+        let counts = &round.report().targets[0].counts;
+        assert!(counts.is_balanced());
+        assert_eq!((counts.untried, counts.told()), (1, 0), "it says nothing about the network");
+        round.begin(0, Duration::ZERO);
+        round.finish(0, Duration::ZERO, &Ended::told(Duration::from_micros(90), Ok(())));
+        assert_eq!(round.refused(), []);
     }
 
     #[test]

@@ -34,6 +34,11 @@ impl Schedule {
         usize::try_from(number % self.targets).expect("it was a usize")
     }
 
+    /// Whether a target that is probed once in `every` intervals is probed by the attempt with this number.
+    pub fn is_turn(&self, number: u64, every: u32) -> bool {
+        (number / self.targets).is_multiple_of(u64::from(every.max(1)))
+    }
+
     pub fn due(&self, number: u64) -> Instant {
         let nanos = self.interval.as_nanos() * u128::from(number) / u128::from(self.targets);
         self.start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX >> 1))
@@ -64,6 +69,14 @@ mod tests {
             assert_eq!(schedule.due(number + 4) - schedule.due(number), INTERVAL, "after any time");
             assert_eq!(schedule.target(number), schedule.target(number + 4));
         }
+    }
+
+    #[test]
+    fn a_target_that_is_probed_less_often_begins_with_the_others() {
+        let schedule = Schedule::new(Instant::now(), INTERVAL, 2);
+        let turns: Vec<u64> = (0..14).filter(|number| schedule.is_turn(*number, 3)).collect();
+        assert_eq!(turns, [0, 1, 6, 7, 12, 13], "each target's own interval, and three of them between");
+        assert!((0..14).all(|number| schedule.is_turn(number, 1)));
     }
 
     #[test]

@@ -16,14 +16,17 @@ use super::schedule::SLACK;
 /// of the longest timeout 57 KiB.
 #[derive(Debug, Clone)]
 pub(super) struct Tally {
+    /// Of the whole attempt.
     phase: Phase,
     counts: Counts,
     times: Histogram<u32>,
+    /// Each from its own start: being late is none of theirs.
+    parts: BTreeMap<Phase, Histogram<u32>>,
 }
 
 impl Tally {
     pub fn new(phase: Phase) -> Self {
-        Self { phase, counts: Counts::default(), times: empty() }
+        Self { phase, counts: Counts::default(), times: empty(), parts: BTreeMap::new() }
     }
 
     pub fn missed(&mut self) {
@@ -50,12 +53,24 @@ impl Tally {
         }
     }
 
+    /// Takes an attempt back that was begun and not made.
+    pub fn unmade(&mut self) {
+        self.counts.open = self.counts.open.saturating_sub(1);
+        self.counts.untried += 1;
+    }
+
+    /// A part of an attempt that was got through, however the attempt ended.
+    pub fn part(&mut self, phase: Phase, took_us: u64) {
+        record(self.parts.entry(phase).or_insert_with(empty), Duration::from_micros(took_us));
+    }
+
     /// None before its first attempt.
     pub fn report(&self, name: &str) -> Option<TargetReport> {
         if self.counts.scheduled == 0 {
             return None;
         }
-        let phases = BTreeMap::from([(self.phase, Times::of(&self.times))]);
+        let parts = self.parts.iter().map(|(phase, times)| (*phase, Times::of(times)));
+        let phases = parts.chain([(self.phase, Times::of(&self.times))]).collect();
         Some(TargetReport { name: name.to_owned(), counts: self.counts.clone(), phases })
     }
 }
@@ -106,6 +121,24 @@ mod tests {
         tally.begun(Duration::from_millis(1));
         tally.ended(Duration::from_millis(1), took, Ok(()));
         assert_eq!(tally.report("t").unwrap().phases[&Phase::Connect].read().unwrap().max(), 200);
+    }
+
+    #[test]
+    fn parts_are_told_beside_the_whole_and_whatever_came_after_them() {
+        let mut tally = Tally::new(Phase::Total);
+        let (behind, took) = (Duration::from_millis(50), Duration::from_millis(3));
+        tally.begun(behind);
+        tally.part(Phase::Connect, 900);
+        tally.ended(behind, took, Err(FailureClass::BadAnswer));
+        let report = tally.report("t").unwrap();
+        let times = |phase| report.phases[&phase].read().unwrap();
+        assert_eq!((times(Phase::Connect).len(), times(Phase::Connect).max()), (1, 900), "without the agent's delay");
+        assert_eq!((report.whole().unwrap().0, times(Phase::Total).len()), (Phase::Total, 0));
+        tally.begun(NO_TIME);
+        tally.unmade();
+        let counts = tally.report("t").unwrap().counts;
+        assert!(counts.is_balanced());
+        assert_eq!((counts.untried, counts.open), (1, 0));
     }
 
     #[test]

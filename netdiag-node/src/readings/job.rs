@@ -193,11 +193,7 @@ impl Job {
     ) -> Result<Option<netdiag_common::observation::resolver::Resolver>, ReadError> {
         match pod {
             Some(pod) => resolver::read(&self.host.proc, &pod.pids),
-            // Process 1 is the node's with hostPID. Where it may not be looked at, the agent's own file is the node's too.
-            None => match resolver::read(&self.host.proc, &[1]) {
-                Ok(Some(found)) => Ok(Some(found)),
-                Ok(None) | Err(_) => resolver::read_own(),
-            },
+            None => resolver::read_node(&self.host.proc),
         }
     }
 }

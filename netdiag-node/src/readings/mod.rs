@@ -81,19 +81,20 @@ impl Readings {
         let tags = Arc::new(Tags::new(Arc::clone(&owners)));
         let shedding = Arc::new(Shedding::new(budget, host.proc.clone()));
         let watch = Arc::new(Watch::new(owners, kernel, libraries, shedding));
+        let engine = Engine::new(AllowList::default(), false);
         Self {
             node,
             attribution: Arc::clone(&attribution),
             watch,
             samples: Arc::new(Samples::new(host.clone(), attribution)),
             flows,
-            mesh: Arc::new(Mesh::new(host.netns.clone(), AllowList::default())),
+            mesh: Arc::new(Mesh::new(&host, AllowList::default(), engine.shares())),
             host,
             checks,
             shed: AtomicU64::new(0),
             readers: Arc::new(Semaphore::new(MAX_READERS)),
             probes: Arc::new(Semaphore::new(MAX_PROBES)),
-            engine: Engine::new(AllowList::default(), false),
+            engine,
             joins: Joins::Never,
             traces: Arc::new(Traces::new(false)),
             tags,
@@ -110,8 +111,9 @@ impl Readings {
     /// not, unless this is called.
     #[must_use]
     pub fn allow_probes(self, allowed: AllowList, throughput: bool) -> Self {
-        let mesh = Arc::new(Mesh::new(self.host.netns.clone(), allowed.clone()));
-        Self { engine: Engine::new(allowed, throughput), mesh, ..self }
+        let engine = Engine::new(allowed.clone(), throughput);
+        let mesh = Arc::new(Mesh::new(&self.host, allowed, engine.shares()));
+        Self { engine, mesh, ..self }
     }
 
     /// Whether series are sent from pods' control groups; not unless this is called.

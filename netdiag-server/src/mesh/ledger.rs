@@ -279,13 +279,12 @@ fn sort(role: &Role) -> &str {
 }
 
 fn entry(target: &TargetReport) -> Result<Entry, String> {
-    let TargetReport { name, counts, phases } = target;
+    let TargetReport { name, counts, phases: _ } = target;
     let subject: Subject = name.parse()?;
     if !counts.is_balanced() {
         return Err(format!("the counts of {name} do not add up: {counts:?}"));
     }
-    // The last phase is the whole attempt's.
-    let read = phases.last_key_value().map(|(_, times)| times.read()).transpose();
+    let read = target.whole().map(|(_, times)| times.read()).transpose();
     let times = read.map_err(|error| format!("{name}: {error}"))?.map(|times| Recorded::of(&times)).unwrap_or_default();
     let timed = times.len();
     if timed != counts.answered {

@@ -51,7 +51,7 @@ pub fn plan(cluster: &Cluster, settings: &Settings, round: u64) -> Plan {
     let targets_of = |(number, (node, _, _)): (usize, &(&str, &str, IpAddr))| {
         let mut targets = Vec::new();
         let mut add = |role: Role, kind: Kind, probe: TargetProbe| {
-            targets.push(Target { name: Subject::new(role, kind).to_string(), probe });
+            targets.push(Target::new(Subject::new(role, kind).to_string(), probe));
         };
         for peer in layout.peers(number, round) {
             let (peer, _, address) = members[peer];
@@ -200,7 +200,7 @@ mod tests {
         let wanted =
             ["peer/n2/tcp", "peer/n2/icmp", "dns/10.244.0.3:53/dns", "api/kubernetes/tcp", "user/registry/tcp"];
         assert_eq!(names, wanted);
-        assert_eq!(plan.targets["n1"][0].probe.destination().to_string(), "[fd00::2]:9443");
+        assert_eq!(plan.targets["n1"][0].probe.destination().unwrap().to_string(), "[fd00::2]:9443");
         let TargetProbe::Dns { name, .. } = &plan.targets["n1"][2].probe else { panic!("{plan:?}") };
         assert_eq!(name, "kubernetes.default.svc.lab.example");
         assert_eq!(plan.zones["n2"], "b");

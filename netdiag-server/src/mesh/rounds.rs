@@ -151,7 +151,13 @@ impl Rounds {
         for (need, reading) in readings {
             match reading {
                 Reading::Seen { value: Observation::Mesh(report), .. } => {
-                    gaps.extend(report.refused.iter().map(|refused| not_allowed(&need.node, refused)));
+                    for refused in &report.refused {
+                        let gap = not_allowed(&need.node, refused);
+                        // An agent says it again with each report of the round.
+                        if !gaps.contains(&gap) {
+                            gaps.push(gap);
+                        }
+                    }
                     if let Err(why) = state.ledger.record(&need.node, &report, source.now()) {
                         gaps.push(malformed(&need.node, why));
                     }

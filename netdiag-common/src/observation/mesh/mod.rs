@@ -23,6 +23,11 @@ pub const INTERVAL_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
 pub const MAX_ATTEMPTS_PER_S: u64 = 100;
 /// Longest time that an assignment is carried out without being renewed, in milliseconds.
 pub const MAX_LEASE_MS: u32 = 600_000;
+/// A target's turn comes in every interval, or in each one of so many at most: a minute of the usual interval.
+pub const EVERY: std::ops::RangeInclusive<u32> = 1..=30;
+/// Longest PEM of the authorities that a target's certificate may come from, in bytes: four certificates, and all of an
+/// assignment's stay below what an agent reads of a request.
+pub const MAX_AUTHORITIES_BYTES: usize = 8 * 1024;
 /// Longest name of an asker or a target, in bytes: a node's name is at most 253.
 pub const MAX_NAME_BYTES: usize = 320;
 /// Askers whose assignments one agent carries out side by side: a server, and somebody who looks besides.
@@ -63,6 +68,21 @@ pub struct Target {
     /// The server's, echoed in the report.
     pub name: String,
     pub probe: TargetProbe,
+    /// Its turn comes once in so many intervals, in the first of them.
+    #[serde(default = "in_each", skip_serializing_if = "is_in_each")]
+    pub every: u32,
+    /// Of one attempt, where it is not the assignment's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u32>,
+}
+
+fn in_each() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_in_each(every: &u32) -> bool {
+    *every == 1
 }
 
 /// How a target is probed, always from the node's own namespace.
@@ -75,13 +95,39 @@ pub enum TargetProbe {
     Icmp { address: IpAddr },
     /// One query over UDP. Any answer but NOERROR is a failure.
     Dns { server: IpAddr, port: u16, name: String, record: DnsRecord },
+    /// TCP connect and a TLS handshake. A certificate that is not to be trusted is a failure.
+    Tls {
+        address: IpAddr,
+        port: u16,
+        /// SNI, and the name that the certificate must have; none: without SNI, and the name is not checked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server_name: Option<String>,
+        /// PEM of the authorities to trust; none: the system's, where the agent has any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authorities: Option<String>,
+    },
+    /// GET; redirects are not followed.
+    Http {
+        /// `http://` or `https://`.
+        url: String,
+        /// Who is asked for the URL's host, at port 53; none: whom the node's resolv.conf names.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dns: Option<IpAddr>,
+        /// Statuses that are an answer; empty: 200 to 399.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        expect: Vec<u16>,
+        /// As of TLS.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authorities: Option<String>,
+    },
 }
 
 /// Rounds of one asker, oldest first; those in which nothing was scheduled yet are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshReport {
     pub rounds: Vec<RoundReport>,
-    /// Targets of the assignment that is answered with this, where the agent may not send; the others are probed.
+    /// Targets of the assignment that is at work, where the agent may not send; the others are probed. What a name stands for is
+    /// known only when it was looked up.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedTarget>,
 }
@@ -111,20 +157,30 @@ pub struct RoundReport {
 pub struct TargetReport {
     pub name: String,
     pub counts: Counts,
-    /// Of the answered attempts. Later phases may join; each has as many times as attempts that reached its end.
+    /// Of the answered attempts as a whole, by [`Phase::Total`] or the only phase there is, and for parts of attempts as many times as
+    /// reached the part's end.
     pub phases: BTreeMap<Phase, Times>,
 }
 
 /// A part of an attempt that has a time of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum Phase {
+    /// HTTP: from the question for its host's addresses to the answer.
+    Lookup,
     /// TCP: from the SYN to the established connection.
     Connect,
     /// ICMP: from the request to the reply.
     Echo,
     /// DNS: from the query to the answer.
     Answer,
+    /// TLS, HTTP: the handshake.
+    Tls,
+    /// HTTP: from the request to the first byte of its answer.
+    FirstByte,
+    /// TLS, HTTP: the whole attempt.
+    Total,
 }
 
 /// Attempts at one target: scheduled = answered + failed + untried + open.
@@ -153,7 +209,7 @@ pub enum FailureClass {
     Unreachable,
     /// Nothing came before the timeout.
     NoAnswer,
-    /// A DNS answer that is not NOERROR.
+    /// A DNS answer that is not NOERROR, another status than expected, a certificate that is not to be trusted, another protocol.
     BadAnswer,
     /// This node's own kernel would not send it.
     NotSent,
@@ -182,28 +238,62 @@ impl MeshRequest {
 }
 
 impl Assignment {
-    /// Attempts of a thousand seconds, rounded up.
+    /// Attempts of a thousand seconds, rounded up for each target.
     pub fn attempts_per_1000s(&self) -> u64 {
-        (self.targets.len() as u64 * 1_000_000).div_ceil(u64::from(self.interval_ms.max(1)))
+        let interval_ms = u64::from(self.interval_ms.max(1));
+        let of = |target: &Target| 1_000_000_u64.div_ceil(interval_ms * u64::from(target.every.max(1)));
+        self.targets.iter().map(of).sum()
+    }
+}
+
+impl Target {
+    /// Probed in each interval, with the assignment's timeout.
+    pub fn new(name: String, probe: TargetProbe) -> Self {
+        Self { name, probe, every: in_each(), timeout_ms: None }
+    }
+}
+
+impl Phase {
+    /// As on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lookup => "lookup",
+            Self::Connect => "connect",
+            Self::Echo => "echo",
+            Self::Answer => "answer",
+            Self::Tls => "tls",
+            Self::FirstByte => "first_byte",
+            Self::Total => "total",
+        }
+    }
+}
+
+impl TargetReport {
+    /// Of the answered attempts as a whole; parts have other phases.
+    pub fn whole(&self) -> Option<(Phase, &Times)> {
+        let total = self.phases.get(&Phase::Total).map(|times| (Phase::Total, times));
+        total.or_else(|| self.phases.last_key_value().map(|(phase, times)| (*phase, times)))
     }
 }
 
 impl TargetProbe {
-    /// The only phase of its attempts so far.
+    /// The phase that is the whole attempt.
     pub fn phase(&self) -> Phase {
         match self {
             Self::Tcp { .. } => Phase::Connect,
             Self::Icmp { .. } => Phase::Echo,
             Self::Dns { .. } => Phase::Answer,
+            Self::Tls { .. } | Self::Http { .. } => Phase::Total,
         }
     }
 
-    /// Where packets go to; port 0 for ICMP.
-    pub fn destination(&self) -> SocketAddr {
+    /// Where packets go to; port 0 for ICMP. None of a URL, whose host may be a name.
+    pub fn destination(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp { address, port } => SocketAddr::new(*address, *port),
-            Self::Icmp { address } => SocketAddr::new(*address, 0),
-            Self::Dns { server, port, .. } => SocketAddr::new(*server, *port),
+            Self::Tcp { address, port } | Self::Tls { address, port, .. } => Some(SocketAddr::new(*address, *port)),
+            Self::Icmp { address } => Some(SocketAddr::new(*address, 0)),
+            Self::Dns { server, port, .. } => Some(SocketAddr::new(*server, *port)),
+            Self::Http { .. } => None,
         }
     }
 }
@@ -237,54 +327,4 @@ impl Counts {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_add_up_or_are_told_apart() {
-        let mut counts = Counts { scheduled: 10, answered: 6, untried: 1, open: 1, ..Counts::default() };
-        counts.failed.insert(FailureClass::NoAnswer, 2);
-        assert!(counts.is_balanced());
-        assert_eq!((counts.failures(), counts.told()), (2, 8));
-        let mut twice = counts.clone();
-        twice.add(&counts);
-        assert!(twice.is_balanced());
-        assert_eq!((twice.scheduled, twice.failed[&FailureClass::NoAnswer]), (20, 4));
-        twice.answered = u64::MAX;
-        assert!(!twice.is_balanced(), "also when the terms overflow");
-    }
-
-    #[test]
-    fn a_request_reads_as_it_was_written() {
-        let probe = TargetProbe::Dns {
-            server: IpAddr::from([10, 96, 0, 10]),
-            port: 53,
-            name: "kubernetes.default.svc.cluster.local".to_owned(),
-            record: DnsRecord::A,
-        };
-        let request = MeshRequest::Assign(Assignment {
-            asker: "a".to_owned(),
-            generation: 3,
-            interval_ms: 2_000,
-            timeout_ms: 1_000,
-            lease_ms: 60_000,
-            targets: vec![Target { name: "dns/10.96.0.10:53/dns".to_owned(), probe }],
-        });
-        let text = serde_json::to_string(&request).unwrap();
-        assert!(text.starts_with(r#"{"action":"assign","asker":"a","#), "{text}");
-        assert_eq!(serde_json::from_str::<MeshRequest>(&text).unwrap(), request);
-    }
-
-    #[test]
-    fn names_of_failures_are_those_of_the_wire() {
-        for class in [
-            FailureClass::Refused,
-            FailureClass::Unreachable,
-            FailureClass::NoAnswer,
-            FailureClass::BadAnswer,
-            FailureClass::NotSent,
-        ] {
-            assert_eq!(serde_json::to_value(class).unwrap(), class.name());
-        }
-    }
-}
+mod tests;

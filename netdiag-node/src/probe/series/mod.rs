@@ -19,6 +19,7 @@ mod raw;
 mod ready;
 mod request;
 mod schedule;
+mod single;
 pub mod sockets;
 mod tally;
 mod tcp;
@@ -40,6 +41,7 @@ pub use caps::{AllowList, AllowListError, MAX_CONCURRENT, MAX_SERIES, PACKETS_PE
 use context::{Context, Ending};
 use enter::Threads;
 use schedule::Series;
+pub(crate) use single::{Shares, Single, Tried, check_http, check_tls};
 use sockets::Maker;
 pub use sockets::{Group, Joins};
 use tally::Tally;
@@ -76,6 +78,11 @@ impl Engine {
     /// `throughput`: whether probes that fill a link are made at all.
     pub fn new(allowed: AllowList, throughput: bool) -> Self {
         Self { caps: Arc::new(Caps::new(allowed, throughput)), threads: Threads::default() }
+    }
+
+    /// For attempts that are made elsewhere: what the agent sends as a whole stays within its limits.
+    pub(crate) fn shares(&self) -> Shares {
+        Shares(Arc::clone(&self.caps))
     }
 
     /// Makes the attempts until all are made or `until` comes, whichever is first. What the network did to them is the result;

@@ -23,7 +23,7 @@ use super::tally::{Fit, Tally};
 /// An attempt that began later than this after its time is counted.
 const LATE: Duration = Duration::from_millis(1);
 /// A kind ends its attempts itself; this is for what does not.
-const GRACE: Duration = Duration::from_millis(250);
+pub(super) const GRACE: Duration = Duration::from_millis(250);
 /// The endpoints of so many attempts are looked for.
 const ENDPOINTS: u32 = 1_000;
 
@@ -179,7 +179,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-fn unended(within: Duration) -> Ending {
+pub(super) fn unended(within: Duration) -> Ending {
     let why = format!("it had not ended after {} ms and was given up", (within + GRACE).as_millis());
     Ending::failed(None, None, silence(ProbeStage::Answer, why))
 }
@@ -221,7 +221,10 @@ mod tests {
 
     /// Whoever sets the wall clock moves no attempt: `Instant` is CLOCK_MONOTONIC, and so is what is waited on.
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "the kernel tells a timer's clock there (fs/timerfd.c, timerfd_show)")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the kernel tells a timer's clock there (fs/timerfd.c, timerfd_show)"
+    )]
     fn the_schedule_is_not_kept_by_the_wall_clock() {
         let Pacer(Some(timer)) = Pacer::new(true) else { panic!("no timer") };
         let path = format!("/proc/self/fdinfo/{}", timer.as_fd().as_raw_fd());

@@ -31,6 +31,11 @@ use plan::{Plan, redirected};
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("netdiag/", env!("CARGO_PKG_VERSION")));
 const ANY: HeaderValue = HeaderValue::from_static("*/*");
 
+/// Whether such a request can be sent; an error says in words why not.
+pub(super) fn check(probe: &HttpProbe) -> Result<(), String> {
+    Plan::new(probe).map(drop)
+}
+
 pub(super) async fn attempt(context: &Context, probe: &HttpProbe, within: Duration) -> Ending {
     let until = Instant::now() + within;
     let plan = match Plan::new(probe) {
