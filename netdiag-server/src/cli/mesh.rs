@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::answer::mesh::{self, MeshAnswer, MeshStatus};
 use crate::ask::{AnySource, LiveSource, Source};
 use crate::kube::forward::ForwardError;
 use crate::mesh::rounds::{self, Rounds};
-use crate::mesh::{Kind, MAX_USER_TARGETS, Settings, Slo, UserTarget};
+use crate::mesh::{Kind, MAX_USER_TARGETS, ProbeTarget, Settings, Slo, UserTarget, target};
 use crate::probe::Rights as _;
 
 /// A round by itself takes 6 s, and agents that do not answer some more.
@@ -77,6 +78,9 @@ struct Wanted {
     /// Probe this by TCP from every node, too; up to 16 times
     #[arg(long, value_name = "NAME=ADDRESS:PORT")]
     mesh_target: Vec<UserTarget>,
+    /// Probe what this file lists, too: tcp, tls, icmp, http, https and dns, as YAML `targets:`
+    #[arg(long, value_name = "FILE")]
+    mesh_targets: Option<PathBuf>,
     /// Share of attempts that may fail; else what the server's mesh has to keep, or 0.1
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     loss_target: Option<f64>,
@@ -101,26 +105,36 @@ pub(super) struct ServedMesh {
 impl ServedMesh {
     /// Keeps a mesh going for as long as the process runs, when one is wanted.
     pub fn start(&self, source: &Arc<LiveSource>) -> Result<Option<Arc<Rounds>>, Failure> {
+        // A file that is wrong is told also where no mesh is kept yet: the manifests have one.
+        let settings = self.wanted.request()?.settings(source.agent_port())?;
         match (self.mesh, self.wanted.mesh_target.is_empty()) {
             (true, _) => {}
             (false, true) => return Ok(None),
             (false, false) => return Err(Failure("--mesh-target is for a mesh: add --mesh".to_owned())),
         }
-        let mesh = Arc::new(Rounds::new(self.wanted.request().settings(source.agent_port())?));
+        let mesh = Arc::new(Rounds::new(settings));
         rounds::start(source.clone(), mesh.clone());
         Ok(Some(mesh))
     }
 }
 
 impl Wanted {
-    fn request(&self) -> MeshRequest {
-        let targets = self.mesh_target.iter().map(|target| format!("{}={}", target.name, target.address));
-        MeshRequest {
+    fn request(&self) -> Result<MeshRequest, Failure> {
+        Ok(MeshRequest {
             loss: self.loss_target.map(|percent| percent / PERCENT),
             p99_us: self.p99_target.map(|ms| ms.saturating_mul(1_000)),
-            targets: targets.collect(),
+            targets: self.mesh_target.iter().map(ToString::to_string).collect(),
+            entries: self.entries()?,
             only_kept: false,
-        }
+        })
+    }
+
+    fn entries(&self) -> Result<Vec<ProbeTarget>, Failure> {
+        let Some(path) = &self.mesh_targets else { return Ok(Vec::new()) };
+        #[expect(clippy::disallowed_methods, reason = "a file that the user names")]
+        let read = std::fs::read_to_string(path);
+        let text = read.map_err(|error| Failure(format!("cannot read {}: {error}", path.display())))?;
+        target::parse(&text).map_err(|why| Failure(format!("{}: {why}", path.display())))
     }
 }
 
@@ -137,6 +151,9 @@ pub(super) struct MeshRequest {
     /// `NAME=ADDRESS:PORT`, as for `netdiag serve --mesh-target`; only when the server keeps no mesh.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<String>,
+    /// As a file of targets has them; only when the server keeps no mesh.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entries: Vec<ProbeTarget>,
     /// Probe nothing when the server keeps no mesh: for who may look, and may not probe.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub only_kept: bool,
@@ -144,14 +161,17 @@ pub(super) struct MeshRequest {
 
 impl MeshRequest {
     fn settings(&self, agent_port: u16) -> Result<Settings, Failure> {
-        if self.targets.len() > MAX_USER_TARGETS {
-            let found = self.targets.len();
+        let found = self.targets.len() + self.entries.len();
+        if found > MAX_USER_TARGETS {
             return Err(Failure(format!(
                 "{found} targets, {MAX_USER_TARGETS} are the limit: name the most important ones"
             )));
         }
         let targets = self.targets.iter().map(|text| text.parse::<UserTarget>());
-        let targets: Vec<UserTarget> = targets.collect::<Result<_, _>>().map_err(Failure)?;
+        let mut targets: Vec<UserTarget> = targets.collect::<Result<_, _>>().map_err(Failure)?;
+        for entry in &self.entries {
+            targets.push(entry.check().map_err(|why| Failure(format!("target {:?}: {why}", entry.name)))?);
+        }
         let mut names = BTreeSet::new();
         if let Some(twice) = targets.iter().find(|target| !names.insert(&target.name)) {
             return Err(Failure(format!("two targets are named {}: give each a name of its own", twice.name)));
@@ -169,7 +189,7 @@ impl MeshRequest {
 }
 
 pub(super) async fn run(args: Args) -> Result<u8, Failure> {
-    let mut request = args.wanted.request();
+    let mut request = args.wanted.request()?;
     // Wrong usage is told before anybody is asked.
     request.settings(args.source.agent_port)?;
     if args.watch && args.output == MapFormat::Svg {
@@ -240,8 +260,7 @@ pub(super) async fn mesh_with<S: Source>(
         return Ok(mesh::build(&rounds.look(), source.now()));
     };
     if !settings.targets.is_empty() {
-        let why =
-            "this server keeps a mesh, whose targets are given to it: netdiag serve --mesh-target NAME=ADDRESS:PORT";
+        let why = "this server keeps a mesh, whose targets are given to it: netdiag serve --mesh-targets FILE";
         return Err(Failure(why.to_owned()));
     }
     let mut look = kept.look();
@@ -354,6 +373,22 @@ mod tests {
             let said = refused(MeshRequest { targets, ..MeshRequest::default() });
             assert!(said.contains(says), "{said}");
         }
+    }
+
+    #[test]
+    fn entries_of_a_file_stand_beside_targets_of_the_command_line() {
+        let text = "targets: [{name: web, kind: http, to: 'http://10.0.0.1/', interval: 4s}]";
+        let entries = target::parse(text).unwrap();
+        let request = |name: &str| MeshRequest {
+            targets: vec![format!("{name}=10.0.0.1:80")],
+            entries: entries.clone(),
+            ..MeshRequest::default()
+        };
+        let sent = serde_json::to_string(&request("tcp")).unwrap();
+        let settings = serde_json::from_str::<MeshRequest>(&sent).unwrap().settings(9443).unwrap();
+        let found: Vec<(&str, u32)> = settings.targets.iter().map(|target| (&*target.name, target.every)).collect();
+        assert_eq!(found, [("tcp", 1), ("web", 2)]);
+        assert!(request("web").settings(9443).unwrap_err().0.contains("two targets are named web"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::Link;
 use super::odds;
-use super::{Role, Slo};
+use super::{Kind, Role, Slo};
 
 /// Of two zones' links: above it the cause lies between them.
 const ZONE_SHARE: f64 = 0.8;
@@ -299,9 +299,10 @@ fn next(link: &Link) -> String {
         }
         Role::Dns(server) => format!("netdiag diagnose --from node/{from} --to ip/{server} --protocol udp"),
         Role::Api => format!("netdiag diagnose --from node/{from} --to service/default/kubernetes:443"),
-        Role::User(name) => {
-            format!("netdiag diagnose --from node/{from} --to ip/ADDRESS:PORT, as target {name} names it")
-        }
+        Role::User(name) => match link.subject.kind {
+            Kind::Tcp => format!("netdiag diagnose --from node/{from} --to ip/ADDRESS:PORT, as target {name} names it"),
+            kind => format!("netdiag probe {} --from node/{from} --to TARGET, as target {name} names it", kind.name()),
+        },
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use hdrhistogram::Histogram;
 use jiff::{SignedDuration, Timestamp};
 use netdiag_common::observation::mesh::{
-    Counts, KEPT_ROUNDS, MAX_TARGETS, MeshReport, RoundReport, TargetReport, empty,
+    Counts, KEPT_ROUNDS, MAX_TARGETS, MeshReport, Phase, RoundReport, TargetReport, empty,
 };
 
 use super::recorded::Recorded;
@@ -35,6 +35,7 @@ pub struct Ledger {
     zones: BTreeMap<String, String>,
     results: BTreeMap<Series, Counts>,
     times: BTreeMap<Way, Histogram<u64>>,
+    parts: BTreeMap<(Way, Phase), Histogram<u64>>,
 }
 
 /// By the server's own clock first: the agent's, which names the round, may be wrong.
@@ -56,6 +57,15 @@ struct Entry {
     subject: Subject,
     counts: Counts,
     times: Recorded,
+    /// Of parts of attempts, where the kind has any.
+    parts: Vec<(Phase, Recorded)>,
+}
+
+/// What came to an entry since it was reported before.
+struct Growth {
+    counts: Counts,
+    times: Recorded,
+    parts: Vec<(Phase, Recorded)>,
 }
 
 /// Attempts of one node at one sort of target.
@@ -86,6 +96,8 @@ pub struct Link {
     pub spell: Spell,
     /// Of the answered ones.
     pub times: Recorded,
+    /// Of parts of attempts, also of those that failed later.
+    pub parts: BTreeMap<Phase, Recorded>,
 }
 
 /// Rounds of a link from the first with a failure to the last one with a failure, and what came after.
@@ -100,8 +112,9 @@ pub struct Spell {
 
 impl Link {
     pub fn new(from: &str, subject: Subject) -> Self {
-        let (counts, lately) = (Counts::default(), Counts::default());
-        Self { from: from.to_owned(), subject, counts, lately, spell: Spell::default(), times: Recorded::default() }
+        let (counts, lately, spell) = (Counts::default(), Counts::default(), Spell::default());
+        let (times, parts) = (Recorded::default(), BTreeMap::new());
+        Self { from: from.to_owned(), subject, counts, lately, spell, times, parts }
     }
 }
 
@@ -189,23 +202,24 @@ impl Ledger {
             self.heard.entry(node.to_owned()).or_default().push_back(Heard { started: round.started, at });
         }
         self.rounds.insert(key, entries);
-        for (subject, (counts, times)) in growth {
-            self.total(node, &subject, &counts, &times);
+        for (subject, growth) in growth {
+            self.total(node, &subject, &growth);
         }
         Ok(())
     }
 
-    fn total(&mut self, node: &str, subject: &Subject, counts: &Counts, times: &Recorded) {
+    fn total(&mut self, node: &str, subject: &Subject, growth: &Growth) {
         let zone = |node: &str| self.zones.get(node).cloned().unwrap_or_default();
         let (from_zone, target) = (zone(node), sort(&subject.role));
         let to_zone = if let Role::Peer(peer) = &subject.role { zone(peer) } else { String::new() };
         let (target, kind) = (target.to_owned(), subject.kind);
         let series = Series { node: node.to_owned(), target: target.clone(), kind };
-        self.results.entry(series).or_default().add(counts);
-        let total = self.times.entry(Way { target, from_zone, to_zone, kind }).or_insert_with(empty);
-        for (us, count) in times.iter() {
-            total.record_n(us, count).expect("it grows up to the longest time that a report may have");
+        self.results.entry(series).or_default().add(&growth.counts);
+        let way = Way { target, from_zone, to_zone, kind };
+        for (phase, times) in &growth.parts {
+            add(self.parts.entry((way.clone(), *phase)).or_insert_with(empty), times);
         }
+        add(self.times.entry(way).or_insert_with(empty), &growth.times);
     }
 
     /// Forgets what is older than the window, and what is too much.
@@ -252,6 +266,9 @@ impl Ledger {
                 }
                 link.spell.goes_on(&entry.counts);
                 link.times.add(&entry.times);
+                for (phase, times) in &entry.parts {
+                    link.parts.entry(*phase).or_default().add(times);
+                }
             }
         }
         links.into_values().map(|(link, _)| link).collect()
@@ -266,6 +283,17 @@ impl Ledger {
     pub fn times(&self) -> &BTreeMap<Way, Histogram<u64>> {
         &self.times
     }
+
+    /// Times of parts of attempts since the beginning.
+    pub fn parts(&self) -> &BTreeMap<(Way, Phase), Histogram<u64>> {
+        &self.parts
+    }
+}
+
+fn add(total: &mut Histogram<u64>, times: &Recorded) {
+    for (us, count) in times.iter() {
+        total.record_n(us, count).expect("it grows up to the longest time that a report may have");
+    }
 }
 
 /// What a target is called where many of its sort are one: `peer`, `dns`, `api`, or the user's name for it.
@@ -279,27 +307,40 @@ fn sort(role: &Role) -> &str {
 }
 
 fn entry(target: &TargetReport) -> Result<Entry, String> {
-    let TargetReport { name, counts, phases: _ } = target;
+    let TargetReport { name, counts, phases } = target;
     let subject: Subject = name.parse()?;
     if !counts.is_balanced() {
         return Err(format!("the counts of {name} do not add up: {counts:?}"));
     }
-    let read = target.whole().map(|(_, times)| times.read()).transpose();
-    let times = read.map_err(|error| format!("{name}: {error}"))?.map(|times| Recorded::of(&times)).unwrap_or_default();
+    let whole = target.whole().map(|(phase, _)| phase);
+    let (mut times, mut parts) = (Recorded::default(), Vec::new());
+    for (phase, sent) in phases {
+        let read = Recorded::of(&sent.read().map_err(|error| format!("{name}: {error}"))?);
+        if whole == Some(*phase) {
+            times = read;
+        } else {
+            parts.push((*phase, read));
+        }
+    }
     let timed = times.len();
     if timed != counts.answered {
         return Err(format!("{name} has {} answers and {timed} times", counts.answered));
     }
-    Ok(Entry { subject, counts: counts.clone(), times })
+    Ok(Entry { subject, counts: counts.clone(), times, parts })
 }
 
-/// What came to an entry since it was reported before.
-fn grown(known: Option<&Entry>, entry: &Entry) -> Result<(Counts, Recorded), String> {
+fn grown(known: Option<&Entry>, entry: &Entry) -> Result<Growth, String> {
     let fell = || format!("the counts of {} fell", entry.subject);
     let Some(known) = known else {
         // What is open is no total: it ends as something else.
-        return Ok((Counts { open: 0, ..entry.counts.clone() }, entry.times.clone()));
+        let counts = Counts { open: 0, ..entry.counts.clone() };
+        return Ok(Growth { counts, times: entry.times.clone(), parts: entry.parts.clone() });
     };
+    let mut parts = Vec::with_capacity(entry.parts.len());
+    for (phase, new) in &entry.parts {
+        let old = known.parts.iter().find(|(known, _)| known == phase);
+        parts.push((*phase, old.map_or_else(|| Some(new.clone()), |(_, old)| new.since(old)).ok_or_else(fell)?));
+    }
     let times = entry.times.since(&known.times).ok_or_else(fell)?;
     let (new, old) = (&entry.counts, &known.counts);
     let less = |new: u64, old: u64| new.checked_sub(old).ok_or_else(fell);
@@ -316,7 +357,7 @@ fn grown(known: Option<&Entry>, entry: &Entry) -> Result<(Counts, Recorded), Str
         open: 0,
         late: less(new.late, old.late)?,
     };
-    Ok((counts, times))
+    Ok(Growth { counts, times, parts })
 }
 
 #[cfg(test)]

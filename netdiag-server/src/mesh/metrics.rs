@@ -38,8 +38,8 @@ pub const ALL: &[Metric] = &[
     Metric {
         name: "netdiag_mesh_attempts_total",
         labels: "node target kind result",
-        meaning: "Attempts by the node that made them, the sort of target (peer, dns, api, or a user's name), how (tcp, icmp, dns) \
-                  and how they ended; untried ones were not made",
+        meaning: "Attempts by the node that made them, the sort of target (peer, dns, api, or a user's name), how (tcp, icmp, \
+                  dns, tls, http) and how they ended; untried ones were not made",
     },
     Metric {
         name: "netdiag_mesh_attempts_late_total",
@@ -51,6 +51,12 @@ pub const ALL: &[Metric] = &[
         labels: "target from_zone to_zone kind",
         meaning: "Times of answered attempts, as a histogram with bounds 2^-14 to 2^3 s, merged exactly from the agents' HDR \
                   histograms; the sum is exact to a thousandth",
+    },
+    Metric {
+        name: "netdiag_mesh_phase_seconds",
+        labels: "target from_zone kind phase",
+        meaning: "Times of parts of attempts at users' targets by tls and http, as a histogram of the same bounds: lookup, connect, \
+                  tls, first_byte; also of attempts that failed later",
     },
     Metric {
         name: "netdiag_mesh_link_loss_ratio",
@@ -88,6 +94,7 @@ pub fn text(ledger: &Ledger, slo: &Slo) -> String {
 struct Page {
     attempts: Vec<([String; 3], Counts)>,
     times: Vec<([String; 4], Times)>,
+    phases: Vec<([String; 4], Times)>,
     links: Vec<([String; 3], f64, Option<f64>)>,
     states: [(judge::State, u64); 4],
     omitted: u64,
@@ -110,6 +117,11 @@ impl Page {
             let zones = (way.from_zone.clone(), way.to_zone.clone());
             ([way.target.clone(), zones.0, zones.1, way.kind.name().to_owned()], Times::of(times))
         });
+        let phases = ledger.parts().iter().map(|((way, phase), times)| {
+            let (kind, phase) = (way.kind.name().to_owned(), phase.name().to_owned());
+            ([way.target.clone(), way.from_zone.clone(), kind, phase], Times::of(times))
+        });
+        let phases = phases.collect();
         let links = ledger.links();
         let mut states = [judge::State::Good, judge::State::Slow, judge::State::Loses, judge::State::Unknown]
             .map(|state| (state, 0));
@@ -124,7 +136,7 @@ impl Page {
         let omitted = judged.len().saturating_sub(MAX_LINKS) as u64;
         judged.truncate(MAX_LINKS);
         let links = judged.into_iter().filter_map(|(_, link)| shown(link)).collect();
-        Self { attempts: attempts.collect(), times: times.collect(), links, states, omitted }
+        Self { attempts: attempts.collect(), times: times.collect(), phases, links, states, omitted }
     }
 }
 
@@ -155,7 +167,7 @@ impl Times {
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let [attempts, late, times, loss, p99, states, omitted] = ALL else { return Err(fmt::Error) };
+        let [attempts, late, times, phases, loss, p99, states, omitted] = ALL else { return Err(fmt::Error) };
         let mut family = begin(&mut encoder, attempts, None, MetricType::Counter)?;
         for (of, counts) in &self.attempts {
             let results = counts.failed.iter().map(|(class, count)| (class.name(), *count));
@@ -171,11 +183,13 @@ impl Collector for Page {
                 series.encode_counter::<NoLabelSet, _, u64>(&counts.late, None)
             })?;
         }
-        let mut family = begin(&mut encoder, times, Some(&Unit::Seconds), MetricType::Histogram)?;
-        for (of, found) in &self.times {
-            write(&mut family, times, of.iter().map(String::as_str), |series| {
-                series.encode_histogram::<NoLabelSet>(found.sum_s, found.count, &found.buckets, None)
-            })?;
+        for (metric, all) in [(times, &self.times), (phases, &self.phases)] {
+            let mut family = begin(&mut encoder, metric, Some(&Unit::Seconds), MetricType::Histogram)?;
+            for (of, found) in all {
+                write(&mut family, metric, of.iter().map(String::as_str), |series| {
+                    series.encode_histogram::<NoLabelSet>(found.sum_s, found.count, &found.buckets, None)
+                })?;
+            }
         }
         let mut family = begin(&mut encoder, loss, None, MetricType::Gauge)?;
         for (of, share, _) in &self.links {
@@ -243,9 +257,11 @@ mod tests {
         let failed = BTreeMap::from([(FailureClass::NoAnswer, 2)]);
         let counts = Counts { scheduled: 6, answered: 3, failed, untried: 1, open: 0, late: 1 };
         let phases = BTreeMap::from([(Phase::Connect, Sent::of(&times))]);
-        let target = TargetReport { name: "peer/n2/tcp".to_owned(), counts, phases };
+        let peer = TargetReport { name: "peer/n2/tcp".to_owned(), counts: counts.clone(), phases };
+        let phases = BTreeMap::from([(Phase::FirstByte, Sent::of(&times)), (Phase::Total, Sent::of(&times))]);
+        let web = TargetReport { name: "user/web/http".to_owned(), counts, phases };
         let (generation, started, ended) = (1, Timestamp::from_second(1_800_000_000).unwrap(), true);
-        let round = RoundReport { generation, started, ended, delay: Sent::default(), targets: vec![target] };
+        let round = RoundReport { generation, started, ended, delay: Sent::default(), targets: vec![peer, web] };
         let mut ledger = Ledger::default();
         ledger.place(&["n1", "n2"].map(|node| (node.to_owned(), "eu-\"1\"".to_owned())).into());
         ledger.record("n1", &MeshReport { rounds: vec![round], refused: Vec::new() }, started).unwrap();
@@ -269,7 +285,9 @@ mod tests {
             &format!("netdiag_mesh_time_seconds_bucket{{le=\"+Inf\",{way}}} 3"),
             &format!("netdiag_mesh_time_seconds_count{{{way}}} 3"),
             r#"netdiag_mesh_link_loss_ratio{from="n1",to="n2",kind="tcp"} 0.4"#,
-            r#"netdiag_mesh_links{state="loses"} 1"#,
+            r#"netdiag_mesh_links{state="loses"} 2"#,
+            r#"netdiag_mesh_phase_seconds_count{target="web",from_zone="eu-\"1\"",kind="http",phase="first_byte"} 3"#,
+            r#"netdiag_mesh_time_seconds_count{target="web",from_zone="eu-\"1\"",to_zone="",kind="http"} 3"#,
             "netdiag_mesh_links_omitted 0",
             "# EOF",
         ] {

@@ -17,6 +17,9 @@ mod odds;
 pub mod plan;
 pub mod recorded;
 pub mod rounds;
+pub mod target;
+
+pub use target::{ProbeTarget, UserTarget};
 
 /// How long a round lasts, in milliseconds. Then other neighbours are probed, and what came of it is collected.
 pub const ROUND_MS: u32 = 20_000;
@@ -28,8 +31,6 @@ pub const TIMEOUT_MS: u32 = 1_000;
 pub const LEASE_MS: u32 = 3 * ROUND_MS;
 /// Targets that users may name.
 pub const MAX_USER_TARGETS: usize = 16;
-/// Of a user's target's name, in bytes.
-const MAX_USER_NAME_BYTES: usize = 63;
 
 /// What a mesh probes besides nodes, and what it has to hold.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,33 +55,6 @@ impl Default for Slo {
     /// One in a thousand, and 100 ms: within one cluster both are generous.
     fn default() -> Self {
         Self { loss: 0.001, p99_us: 100_000 }
-    }
-}
-
-/// `NAME=ADDRESS:PORT`, probed by TCP from every node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UserTarget {
-    pub name: String,
-    pub address: SocketAddr,
-}
-
-impl FromStr for UserTarget {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let usage = || format!("use NAME=ADDRESS:PORT, IPv6 in brackets, instead of {text:?}");
-        let (name, address) = text.split_once('=').ok_or_else(usage)?;
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.len() > MAX_USER_NAME_BYTES || !name.chars().all(is_plain) {
-            return Err(format!(
-                "{name:?} cannot name a target: use up to {MAX_USER_NAME_BYTES} letters, digits, '-', '_' and '.'"
-            ));
-        }
-        let address: SocketAddr = address.parse().map_err(|_| usage())?;
-        if address.port() == 0 {
-            return Err(usage());
-        }
-        Ok(Self { name: name.to_owned(), address })
     }
 }
 
@@ -112,6 +86,10 @@ pub enum Kind {
     Tcp,
     Icmp,
     Dns,
+    /// TCP connect and a TLS handshake.
+    Tls,
+    /// A URL: the name's lookup, the connection and the answer.
+    Http,
 }
 
 impl Kind {
@@ -120,6 +98,8 @@ impl Kind {
             Self::Tcp => "tcp",
             Self::Icmp => "icmp",
             Self::Dns => "dns",
+            Self::Tls => "tls",
+            Self::Http => "http",
         }
     }
 }
@@ -157,6 +137,8 @@ impl FromStr for Subject {
             "tcp" => Kind::Tcp,
             "icmp" => Kind::Icmp,
             "dns" => Kind::Dns,
+            "tls" => Kind::Tls,
+            "http" => Kind::Http,
             _ => return Err(unknown()),
         };
         let role = match role {
@@ -181,23 +163,12 @@ mod tests {
             Subject::new(Role::Dns("[fd00::a]:53".parse().unwrap()), Kind::Dns),
             Subject::new(Role::Api, Kind::Tcp),
             Subject::new(Role::User("registry".to_owned()), Kind::Tcp),
+            Subject::new(Role::User("web".to_owned()), Kind::Http),
         ] {
             assert_eq!(subject.to_string().parse(), Ok(subject));
         }
-        for wrong in ["", "peer", "peer//tcp", "peer/n1/http", "dns/x/dns", "peer/n1/tcp/more", "who/n1/tcp"] {
+        for wrong in ["", "peer", "peer//tcp", "peer/n1/smtp", "dns/x/dns", "peer/n1/tcp/more", "who/n1/tcp"] {
             assert!(wrong.parse::<Subject>().is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn targets_of_users_have_plain_names_and_whole_addresses() {
-        let target: UserTarget = "registry=10.0.0.9:5000".parse().unwrap();
-        assert_eq!((target.name.as_str(), target.address.port()), ("registry", 5000));
-        assert!("v6=[fd00::1]:443".parse::<UserTarget>().is_ok());
-        for wrong in ["10.0.0.9:5000", "=10.0.0.9:1", "a b=10.0.0.9:1", "a/b=10.0.0.9:1", "a=10.0.0.9", "a=10.0.0.9:0"]
-        {
-            assert!(wrong.parse::<UserTarget>().is_err(), "{wrong}");
-        }
-        assert!(format!("{}=10.0.0.9:1", "x".repeat(64)).parse::<UserTarget>().is_err());
     }
 }

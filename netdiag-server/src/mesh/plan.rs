@@ -9,12 +9,13 @@ use netdiag_common::observation::probe::DnsRecord;
 use netdiag_common::{Gap, GapReason};
 
 use super::assign::Layout;
+use super::target::{Aim, Host, UserTarget};
 use super::{Kind, Role, Settings, Subject};
 use crate::evidence::{Cluster, corefile};
 
 /// Replicas of the cluster's DNS that one node asks in one round; the next ones in the next.
 pub const DNS_REPLICAS: usize = 4;
-/// Where a node says which zone it is in (well-known labels of Kubernetes).
+const DNS_PORT: u16 = 53;
 /// What kubeadm and most installers use, when the Corefile does not say.
 const USUAL_DOMAIN: &str = "cluster.local";
 
@@ -47,6 +48,8 @@ pub fn plan(cluster: &Cluster, settings: &Settings, round: u64) -> Plan {
     let layout = Layout::new(&named);
     let servers = dns_replicas(cluster, &mut gaps);
     let api = api(cluster, &mut gaps);
+    let planned = settings.targets.iter().map(|target| of_user(target, cluster));
+    let of_users: Vec<Target> = planned.filter_map(|planned| planned.map_err(|gap| gaps.push(gap)).ok()).collect();
     let name = format!("kubernetes.default.svc.{}", cluster_domain(cluster));
     let targets_of = |(number, (node, _, _)): (usize, &(&str, &str, IpAddr))| {
         let mut targets = Vec::new();
@@ -66,10 +69,7 @@ pub fn plan(cluster: &Cluster, settings: &Settings, round: u64) -> Plan {
         if let Some(api) = api {
             add(Role::Api, Kind::Tcp, TargetProbe::Tcp { address: api.ip(), port: api.port() });
         }
-        for target in &settings.targets {
-            let (address, port) = (target.address.ip(), target.address.port());
-            add(Role::User(target.name.clone()), Kind::Tcp, TargetProbe::Tcp { address, port });
-        }
+        targets.extend(of_users.iter().cloned());
         ((*node).to_owned(), targets)
     };
     let targets = members.iter().enumerate().map(targets_of).collect();
@@ -126,6 +126,55 @@ fn api(cluster: &Cluster, gaps: &mut Vec<Gap>) -> Option<SocketAddr> {
         gaps.push(nothing("Service default/kubernetes", "the API has none with a cluster IP"));
     }
     found
+}
+
+/// A user's target as the cluster stands now: a Service's address may change.
+fn of_user(target: &UserTarget, cluster: &Cluster) -> Result<Target, Gap> {
+    let lost = |why: String| Gap {
+        what: format!("continuous probes of target {}", target.name),
+        node: None,
+        reason: GapReason::Gone,
+        why,
+        remedy: "correct the target, or name an address in it".to_owned(),
+    };
+    let unread = || cluster.services.gap().map(|gap| Gap { what: lost(String::new()).what, ..gap.clone() });
+    let address = |host: &Host| match host {
+        Host::Address(address) => Ok(*address),
+        Host::Service { namespace, name } => {
+            let service = cluster.services.get(namespace, name);
+            let address = service.and_then(|service| service.cluster_ips().first().copied());
+            let missing = || lost(format!("the API has no Service {namespace}/{name} with a cluster IP"));
+            address.ok_or_else(|| unread().unwrap_or_else(missing))
+        }
+    };
+    // As the pods' own resolv.conf has it.
+    let dns = || {
+        let address = cluster.dns_service().and_then(|service| service.cluster_ips().first().copied());
+        let missing = || lost("the API has no Service kube-system/kube-dns with a cluster IP to ask".to_owned());
+        address.ok_or_else(|| unread().unwrap_or_else(missing))
+    };
+    let probe = match &target.aim {
+        Aim::Tcp { host, port } => TargetProbe::Tcp { address: address(host)?, port: *port },
+        Aim::Icmp { host } => TargetProbe::Icmp { address: address(host)? },
+        Aim::Tls { host, port, server_name, authorities } => TargetProbe::Tls {
+            address: address(host)?,
+            port: *port,
+            server_name: server_name.clone(),
+            authorities: authorities.clone(),
+        },
+        Aim::Http { url, is_of_service, expect, authorities } => TargetProbe::Http {
+            url: url.clone(),
+            dns: if *is_of_service { Some(dns()?) } else { None },
+            expect: expect.clone(),
+            authorities: authorities.clone(),
+        },
+        Aim::Dns { name, record, server } => {
+            let server = server.map_or_else(|| dns().map(|address| SocketAddr::new(address, DNS_PORT)), Ok)?;
+            TargetProbe::Dns { server: server.ip(), port: server.port(), name: name.clone(), record: *record }
+        }
+    };
+    let name = Subject::new(Role::User(target.name.clone()), target.kind()).to_string();
+    Ok(Target { every: target.every, timeout_ms: target.timeout_ms, ..Target::new(name, probe) })
 }
 
 fn cluster_domain(cluster: &Cluster) -> String {
@@ -219,6 +268,40 @@ mod tests {
             "continuous probes of Service default/kubernetes",
         ];
         assert_eq!(said, wanted);
+    }
+
+    #[test]
+    fn targets_of_users_are_planned_as_the_cluster_stands() {
+        let service = |namespace: &str, name: &str, ip: &str| {
+            json!({"kind": "Service", "metadata": {"namespace": namespace, "name": name},
+                "spec": {"clusterIP": ip, "ports": [{"port": 53, "protocol": "UDP"}]}})
+        };
+        let cluster = cluster(&[
+            node("n1", "a", "10.0.0.1"),
+            service("kube-system", "kube-dns", "10.96.0.10"),
+            service("shop", "web", "10.96.0.80"),
+        ]);
+        let file = "
+targets:
+- {name: web, kind: http, to: 'http://web.shop.svc.cluster.local/', status: [200], interval: 10s}
+- {name: far, kind: http, to: 'http://far.example/'}
+- {name: door, kind: tcp, to: 'web.shop.svc.cluster.local:443', timeout: 3s}
+- {name: names, kind: dns, to: example.com}
+- {name: gone, kind: icmp, to: gone.shop.svc.cluster.local}
+";
+        let targets = crate::mesh::target::parse(file).unwrap().iter().map(|target| target.check().unwrap()).collect();
+        let plan = plan(&cluster, &Settings { targets, ..settings() }, 0);
+        let target = |name: &str| plan.targets["n1"].iter().find(|target| target.name == name).unwrap();
+        let dns = Some("10.96.0.10".parse().unwrap());
+        let web = target("user/web/http");
+        assert!(matches!(&web.probe, TargetProbe::Http { dns: asked, .. } if *asked == dns), "{web:?}");
+        assert_eq!(web.every, 5);
+        assert!(matches!(target("user/far/http").probe, TargetProbe::Http { dns: None, .. }));
+        let door = target("user/door/tcp");
+        assert_eq!((door.probe.destination(), door.timeout_ms), ("10.96.0.80:443".parse().ok(), Some(3_000)));
+        assert_eq!(target("user/names/dns").probe.destination(), "10.96.0.10:53".parse().ok());
+        let gap = plan.gaps.iter().find(|gap| gap.what == "continuous probes of target gone").unwrap();
+        assert!(gap.why.contains("no Service shop/gone"), "{gap:?}");
     }
 
     #[test]

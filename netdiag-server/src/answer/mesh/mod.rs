@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use netdiag_common::observation::mesh::{Counts, FailureClass};
+use netdiag_common::observation::mesh::{Counts, FailureClass, Phase};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{NotSeen, not_seen};
 use crate::mesh::judge::{self, Finding, State};
 use crate::mesh::ledger::Link;
+use crate::mesh::recorded::Recorded;
 use crate::mesh::rounds::Look;
 use crate::mesh::{Kind, Role, Slo, Subject};
 
@@ -92,6 +93,20 @@ pub struct MeshLink {
     pub p50_us: Option<u64>,
     pub p99_us: Option<u64>,
     pub max_us: Option<u64>,
+    /// Of kinds with more than one; those that failed later count in the ones that they got through.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<MeshPhase>,
+}
+
+/// A part of attempts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MeshPhase {
+    pub phase: Phase,
+    pub count: u64,
+    /// Microseconds.
+    pub p50_us: u64,
+    pub p99_us: u64,
+    pub max_us: u64,
 }
 
 /// What a target is to the cluster.
@@ -167,7 +182,13 @@ fn link(found: &Link, slo: &Slo) -> MeshLink {
         p50_us: times.at_quantile(0.5),
         p99_us: times.at_quantile(0.99),
         max_us: times.max_us(),
+        phases: found.parts.iter().filter_map(|(phase, times)| part(*phase, times)).collect(),
     }
+}
+
+fn part(phase: Phase, times: &Recorded) -> Option<MeshPhase> {
+    let (p50_us, p99_us) = (times.at_quantile(0.5)?, times.at_quantile(0.99)?);
+    Some(MeshPhase { phase, count: times.len(), p50_us, p99_us, max_us: times.max_us()? })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of some minutes are far below 2^53")]

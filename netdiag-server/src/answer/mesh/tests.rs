@@ -24,7 +24,7 @@ fn of(from: &str, subject: Subject, lost: u64, time_us: u64) -> Link {
     let failed = BTreeMap::from([(FailureClass::NoAnswer, lost)]);
     let counts = Counts { scheduled: 21, answered: 20 - lost, failed, untried: 1, ..Counts::default() };
     let spell = Spell { failures: lost, told: if lost > 0 { 20 } else { 0 }, answered_since: 0 };
-    Link { from: from.to_owned(), subject, lately: counts.clone(), counts, spell, times }
+    Link { from: from.to_owned(), subject, lately: counts.clone(), counts, spell, times, parts: BTreeMap::new() }
 }
 
 /// Everybody to everybody; `bad` says how many of 20 are lost, and what the others take.

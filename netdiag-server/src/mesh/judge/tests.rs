@@ -21,7 +21,7 @@ fn link(from: &str, role: Role, lost: u64, time_us: u64) -> Link {
     let failed = BTreeMap::from([(FailureClass::NoAnswer, lost)]);
     let counts = Counts { scheduled: 20, answered: 20 - lost, failed, ..Counts::default() };
     let spell = Spell { failures: lost, told: if lost > 0 { 20 } else { 0 }, answered_since: 0 };
-    Link { from: from.to_owned(), subject: Subject::new(role, kind), lately: counts.clone(), counts, spell, times }
+    Link { from: from.to_owned(), subject: Subject::new(role, kind), lately: counts.clone(), counts, spell, times, parts: BTreeMap::new() }
 }
 
 /// Every node to every other; `bad` says how many are lost and how long the others take.
