@@ -1,8 +1,8 @@
-//! The mesh for Prometheus: OpenMetrics text with classic histograms.
+//! The mesh for Prometheus: OpenMetrics text with classic histograms, or protobuf with native ones beside them.
 //!
-//! Their bounds are powers of two of a second, which are those of a native histogram of schema 0: a Prometheus that converts
-//! classic to native histograms, or another that scrapes native ones, sees the same buckets.
+//! The classic bounds are powers of two of a second, which are among those of the native ones: both count the same.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use hdrhistogram::Histogram;
@@ -15,6 +15,10 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::ledger::{Ledger, Link};
 use super::{Role, Slo, judge};
+
+mod native;
+
+pub use native::{PROTOBUF, protobuf};
 
 /// Of [`text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -106,6 +110,10 @@ struct Times {
     count: u64,
     /// Upper bounds in seconds with the count of their own bucket.
     buckets: Vec<(f64, u64)>,
+    /// The same in the finer buckets of a native histogram, by their index.
+    native: BTreeMap<i32, u64>,
+    /// Shorter than a microsecond.
+    zero: u64,
 }
 
 impl Page {
@@ -153,15 +161,19 @@ impl Times {
     fn of(histogram: &Histogram<u64>) -> Self {
         let mut buckets: Vec<(f64, u64)> = BOUNDS.map(|power| (2_f64.powi(power), 0)).collect();
         buckets.push((f64::INFINITY, 0));
-        let mut sum_s = 0.0;
+        let (mut sum_s, mut native, mut zero) = (0.0, BTreeMap::new(), 0);
         for step in histogram.iter_recorded() {
             // The middle of what the histogram takes for equal: a thousandth wide.
             let time_s = histogram.median_equivalent(step.value_iterated_to()) as f64 / 1e6;
             let bucket = buckets.iter_mut().find(|(bound, _)| time_s <= *bound);
             bucket.expect("the last bound is infinite").1 += step.count_at_value();
             sum_s += time_s * step.count_at_value() as f64;
+            match native::index(time_s) {
+                Some(index) => *native.entry(index).or_insert(0) += step.count_at_value(),
+                None => zero += step.count_at_value(),
+            }
         }
-        Self { sum_s, count: histogram.len(), buckets }
+        Self { sum_s, count: histogram.len(), buckets, native, zero }
     }
 }
 
@@ -203,15 +215,18 @@ impl Collector for Page {
         }
         let mut family = begin(&mut encoder, states, None, MetricType::Gauge)?;
         for (state, count) in self.states {
-            let name = match state {
-                judge::State::Good => "good",
-                judge::State::Slow => "slow",
-                judge::State::Loses => "loses",
-                judge::State::Unknown => "unknown",
-            };
-            write(&mut family, states, [name].into_iter(), |series| series.encode_gauge(&count))?;
+            write(&mut family, states, [word(state)].into_iter(), |series| series.encode_gauge(&count))?;
         }
         begin(&mut encoder, omitted, None, MetricType::Gauge)?.encode_gauge(&self.omitted)
+    }
+}
+
+fn word(state: judge::State) -> &'static str {
+    match state {
+        judge::State::Good => "good",
+        judge::State::Slow => "slow",
+        judge::State::Loses => "loses",
+        judge::State::Unknown => "unknown",
     }
 }
 
@@ -239,8 +254,6 @@ fn write<'l>(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use jiff::Timestamp;
     use netdiag_common::observation::mesh::{
         FailureClass, MeshReport, Phase, RoundReport, TargetReport, Times as Sent, empty,
@@ -248,7 +261,7 @@ mod tests {
 
     use super::*;
 
-    fn ledger() -> Ledger {
+    pub(super) fn ledger() -> Ledger {
         let mut times = empty::<u32>();
         // One below the shortest bound, one in the bucket up to 2^-10 s = 977 µs, one above the longest.
         for us in [40, 900, 9_000_000] {

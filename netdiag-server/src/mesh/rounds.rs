@@ -193,6 +193,11 @@ impl Rounds {
         super::metrics::text(&self.state().ledger, &self.settings.slo)
     }
 
+    /// The same with native histograms.
+    pub fn metrics_protobuf(&self) -> Vec<u8> {
+        super::metrics::protobuf(&self.state().ledger, &self.settings.slo)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,7 +7,6 @@ use super::*;
 use crate::answer::Paint;
 use crate::mesh::Settings;
 use crate::mesh::ledger::Spell;
-use crate::mesh::recorded::Recorded;
 
 fn at() -> Timestamp {
     "2026-11-22T12:00:00Z".parse().unwrap()

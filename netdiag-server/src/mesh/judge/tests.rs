@@ -3,9 +3,9 @@
 use netdiag_common::observation::mesh::{Counts, FailureClass, empty};
 
 use super::*;
+use crate::mesh::Subject;
 use crate::mesh::ledger::Spell;
 use crate::mesh::recorded::Recorded;
-use crate::mesh::{Kind, Subject};
 
 const NODES: [(&str, &str); 6] = [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("b2", "b"), ("b3", "b")];
 
@@ -21,7 +21,8 @@ fn link(from: &str, role: Role, lost: u64, time_us: u64) -> Link {
     let failed = BTreeMap::from([(FailureClass::NoAnswer, lost)]);
     let counts = Counts { scheduled: 20, answered: 20 - lost, failed, ..Counts::default() };
     let spell = Spell { failures: lost, told: if lost > 0 { 20 } else { 0 }, answered_since: 0 };
-    Link { from: from.to_owned(), subject: Subject::new(role, kind), lately: counts.clone(), counts, spell, times, parts: BTreeMap::new() }
+    let (subject, parts) = (Subject::new(role, kind), BTreeMap::new());
+    Link { from: from.to_owned(), subject, lately: counts.clone(), counts, spell, times, parts }
 }
 
 /// Every node to every other; `bad` says how many are lost and how long the others take.
