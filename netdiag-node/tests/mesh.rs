@@ -286,9 +286,9 @@ fn what_is_over_the_limits_is_refused_in_words_and_changes_nothing() {
         }
         other => panic!("{other:?}"),
     };
-    let many = (0..65).map(|n| tcp(&format!("t{n}"), POD_ADDRESS, 9443)).collect();
+    let many = (0..97).map(|n| tcp(&format!("t{n}"), POD_ADDRESS, 9443)).collect();
     let why = refused(assignment(1, many));
-    assert!(why.contains("65 targets in one assignment, 64 are the limit"), "{why}");
+    assert!(why.contains("97 targets in one assignment, 96 are the limit"), "{why}");
     let fast = (0..11).map(|n| tcp(&format!("t{n}"), POD_ADDRESS, 9443)).collect();
     assert!(refused(assignment(1, fast)).contains("110000 attempts in 1000 s"));
     let of = |asker: &str| Assignment {

@@ -178,15 +178,15 @@ mod tests {
 
     #[test]
     fn what_is_within_the_limits_is_accepted() {
-        let full = assignment((1..=64).map(target).collect());
+        let full = assignment((1..=96).map(target).collect());
         check(&full).unwrap();
         check_rate(&full, MAX_ATTEMPTS_PER_S * 1_000 - full.attempts_per_1000s()).unwrap();
     }
 
     #[test]
     fn what_is_over_a_limit_is_refused_with_the_limit() {
-        let too_many = check(&assignment((1..=65).map(target).collect())).unwrap_err().to_string();
-        assert!(too_many.starts_with("65 targets in one assignment, 64 are the limit"), "{too_many}");
+        let too_many = check(&assignment((1..=97).map(target).collect())).unwrap_err().to_string();
+        assert!(too_many.starts_with("97 targets in one assignment, 96 are the limit"), "{too_many}");
         assert_eq!(refusal(|a| a.interval_ms = 99), "an attempt every 99 ms, 100 to 60000 are allowed");
         assert_eq!(refusal(|a| a.timeout_ms = 5_001), "a timeout of 5001 ms, 1 to 5000 are allowed");
         assert!(refusal(|a| a.lease_ms = 0).starts_with("a lease of 0 ms"));

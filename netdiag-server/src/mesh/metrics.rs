@@ -43,7 +43,7 @@ pub const ALL: &[Metric] = &[
         name: "netdiag_mesh_attempts_total",
         labels: "node target kind result",
         meaning: "Attempts by the node that made them, the sort of target (peer, dns, api, or a user's name), how (tcp, icmp, \
-                  dns, tls, http) and how they ended; untried ones were not made",
+                  icmp4, icmp6, dns, tls, http) and how they ended; untried ones were not made",
     },
     Metric {
         name: "netdiag_mesh_attempts_late_total",

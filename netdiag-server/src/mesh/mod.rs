@@ -85,6 +85,10 @@ pub enum Role {
 pub enum Kind {
     Tcp,
     Icmp,
+    /// ICMP echo to the IPv4 address of a peer whose first address is IPv6.
+    Icmp4,
+    /// ICMP echo to the IPv6 address of a peer whose first address is IPv4.
+    Icmp6,
     Dns,
     /// TCP connect and a TLS handshake.
     Tls,
@@ -97,9 +101,19 @@ impl Kind {
         match self {
             Self::Tcp => "tcp",
             Self::Icmp => "icmp",
+            Self::Icmp4 => "icmp4",
+            Self::Icmp6 => "icmp6",
             Self::Dns => "dns",
             Self::Tls => "tls",
             Self::Http => "http",
+        }
+    }
+
+    /// What it is one of where families are not told apart.
+    pub fn of_any_family(self) -> Self {
+        match self {
+            Self::Icmp4 | Self::Icmp6 => Self::Icmp,
+            kind => kind,
         }
     }
 }
@@ -136,6 +150,8 @@ impl FromStr for Subject {
         let kind = match kind {
             "tcp" => Kind::Tcp,
             "icmp" => Kind::Icmp,
+            "icmp4" => Kind::Icmp4,
+            "icmp6" => Kind::Icmp6,
             "dns" => Kind::Dns,
             "tls" => Kind::Tls,
             "http" => Kind::Http,
@@ -160,6 +176,7 @@ mod tests {
     fn subjects_read_as_they_were_written() {
         for subject in [
             Subject::new(Role::Peer("n2.example".to_owned()), Kind::Icmp),
+            Subject::new(Role::Peer("n2".to_owned()), Kind::Icmp6),
             Subject::new(Role::Dns("[fd00::a]:53".parse().unwrap()), Kind::Dns),
             Subject::new(Role::Api, Kind::Tcp),
             Subject::new(Role::User("registry".to_owned()), Kind::Tcp),

@@ -33,33 +33,43 @@ pub struct Plan {
 /// The round with this number.
 pub fn plan(cluster: &Cluster, settings: &Settings, round: u64) -> Plan {
     let mut gaps: Vec<Gap> = cluster.nodes.gap().cloned().into_iter().collect();
-    let mut members: Vec<(&str, &str, IpAddr)> = Vec::new();
+    let mut members: Vec<Member<'_>> = Vec::new();
     let mut zones = BTreeMap::new();
     for node in cluster.nodes.iter() {
         let name = node.metadata.name.as_str();
         let zone = node.zone();
         zones.insert(name.to_owned(), zone.to_owned());
-        match node.internal_ips().next() {
-            Some(address) => members.push((name, zone, address)),
+        match Member::of(name, zone, node.internal_ips()) {
+            Some(member) => members.push(member),
             None => gaps.push(without_address(name)),
         }
     }
-    let named: Vec<(&str, &str)> = members.iter().map(|(name, zone, _)| (*name, *zone)).collect();
+    let named: Vec<(&str, &str)> = members.iter().map(|member| (member.name, member.zone)).collect();
     let layout = Layout::new(&named);
     let servers = dns_replicas(cluster, &mut gaps);
     let api = api(cluster, &mut gaps);
     let planned = settings.targets.iter().map(|target| of_user(target, cluster));
     let of_users: Vec<Target> = planned.filter_map(|planned| planned.map_err(|gap| gaps.push(gap)).ok()).collect();
     let name = format!("kubernetes.default.svc.{}", cluster_domain(cluster));
-    let targets_of = |(number, (node, _, _)): (usize, &(&str, &str, IpAddr))| {
+    let targets_of = |(number, member): (usize, &Member<'_>)| {
         let mut targets = Vec::new();
         let mut add = |role: Role, kind: Kind, probe: TargetProbe| {
             targets.push(Target::new(Subject::new(role, kind).to_string(), probe));
         };
         for peer in layout.peers(number, round) {
-            let (peer, _, address) = members[peer];
-            add(Role::Peer(peer.to_owned()), Kind::Tcp, TargetProbe::Tcp { address, port: settings.agent_port });
-            add(Role::Peer(peer.to_owned()), Kind::Icmp, TargetProbe::Icmp { address });
+            let peer = &members[peer];
+            let (role, address) = (Role::Peer(peer.name.to_owned()), peer.first);
+            let second = peer.second.filter(|address| member.has_family_of(*address));
+            // A node without the first one's family has no way there, which is no fault of the network.
+            if second.is_none() || member.has_family_of(address) {
+                add(role.clone(), Kind::Tcp, TargetProbe::Tcp { address, port: settings.agent_port });
+                add(role.clone(), Kind::Icmp, TargetProbe::Icmp { address });
+            }
+            // Agents listen at one address: what answers at the other one is the kernel.
+            if let Some(address) = second {
+                let kind = if address.is_ipv4() { Kind::Icmp4 } else { Kind::Icmp6 };
+                add(role, kind, TargetProbe::Icmp { address });
+            }
         }
         for server in turn(&servers, number, round) {
             let (name, record) = (name.clone(), DnsRecord::A);
@@ -70,10 +80,32 @@ pub fn plan(cluster: &Cluster, settings: &Settings, round: u64) -> Plan {
             add(Role::Api, Kind::Tcp, TargetProbe::Tcp { address: api.ip(), port: api.port() });
         }
         targets.extend(of_users.iter().cloned());
-        ((*node).to_owned(), targets)
+        (member.name.to_owned(), targets)
     };
     let targets = members.iter().enumerate().map(targets_of).collect();
     Plan { targets, zones, gaps }
+}
+
+/// A node that takes part.
+struct Member<'c> {
+    name: &'c str,
+    zone: &'c str,
+    first: IpAddr,
+    /// Of the other family.
+    second: Option<IpAddr>,
+}
+
+impl<'c> Member<'c> {
+    /// None without an address.
+    fn of(name: &'c str, zone: &'c str, mut addresses: impl Iterator<Item = IpAddr>) -> Option<Self> {
+        let first = addresses.next()?;
+        let second = addresses.find(|address| address.is_ipv4() != first.is_ipv4());
+        Some(Self { name, zone, first, second })
+    }
+
+    fn has_family_of(&self, address: IpAddr) -> bool {
+        self.second.is_some() || self.first.is_ipv4() == address.is_ipv4()
+    }
 }
 
 /// The replicas whose turn it is at this node.
@@ -268,6 +300,31 @@ mod tests {
             "continuous probes of Service default/kubernetes",
         ];
         assert_eq!(said, wanted);
+    }
+
+    #[test]
+    fn peers_of_two_families_are_probed_by_both() {
+        let node = |name: &str, addresses: &[&str]| {
+            let addresses: Vec<_> =
+                addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
+            json!({"kind": "Node", "metadata": {"name": name}, "status": {"addresses": addresses}})
+        };
+        let cluster = cluster(&[
+            node("both", &["10.0.0.1", "10.9.0.1", "fd00::1"]),
+            node("too", &["fd00::2", "10.0.0.2"]),
+            node("old", &["10.0.0.3"]),
+        ]);
+        let plan = plan(&cluster, &Settings { targets: Vec::new(), ..settings() }, 0);
+        let probed = |from: &str| -> Vec<String> {
+            let echoes = plan.targets[from].iter().filter(|target| target.name.contains("icmp"));
+            echoes.map(|echo| format!("{} {}", echo.name, echo.probe.destination().unwrap().ip())).collect()
+        };
+        let both = ["peer/old/icmp 10.0.0.3", "peer/too/icmp fd00::2", "peer/too/icmp4 10.0.0.2"];
+        assert_eq!(probed("both"), both);
+        let too = ["peer/both/icmp 10.0.0.1", "peer/both/icmp6 fd00::1", "peer/old/icmp 10.0.0.3"];
+        assert_eq!(probed("too"), too);
+        // It has no IPv6 to send from.
+        assert_eq!(probed("old"), ["peer/both/icmp 10.0.0.1", "peer/too/icmp4 10.0.0.2"]);
     }
 
     #[test]

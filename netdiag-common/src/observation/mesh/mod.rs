@@ -15,8 +15,8 @@ mod times;
 
 pub use times::{LONGEST_US, SIGNIFICANT_DIGITS, Times, TimesError, empty};
 
-/// Most targets of one assignment.
-pub const MAX_TARGETS: usize = 64;
+/// Most targets of one assignment: twenty peers of two address families by three probes each, and what is probed besides.
+pub const MAX_TARGETS: usize = 96;
 /// Shortest and longest time between two attempts at one target, in milliseconds.
 pub const INTERVAL_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
 /// Most attempts per second that an agent makes for all its assignments together.

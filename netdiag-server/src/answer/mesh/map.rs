@@ -37,8 +37,22 @@ impl<'a> Map<'a> {
 }
 
 fn cells(links: &[MeshLink], kind: Kind) -> BTreeMap<(&str, &str), &MeshLink> {
-    let of_kind = links.iter().filter(|link| link.kind == kind && link.target == TargetName::Peer);
-    of_kind.map(|link| ((link.from.as_str(), link.to.as_str()), link)).collect()
+    let of_kind = links.iter().filter(|link| link.kind.of_any_family() == kind && link.target == TargetName::Peer);
+    let mut cells: BTreeMap<(&str, &str), &MeshLink> = BTreeMap::new();
+    for link in of_kind {
+        let cell = cells.entry((link.from.as_str(), link.to.as_str())).or_insert(link);
+        // Of two families the worse one.
+        if badness(link) > badness(cell) {
+            *cell = link;
+        }
+    }
+    cells
+}
+
+/// How bad it is, and then how much it loses, in millionths.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share is 0 to 1")]
+fn badness(link: &MeshLink) -> (State, u64) {
+    (link.state, (lost(link).unwrap_or_default() * 1e6) as u64)
 }
 
 /// The share that a cell shows: how it is now, or, where a link breaks its target, the worse of now and the whole window.

@@ -38,7 +38,7 @@ fn wants_protobuf(accept: &str) -> bool {
         let mut words = range.split(';').map(str::trim);
         let kind = words.next().unwrap_or_default().to_ascii_lowercase();
         let parameters: Vec<(&str, &str)> = words.filter_map(|word| word.split_once('=')).collect();
-        let parameter = |name: &str| parameters.iter().find(|(own, _)| own.trim() == name).map(|(_, value)| value.trim());
+        let parameter = |name: &str| parameters.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
         let weight = parameter("q").and_then(|q| q.parse::<f64>().ok()).unwrap_or(1.0);
         let is_ours = parameter("proto").is_none_or(|proto| proto == "io.prometheus.client.MetricFamily")
             && parameter("encoding").is_none_or(|encoding| encoding == "delimited");
