@@ -1,5 +1,6 @@
 //! The case `meshed`: nodes that probe each other. A healthy mesh keeps its targets; one broken link between two nodes is that
-//! link in the answer, in the heat map as text and as SVG, and in the metrics, and nothing else is; healed, it is well again.
+//! link in the answer, in the heat map as text and as SVG, and in the metrics, and nothing else is; healed, it is well again. A URL of
+//! the configuration is probed by its name, with times of each phase.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -33,6 +34,10 @@ const MESH: [&str; 4] = ["probe", "mesh", "--p99-target", "900ms"];
 const METRICS_PORT: u16 = 9445;
 /// The cluster address of Service shop/web, as a user's own target.
 const USER_TARGET: &str = "web=10.96.0.80:80";
+/// A Service of the world by its name, as the server's configuration lists it.
+const LISTED: &str = "targets: [{name: page, kind: http, to: 'http://web.shop.svc.cluster.local/hostname', status: [200], interval: 4s}]";
+/// What an attempt at it goes through; plain HTTP has no TLS.
+const PHASES: [&str; 3] = ["lookup", "connect", "first_byte"];
 /// On one end of the link, against the other end's address.
 const BREAK: &str = "nft add table inet cut && nft add chain inet cut in '{ type filter hook input priority -10; }' && \
                      nft add rule inet cut in ip saddr OTHER counter drop";
@@ -79,6 +84,9 @@ fn in_cluster(cluster: &Cluster) -> Result<Vec<String>> {
 
 /// The server's own mesh goes on, with a target of ours and metrics for everybody who reaches its pod.
 fn keep_a_mesh(cluster: &Cluster) -> Result<()> {
+    let listed = serde_json::json!({"data": {"targets.yaml": LISTED}}).to_string();
+    let patch = ["-n", "netdiag-system", "patch", "configmap", "netdiag-config", "--type=merge", "--patch", &listed];
+    cluster.kubectl(&patch)?;
     let metrics = format!("--metrics-listen=0.0.0.0:{METRICS_PORT}");
     let words = ["--mesh", &format!("--mesh-target={USER_TARGET}"), &metrics];
     let add = |word| serde_json::json!({"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": word});
@@ -125,7 +133,14 @@ fn not_well(answer: &Value) -> Option<String> {
 /// The mesh that the server keeps has more than one round, and our own target.
 fn is_kept_and_well(answer: &Value) -> bool {
     let has_ours = links(answer).iter().any(|link| link["target"] == "user" && link["to"] == "web");
-    not_well(answer).is_none() && has_ours && answer["rounds"].as_u64().is_some_and(|rounds| rounds > 1)
+    let pages = links(answer).iter().filter(|link| link["to"] == "page" && link["kind"] == "http").count();
+    let has_phases = |link: &Value| {
+        let phases = link["phases"].as_array().map_or(&[][..], Vec::as_slice);
+        PHASES.iter().all(|wanted| phases.iter().any(|phase| phase["phase"] == *wanted))
+    };
+    let is_phased = links(answer).iter().filter(|link| link["to"] == "page").all(has_phases);
+    let has_listed = pages == usize::from(NODES) && is_phased;
+    not_well(answer).is_none() && has_ours && has_listed && answer["rounds"].as_u64().is_some_and(|rounds| rounds > 1)
 }
 
 /// What is wrong with the answer about the one broken link: both directions lose by TCP and by ICMP, and nothing else does.
@@ -176,6 +191,12 @@ fn pictures(cluster: &Cluster, installed: &Installed) -> Result<Vec<String>> {
             words.iter().all(|word| line.contains(word)) && !line.ends_with(" 0") && !line.ends_with(" 0.0")
         })
     };
+    for phase in PHASES {
+        let word = format!("phase=\"{phase}\"");
+        if !has("netdiag_mesh_phase_seconds_count{", &["target=\"page\"", "kind=\"http\"", word.as_str()]) {
+            wrong.push(format!("the metrics have no times of phase {phase} of target page:\n{page}"));
+        }
+    }
     let (from, to) = (format!("from=\"{one}\""), format!("to=\"{other}\""));
     for (start, words) in [
         ("netdiag_mesh_time_seconds_bucket{", &["target=\"peer\"", "kind=\"tcp\"", "le=\"+Inf\""][..]),
