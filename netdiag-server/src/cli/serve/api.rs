@@ -11,7 +11,7 @@ use axum::{Extension, Json, Router};
 use http::StatusCode;
 use tokio::sync::Semaphore;
 
-use super::blackbox;
+use super::blackbox::{self, Modules};
 use crate::answer::{self, probe::ProbeAnswer};
 use crate::ask::{self, LiveSource, Source};
 use crate::cli::Failure;
@@ -42,15 +42,22 @@ pub(super) struct Api {
     probes: Arc<Semaphore>,
     /// The one that this server keeps going.
     mesh: Option<Arc<Rounds>>,
+    pub(super) modules: Arc<Modules>,
 }
 
-pub(super) fn router(source: Arc<LiveSource>, gate: Arc<dyn Gate>, kept: Option<Arc<Rounds>>) -> Router {
+pub(super) fn router(
+    source: Arc<LiveSource>,
+    gate: Arc<dyn Gate>,
+    kept: Option<Arc<Rounds>>,
+    modules: Modules,
+) -> Router {
     let api = Api {
         source,
         gate: gate.clone(),
         questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
         probes: Arc::new(Semaphore::new(MAX_PROBES)),
         mesh: kept,
+        modules: Arc::new(modules),
     };
     let router = Router::new()
         .route("/v1/diagnose", post(diagnose))

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ mod blackbox;
 mod gate;
 mod metrics;
 
+use blackbox::Modules;
+
 /// After SIGTERM, what is being answered may finish; below the 30 s that the kubelet gives a Pod.
 const LAST_WORDS: Duration = Duration::from_secs(20);
 
@@ -47,6 +49,9 @@ pub(super) struct Args {
     /// Port of the agents on their nodes' addresses
     #[arg(long, value_name = "PORT", default_value_t = AGENT_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     agent_port: u16,
+    /// Modules of GET /probe beside ours, in the format of blackbox_exporter's own configuration
+    #[arg(long, value_name = "FILE")]
+    blackbox_config: Option<PathBuf>,
     #[command(flatten)]
     mesh: ServedMesh,
     /// The kubeconfig; inside a cluster the Pod's service account
@@ -63,6 +68,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_max_level(tracing::Level::INFO)
         .init();
+    let modules = modules(args.blackbox_config.as_deref())?;
     let agents = Agents::new(&args.tls_dir)?;
     let access = kube::connect(&AccessOptions { kubeconfig: args.kubeconfig, context: args.context }).await?;
     let is_on_loopback = args.listen.ip().is_loopback();
@@ -73,7 +79,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     let tools = mcp::router(mcp::State::new(source.clone(), Some(gate.clone())), options);
     let health = api::health(source.clone());
     let mesh = args.mesh.start(&source)?;
-    let router = api::router(source, gate, mesh.clone()).merge(tools).merge(health.clone());
+    let router = api::router(source, gate, mesh.clone(), modules).merge(tools).merge(health.clone());
     let mut servers = vec![serve(args.listen, router, stop.clone()).await?];
     if let Some(address) = args.health {
         servers.push(serve(address, health, stop.clone()).await?);
@@ -88,6 +94,14 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         let _ = tokio::time::timeout(LAST_WORDS, server).await;
     }
     Ok(EXIT_HEALTHY)
+}
+
+fn modules(file: Option<&Path>) -> Result<Modules, Failure> {
+    let Some(path) = file else { return Modules::of(None).map_err(Failure) };
+    #[expect(clippy::disallowed_methods, reason = "a file that the user names")]
+    let read = std::fs::read_to_string(path);
+    let text = read.map_err(|error| Failure(format!("cannot read {}: {error}", path.display())))?;
+    Modules::of(Some(&text)).map_err(|why| Failure(format!("{}: {why}", path.display())))
 }
 
 async fn serve(

@@ -12,7 +12,7 @@ const TIMEOUT: &str = "X-Prometheus-Scrape-Timeout-Seconds: 10\r\n";
 const ASKED: [(&str, &[&str]); 4] = [
     (
         "module=http_2xx&target=http%3A%2F%2Fweb.shop.svc.cluster.local%2Fhostname",
-        &["probe_success 1", "probe_http_status_code 200"],
+        &["probe_success 1", "probe_http_status_code 200", "probe_failed_due_to_regex 0"],
     ),
     ("module=tcp_connect&target=10.96.0.80:80", &["probe_success 1", "probe_ip_protocol 4"]),
     ("module=tcp_connect&target=10.96.0.80:81", &["probe_success 0"]),

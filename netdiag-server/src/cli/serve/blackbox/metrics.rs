@@ -1,0 +1,390 @@
+//! What a probe came to under blackbox_exporter's names (prober/*.go, v0.27): those for which there are real values. Of DNS answers only
+//! the first section is kept, and of TLS only the chain that was served.
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+
+use jiff::Timestamp;
+use netdiag_common::observation::series::http::{HttpPhases, HttpReport};
+use netdiag_common::observation::series::{DnsReport, FailureClass, IcmpReport, ProbeReport, TlsReport};
+
+use super::module::{Module, Preferred};
+use crate::answer::probe::ProbeAnswer;
+use crate::probe::Kind;
+use crate::probe::tally::AttemptEntry;
+
+/// The attempts of an answer that a scrape is about.
+struct Found<'a> {
+    /// The name's own lookup, which comes before what it was looked up for.
+    lookup: Option<&'a AttemptEntry>,
+    /// The one that is shown: its default takes one address.
+    attempt: &'a AttemptEntry,
+    report: ProbeReport,
+}
+
+pub(super) fn text(answer: &ProbeAnswer, module: &Module) -> String {
+    let mut page = Page::default();
+    let found = found(answer, module);
+    let success = found.as_ref().is_some_and(|found| is_success(found, module));
+    page.gauge("probe_success", "Displays whether or not the probe was a success", f64::from(u8::from(success)));
+    let took = found.as_ref().map_or(0, |found| found.attempt.elapsed_us + elapsed(found.lookup));
+    page.gauge("probe_duration_seconds", "Returns how long the probe took to complete in seconds", seconds(took));
+    let Some(found) = found else { return page.0 };
+    let looked_up = match &found.report {
+        ProbeReport::Http(report) => {
+            report.exchanges.first().and_then(|exchange| exchange.phases.lookup_us).unwrap_or(0)
+        }
+        _ => elapsed(found.lookup),
+    };
+    let help = "Returns the time taken for probe dns lookup in seconds";
+    page.gauge("probe_dns_lookup_time_seconds", help, seconds(looked_up));
+    let address = address(&found.attempt.to);
+    let protocol = address.map_or(0.0, |address| if address.is_ipv4() { 4.0 } else { 6.0 });
+    page.gauge("probe_ip_protocol", "Specifies whether probe ip protocol is IP4 or IP6", protocol);
+    if let Some(address) = address {
+        let help = "Specifies the hash of IP address. It's useful to detect if the IP address changes.";
+        page.gauge("probe_ip_addr_hash", help, hash(address).into());
+    }
+    match &found.report {
+        ProbeReport::Http(report) => page.http(report, module),
+        ProbeReport::Tls(report) => page.tls(report),
+        ProbeReport::Icmp(report) => page.icmp(report, elapsed(found.lookup)),
+        ProbeReport::Dns(report) => page.dns(report),
+        _ => {}
+    }
+    page.0
+}
+
+/// None where nothing was sent.
+fn found<'a>(answer: &'a ProbeAnswer, module: &Module) -> Option<Found<'a>> {
+    let is_lookup = |index: usize| answer.kind != Kind::Dns && answer.series.len() > 1 && index == 0;
+    let attempts = || {
+        answer.series.iter().enumerate().filter(|(index, _)| !is_lookup(*index)).flat_map(|(_, s)| &s.tally.attempts)
+    };
+    let lookup = answer.series.first().filter(|_| is_lookup(0)).and_then(|series| series.tally.attempts.first());
+    let is_v6 = |attempt: &&AttemptEntry| address(&attempt.to).map(|address| address.is_ipv6());
+    let preferred = module.family.and_then(|family| attempts().find(|attempt| is_v6(attempt) == Some(family.is_v6)));
+    let well = || attempts().find(|attempt| attempt.failure.is_none());
+    let attempt = preferred.or_else(well).or_else(|| attempts().next())?;
+    // What cannot be read is told as nothing.
+    let report = serde_json::from_value(attempt.report.clone()).unwrap_or_default();
+    Some(Found { lookup, attempt, report })
+}
+
+fn is_success(found: &Found<'_>, module: &Module) -> bool {
+    // A URL's host is asked for by the node, in its own order.
+    let only = module.family.and_then(Preferred::only);
+    if only.is_some_and(|only| !address(&found.attempt.to).is_some_and(|address| only.holds(address))) {
+        return false;
+    }
+    let failure = found.attempt.failure.as_ref();
+    let is_only_distrust = module.pass.any_certificate && failure.is_some_and(|f| f.class == FailureClass::Certificate);
+    match &found.report {
+        ProbeReport::Dns(report) => {
+            let rcode = report.queries.iter().rev().find_map(|query| query.answer.as_ref()).map(|answer| &answer.rcode);
+            rcode.is_some_and(|rcode| match module.pass.rcodes.as_slice() {
+                [] => rcode == "NOERROR",
+                rcodes => rcodes.contains(rcode),
+            })
+        }
+        ProbeReport::Http(report) => {
+            let status = report.exchanges.last().and_then(|exchange| exchange.status);
+            let is_healthy = match &module.options.grpc_health {
+                Some(_) => report.grpc_health.as_deref() == Some("SERVING"),
+                None => status.is_some_and(|status| module.options.expect.contains(&status)),
+            };
+            let is_answered = failure.is_none() || (is_only_distrust && is_healthy);
+            is_answered && module.pass.tls.is_none_or(|wanted| wanted == report.tls.is_some())
+        }
+        // A handshake that ended has a version.
+        ProbeReport::Tls(report) => failure.is_none() || (is_only_distrust && report.version.is_some()),
+        _ => failure.is_none(),
+    }
+}
+
+fn elapsed(attempt: Option<&AttemptEntry>) -> u64 {
+    attempt.map_or(0, |attempt| attempt.elapsed_us)
+}
+
+fn seconds(us: u64) -> f64 {
+    std::time::Duration::from_micros(us).as_secs_f64()
+}
+
+/// With or without a port.
+fn address(to: &str) -> Option<IpAddr> {
+    to.parse::<SocketAddr>().map(|to| to.ip()).or_else(|_| to.parse()).ok()
+}
+
+/// FNV-1a of 32 bits over the address' bytes (`ipHash` of prober/utils.go).
+fn hash(address: IpAddr) -> u32 {
+    let bytes = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.gauges(name, help, &[(String::new(), value)]);
+    }
+
+    /// Labels and value of each.
+    fn gauges(&mut self, name: &str, help: &str, values: &[(String, f64)]) {
+        // Writing to a string does not fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for (labels, value) in values {
+            let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+            let _ = writeln!(self.0, "{name}{labels} {value}");
+        }
+    }
+
+    fn http(&mut self, report: &HttpReport, module: &Module) {
+        if module.options.grpc_health.is_some() {
+            return self.grpc(report);
+        }
+        let last = report.exchanges.last();
+        let status = last.and_then(|exchange| exchange.status);
+        self.gauge("probe_http_status_code", "Response HTTP status code", status.unwrap_or(0).into());
+        let version = last.and_then(|exchange| exchange.version.as_deref()?.split('/').nth(1)?.parse().ok());
+        self.gauge("probe_http_version", "Returns the version of HTTP of the probe response", version.unwrap_or(0.0));
+        let redirects = u32::try_from(report.exchanges.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        self.gauge("probe_http_redirects", "The number of redirects", redirects.into());
+        let ssl = f64::from(u8::from(report.tls.is_some()));
+        self.gauge("probe_http_ssl", "Indicates if SSL was used for the final redirect", ssl);
+        if let Some(exchange) = last.filter(|_| status.is_some()) {
+            let length = exchange.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+            // As Go's client has it where the answer does not say.
+            let length = length.and_then(|(_, value)| value.parse::<f64>().ok()).unwrap_or(-1.0);
+            self.gauge("probe_http_content_length", "Length of http content response", length);
+            if exchange.whole {
+                #[expect(clippy::cast_precision_loss, reason = "at most a mebibyte is read")]
+                let bytes = exchange.body_bytes as f64;
+                self.gauge("probe_http_uncompressed_body_length", "Length of uncompressed response body", bytes);
+            }
+            // No module has any.
+            self.gauge("probe_failed_due_to_regex", "Indicates if probe failed due to regex", 0.0);
+        }
+        let sum = |of: fn(&HttpPhases) -> Option<u64>| {
+            seconds(report.exchanges.iter().filter_map(|exchange| of(&exchange.phases)).sum())
+        };
+        let phases = [
+            ("resolve", sum(|phases| phases.lookup_us)),
+            ("connect", sum(|phases| phases.connect_us)),
+            ("tls", sum(|phases| phases.tls_us)),
+            ("processing", sum(|phases| phases.first_byte_us)),
+            ("transfer", sum(|phases| phases.body_us)),
+        ];
+        let phases = phases.map(|(phase, value)| (format!("phase=\"{phase}\""), value));
+        let help = "Duration of http request by phase, summed over all redirects";
+        self.gauges("probe_http_duration_seconds", help, &phases);
+        report.tls.iter().for_each(|tls| self.tls(tls));
+    }
+
+    fn grpc(&mut self, report: &HttpReport) {
+        if let Some(status) = report.grpc_status {
+            self.gauge("probe_grpc_status_code", "Response gRPC status code", status.into());
+        }
+        let ssl = f64::from(u8::from(report.tls.is_some()));
+        self.gauge("probe_grpc_ssl", "Indicates if SSL was used for the connection", ssl);
+        let states = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"].map(|state| {
+            let is_it = report.grpc_health.as_deref() == Some(state);
+            (format!("serving_status=\"{state}\""), f64::from(u8::from(is_it)))
+        });
+        self.gauges("probe_grpc_healthcheck_response", "Response HealthCheck response", &states);
+        report.tls.iter().for_each(|tls| self.tls(tls));
+    }
+
+    fn tls(&mut self, report: &TlsReport) {
+        let ends = report.chain.iter().filter_map(|certificate| certificate.not_after.parse::<Timestamp>().ok());
+        if let Some(first) = ends.min() {
+            #[expect(clippy::cast_precision_loss, reason = "seconds of this age are exact")]
+            let seconds = first.as_second() as f64;
+            self.gauge("probe_ssl_earliest_cert_expiry", "Returns last SSL chain expiry in unixtime", seconds);
+        }
+        // Go says "TLS 1.3" to what is TLSv1.3 here.
+        if let Some(version) = report.version.as_deref().and_then(|version| version.strip_prefix("TLSv")) {
+            let labels = format!("version=\"TLS {version}\"");
+            let help = "Returns the TLS version used or NaN when unknown";
+            self.gauges("probe_tls_version_info", help, &[(labels, 1.0)]);
+        }
+    }
+
+    fn icmp(&mut self, report: &IcmpReport, lookup_us: u64) {
+        let phases = [("resolve", lookup_us), ("rtt", report.rtt_us)];
+        let phases = phases.map(|(phase, us)| (format!("phase=\"{phase}\""), seconds(us)));
+        self.gauges("probe_icmp_duration_seconds", "Duration of icmp request by phase", &phases);
+        if let Some(ttl) = report.ttl {
+            self.gauge("probe_icmp_reply_hop_limit", "Replied packet hop limit (TTL for ipv4)", ttl.into());
+        }
+    }
+
+    fn dns(&mut self, report: &DnsReport) {
+        let answers = report.queries.iter().filter_map(|query| query.answer.as_ref());
+        let records: usize = answers.map(|answer| answer.records.len()).sum();
+        let records = u32::try_from(records).unwrap_or(u32::MAX);
+        let help = "Returns number of entries in the answer resource record list";
+        self.gauge("probe_dns_answer_rrs", help, records.into());
+        let took: u64 = report.queries.iter().map(|query| query.elapsed_us).sum();
+        let phases = [("phase=\"request\"".to_owned(), seconds(took))];
+        self.gauges("probe_dns_duration_seconds", "Duration of DNS request by phase", &phases);
+        let succeeded = f64::from(u8::from(report.queries.iter().any(|query| query.answer.is_some())));
+        let help = "Displays whether or not the query was executed successfully";
+        self.gauge("probe_dns_query_succeeded", help, succeeded);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::module::Modules;
+    use super::*;
+    use crate::answer::probe::{ProbeStatus, SeriesEntry};
+    use crate::probe::Tally;
+
+    fn page(modules: &Modules, module: &str, kind: Kind, failure: &Value, report: &Value) -> String {
+        let attempt = json!({"number": 0, "at_us": 0, "elapsed_us": 12_500, "source": "", "to": "10.0.0.1:443", "endpoint": "",
+            "failure": failure, "report": report});
+        let attempt: AttemptEntry = serde_json::from_value(attempt).expect("an attempt");
+        let tally = Tally { asked: 1, made: 1, succeeded: 1, attempts: vec![attempt], ..Tally::default() };
+        let series = SeriesEntry {
+            to: "10.0.0.1:443".to_owned(),
+            status: ProbeStatus::Well,
+            verdict: String::new(),
+            endpoints: String::new(),
+            tally,
+            details: Vec::new(),
+            followed: None,
+            secret: None,
+            mtu: None,
+        };
+        let answer = ProbeAnswer {
+            schema: String::new(),
+            cluster: String::new(),
+            at: Timestamp::UNIX_EPOCH,
+            kind,
+            from: String::new(),
+            node: String::new(),
+            to: String::new(),
+            status: ProbeStatus::Well,
+            verdict: String::new(),
+            series: vec![series],
+            ladders: Vec::new(),
+            matrix: None,
+            not_seen: Vec::new(),
+            truncated: String::new(),
+        };
+        text(&answer, modules.get(module).expect("a module"))
+    }
+
+    fn has(page: &str, lines: &[&str]) {
+        for line in lines {
+            assert!(page.lines().any(|found| found == *line), "{line}: {page}");
+        }
+    }
+
+    fn failed(class: &str, stage: &str) -> Value {
+        json!({"class": class, "stage": stage, "errno": "", "said_by": "", "icmp": "", "why": ""})
+    }
+
+    fn tls() -> Value {
+        json!({"handshake_us": 900, "version": "TLSv1.3", "chain": [{"subject": "s", "issuer": "i", "names": [],
+            "not_before": "2026-01-01T00:00:00Z", "not_after": "2027-01-01T00:00:00Z", "sha256": "", "serial": ""}],
+            "ocsp_stapled": false, "client_certificate_wanted": false, "problems": []})
+    }
+
+    fn tagged(kind: &str, mut report: Value) -> Value {
+        report["kind"] = kind.into();
+        report
+    }
+
+    #[test]
+    fn metrics_have_its_names() {
+        let modules = Modules::usual();
+        let page = page(&modules, "tls_connect", Kind::Tls, &Value::Null, &tagged("tls", tls()));
+        has(
+            &page,
+            &[
+                "probe_success 1",
+                "probe_duration_seconds 0.0125",
+                "probe_ip_protocol 4",
+                "probe_ssl_earliest_cert_expiry 1798761600",
+                "probe_tls_version_info{version=\"TLS 1.3\"} 1",
+            ],
+        );
+    }
+
+    #[test]
+    fn an_answer_by_http_is_told_with_its_lengths() {
+        let exchange = json!({"url": "http://a/", "phases": {"connect_us": 500, "first_byte_us": 2_000, "body_us": 10},
+            "status": 404, "version": "HTTP/1.1", "headers": [["content-length", "12"]], "body_bytes": 12, "whole": true});
+        let report = json!({"kind": "http", "exchanges": [exchange], "tls": tls()});
+        let page = page(&Modules::usual(), "http_2xx", Kind::Http, &failed("status", "answer"), &report);
+        has(
+            &page,
+            &[
+                "probe_success 0",
+                "probe_http_status_code 404",
+                "probe_http_version 1.1",
+                "probe_http_ssl 1",
+                "probe_http_content_length 12",
+                "probe_http_uncompressed_body_length 12",
+                "probe_failed_due_to_regex 0",
+                "probe_http_duration_seconds{phase=\"processing\"} 0.002",
+                "probe_tls_version_info{version=\"TLS 1.3\"} 1",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_module_says_what_a_success_is() {
+        let file = "
+modules:
+  https: {prober: http, http: {fail_if_not_ssl: true, tls_config: {insecure_skip_verify: true}}}
+  plain: {prober: http, http: {fail_if_ssl: true, tls_config: {insecure_skip_verify: true}}}
+  gone: {prober: dns, dns: {query_name: a.example, query_type: A, valid_rcodes: [NXDOMAIN]}}
+  health: {prober: grpc}
+  six: {prober: http, http: {ip_protocol_fallback: false}}
+";
+        let modules = Modules::of(Some(file)).expect("modules");
+        let https = |status: u16| {
+            let exchange = json!({"url": "https://a/", "phases": {}, "status": status, "headers": [], "body_bytes": 0,
+                "whole": true});
+            json!({"kind": "http", "exchanges": [exchange], "tls": tls()})
+        };
+        let (distrusted, no_name) = (failed("certificate", "tls"), failed("rcode", "answer"));
+        let answer = json!({"rcode": "NXDOMAIN", "flags": [], "records": [], "addresses": [], "bytes": 30});
+        let query = json!({"server": "10.96.0.10:53", "transport": "udp", "name": "a.example.", "record": "A",
+            "elapsed_us": 300, "answer": answer, "ignored": 0});
+        let names = json!({"kind": "dns", "queries": [query], "addresses": []});
+        let mut serving = https(200);
+        serving["grpc_health"] = "SERVING".into();
+        serving["grpc_status"] = 0.into();
+        for (module, kind, failure, report, success) in [
+            ("https", Kind::Http, &distrusted, &https(200), 1),
+            ("https", Kind::Http, &distrusted, &https(500), 0),
+            ("http_2xx", Kind::Http, &distrusted, &https(200), 0),
+            ("plain", Kind::Http, &distrusted, &https(200), 0),
+            ("gone", Kind::Dns, &no_name, &names, 1),
+            ("dns", Kind::Dns, &no_name, &names, 0),
+            ("health", Kind::Http, &Value::Null, &serving, 1),
+            ("health", Kind::Http, &distrusted, &serving, 0),
+            ("six", Kind::Http, &Value::Null, &https(200), 0),
+        ] {
+            has(&page(&modules, module, kind, failure, report), &[&format!("probe_success {success}")]);
+        }
+        let page = page(&modules, "health", Kind::Http, &Value::Null, &serving);
+        has(&page, &["probe_grpc_healthcheck_response{serving_status=\"SERVING\"} 1", "probe_grpc_status_code 0"]);
+    }
+
+    #[test]
+    fn addresses_are_hashed_as_it_does() {
+        // FNV-1a of the bytes 1, 2, 3, 4 and of none, by hand from its definition (draft-eastlake-fnv).
+        assert_eq!(hash(IpAddr::from([0, 0, 0, 0])), 0x4b95_f515);
+        assert_ne!(hash(IpAddr::from([10, 0, 0, 1])), hash(IpAddr::from([10, 0, 0, 2])));
+    }
+}
