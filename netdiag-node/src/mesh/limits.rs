@@ -69,11 +69,8 @@ pub(super) fn check(assignment: &Assignment) -> Result<(), Refused> {
         if !EVERY.contains(&target.every) {
             return Err(Refused::Every { name: target.name.clone(), every: target.every });
         }
-        match target.timeout_ms {
-            Some(timeout_ms) if !(1..=MAX_PROBE_TIMEOUT_MS).contains(&timeout_ms) => {
-                return Err(Refused::Timeout(timeout_ms));
-            }
-            _ => {}
+        if let Some(timeout_ms) = target.timeout_ms.filter(|ms| !(1..=MAX_PROBE_TIMEOUT_MS).contains(ms)) {
+            return Err(Refused::Timeout(timeout_ms));
         }
         destination(target)?;
         words(target)?;

@@ -73,7 +73,6 @@ impl From<MapKind> for Kind {
 
 /// What is probed besides nodes, and what has to be kept.
 #[derive(Debug, Clone, clap::Args)]
-#[expect(clippy::struct_field_names, reason = "they are named as the options are")]
 struct Wanted {
     /// Probe this by TCP from every node, too; up to 16 times
     #[arg(long, value_name = "NAME=ADDRESS:PORT")]

@@ -115,7 +115,7 @@ fn address(to: &str) -> Option<IpAddr> {
     to.parse::<SocketAddr>().map(|to| to.ip()).or_else(|_| to.parse()).ok()
 }
 
-/// FNV-1a of 32 bits over the address' bytes (`ipHash` of prober/utils.go).
+/// FNV-1a of 32 bits over the address' bytes, as Go's resolver has them for a name (`ipHash` of prober/utils.go).
 fn hash(address: IpAddr) -> u32 {
     let bytes = match address {
         IpAddr::V4(address) => address.octets().to_vec(),
