@@ -123,6 +123,36 @@ fn hostile_names_stay_text() {
 }
 
 #[test]
+fn the_worse_of_two_families_is_in_the_heat_map() {
+    for kind in [Kind::Icmp6, Kind::Icmp4] {
+        let mut look = look(&four(), |_, _| (0, 200));
+        assert!(!build(&look, at()).text(Paint::Plain, Kind::Icmp).contains("X100%"));
+        look.links.push(peer("n1", "n2", kind, 20, 0));
+        look.links.push(peer("n1", "n3", kind, 0, 200));
+        let answer = build(&look, at());
+        assert_eq!(answer.text(Paint::Plain, Kind::Icmp).matches("X100%").count(), 1, "{kind:?}");
+        assert!(answer.links.iter().any(|link| link.kind == kind), "the answer tells them apart");
+    }
+}
+
+#[test]
+fn parts_of_attempts_are_in_the_answer() {
+    let mut look = look(&four(), |_, _| (0, 200));
+    let mut page = of("n1", Subject::new(Role::User("page".to_owned()), Kind::Http), 0, 900);
+    let mut connects = empty::<u64>();
+    connects.record_n(250, 20).unwrap();
+    page.parts.insert(Phase::Connect, Recorded::of(&connects));
+    page.parts.insert(Phase::Tls, Recorded::default());
+    look.links.push(page);
+    let answer = serde_json::to_value(build(&look, at())).unwrap();
+    let links = answer["links"].as_array().unwrap();
+    let page = links.iter().find(|link| link["to"] == "page").unwrap();
+    let connect = serde_json::json!({"phase": "connect", "count": 20, "p50_us": 250, "p99_us": 250, "max_us": 250});
+    assert_eq!(page["phases"], serde_json::json!([connect]), "and none that nothing got through");
+    assert!(links.iter().filter(|link| link["to"] != "page").all(|link| link.get("phases").is_none()));
+}
+
+#[test]
 fn nothing_probed_is_not_healthy() {
     let nothing = Look { links: Vec::new(), since: None, ..look(&four(), |_, _| (0, 0)) };
     let answer = build(&nothing, at());

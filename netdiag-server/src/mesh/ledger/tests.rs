@@ -55,6 +55,30 @@ fn a_round_that_is_reported_twice_counts_once() {
 }
 
 #[test]
+fn parts_of_attempts_are_added_up_beside_the_whole() {
+    let mut ledger = Ledger::default();
+    let page = |connects: &[u64], totals: &[u64], lost: u64| {
+        let phases = BTreeMap::from([(Phase::Connect, times(connects)), (Phase::Total, times(totals))]);
+        TargetReport { phases, ..target("user/page/http", totals, lost, 0) }
+    };
+    // The second attempt connected, and its answer never came.
+    for (connects, totals, lost) in [(&[200][..], &[900][..], 0), (&[200, 300], &[900], 1)] {
+        record(&mut ledger, "n1", &report(0, vec![page(connects, totals, lost)])).unwrap();
+    }
+    record(&mut ledger, "n1", &report(20, vec![page(&[250], &[800], 0)])).unwrap();
+    let link = only_link(&ledger);
+    assert_eq!((link.times.len(), link.counts.answered, link.counts.failures()), (2, 2, 1));
+    assert_eq!((link.parts[&Phase::Connect].len(), link.parts[&Phase::Connect].max_us()), (3, Some(300)));
+    assert_eq!(link.parts.len(), 1, "the whole is no part");
+    let ((way, phase), total) = ledger.parts().iter().next().unwrap();
+    assert_eq!((way.target.as_str(), *phase, total.len()), ("page", Phase::Connect, 3));
+    let fewer = report(20, vec![page(&[], &[800], 0)]);
+    assert!(record(&mut ledger, "n1", &fewer).unwrap_err().contains("fell"), "of parts too");
+    // Nothing was answered yet, and something was got through.
+    record(&mut ledger, "n2", &report(0, vec![page(&[200], &[], 1)])).unwrap();
+}
+
+#[test]
 fn a_spell_lasts_from_the_first_round_with_a_failure_to_the_last() {
     let mut ledger = Ledger::default();
     let mut round = |number: i64, answered: usize, lost| {
@@ -142,7 +166,7 @@ fn reports_that_cannot_be_true_change_nothing() {
         (vec![good(&[90, 95]), target("who/x/tcp", &[], 1, 0)], "names no target"),
         (Vec::new(), "not in this one"),
         (vec![good(&[90, 95]), good(&[90, 95])], "twice"),
-        ((0..65).map(|n| target(&format!("peer/m{n}/tcp"), &[], 1, 0)).collect(), "65 targets"),
+        ((0..97).map(|n| target(&format!("peer/m{n}/tcp"), &[], 1, 0)).collect(), "97 targets"),
     ] {
         let said = record(&mut ledger, "n1", &report(0, targets)).unwrap_err();
         assert!(said.contains(says), "{said}");
