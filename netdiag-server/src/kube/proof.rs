@@ -4,16 +4,18 @@
 //! else's name (impersonation), has the API server witness it: it writes into each CertificateSigningRequest who created it, which
 //! nobody can choose or change (kubernetes, pkg/registry/certificates/certificates/strategy.go, `PrepareForCreate` and
 //! `PrepareForUpdate`). The object is named after the digest of a secret, so that only who knows the secret can point at it, and its
-//! signer signs nothing. No clock is compared: one that is wrong is what netdiag may be asked about.
+//! signer signs nothing. How old it is the API server's own clock tells: another one that is wrong is what netdiag may be asked about.
 
 use std::time::{Duration, Instant};
 
 use ::kube::api::{DeleteParams, ObjectMeta, PostParams};
 use ::kube::client::middleware::AuthLayer;
 use ::kube::client::{Body, ConfigExt};
+use ::kube::core::Status;
 use ::kube::{Api, Config};
 use data_encoding::HEXLOWER;
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
@@ -33,9 +35,13 @@ const WITNESSED: &str = "netdiag-asker.";
 const SIGNER: &str = "netdiag.dev/asker";
 /// One of a request has to be named; nobody signs it.
 const USAGE: &str = "client auth";
-/// Who has no right to delete the object leaves that to the API: a pending request goes after 24 h (kubernetes,
-/// pkg/controller/certificates/cleaner/cleaner.go, `pendingExpiration`). A new one is made well before.
-const RENEW_AFTER: Duration = Duration::from_hours(12);
+const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+/// For how long an object proves who created it. Their groups are written in it as they were then, and who has no right to delete it
+/// leaves that to the API: a pending request goes after 24 h, an approved one after 1 h (kubernetes,
+/// pkg/controller/certificates/cleaner/cleaner.go), and where that controller does not run, never.
+const PROVES_FOR: SignedDuration = SignedDuration::from_hours(1);
+/// A new one is made well before.
+const RENEW_AFTER: Duration = Duration::from_mins(30);
 
 /// Whoever asks from here, with what it takes to prove it again and again.
 pub(super) struct Prover {
@@ -102,7 +108,7 @@ impl Prover {
 
     async fn delete(&self, secret: &str) {
         let parameters = DeleteParams::default();
-        // See RENEW_AFTER for what becomes of it otherwise.
+        // See PROVES_FOR for what becomes of it otherwise.
         let _ = bounded(requests(&self.access).delete(&name_of(secret), &parameters)).await;
     }
 }
@@ -110,8 +116,13 @@ impl Prover {
 /// Who sent this bearer; none when the API server does not stand for it.
 pub async fn who(access: &Access, sent: &str) -> Result<Option<User>, SourceError> {
     let Some(secret) = sent.strip_prefix(WITNESSED) else { return review::who(access, sent).await };
-    match bounded(requests(access).get(&name_of(secret))).await {
-        Ok(object) => Ok(creator(object)),
+    match bounded(read(access, &name_of(secret))).await {
+        Ok((object, Some(now))) => Ok(creator(object, now)),
+        Ok((_, None)) => {
+            let why = "cannot check who asks: the API server's answer has no Date, so the proof's age is not known; \
+                       use a kubeconfig with a token (kubectl create token)";
+            Err(SourceError { message: why.to_owned() })
+        }
         Err(RequestError::NotServed(_)) => Ok(None),
         Err(error) => Err(SourceError {
             message: format!(
@@ -120,6 +131,25 @@ pub async fn who(access: &Access, sent: &str) -> Result<Option<User>, SourceErro
             ),
         }),
     }
+}
+
+/// The object, and what time it is by the API server's clock, which kube's typed requests do not tell.
+async fn read(access: &Access, name: &str) -> ::kube::Result<(CertificateSigningRequest, Option<Timestamp>)> {
+    let request = Request::get(format!("{PATH}/{name}")).body(Body::empty()).expect("digits and letters make a path");
+    let (head, body) = access.client.send(request).await?.into_parts();
+    let body = body.collect_bytes().await?;
+    if !head.status.is_success() {
+        let status: Status = serde_json::from_slice(&body).unwrap_or_default();
+        return Err(::kube::Error::Api(status.with_code(head.status.as_u16()).boxed()));
+    }
+    let object = serde_json::from_slice(&body).map_err(::kube::Error::SerdeError)?;
+    Ok((object, date(&head.headers)))
+}
+
+/// RFC 9110, 6.6.1; Go's servers send it with every answer.
+fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    let text = headers.get(header::DATE)?.to_str().ok()?;
+    Some(jiff::fmt::rfc2822::parse(text).ok()?.timestamp())
 }
 
 fn requests(access: &Access) -> Api<CertificateSigningRequest> {
@@ -174,7 +204,12 @@ fn object(secret: &str) -> Result<CertificateSigningRequest, rcgen::Error> {
     })
 }
 
-fn creator(object: CertificateSigningRequest) -> Option<User> {
+/// None where it proves nothing, or nothing any more.
+fn creator(object: CertificateSigningRequest, now: Timestamp) -> Option<User> {
+    let created = object.metadata.creation_timestamp?.0;
+    if now.duration_since(created) > PROVES_FOR {
+        return None;
+    }
     let spec = object.spec;
     let name = spec.username.filter(|name| !name.is_empty() && spec.signer_name == SIGNER)?;
     Some(User {
@@ -187,6 +222,8 @@ fn creator(object: CertificateSigningRequest) -> Option<User> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
 
     async fn token_of(user: serde_json::Value) -> Option<String> {
@@ -218,19 +255,42 @@ mod tests {
         assert!(pem.starts_with("-----BEGIN CERTIFICATE REQUEST-----"), "{pem}");
     }
 
+    /// As the API server keeps it: created a minute after the epoch.
+    fn kept(signer: &str, name: Option<&str>) -> CertificateSigningRequest {
+        let mut kept = object("5ec7e7").expect("a request");
+        kept.metadata.creation_timestamp = Some(Time(Timestamp::from_second(60).expect("a time")));
+        kept.spec.signer_name = signer.to_owned();
+        kept.spec.username = name.map(str::to_owned);
+        kept.spec.groups = Some(vec!["devs".to_owned()]);
+        kept
+    }
+
     #[test]
     fn only_requests_of_our_own_signer_name_somebody() {
-        let created = |signer: &str, name: Option<&str>| {
-            let mut created = object("5ec7e7").expect("a request");
-            created.spec.signer_name = signer.to_owned();
-            created.spec.username = name.map(str::to_owned);
-            created.spec.groups = Some(vec!["devs".to_owned()]);
-            creator(created)
-        };
+        let created =
+            |signer: &str, name: Option<&str>| creator(kept(signer, name), Timestamp::from_second(61).expect("a time"));
         let alice = created(SIGNER, Some("alice")).expect("alice");
         assert_eq!((alice.name.as_str(), alice.groups.as_slice()), ("alice", &["devs".to_owned()][..]));
         assert_eq!(created("kubernetes.io/kube-apiserver-client", Some("alice")), None);
         assert_eq!(created(SIGNER, Some("")), None);
         assert_eq!(created(SIGNER, None), None);
+    }
+
+    #[test]
+    fn an_old_request_names_nobody_any_more() {
+        let at = |second: i64| creator(kept(SIGNER, Some("alice")), Timestamp::from_second(second).expect("a time"));
+        // Another API server's clock may be behind.
+        assert!([0, 60, 60 + 3_600].into_iter().all(|second| at(second).is_some()));
+        assert_eq!(at(60 + 3_601), None);
+        let mut undated = kept(SIGNER, Some("alice"));
+        undated.metadata.creation_timestamp = None;
+        assert_eq!(creator(undated, Timestamp::UNIX_EPOCH), None);
+    }
+
+    #[test]
+    fn the_api_servers_clock_is_read_from_its_answer() {
+        let of = |text: &'static str| date(&HeaderMap::from_iter([(header::DATE, HeaderValue::from_static(text))]));
+        assert_eq!(of("Thu, 01 Jan 1970 01:00:01 GMT").map(Timestamp::as_second), Some(3_601));
+        assert_eq!((of("yesterday"), date(&HeaderMap::new())), (None, None));
     }
 }

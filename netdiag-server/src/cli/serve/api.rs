@@ -166,7 +166,11 @@ fn namespace_of(from: &Origin) -> &str {
 }
 
 fn refused(denied: &Denied, instead: &str) -> Refused {
-    Refused(StatusCode::FORBIDDEN, format!("{}; ask again {instead}", denied.text()))
+    let status = match denied {
+        Denied::Unauthenticated(_) | Denied::Forbidden(_) => StatusCode::FORBIDDEN,
+        Denied::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Refused(status, format!("{}; ask again {instead}", denied.text()))
 }
 
 async fn diagnose(
