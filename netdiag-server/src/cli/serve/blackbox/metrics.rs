@@ -49,7 +49,7 @@ pub(super) fn text(answer: &ProbeAnswer, module: &Module) -> String {
         ProbeReport::Http(report) => page.http(report, module),
         ProbeReport::Tls(report) => page.tls(report),
         ProbeReport::Icmp(report) => page.icmp(report, elapsed(found.lookup)),
-        ProbeReport::Dns(report) => page.dns(report),
+        ProbeReport::Dns(report) if module.kind == Kind::Dns => page.dns(report),
         _ => {}
     }
     page.0
@@ -80,6 +80,8 @@ fn is_success(found: &Found<'_>, module: &Module) -> bool {
     let failure = found.attempt.failure.as_ref();
     let is_only_distrust = module.pass.any_certificate && failure.is_some_and(|f| f.class == FailureClass::Certificate);
     match &found.report {
+        // Only the target's name was looked up: it has no address that could be probed.
+        ProbeReport::Dns(_) if module.kind != Kind::Dns => false,
         ProbeReport::Dns(report) => {
             let rcode = report.queries.iter().rev().find_map(|query| query.answer.as_ref()).map(|answer| &answer.rcode);
             rcode.is_some_and(|rcode| match module.pass.rcodes.as_slice() {
@@ -361,6 +363,8 @@ modules:
         let query = json!({"server": "10.96.0.10:53", "transport": "udp", "name": "a.example.", "record": "A",
             "elapsed_us": 300, "answer": answer, "ignored": 0});
         let names = json!({"kind": "dns", "queries": [query], "addresses": []});
+        let (mut empty, no_address) = (names.clone(), failed("no_data", "lookup"));
+        empty["queries"][0]["answer"]["rcode"] = "NOERROR".into();
         let mut serving = https(200);
         serving["grpc_health"] = "SERVING".into();
         serving["grpc_status"] = 0.into();
@@ -371,6 +375,8 @@ modules:
             ("plain", Kind::Http, &distrusted, &https(200), 0),
             ("gone", Kind::Dns, &no_name, &names, 1),
             ("dns", Kind::Dns, &no_name, &names, 0),
+            ("dns", Kind::Dns, &no_address, &empty, 1),
+            ("tcp_connect", Kind::Tcp, &no_address, &empty, 0),
             ("health", Kind::Http, &Value::Null, &serving, 1),
             ("health", Kind::Http, &distrusted, &serving, 0),
             ("six", Kind::Http, &Value::Null, &https(200), 0),
