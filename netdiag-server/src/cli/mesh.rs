@@ -233,11 +233,15 @@ async fn here(source: &AnySource, agent_port: u16, request: &MeshRequest) -> Res
     mesh_with(source, agent_port, None, request).await
 }
 
-/// With a proof of who asks unless nothing can be sent for it.
+/// What the server's own mesh has seen takes no right. Without one a round is sent, with a proof of who asks.
 async fn ask(way: &Forwarded, request: &MeshRequest) -> Result<MeshAnswer, ForwardError> {
     let patience = request::patience(PATIENCE_MS);
-    if request.only_kept {
-        return way.server.post("/v1/mesh", request, patience).await;
+    if request.only_kept || (request.targets.is_empty() && request.entries.is_empty()) {
+        let kept = MeshRequest { only_kept: true, ..request.clone() };
+        let answer = way.server.post("/v1/mesh", &kept, patience).await;
+        if request.only_kept || !matches!(answer, Err(ForwardError::Refused(_))) {
+            return answer;
+        }
     }
     way.server.post_proven("/v1/mesh", request, patience).await
 }
