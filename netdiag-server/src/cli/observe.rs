@@ -69,17 +69,25 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         subject: args.subject,
         window: args.window,
         all: args.all,
-        pod: args.pod,
-        namespace: args.namespace,
-        service: args.service,
-        node: args.node,
-        reason: args.reason,
+        pod: args.pod.clone(),
+        namespace: args.namespace.clone(),
+        service: args.service.clone(),
+        node: args.node.clone(),
+        reason: args.reason.clone(),
     };
     let mut looker = match source::route(&args.source).await? {
         Route::Server(way) => Looker::Server(way),
         Route::Here(source) => Looker::here(source),
     };
-    let mut last = looker.look(&wanted).await?;
+    let code = watch(&args, &wanted, &mut looker).await;
+    if let Looker::Server(way) = &looker {
+        way.server.withdraw().await;
+    }
+    code
+}
+
+async fn watch(args: &Args, wanted: &Wanted, looker: &mut Looker) -> Result<u8, Failure> {
+    let mut last = looker.look(wanted).await?;
     // What was recorded does not change.
     if args.once || looker.is_recorded() {
         show(&last, args.output, None)?;
@@ -96,7 +104,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
             _ = interrupt.recv() => break,
             look = async {
                 ticks.tick().await;
-                looker.look(&wanted).await
+                looker.look(wanted).await
             } => match (look, &mut screen) {
                 (Ok(look), _) => last = look,
                 // One look that failed is no reason to stop watching; the next may be answered.

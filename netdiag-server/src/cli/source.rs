@@ -70,10 +70,14 @@ pub(super) async fn answer<A: DeserializeOwned>(
     here: impl AsyncFnOnce(AnySource) -> Result<A, Failure>,
 ) -> Result<A, Failure> {
     let source = match route(args).await? {
-        Route::Server(way) => match way.server.post(path, request, request::patience(timeout_ms)).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => way.without(error)?,
-        },
+        Route::Server(way) => {
+            let answer = way.server.post(path, request, request::patience(timeout_ms)).await;
+            way.server.withdraw().await;
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => way.without(error)?,
+            }
+        }
         Route::Here(source) => source,
     };
     here(source).await

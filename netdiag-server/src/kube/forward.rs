@@ -6,7 +6,7 @@ use ::kube::Api;
 use ::kube::api::Portforwarder;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Fuse};
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -84,17 +84,21 @@ impl Server {
         })
     }
 
-    /// One POST with JSON there and back.
+    /// One POST with JSON there and back. A server that listens beyond its loopback has everybody say who they are, and is shown a
+    /// proof: see [`Self::withdraw`].
     pub async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl serde::Serialize,
         patience: Duration,
     ) -> Result<T, ForwardError> {
-        self.send(path, body, patience, None).await
+        match self.send(path, body, patience, None).await? {
+            (StatusCode::UNAUTHORIZED, _) => self.post_proven(path, body, patience).await,
+            (status, answer) => read(status, &answer),
+        }
     }
 
-    /// The same with a proof of who asks, for what takes a right. See [`Self::withdraw`].
+    /// The same with a proof of who asks from the beginning, for what takes a right.
     pub async fn post_proven<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -108,7 +112,8 @@ impl Server {
         let proof = proof.await.map_err(|why: String| {
             ForwardError::Refused(format!("cannot prove to netdiag's server who asks: {why}"))
         })?;
-        self.send(path, body, patience, Some(proof)).await
+        let (status, answer) = self.send(path, body, patience, Some(proof)).await?;
+        read(status, &answer)
     }
 
     /// Takes back what a proof left in the cluster: for when nothing more is asked.
@@ -118,13 +123,13 @@ impl Server {
         }
     }
 
-    async fn send<T: DeserializeOwned>(
+    async fn send(
         &self,
         path: &str,
         body: &impl serde::Serialize,
         patience: Duration,
         proof: Option<HeaderValue>,
-    ) -> Result<T, ForwardError> {
+    ) -> Result<(StatusCode, Bytes), ForwardError> {
         let unreached = |why: String| ForwardError::Unreached(format!("pod {NAMESPACE}/{}: {why}", self.pod));
         let body = serde_json::to_vec(body).map_err(|error| ForwardError::Refused(error.to_string()))?;
         let mut way = self.proven_way().await.map_err(unreached)?;
@@ -142,17 +147,7 @@ impl Server {
             .await
             .map_err(|_| unreached("its answer broke off".to_owned()))?;
         let bytes = collected.map_err(|error| unreached(format!("its answer broke off: {error}")))?.to_bytes();
-        if !status.is_success() {
-            let said: Result<Said, _> = serde_json::from_slice(&bytes);
-            return Err(ForwardError::Refused(
-                said.map_or_else(|_| format!("netdiag's server answered {status}"), |s| s.error),
-            ));
-        }
-        serde_json::from_slice(&bytes).map_err(|error| {
-            ForwardError::Refused(format!(
-                "netdiag's server speaks another version: {error}; use the same version here"
-            ))
-        })
+        Ok((status, bytes))
     }
 
     /// A way on which the server has answered something, whatever it was: an opened port-forward may carry nothing, and to
@@ -175,6 +170,18 @@ impl Server {
             .map_err(|_| format!("port-forward did not open within {} s", OPEN_TIMEOUT.as_secs()))?;
         opened.map(Forwarder).map_err(|error| format!("port-forward failed: {}", RequestError::from(error)))
     }
+}
+
+fn read<T: DeserializeOwned>(status: StatusCode, answer: &[u8]) -> Result<T, ForwardError> {
+    if !status.is_success() {
+        let said: Result<Said, _> = serde_json::from_slice(answer);
+        return Err(ForwardError::Refused(
+            said.map_or_else(|_| format!("netdiag's server answered {status}"), |s| s.error),
+        ));
+    }
+    serde_json::from_slice(answer).map_err(|error| {
+        ForwardError::Refused(format!("netdiag's server speaks another version: {error}; use the same version here"))
+    })
 }
 
 /// An HTTP connection to the server's own loopback.
