@@ -1,7 +1,8 @@
 //! Rules of the node's packet filter that stop what pods send to Services, and are neither Kubernetes' nor a network plugin's. Pure.
 //!
 //! The rules are walked as for `host_firewall_drops_path`: for one pod of the node to each address of a Service, and for one pod of
-//! another node to each endpoint on this one. Only stops that are certain count.
+//! another node to each endpoint on this one. Only stops that are certain count, and none where programs of a network plugin may take
+//! packets past the packet filter.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,10 +19,14 @@ use super::{Difference, Kind, NodeDrift, Readings, gap, node};
 use crate::condition::host_firewall_drops_path::{place, words};
 use crate::evidence::Cluster;
 use crate::path::filter::{Packet, Stop, owner, stops};
+use crate::path::route::is_steered;
 
 /// Ways that are walked on one node. What stops Services' packets stops many of them.
 const MAX_WAYS: usize = 512;
 const WHAT: &str = "rules that stop packets to Services";
+/// What links begin with whose makers hand packets from device to device by programs, before the packet filter sees them: Cilium
+/// (`redirect_ep` of `bpf/lib/local_delivery.h`) and Calico's eBPF dataplane (`felix/dataplane/linux`).
+const PASSING_BY: [&str; 3] = ["cilium_", "bpfin.cali", "bpfout.cali"];
 
 /// One way of a packet, and whose Service it is for.
 struct Way<'r> {
@@ -32,6 +37,8 @@ struct Way<'r> {
     translated: bool,
     /// The endpoint is the node itself.
     to_host: bool,
+    /// IPVS takes it and sends it to the endpoint.
+    balanced: bool,
 }
 
 pub(super) fn compare(
@@ -66,6 +73,12 @@ pub(super) fn compare(
         let (_, count) = found.entry(place(&stop)).or_insert_with(|| (difference(way, &stop), 0));
         *count += 1;
     }
+    let mut links = host.links.iter().map(|link| link.name.as_str());
+    let passing_by = links.find(|name| PASSING_BY.iter().any(|prefix| name.starts_with(prefix)));
+    if let (Some(link), Some(place)) = (passing_by, found.keys().next()) {
+        let why = format!("{place} stops what meets it, and the programs of link {link} may take packets past it");
+        return drift.gaps.push(gap(&drift.node, WHAT, why, "follow single connections with netdiag trace"));
+    }
     drift.differences.extend(found.into_values().map(|(difference, count)| Difference {
         found: format!("{count} of {} ways to Services are stopped: {}", ways.len(), difference.found),
         ..difference
@@ -81,6 +94,9 @@ fn from_here<'r>(
     (node, host): (&str, &'r Network),
 ) -> Vec<Way<'r>> {
     let Some(pod) = pods.one(node) else { return Vec::new() };
+    // Without kube-proxy it is not known where the address is translated; that is said with its rules.
+    let Some(proxier) = proxier(readings, node) else { return Vec::new() };
+    let balanced = proxier == Proxier::Ipvs;
     let mut ways = Vec::new();
     // Whatever the mode: where endpoints are is the same.
     for (entrance, intention) in intended(cluster, slices, node, Proxier::Nftables) {
@@ -98,7 +114,8 @@ fn from_here<'r>(
             output: device(host, endpoint.address),
         };
         let to_host = host.addresses.iter().any(|own| own.address == endpoint.address);
-        ways.push(Way { service: intention.service, entrance: Some(entrance), packet, translated: false, to_host });
+        let (service, entrance) = (intention.service, Some(entrance));
+        ways.push(Way { service, entrance, packet, translated: false, to_host, balanced });
     }
     ways
 }
@@ -122,7 +139,8 @@ fn to_here<'r>(
                 let endpoint = SocketAddr::new(address, port);
                 let input = device(host, source);
                 let packet = Packet { source: Some(source), dialled: endpoint, endpoint, protocol, input, output };
-                ways.push(Way { service: String::new(), entrance: None, packet, translated: true, to_host: false });
+                let (service, entrance) = (String::new(), None);
+                ways.push(Way { service, entrance, packet, translated: true, to_host: false, balanced: false });
             }
         }
     }
@@ -133,21 +151,51 @@ fn has_ports(protocol: Protocol) -> bool {
     matches!(protocol, Protocol::Tcp | Protocol::Udp | Protocol::Sctp)
 }
 
-/// Where the node sends packets for this address.
+/// None without rules of kube-proxy.
+fn proxier(readings: &Readings, node: &str) -> Option<Proxier> {
+    match readings.get(&Need::host(node, Topic::ServiceRules)) {
+        Some(Reading::Seen { value: Observation::ServiceRules(rules), .. }) => {
+            Some(rules.proxier).filter(|proxier| *proxier != Proxier::None)
+        }
+        _ => None,
+    }
+}
+
+/// Where the node sends packets for this address; none where policy routing may send them elsewhere.
 fn device(host: &Network, address: IpAddr) -> Option<&str> {
+    if is_steered(host) {
+        return None;
+    }
     let index = host.route_to(address)?.link_index?;
     host.link(index).map(|link| link.name.as_str())
 }
 
 /// What stops the packet for certain, unless the cluster's own rules do.
 fn stopped<'r>(rules: &'r Ruleset, way: &Way<'_>) -> Option<Stop<'r>> {
+    let stop = if way.balanced { balanced(rules, way) } else { forwarded(rules, way) }?;
+    (!owner(stop.table, stop.chain, stop.rule).is_cluster()).then_some(stop)
+}
+
+fn forwarded<'r>(rules: &'r Ruleset, way: &Way<'_>) -> Option<Stop<'r>> {
     let hooks: &[Hook] = if way.to_host {
         &[Hook::Prerouting, Hook::Input]
     } else {
         &[Hook::Prerouting, Hook::Forward, Hook::Postrouting]
     };
-    let stop = stops(rules, hooks, &way.packet, way.translated).into_iter().find(|stop| stop.sure)?;
-    (!owner(stop.table, stop.chain, stop.rule).is_cluster()).then_some(stop)
+    sure(stops(rules, hooks, &way.packet, way.translated))
+}
+
+/// IPVS gets the packet as one to the node itself, which has the Service's address, and sends it as one of its own: it is not forwarded
+/// (`ip_vs_in_hook`, and `ip_vs_nat_send_or_cont`, which asks the hook of output; net/netfilter/ipvs, Linux 6.18).
+fn balanced<'r>(rules: &'r Ruleset, way: &Way<'_>) -> Option<Stop<'r>> {
+    let taken = Packet { endpoint: way.packet.dialled, output: None, ..way.packet.clone() };
+    let sent = Packet { input: None, ..way.packet.clone() };
+    let before = sure(stops(rules, &[Hook::Prerouting, Hook::Input], &taken, true));
+    before.or_else(|| sure(stops(rules, &[Hook::Output, Hook::Postrouting], &sent, true)).filter(|_| !way.to_host))
+}
+
+fn sure(stops: Vec<Stop<'_>>) -> Option<Stop<'_>> {
+    stops.into_iter().find(|stop| stop.sure)
 }
 
 fn difference(way: &Way<'_>, stop: &Stop<'_>) -> Difference {

@@ -227,6 +227,62 @@ fn rule_of_an_administrator_that_stops_what_a_service_leads_to_is_named() {
 }
 
 #[test]
+fn rule_that_programs_of_a_plugin_may_pass_by_is_a_gap() {
+    let base = json!({"hook": "forward", "priority": 0, "kind": "filter", "policy": {"do": "drop"}});
+    let rules = json!({"tables": [{"backend": "nftables", "family": "inet", "name": "site",
+                                   "chains": [{"name": "fw", "base": base, "rules": []}]}]});
+    let mut readings = World::default().readings();
+    readings.insert(Need::host("n1", Topic::Rules), seen("rules", &rules));
+    assert_eq!(drift_of(&readings).differences.len(), 1);
+    if let Some(Reading::Seen { value: Observation::Network(host), .. }) =
+        readings.get_mut(&Need::host("n1", Topic::Network))
+    {
+        let link = json!({"index": 9, "name": "cilium_host", "kind": "veth", "mtu": 1500, "up": true, "carrier": true});
+        host.links.push(serde_json::from_value(link).expect("a link"));
+    }
+    let drift = drift_of(&readings);
+    assert!(drift.differences.iter().all(|found| found.kind == Kind::PluginLeft), "{:?}", drift.differences);
+    assert!(drift.gaps.iter().any(|gap| gap.why.contains("programs of link cilium_host")), "{:?}", drift.gaps);
+}
+
+#[test]
+fn packets_that_ipvs_takes_are_not_forwarded_from_the_client() {
+    let service = json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "web", "namespace": "shop"},
+                         "spec": {"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ports": [{"port": 80, "targetPort": 8080}]}});
+    let mut cluster = World::cluster();
+    parse::add(&mut cluster, service).expect("an object");
+    let cluster = Arc::new(cluster);
+    let stopped = |proxier: &str, hook: &str, net: &str| {
+        let to = json!({"on": "destination", "nets": [net], "negated": false});
+        let from = json!({"on": "source", "nets": ["10.244.1.2/32"], "negated": false});
+        let rule = json!({"handle": 4, "matches": [from, to], "verdict": {"do": "drop"}, "text": "drop"});
+        let base = json!({"hook": hook, "priority": 0, "kind": "filter", "policy": {"do": "accept"}});
+        let tables = json!({"tables": [{"backend": "nftables", "family": "inet", "name": "site",
+                                        "chains": [{"name": "fw", "base": base, "rules": [rule]}]}]});
+        let rules = json!({"proxier": proxier, "hooked": true, "others": [], "masquerades": true, "entries": [], "node_ports": []});
+        let mut readings = World::default().readings();
+        readings.insert(Need::host("n1", Topic::Rules), seen("rules", &tables));
+        readings.insert(Need::host("n1", Topic::ServiceRules), seen("service_rules", &rules));
+        let now = "2026-01-01T12:00:01Z".parse().expect("a time");
+        let drift = compare(Arc::clone(&cluster), &["n1".to_owned()], &readings, now).nodes.remove(0);
+        drift.differences.iter().any(|found| found.kind == Kind::ForeignDrop)
+    };
+    let (service, endpoint) = ("10.96.0.7/32", "10.244.1.2/32");
+    for (proxier, hook, net, is_stopped) in [
+        ("nftables", "forward", endpoint, true),
+        ("nftables", "input", service, false),
+        ("ipvs", "forward", endpoint, false),
+        ("ipvs", "input", service, true),
+        ("ipvs", "input", endpoint, false),
+        ("ipvs", "output", endpoint, true),
+        // What serves Services there is not known.
+        ("none", "forward", endpoint, false),
+    ] {
+        assert_eq!(stopped(proxier, hook, net), is_stopped, "{proxier} {hook} {net}");
+    }
+}
+
+#[test]
 fn chains_of_a_plugin_are_left_where_no_pod_and_no_configuration_is_of_it() {
     let rules = json!({"tables": [{"backend": "iptables_nft", "family": "ip", "name": "filter",
                                    "chains": [{"name": "cali-FORWARD", "rules": []}, {"name": "cali-INPUT", "rules": []}]}]});
