@@ -42,6 +42,10 @@ pub(super) fn compare(cluster: &Cluster, readings: &Readings, drift: &mut NodeDr
             for (net, place) in services.iter().filter(|(net, _)| overlap(&route.destination, net)) {
                 found.push((format!("the node is in the network {own}, and Services have {net}"), place.clone()));
             }
+            // The pods of all nodes may be in one network, as Weave Net has them: this node's own are there, too.
+            if node.spec.pod_cidrs.iter().any(|net| host.route_to(inside(net)) == Some(route)) {
+                continue;
+            }
             for (other, net) in of_others(cluster, node).filter(|(_, net)| is_taken(cluster, host, route, net)) {
                 let name = &other.metadata.name;
                 let words = format!("the node is in the network {own}, and pods of node {name} have {net}");

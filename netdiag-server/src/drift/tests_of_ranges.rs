@@ -12,9 +12,13 @@ fn range(net: &str) -> Value {
 
 /// What n1 is told with these objects besides, and a network of its own on this kind of device.
 fn found(more: Vec<Value>, network: Option<(&str, &str)>) -> Vec<String> {
+    found_with(&ROUTES, more, network)
+}
+
+fn found_with(routes: &[&str], more: Vec<Value>, network: Option<(&str, &str)>) -> Vec<String> {
     let mut all = objects(LONG_AGO);
     all.extend(more);
-    let mut readings = readings(&proxy(), &rules(), &ROUTES);
+    let mut readings = readings(&proxy(), &rules(), routes);
     let of_n1 = readings.get_mut(&Need::host("n1", Topic::Network));
     if let (Some((net, kind)), Some(Reading::Seen { value: Observation::Network(host), .. })) = (network, of_n1) {
         let link = json!({"index": 9, "name": "own0", "kind": kind, "mtu": 1500, "up": true, "carrier": true});
@@ -60,6 +64,18 @@ fn networks_of_a_node_that_take_pods_of_another_are_named() {
     let shared = json!({"kind": "Node", "metadata": {"name": "n3"},
                         "status": {"addresses": [{"type": "InternalIP", "address": "10.244.2.7"}]}});
     assert_eq!(found(vec![shared], Some(("10.244.2.0/25", "veth"))), Vec::<String>::new());
+}
+
+#[test]
+fn one_network_of_the_pods_of_all_nodes_takes_none_of_them() {
+    let network = Some(("10.244.0.0/16", "bridge"));
+    assert_eq!(found_with(&[], vec![], network), Vec::<String>::new());
+    assert_eq!(
+        found_with(&[], vec![range("10.244.128.0/20")], network),
+        [
+            "the node is in the network 10.244.0.0/16 dev own0, and Services have 10.244.128.0/20 (ServiceCIDR kubernetes)"
+        ]
+    );
 }
 
 #[test]
