@@ -25,13 +25,13 @@ struct Plugin {
     link: &'static str,
     /// What configurations call its programs.
     cni: &'static [&'static str],
-    /// Words in the names of its pods, of other makers', too.
+    /// Words in the names of its pods, of other makers', too, and of plugins that name their links as it does (Terway).
     pods: &'static [&'static str],
 }
 
 const PLUGINS: [Plugin; 4] = [
-    Plugin { name: "Calico", link: "cali", cni: &["calico"], pods: &["calico", "canal", "tigera"] },
-    Plugin { name: "Cilium", link: "cilium_", cni: &["cilium-cni"], pods: &["cilium", "anetd"] },
+    Plugin { name: "Calico", link: "cali", cni: &["calico"], pods: &["calico", "canal", "tigera", "terway"] },
+    Plugin { name: "Cilium", link: "cilium_", cni: &["cilium-cni"], pods: &["cilium", "anetd", "terway"] },
     Plugin { name: "Weave Net", link: "weave", cni: &["weave-net"], pods: &["weave"] },
     Plugin { name: "Antrea", link: "antrea-gw", cni: &["antrea"], pods: &["antrea"] },
 ];
