@@ -50,7 +50,10 @@ pub(super) fn read() -> Result<Raw, ReadError> {
             _ => raw.node_addresses.insert(found.address),
         };
     }
-    raw.sources = sources::read().ok();
+    // Other users of IPVS have no such sets, and to ask for them loads the kernel's module.
+    if device.is_some() {
+        raw.sources = sources::read().ok();
+    }
     Ok(raw)
 }
 
