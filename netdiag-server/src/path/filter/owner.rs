@@ -1,6 +1,6 @@
 //! Who wrote a rule, by the names that each program gives its tables and chains.
 
-use netdiag_common::observation::rules::{Chain, Rule, Table};
+use netdiag_common::observation::rules::{Chain, Rule, Table, Verdict};
 
 /// Whose rule it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +101,12 @@ pub fn owner(table: &Table, chain: &Chain, rule: Option<&Rule>) -> Owner {
         return owner;
     }
     let Some(rule) = rule else {
-        return table.chains.iter().find_map(|other| by(DROPPING, &other.name)).unwrap_or(Owner::Administrator);
+        // A program that sets the policy leads out of this very chain to its own.
+        let dropping = |rule: &Rule| match &rule.verdict {
+            Verdict::Jump { chain } | Verdict::Goto { chain } => by(DROPPING, chain),
+            _ => None,
+        };
+        return chain.rules.iter().find_map(dropping).unwrap_or(Owner::Administrator);
     };
     by_comment(rule.comment.as_deref())
 }
@@ -208,6 +213,22 @@ mod tests {
         assert_eq!(of(None, Some("flanneld forward")), "flannel");
         assert_eq!(of(None, Some("AWS, primary ENI")), "the AWS network plugin");
         assert_eq!(of(None, Some("maintenance")), "an administrator");
+    }
+
+    #[test]
+    fn a_policy_is_of_the_program_that_its_own_chain_leads_to() {
+        let base = |name: &str, to: &str| {
+            let jump = serde_json::json!({"do": "jump", "chain": to});
+            serde_json::json!({"name": name, "rules": [{"handle": 1, "matches": [], "verdict": jump, "text": "jump"}]})
+        };
+        let chains = [base("INPUT", "KUBE-FIREWALL"), base("FORWARD", "DOCKER-USER"), base("OUTPUT", "ufw-before-output")];
+        let table = serde_json::json!({"backend": "iptables_nft", "family": "ip", "name": "filter", "chains": chains});
+        let table: Table = serde_json::from_value(table).expect("a table");
+        let of = |name: &str| {
+            let chain = table.chains.iter().find(|chain| chain.name == name).expect("a chain");
+            owner(&table, chain, None).words()
+        };
+        assert_eq!(["INPUT", "FORWARD", "OUTPUT"].map(of), ["an administrator", "Docker", "ufw"]);
     }
 
     #[test]
