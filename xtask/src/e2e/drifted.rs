@@ -78,8 +78,8 @@ const ADDRESS: &str = "10.96.0.80";
 const OLD_ADDRESS: &str = "10.96.0.99";
 /// Pods of the other node.
 const OTHER_PODS: &str = "10.244.1.0/24";
-/// Where the node's rules are kept meanwhile.
-const KEPT: &str = "/tmp/netdiag-drifted";
+/// Where the node's rules are kept meanwhile: its own, since both modes run side by side and nodes share /tmp.
+const KEPT: &str = "/run/netdiag-drifted";
 
 /// Runs in a cluster of its own.
 fn run(prefix: &str, mode: ProxyMode, keep: bool) -> Result<Vec<String>> {

@@ -71,11 +71,11 @@ fn of_kube_router() -> Vec<Row> {
         Row {
             name: "a client's address is missing from kube-router's ipset",
             inject: vec![on_node(
-                "ipset save | grep \"^add KUBE-SRC-[^ ]* $client \" > /tmp/netdiag-policed
-                 test -s /tmp/netdiag-policed
-                 sed 's/^add/del/; s/ timeout .*//' /tmp/netdiag-policed | ipset restore",
+                "ipset save | grep \"^add KUBE-SRC-[^ ]* $client \" > /run/netdiag-policed
+                 test -s /run/netdiag-policed
+                 sed 's/^add/del/; s/ timeout .*//' /run/netdiag-policed | ipset restore",
             )],
-            restore: vec![on_node("ipset restore < /tmp/netdiag-policed")],
+            restore: vec![on_node("ipset restore < /run/netdiag-policed")],
             expected: "Pod shop/client to Pod shop/web-",
             found: "it is stopped",
             place: "(written by kube-router)",
