@@ -241,7 +241,12 @@ fn install_on_n1(cluster: &Cluster) -> Result<Installed> {
 
 /// What is scheduled meanwhile goes to n1.
 fn on_n1<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let others: Vec<String> = cluster.node_names().filter(|node| node != "n1").collect();
+    on_node(cluster, "n1", work)
+}
+
+/// What is scheduled meanwhile goes to this node.
+fn on_node<T>(cluster: &Cluster, node: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let others: Vec<String> = cluster.node_names().filter(|other| other != node).collect();
     let others: Vec<&str> = others.iter().map(String::as_str).collect();
     cluster.kubectl(&[&["cordon"], &others[..]].concat())?;
     let result = work();
