@@ -223,7 +223,8 @@ mod tests {
             let jump = serde_json::json!({"do": "jump", "chain": to});
             serde_json::json!({"name": name, "rules": [{"handle": 1, "matches": [], "verdict": jump, "text": "jump"}]})
         };
-        let chains = [base("INPUT", "KUBE-FIREWALL"), base("FORWARD", "DOCKER-USER"), base("OUTPUT", "ufw-before-output")];
+        let chains =
+            [base("INPUT", "KUBE-FIREWALL"), base("FORWARD", "DOCKER-USER"), base("OUTPUT", "ufw-before-output")];
         let table = serde_json::json!({"backend": "iptables_nft", "family": "ip", "name": "filter", "chains": chains});
         let table: Table = serde_json::from_value(table).expect("a table");
         let of = |name: &str| {
