@@ -28,11 +28,12 @@ pub struct Port {
     pub name: Arc<str>,
 }
 
-/// The ports that a packet passes the hooks of IP between (`struct nf_bridge_info`).
+/// The ports that a packet passes the hooks of IP between (`struct nf_bridge_info`), which stays with what this host takes or
+/// routes, too.
 #[derive(Debug, Clone)]
 pub(super) struct Between<'a> {
     pub input: &'a str,
-    /// Those by which it may leave; none before the bridge has decided to hand it to one.
+    /// Those by which it may leave; none before the bridge has decided to hand it to one, and none of what it does not hand on.
     pub outputs: Vec<&'a str>,
 }
 

@@ -32,7 +32,7 @@ const NATIVE: Case = Case {
 };
 
 const OF_IPTABLES: Case = Case {
-    fact: "physdev knows the ports of what is switched, and of what is routed the first one in prerouting",
+    fact: "physdev knows both ports of what is switched, and the first one of what is routed",
     tool: "iptables-nft-restore",
     rules: "*raw
 :PREROUTING ACCEPT
@@ -53,6 +53,7 @@ COMMIT
 *mangle
 :POSTROUTING ACCEPT
 -A POSTROUTING -m physdev --physdev-is-bridged --physdev-in r0 -m comment --comment bridged
+-A POSTROUTING -m physdev ! --physdev-is-bridged --physdev-in r0 -m comment --comment routed
 COMMIT
 ",
     packets,

@@ -55,7 +55,7 @@ pub(super) struct Run<'a> {
     pub balanced: bool,
     pub input: Option<&'a Interface>,
     pub output: Option<&'a Interface>,
-    /// While it passes the hooks within a bridge.
+    /// Once it has passed a hook within a bridge.
     pub between: Option<Between<'a>>,
     /// What the routing decision said; none before it.
     pub route: Option<Route>,

@@ -198,16 +198,17 @@ fn matches(hook: Hook, to: [u8; 6], rules: Vec<Rule>) -> Vec<bool> {
 }
 
 #[test]
-fn physdev_knows_the_port_in_prerouting_and_that_of_a_switched_packet_everywhere() {
+fn physdev_knows_the_port_that_a_packet_came_in_by_wherever_it_goes() {
     let by = |name: &str| physdev(IN, 0, name, "");
     for (hook, to, name, holds) in [
         (Hook::Prerouting, OWN, "in", true),
         (Hook::Prerouting, OTHER, "i+", true),
         (Hook::Prerouting, OTHER, "veth5", false),
         (Hook::Forward, OTHER, "in", true),
-        // The kernel forgets it where it hands the packet up.
-        (Hook::Forward, OWN, "in", false),
+        (Hook::Forward, OWN, "in", true),
+        (Hook::Forward, OWN, "veth5", false),
         (Hook::Postrouting, OTHER, "in", true),
+        (Hook::Postrouting, OWN, "in", true),
     ] {
         assert_eq!(matches(hook, to, by(name)), [holds], "{hook} {name}");
     }

@@ -4,7 +4,7 @@
 //! With `br_netfilter` they pass prerouting within the bridge, and what goes to another port passes forward and postrouting there
 //! as well, with the bridge in place of both interfaces (`br_nf_pre_routing`, `br_nf_forward_ip` and `br_nf_post_routing`,
 //! net/bridge/br_netfilter_hooks.c). What is for this host has passed prerouting then, and does not pass it once more
-//! (`ip_sabotage_in`).
+//! (`ip_sabotage_in`); the port that it came in by stays known on its further way.
 
 use std::net::IpAddr;
 
@@ -57,10 +57,7 @@ pub(super) fn received<'a>(run: &mut Run<'a>, plan: &Plan<'a>, bridge: &'a Bridg
     };
     let gateway = match next {
         Next::Port { gateway } => gateway,
-        Next::Host(route) => {
-            run.between = None;
-            return routed(run, plan, route);
-        }
+        Next::Host(route) => return routed(run, plan, route),
         Next::Discarded(discard) => return Ok(End::Discarded(discard)),
     };
     run.decisions.push(switched(bridge, port, true));

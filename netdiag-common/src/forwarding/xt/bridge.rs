@@ -17,7 +17,9 @@ mod flag {
 }
 
 impl Run<'_> {
-    /// `physdev_mt`: of a packet that is not in a bridge, nothing holds but what is asked the other way round.
+    /// `physdev_mt`: of a packet that came by no bridge with `br_netfilter`, nothing holds but what is asked the other way round. Of
+    /// one that came by a bridge and is routed, the first port is known (6.2 and its like in stable branches forgot it for a while:
+    /// "br_netfilter: fix recent physdev match breakage").
     pub(super) fn physical_devices(&mut self, blob: Blob<'_>) -> Option<Matched> {
         let (inverted, wanted) = (blob.byte(64)?, blob.byte(65)?);
         let is_asked = |flag: u8| wanted & flag != 0;
