@@ -120,6 +120,16 @@ fn what_a_proxy_has_is_not_forwarded() {
 }
 
 #[test]
+fn what_goes_to_a_proxy_that_is_not_known_is_not_delivered_to_its_own_address() {
+    let mut state = with(tproxy(Verdict::Accept), &[], &[]);
+    state.sockets.0.insert(query("10.0.0.2:80"), Fact::Unknown("sockets could not be read".into()));
+    state.routes.0.insert(route_query(0), Route::Local { interface: 1 });
+    let ends = ends(&state);
+    let [End::Unknown { because, .. }, End::Delivered] = &ends[..] else { panic!("{ends:?}") };
+    assert!(because.contains("sockets could not be read"), "{because}");
+}
+
+#[test]
 fn a_connection_of_the_proxy_keeps_its_packets() {
     let connected =
         FoundSocket { remote: Some("10.0.0.1:4242".parse().unwrap()), ..socket("10.0.0.2:80", Fact::Known(true)) };

@@ -28,7 +28,7 @@ use self::plan::Call;
 use self::route::{Routed, route};
 use self::virtual_server::Passed;
 use super::fact::Fact;
-use super::machine::{Result, Run, Stop};
+use super::machine::{PacketSocket, Result, Run, Stop};
 use super::packet::{Origin, Packet, Protocol};
 use super::path::End;
 use super::routing::Discard;
@@ -78,7 +78,7 @@ fn routed<'a>(run: &mut Run<'a>, plan: &Plan<'a>, decided: Option<Route>) -> Res
     run.route = Some(route.clone());
     match route {
         Route::Local { .. } => match hook(run, plan, Hook::Input)? {
-            Passed::On => Ok(End::Delivered),
+            Passed::On => delivered(run),
             Passed::Resent => output(run, plan),
         },
         Route::Forward { interface, .. } => {
@@ -100,6 +100,16 @@ fn routed<'a>(run: &mut Run<'a>, plan: &Plan<'a>, decided: Option<Route>) -> Res
         }
         Route::Refused { why } => Ok(End::NoRoute { why }),
         Route::Unfollowed { why } => Err(run.unknown(why)),
+    }
+}
+
+/// Whoever asks next who takes it would ask for the socket of its own address, and not for that of a proxy.
+fn delivered(run: &Run<'_>) -> Result<End> {
+    match &run.given_socket {
+        Some(PacketSocket::Given(why)) => {
+            Err(run.unknown(format!("it goes to a transparent proxy, and which socket that has is not known: {why}")))
+        }
+        _ => Ok(End::Delivered),
     }
 }
 
