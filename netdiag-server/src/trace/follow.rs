@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netdiag_common::forwarding::Without;
-use netdiag_common::forwarding::path::End;
+use netdiag_common::forwarding::path::{Decision, End};
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest};
 use netdiag_common::observation::{Observation, Protocol};
 use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
@@ -205,12 +205,15 @@ impl<'e> Walk<'e, '_> {
                     return self.unpack(way, leg, carrier);
                 }
                 if leg.direction == Direction::Reply {
-                    let asked = way.legs.first().map(|first| &first.place);
-                    return ends(if asked == Some(&leg.place) { WayEnd::Answered } else { WayEnd::Astray });
+                    return ends(returned(&way.legs, leg));
                 }
                 let (address, port) = (packet.destination(), packet.ports().map_or(0, |(_, port)| port));
                 let need = leg.place.need(Topic::Listeners);
-                match self.takes(&need, address, port) {
+                // The agent found the proxy's socket, which listens elsewhere.
+                let is_proxied = |decision: &Decision| matches!(decision, Decision::Proxied { .. });
+                let is_proxied = leg.path().decisions.iter().any(is_proxied);
+                let is_taken = if is_proxied { Some(true) } else { self.takes(&need, address, port) };
+                match is_taken {
                     None => Advance::Waits(Box::new(need)),
                     Some(false) => ends(WayEnd::NobodyListens { address, port }),
                     Some(true) => {
@@ -320,6 +323,19 @@ impl<'e> Walk<'e, '_> {
 
 fn goes(way: &Open, asks: Asks) -> Advance {
     Advance::Goes(vec![Open { legs: way.legs.clone(), asks: Some(asks) }])
+}
+
+/// What an answer is that is delivered. Whom it comes from tells whether it was translated back: what a bridge hands on past the rules
+/// of IP is not, and no connection takes it.
+fn returned(legs: &[Leg], answer: &Leg) -> WayEnd {
+    let Some(asked) = legs.first().filter(|first| first.place == answer.place) else { return WayEnd::Astray };
+    let is_past_rules = |decision: &Decision| matches!(decision, Decision::Switched { filtered: false, .. });
+    let mut replies = legs.iter().filter(|leg| leg.direction == Direction::Reply);
+    let from = answer.path().packet.source();
+    if from != asked.fate.packet.destination() && replies.any(|leg| leg.path().decisions.iter().any(is_past_rules)) {
+        return WayEnd::Untranslated { from };
+    }
+    WayEnd::Answered
 }
 
 /// Whether the agent knew that these rules are to be left out.

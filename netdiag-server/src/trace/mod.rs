@@ -86,6 +86,9 @@ pub enum WayEnd {
     LeftCluster { to: IpAddr },
     /// The answer is delivered where nobody asked.
     Astray,
+    /// The answer is back, and comes from this address instead of the one that the packet was sent to: a bridge handed it on past the
+    /// rules that would have translated it.
+    Untranslated { from: IpAddr },
     /// It could not be followed further.
     Unseen { gap: Box<Gap> },
     /// More namespaces than any packet needs: it goes in a circle.
@@ -131,7 +134,11 @@ impl Way {
         match self.end {
             WayEnd::Answered | WayEnd::Unseen { .. } | WayEnd::LeftCluster { .. } => false,
             WayEnd::Stopped => self.legs.last().is_some_and(|leg| !matches!(leg.path().end, End::Unknown { .. })),
-            WayEnd::NobodyListens { .. } | WayEnd::TunnelDrops { .. } | WayEnd::Astray | WayEnd::Circle => true,
+            WayEnd::NobodyListens { .. }
+            | WayEnd::TunnelDrops { .. }
+            | WayEnd::Astray
+            | WayEnd::Untranslated { .. }
+            | WayEnd::Circle => true,
         }
     }
 

@@ -1,9 +1,10 @@
-//! Which answers of agents are believed.
+//! Which answers of agents are believed, and what comes back of a packet.
 
 use jiff::Timestamp;
 use netdiag_common::forwarding::packet::Origin;
+use netdiag_common::forwarding::state::Hook;
 use netdiag_common::forwarding::{Outcome, Path as Fated, RuleKey};
-use netdiag_common::observation::fate::{LeftOut, LeftOutRole};
+use netdiag_common::observation::fate::{FateTransport, LeftOut, LeftOutRole};
 
 use super::*;
 use crate::evidence::ObjectRef;
@@ -65,4 +66,41 @@ fn an_agent_that_predicted_with_the_rules_is_not_believed() {
     let WayEnd::Unseen { gap } = end(Vec::new()) else { panic!("it was believed") };
     assert_eq!(gap.reason, GapReason::WireVersion);
     assert_eq!(end(vec![LeftOut { rule, role: LeftOutRole::NotMet }]), WayEnd::Stopped);
+}
+
+/// Of a packet in the node's namespace, with this decision.
+fn leg(direction: Direction, source: &str, destination: &str, decision: Option<Decision>) -> Leg {
+    let request = FateRequest {
+        origin: FateOrigin::Sent,
+        source: Some(source.parse().expect("an address")),
+        destination: destination.parse().expect("an address"),
+        transport: FateTransport::Udp { source_port: Some(1), destination_port: Some(2) },
+        mark: 0,
+        connection: None,
+        length: None,
+        may_be_fragmented: false,
+        next_hop: None,
+        without: Without::new(),
+    };
+    let mut told = fate(&request, Vec::new());
+    told.outcome.paths[0].decisions.extend(decision);
+    let place = Place { node: "n1".to_owned(), netns: Netns::Host };
+    Leg { direction, place, request, fate: Arc::new(told), at: Timestamp::UNIX_EPOCH, path: 0, carrier: None }
+}
+
+#[test]
+fn an_answer_that_a_bridge_hands_on_past_the_rules_comes_from_who_answers() {
+    let end = |from: &str, filtered: bool| {
+        let switched = Decision::Switched { hook: Hook::Forward, bridge: 4, port: 5, filtered };
+        let legs = [
+            leg(Direction::Forward, "10.244.1.2", "10.96.0.7", None),
+            leg(Direction::Reply, from, "10.244.1.2", Some(switched)),
+        ];
+        returned(&legs, &legs[1])
+    };
+    let from = "10.244.1.3".parse().expect("an address");
+    assert_eq!(end("10.244.1.3", false), WayEnd::Untranslated { from });
+    // Through the rules, and of a pod that was asked itself.
+    assert_eq!(end("10.244.1.3", true), WayEnd::Answered);
+    assert_eq!(end("10.96.0.7", false), WayEnd::Answered);
 }
