@@ -256,12 +256,13 @@ impl<'e> Walk<'e, '_> {
             (Next::End(WayEnd::LeftCluster { to }), Some(carrier)) => Some((*to, carrier)),
             _ => None,
         };
-        if let Some((router, carrier)) = outside {
-            let Some(node) = cluster.node_by_address(destination) else {
-                return ends(WayEnd::Unseen { gap: Box::new(tunnel::nobodys(leg, carrier)) });
+        if let Some((hop, carrier)) = outside {
+            let place = match tunnel::far_end(cluster, self.readings, &way.legs, carrier) {
+                Ok(Some(place)) => place,
+                Ok(None) => return ends(WayEnd::Unseen { gap: Box::new(tunnel::nobodys(leg, carrier)) }),
+                Err(need) => return Advance::Waits(need),
             };
-            self.note(Some(tunnel::by_a_router(leg, carrier, router)));
-            let place = Place { node: node.metadata.name.clone(), netns: Netns::Host };
+            self.note((hop != destination).then(|| tunnel::by_a_router(leg, carrier, hop)));
             found = at_address(self.readings, place, destination);
         }
         match found {

@@ -70,7 +70,7 @@ pub(super) fn next(
 }
 
 /// The node that a pod's address is on.
-fn node_behind(cluster: &Cluster, address: IpAddr) -> Option<String> {
+pub(super) fn node_behind(cluster: &Cluster, address: IpAddr) -> Option<String> {
     let by_pod = cluster.pod_by_address(address).map(|pod| pod.spec.node_name.clone());
     by_pod.or_else(|| {
         let holds = |node: &&std::sync::Arc<Node>| node.spec.pod_cidrs.iter().any(|network| network.contains(&address));

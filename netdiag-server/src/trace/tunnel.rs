@@ -9,9 +9,10 @@ use netdiag_common::forwarding::tunnel::{
 use netdiag_common::observation::fate::{FateInterface, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 use netdiag_common::{Gap, GapReason, Need, Netns};
 
-use super::Leg;
 use super::follow::Readings;
-use super::next::{Looked, look};
+use super::next::{Looked, look, node_behind};
+use super::{Leg, Place};
+use crate::evidence::Cluster;
 
 /// Device types that pack a packet into another one, for a node that the destination says.
 pub(crate) const TUNNELS: [&str; 10] =
@@ -187,6 +188,28 @@ pub(super) fn may_be_known(leg: &Leg) -> Option<Gap> {
         leg.place.node
     );
     is_tracked.then(|| gap(leg, &carrier.device, why, "look at `conntrack -L -p 4` there, and at that rule"))
+}
+
+/// The node that the last leg's outer packet is for: the API tells one address of each, and tunnels may end at another one of the
+/// node that the packet inside is for. None where that node does not have it either.
+pub(super) fn far_end(
+    cluster: &Cluster,
+    readings: Readings<'_, '_>,
+    legs: &[Leg],
+    carrier: &Carrier,
+) -> Result<Option<Place>, Box<Need>> {
+    let on = |node: String| Place { node, netns: Netns::Host };
+    let Some(end) = legs.last().map(|leg| leg.path().packet.destination()) else { return Ok(None) };
+    if let Some(node) = cluster.node_by_address(end) {
+        return Ok(Some(on(node.metadata.name.clone())));
+    }
+    let inside = legs.get(carrier.inside).map(|leg| leg.path().packet.destination());
+    let Some(place) = inside.and_then(|address| node_behind(cluster, address)).map(on) else { return Ok(None) };
+    match look(readings, &place) {
+        Looked::Asks(need) => Err(need),
+        Looked::Seen(network) if network.addresses.iter().any(|own| own.address == end) => Ok(Some(place)),
+        Looked::Seen(_) | Looked::Dark(_) => Ok(None),
+    }
 }
 
 /// An outer packet for an address that is no node's.

@@ -34,6 +34,8 @@ struct World {
     entries: Vec<FdbEntry>,
     /// Of n2's device.
     vni: u32,
+    /// What the API says of n2.
+    told: &'static str,
     /// By whom n1 reaches n2.
     router: Option<IpAddr>,
     /// What n2 does with the outer packet.
@@ -62,6 +64,7 @@ fn healthy() -> World {
         kind: "vxlan",
         entries: vec![entry],
         vni: 1,
+        told: N2,
         router: None,
         decisions: Vec::new(),
         end: End::Delivered,
@@ -165,7 +168,7 @@ impl World {
 
     fn followed(&self, tunnels: Tunnels) -> Followed {
         let mut cluster = Cluster::default();
-        for (name, own, range) in [("n1", N1, "10.244.1.0/24"), ("n2", N2, "10.244.2.0/24")] {
+        for (name, own, range) in [("n1", N1, "10.244.1.0/24"), ("n2", self.told, "10.244.2.0/24")] {
             let addresses = json!([{"type": "InternalIP", "address": own}]);
             let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
                 "spec": {"podCIDRs": [range]}, "status": {"addresses": addresses}});
@@ -270,10 +273,15 @@ fn a_receiver_without_an_agent_is_a_gap() {
 fn an_entry_that_leads_to_no_node_is_a_gap() {
     let mut world = healthy();
     world.entries[0].destination = Some(address("172.30.0.99"));
-    // Nobody but n2 has an address that the story tells of.
     let way = world.way();
     let WayEnd::Unseen { gap } = &way.end else { panic!("{:?}", way.end) };
     assert!(gap.why.contains("172.30.0.99, which is no address of a node"), "{gap:?}");
+}
+
+#[test]
+fn a_tunnel_may_end_at_an_address_of_the_node_that_the_api_does_not_tell() {
+    let way = World { told: "192.0.2.12", ..healthy() }.way();
+    assert_eq!(legs(&way), [("n1", false), ("n1", true), ("n2", true), ("n2", false)]);
 }
 
 #[test]
