@@ -103,3 +103,21 @@ fn the_port_that_a_neighbour_is_behind_is_named() {
     // What is handed on spends no hop.
     assert_eq!((given_to(BESIDE), given_to(NODE)), (64, 63));
 }
+
+#[test]
+fn what_is_at_a_bridge_itself_is_named_where_the_packet_passes_it() {
+    let Some(way) = bridged("devices") else { return };
+    assert!(connects(&way.backend, NODE));
+    way.node.sh("for device in br0 r1; do tc qdisc add dev $device clsact; done
+         for place in 'br0 ingress' 'br0 egress' 'r1 egress'; do
+             tc filter add dev $place protocol ip prio 7 u32 match ip dst 10.2.0.9/32 action mirred egress mirror dev lo
+         done");
+    let filters = |next_hop: &str| -> Vec<String> {
+        let origin = FateOrigin::Received(FateInterfaceKey::Name("r0".into()));
+        let request = FateRequest { next_hop: Some(next_hop.parse().unwrap()), ..request(origin, BESIDE, 80) };
+        let told = unseen(&way.node.run(|| fate(&request).unwrap()));
+        told.iter().filter_map(|what| Some(what.rsplit_once(" at tc ")?.1.to_owned())).collect()
+    };
+    assert_eq!(filters(BESIDE), ["egress of r1"]);
+    assert_eq!(filters(NODE), ["ingress of br0", "egress of br0"]);
+}

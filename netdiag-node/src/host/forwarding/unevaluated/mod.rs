@@ -96,9 +96,17 @@ enum Place {
 /// Looks at each place of each path once, and adds what is there to the paths and to what was not seen. `chains` are all base
 /// chains.
 pub(super) fn tell(fate: &mut Fate, chains: &[BaseChain], around: &Surroundings<'_>) {
+    let bridge = bridge_of_input(fate);
     let mut places: BTreeMap<Place, Vec<usize>> = BTreeMap::new();
     for (number, path) in fate.outcome.paths.iter().enumerate() {
-        for place in places_of(fate.packet.origin, path) {
+        let ways = if path.decisions.iter().any(is_switched) {
+            let behind = fate.neighbours.iter().find(|neighbour| neighbour.path == number);
+            places_of_switched(fate.packet.origin, behind.and_then(|neighbour| neighbour.port))
+        } else {
+            // What a bridge hands up to this host comes in by the bridge then.
+            places_of(fate.packet.origin, path).into_iter().chain(bridge.map(Place::In)).collect()
+        };
+        for place in ways {
             places.entry(place).or_default().push(number);
         }
     }
@@ -113,6 +121,8 @@ pub(super) fn tell(fate: &mut Fate, chains: &[BaseChain], around: &Surroundings<
                 .and_then(|()| programs::at_socket_lookup(around, &mut found)),
         };
         let bridged = match place {
+            // Told of its port.
+            Place::In(index) if Some(index) == bridge => Ok(Vec::new()),
             Place::In(index) | Place::Out(index) => bridge_filters(fate, index, chains),
             Place::Senders | Place::Receivers => Ok(Vec::new()),
         };
@@ -197,6 +207,22 @@ fn is_scheduled(decision: &Decision) -> bool {
 
 fn is_switched(decision: &Decision) -> bool {
     matches!(decision, Decision::Switched { .. })
+}
+
+/// The bridge that the packet comes in by a port of.
+fn bridge_of_input(fate: &Fate) -> Option<u32> {
+    let Origin::Received { interface } = fate.packet.origin else { return None };
+    let master = fate.interfaces.iter().find(|own| own.index == interface)?.master_index?;
+    fate.interfaces.iter().any(|own| own.index == master && own.kind == "bridge").then_some(master)
+}
+
+/// From one port of a bridge to another one, if that is known: it passes neither side of the bridge's own device.
+fn places_of_switched(origin: Origin, port: Option<u32>) -> Vec<Place> {
+    let input = match origin {
+        Origin::Received { interface } => Some(Place::In(interface)),
+        Origin::Sent => None,
+    };
+    input.into_iter().chain(port.map(Place::Out)).collect()
 }
 
 fn places_of(origin: Origin, path: &path::Path) -> Vec<Place> {
