@@ -1,13 +1,16 @@
 //! What one question about one packet costs in the network namespace it is started in: evaluated with what is read already, and
 //! with reading it from the kernel. `cargo xtask bench programmed` makes the namespace and the rules.
 //!
-//! Arguments: interface, source and destination (ADDRESS:PORT), rounds; or `rules`, rounds and a file, to which kube-proxy's rules
-//! are written as the agent sends them. Prints one line for each value.
+//! Arguments: interface, source and destination (ADDRESS:PORT), samples; or `rules`, samples and a file, to which kube-proxy's rules
+//! are written as the agent sends them. Times are criterion's, in the folder `CRITERION_HOME`; the rest is printed, a line for each
+//! value.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a measurement that cannot be made fails")]
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::os::fd::AsRawFd as _;
+use std::time::Duration;
 
+use criterion::{Criterion, SamplingMode};
 use netdiag_common::forwarding::packet::{Origin, Packet, TCP, tcp};
 use netdiag_common::forwarding::path::End;
 use netdiag_common::forwarding::{Step, step};
@@ -20,18 +23,18 @@ const SYN: u8 = 2;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    if let [what, rounds, file] = words.as_slice()
+    if let [what, samples, file] = words.as_slice()
         && what == "rules"
     {
-        return all_rules(rounds.parse().unwrap(), file);
+        return all_rules(samples.parse().unwrap(), file);
     }
-    let [interface, source, destination, rounds] = words.as_slice() else {
-        println!("usage: INTERFACE SOURCE:PORT DESTINATION:PORT ROUNDS");
+    let [interface, source, destination, samples] = words.as_slice() else {
+        println!("usage: INTERFACE SOURCE:PORT DESTINATION:PORT SAMPLES");
         return;
     };
     let interface = nix::net::if_::if_nametoindex(interface.as_str()).unwrap();
     let (source, destination): (SocketAddr, SocketAddr) = (source.parse().unwrap(), destination.parse().unwrap());
-    let rounds: usize = rounds.parse().unwrap();
+    let samples: usize = samples.parse().unwrap();
     let segment = tcp(source.port(), destination.port(), SYN);
     let origin = Origin::Received { interface };
     let packet = Packet::between(origin, source.ip(), destination.ip(), TCP, &segment).unwrap();
@@ -48,47 +51,57 @@ fn main() {
         paths.iter().map(|path| path.gaps.len()).sum::<usize>()
     );
     println!("memory_kib {}", peak.saturating_sub(before));
-    println!(
-        "loaded_us {:.3}",
-        median_us(rounds * 100, || {
+    if let Some(bytes) = legacy_table_bytes() {
+        println!("table_bytes {bytes}");
+    }
+    let mut criterion = measure();
+    let mut group = criterion.benchmark_group("packet");
+    group.bench_function("loaded", |bench| {
+        bench.iter(|| {
             let Step::Done(outcome) = step(&evaluation.state, &packet) else { panic!("everything was read") };
-            std::hint::black_box(outcome);
-        })
-    );
-    println!(
-        "read_us {:.3}",
-        median_us(rounds, || {
-            std::hint::black_box(evaluate(&packet).unwrap());
-        })
-    );
+            outcome
+        });
+    });
+    group.sample_size(samples).sampling_mode(SamplingMode::Flat);
+    group.bench_function("read", |bench| bench.iter(|| evaluate(&packet).unwrap()));
+    group.finish();
 }
 
 /// The reading that drift is made of.
-fn all_rules(rounds: usize, file: &str) {
+fn all_rules(samples: usize, file: &str) {
     let before = forget_peak();
     let sent = serde_json::to_vec(&Observation::ServiceRules(service_rules::read().unwrap())).unwrap();
     println!("memory_kib {}", memory_kib("VmHWM:").saturating_sub(before));
     std::fs::write(file, &sent).unwrap();
-    println!(
-        "read_us {:.3}",
-        median_us(rounds, || {
-            let rules = Observation::ServiceRules(service_rules::read().unwrap());
-            std::hint::black_box(serde_json::to_vec(&rules).unwrap());
-        })
-    );
+    let mut criterion = measure();
+    let mut group = criterion.benchmark_group("drift");
+    group.sample_size(samples).sampling_mode(SamplingMode::Flat);
+    group.bench_function("read", |bench| {
+        bench.iter(|| serde_json::to_vec(&Observation::ServiceRules(service_rules::read().unwrap())).unwrap());
+    });
+    group.finish();
 }
 
-/// Microseconds of one run in the middle of all.
-fn median_us(runs: usize, mut work: impl FnMut()) -> f64 {
-    let mut times: Vec<f64> = (0..runs.max(1))
-        .map(|_| {
-            let started = Instant::now();
-            work();
-            started.elapsed().as_secs_f64() * 1e6
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+fn measure() -> Criterion {
+    Criterion::default().without_plots().warm_up_time(Duration::from_millis(500))
+}
+
+/// Size of the table nat of iptables-legacy, where there is one: `struct ipt_getinfo` (`IPT_SO_GET_INFO`,
+/// linux/netfilter_ipv4/ip_tables.h).
+fn legacy_table_bytes() -> Option<u32> {
+    const GET_INFO: libc::c_int = 64;
+    const SIZE_AT: usize = 80;
+    let socket =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(libc::IPPROTO_RAW.into())).unwrap();
+    let mut info = [0_u8; 84];
+    info[..3].copy_from_slice(b"nat");
+    let mut length = libc::socklen_t::try_from(info.len()).unwrap();
+    // SAFETY: the kernel writes at most `length` bytes, which `info` has.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, GET_INFO, info.as_mut_ptr().cast(), &raw mut length)
+    };
+    let size = info[SIZE_AT..].try_into().unwrap();
+    (result == 0).then(|| u32::from_ne_bytes(size)).filter(|bytes| *bytes > 0)
 }
 
 /// Resident memory now, from which on the highest is kept (proc(5), `clear_refs`).

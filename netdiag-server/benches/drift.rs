@@ -1,14 +1,16 @@
 //! What the server's part of a drift check of one node costs: parsing what the agent sent, and comparing it with the objects.
 //! `cargo xtask bench programmed` makes both.
 //!
-//! Arguments: a file of objects, one as JSON on each line, the agent's answer, rounds. Prints one line for each value.
+//! Arguments: a file of objects, one as JSON on each line, the agent's answer, samples. The time is criterion's, in the folder
+//! `CRITERION_HOME`; the rest is printed, a line for each value.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a measurement that cannot be made fails")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
+use criterion::{Criterion, SamplingMode};
 use jiff::Timestamp;
 use netdiag_common::observation::Observation;
 use netdiag_common::{Need, Reading, Topic};
@@ -19,8 +21,8 @@ const NODE: &str = "n1";
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let [objects, answer, rounds] = words.as_slice() else {
-        println!("usage: OBJECTS ANSWER ROUNDS");
+    let [objects, answer, samples] = words.as_slice() else {
+        println!("usage: OBJECTS ANSWER SAMPLES");
         return;
     };
     let mut cluster = Cluster::default();
@@ -33,15 +35,11 @@ fn main() {
     println!("memory_kib {}", memory_kib("VmHWM:").saturating_sub(before));
     let [node] = first.nodes.as_slice() else { panic!("one node") };
     println!("compared {} with differences {}", node.compared, node.differences.len());
-    let mut times: Vec<f64> = (0..rounds.parse::<usize>().unwrap().max(1))
-        .map(|_| {
-            let started = Instant::now();
-            std::hint::black_box(check(&cluster, answer));
-            started.elapsed().as_secs_f64() * 1e6
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    println!("compare_us {:.3}", times[times.len() / 2]);
+    let mut criterion = Criterion::default().without_plots().warm_up_time(Duration::from_millis(500));
+    let mut group = criterion.benchmark_group("drift");
+    group.sample_size(samples.parse().unwrap()).sampling_mode(SamplingMode::Flat);
+    group.bench_function("compare", |bench| bench.iter(|| check(&cluster, answer)));
+    group.finish();
 }
 
 fn check(cluster: &Arc<Cluster>, answer: &str) -> Drift {

@@ -3,7 +3,7 @@
 
 mod ruleset;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -19,9 +19,9 @@ pub(crate) struct Arguments {
     /// Services, each with three endpoints
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     services: u32,
-    /// Readings of each kind of rules
-    #[arg(long, default_value_t = 15)]
-    rounds: usize,
+    /// Readings of each kind of rules, of which criterion takes the middle
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(10..=1_000))]
+    samples: u32,
 }
 
 /// A kind of rules: how they are loaded, what reads them all, and what netdiag's way may cost.
@@ -29,12 +29,21 @@ struct Kind {
     name: &'static str,
     rules: fn(u32) -> String,
     load: &'static [&'static str],
-    /// The tools that a person would take for the same answer.
-    beside: &'static [&'static str],
+    /// What lists all rules, where a script looks for a Service.
+    listing: &'static [&'static str],
+    /// What a person types beside `kubectl get service` to see where the Service's address is translated to: `$1` is the address. It
+    /// prints each endpoint's translation.
+    script: &'static str,
     loaded_us: f64,
     read_ms: f64,
-    /// None where it is a part of the whole table.
-    memory_mib: Option<f64>,
+    memory: Memory,
+}
+
+/// What reading for one packet may take.
+enum Memory {
+    Mib(f64),
+    /// Times the kernel's table nat, all of which has to be read.
+    Tables(f64),
 }
 
 const KINDS: [Kind; 3] = [
@@ -42,28 +51,38 @@ const KINDS: [Kind; 3] = [
         name: "nftables",
         rules: ruleset::nftables,
         load: &["nft", "-f", "-"],
-        beside: &["nft", "-j", "list", "ruleset"],
+        listing: &["nft", "-j", "list", "ruleset"],
+        script: "chain=$(nft list map ip kube-proxy service-ips | grep -o \"$1 . tcp . 80 : goto [^ ,]*\" | sed 's/.*goto //')
+            nft list chain ip kube-proxy \"$chain\" | grep -o '[0-9.]* . 8080'",
         loaded_us: 20.0,
         read_ms: 15.0,
-        memory_mib: Some(30.0),
+        memory: Memory::Mib(30.0),
     },
     Kind {
         name: "iptables-nft",
         rules: ruleset::iptables,
         load: &["iptables-nft-restore"],
-        beside: &["iptables-nft-save"],
+        listing: &["iptables-nft-save"],
+        script: "service=$(iptables-nft -t nat -S KUBE-SERVICES | grep -- \"-d $1/32 .*--dport 80 \" | sed 's/.*-j //')
+            for endpoint in $(iptables-nft -t nat -S \"$service\" | grep -o 'KUBE-SEP-.*'); do
+                iptables-nft -t nat -S \"$endpoint\" | grep -o 'to-destination .*'
+            done",
         loaded_us: 200.0,
         read_ms: 30.0,
-        memory_mib: Some(30.0),
+        memory: Memory::Mib(30.0),
     },
     Kind {
         name: "iptables-legacy",
         rules: ruleset::iptables,
         load: &["iptables-legacy-restore"],
-        beside: &["iptables-legacy-save"],
+        listing: &["iptables-legacy-save"],
+        script: "service=$(iptables-legacy -t nat -S KUBE-SERVICES | grep -- \"-d $1/32 .*--dport 80 \" | sed 's/.*-j //')
+            for endpoint in $(iptables-legacy -t nat -S \"$service\" | grep -o 'KUBE-SEP-.*'); do
+                iptables-legacy -t nat -S \"$endpoint\" | grep -o 'to-destination .*'
+            done",
         loaded_us: 200.0,
         read_ms: 600.0,
-        memory_mib: None,
+        memory: Memory::Tables(2.0),
     },
 ];
 
@@ -100,11 +119,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     let how = format!(
-        "one TCP SYN from a pod to the last of {} Services with {} endpoints each, as kube-proxy writes them; the middle of {} \
-         readings; Linux {}",
+        "one TCP SYN from a pod to the last of {} Services with {} endpoints each, as kube-proxy writes them; by criterion, the middle \
+         of {} readings; Linux {}",
         arguments.services,
         ruleset::ENDPOINTS,
-        arguments.rounds,
+        arguments.samples,
         super::kernel()
     );
     let failed = missing.len();
@@ -116,60 +135,73 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn measure(kind: &Kind, arguments: &Arguments, program: &PathBuf, compares: &PathBuf) -> Result<Vec<Row>> {
+fn measure(kind: &Kind, arguments: &Arguments, program: &Path, compares: &Path) -> Result<Vec<Row>> {
     let space = Space::new()?;
     space.sh(NAMESPACE)?;
     let rules = (kind.rules)(arguments.services);
     space.run(|| command::output_with_input(&mut command::words(kind.load), &rules))?;
-    let target = format!("{}:80", ruleset::cluster_ip(arguments.services - 1));
-    let rounds = arguments.rounds.to_string();
-    let said = space.run(|| {
-        let mut bench = Command::new(program);
-        command::output(bench.args(["pod0", "10.129.0.7:40000", &target, &rounds]))
-    })?;
+    let address = ruleset::cluster_ip(arguments.services - 1);
+    let target = format!("{address}:80");
+    let samples = arguments.samples.to_string();
+    let said =
+        space.run(|| command::output(bench(program, kind).args(["pod0", "10.129.0.7:40000", &target, &samples])))?;
     let right = format!("{0} of which sent {0} with gaps 0", ruleset::ENDPOINTS);
     let said = Said(said);
     if said.text("paths")? != right {
         bail!("wrong answer: {}", said.0);
     }
-    let (name, read_ms) = (kind.name, said.value("read_us")? / 1000.0);
-    let memory_mib = said.value("memory_kib")? / MIB;
-    let memory = format!("{name}: memory for it, MiB");
+    let (name, read_ms) = (kind.name, middle_us(kind, "packet/read")? / 1000.0);
     let mut rows = vec![
         Row::new(
             format!("{name}: evaluate with what was read, µs"),
-            said.value("loaded_us")?,
+            middle_us(kind, "packet/loaded")?,
             Target::AtMost(kind.loaded_us),
         ),
         Row::new(format!("{name}: read from the kernel and evaluate, ms"), read_ms, Target::AtMost(kind.read_ms)),
-        match kind.memory_mib {
-            Some(most) => Row::new(memory, memory_mib, Target::AtMost(most)),
-            None => Row::beside(memory, memory_mib),
-        },
+        memory(kind, &said)?,
     ];
-    let listing_ms = space.run(|| {
-        let started = Instant::now();
-        command::output(&mut command::words(kind.beside))?;
-        Ok(started.elapsed().as_secs_f64() * 1000.0)
-    })?;
-    rows.push(Row::beside(format!("    {}, times as long", kind.beside.join(" ")), listing_ms / read_ms));
+    let found = |text: &str| u32::try_from(text.lines().count()).is_ok_and(|lines| lines == ruleset::ENDPOINTS);
+    let (script_ms, text) = timed(&space, Command::new("sh").args(["-c", kind.script, "sh", &address.to_string()]))?;
+    if !found(&text) {
+        bail!("the script beside netdiag found other endpoints: {text}");
+    }
+    rows.push(Row::beside("    a script for the same Service, times as long", script_ms / read_ms));
+    let (listing_ms, _) = timed(&space, &mut command::words(kind.listing))?;
+    rows.push(Row::beside(format!("    {}, times as long", kind.listing.join(" ")), listing_ms / read_ms));
     rows.extend(drift(kind, arguments, &space, program, compares)?);
     Ok(rows)
 }
 
+fn memory(kind: &Kind, said: &Said) -> Result<Row> {
+    let (name, kib) = (kind.name, said.value("memory_kib")?);
+    Ok(match kind.memory {
+        Memory::Mib(most) => Row::new(format!("{name}: memory for it, MiB"), kib / MIB, Target::AtMost(most)),
+        Memory::Tables(most) => {
+            let times = kib * 1024.0 / said.value("table_bytes")?;
+            Row::new(format!("{name}: memory for it, times the table"), times, Target::AtMost(most))
+        }
+    })
+}
+
+/// Milliseconds of a command in a namespace, and what it printed.
+fn timed(space: &Space, command: &mut Command) -> Result<(f64, String)> {
+    space.run(|| {
+        let started = Instant::now();
+        let text = command::output(command)?;
+        Ok((started.elapsed().as_secs_f64() * 1000.0, text))
+    })
+}
+
 /// A drift check of the whole node: what the agent reads and sends, and what the server makes of it.
-fn drift(kind: &Kind, arguments: &Arguments, space: &Space, program: &PathBuf, compares: &PathBuf) -> Result<[Row; 2]> {
+fn drift(kind: &Kind, arguments: &Arguments, space: &Space, program: &Path, compares: &Path) -> Result<[Row; 2]> {
     let folder = std::env::temp_dir().join(format!("netdiag-programmed-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let (objects, answer) = (folder.join("objects"), folder.join("answer"));
     std::fs::write(&objects, ruleset::objects(arguments.services))?;
-    let rounds = arguments.rounds.to_string();
-    let read = space.run(|| {
-        let mut bench = Command::new(program);
-        command::output(bench.args(["rules", &rounds]).arg(&answer))
-    });
+    let samples = arguments.samples.to_string();
+    let read = space.run(|| command::output(bench(program, kind).args(["rules", &samples]).arg(&answer)));
     let compared = read.and_then(|read| {
-        let said = command::output(Command::new(compares).args([&objects, &answer]).arg(&rounds))?;
+        let said = command::output(bench(compares, kind).args([&objects, &answer]).arg(&samples))?;
         Ok((Said(read), Said(said)))
     });
     std::fs::remove_dir_all(&folder)?;
@@ -178,13 +210,33 @@ fn drift(kind: &Kind, arguments: &Arguments, space: &Space, program: &PathBuf, c
     if compared.text("compared")? != right {
         bail!("wrong answer: {}", compared.0);
     }
-    let ms = (read.value("read_us")? + compared.value("compare_us")?) / 1000.0;
+    let ms = (middle_us(kind, "drift/read")? + middle_us(kind, "drift/compare")?) / 1000.0;
     let memory = read.value("memory_kib")?.max(compared.value("memory_kib")?) / MIB;
     let name = kind.name;
     Ok([
         Row::new(format!("{name}: drift of the whole node, ms"), ms, Target::AtMost(DRIFT_MS)),
         Row::new(format!("{name}: memory for it on the node or in the server, MiB"), memory, Target::AtMost(DRIFT_MIB)),
     ])
+}
+
+/// Where criterion keeps what it measured, from one run to the next.
+fn home(kind: &Kind) -> PathBuf {
+    place::target().join("criterion").join(kind.name)
+}
+
+fn bench(program: &Path, kind: &Kind) -> Command {
+    let mut command = Command::new(program);
+    command.env("CRITERION_HOME", home(kind));
+    command
+}
+
+/// Microseconds, as criterion has just estimated the middle of a benchmark's samples.
+fn middle_us(kind: &Kind, benchmark: &str) -> Result<f64> {
+    let file = home(kind).join(benchmark).join("new/estimates.json");
+    let text = std::fs::read(&file).with_context(|| format!("criterion left no {}", file.display()))?;
+    let estimates: Value = serde_json::from_slice(&text)?;
+    let ns = estimates["median"]["point_estimate"].as_f64();
+    Ok(ns.with_context(|| format!("there is no median in {}", file.display()))? / 1000.0)
 }
 
 /// What a program printed: a name and a value on each line.
