@@ -19,15 +19,16 @@
 //! agent looks for when it answers: BPF programs at devices and control groups, tc filters, policies of IPsec. Where the path depends
 //! on it: whether a segment of TCP lies in the window of its connection, that a fragment waits for the others, what rules elsewhere see
 //! of a packet that leaves in pieces, the path MTU that was learned for a destination, whether one of a few ports is left for a
-//! source, whether a set has room for what a rule adds, whether a flowtable takes a connection of IPv6 whose sender is not reached
-//! where its packets come in, the copies of a frame to a group that a bridge makes. Multicast, and broadcasts that are sent or
-//! forwarded, are not followed, and end as not known; so does a later fragment where connections are tracked.
+//! source, whether a small set, or one that is nearly full, has room for what a rule adds, whether a flowtable takes a connection of
+//! IPv6 whose sender is not reached where its packets come in, the copies of a frame to a group that a bridge makes. Multicast, and
+//! broadcasts that are sent or forwarded, are not followed, and end as not known; so does a later fragment where connections are
+//! tracked.
 //!
 //! Taken both ways where a rule asks for it: eBPF programs of the match bpf, what limits have left, which port a bridge hands a packet
 //! to. Not modelled, and not said: whether TCP segments fit the state of their connection, since an entry does not have it; that a
 //! source keeps its port or finds another one among many; paths of pieces, and learned path MTUs for packets of others
-//! (`net.ipv4.ip_forward_use_pmtu`); sets of legacy iptables that are full. Where packets are routed, and why: [`routing`]. What
-//! carries them through tunnels: [`tunnel`].
+//! (`net.ipv4.ip_forward_use_pmtu`); sets of legacy iptables that are full, and large ones of nf_tables of which the kernel
+//! tells no count. Where packets are routed, and why: [`routing`]. What carries them through tunnels: [`tunnel`].
 
 mod bpf;
 pub mod bridge;

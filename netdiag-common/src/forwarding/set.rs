@@ -13,6 +13,10 @@ pub const INTERVAL: u32 = 0x4;
 pub const MAP: u32 = 0x8;
 pub const CONCATENATED: u32 = 0x80;
 
+/// Elements that a burst of new clients may add between the reading and the packet. Sets that a rule adds to and that are declared
+/// without a size take 65535 (`nft_dynset_init`, Linux 6.18), which is far from it.
+const FEW: u32 = 1024;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Set {
     /// Bits of `enum nft_set_flags`.
@@ -25,6 +29,12 @@ pub struct Set {
     pub object: Option<u32>,
     /// Widths of the fields of a concatenation, in bytes; each starts at a multiple of four.
     pub fields: Vec<u32>,
+    /// Elements that it takes (`NFTA_SET_DESC_SIZE`); none where it has no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u32>,
+    /// Elements that it had when it was read (`NFTA_SET_COUNT`); none of kernels that do not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
     pub elements: Elements,
 }
 
@@ -142,6 +152,12 @@ fn is_inside(key: &[u8], element: &Element, fields: &[u32]) -> bool {
 }
 
 impl Set {
+    /// Whether few elements keep it from being full, as far as that is known (`nft_dynset_new` adds none to a set of its size). A
+    /// large one of which the kernel tells no count is taken to have room.
+    pub(super) fn may_be_full(&self) -> bool {
+        self.size.is_some_and(|size| size.saturating_sub(self.count.unwrap_or(0)) <= FEW)
+    }
+
     pub(super) fn find(&self, key: &[u8]) -> Result<Option<&Arc<Element>>, NotRead> {
         match &self.elements {
             Elements::Asked(found) => found.0.get(key).map(Option::as_ref).ok_or(NotRead),
@@ -180,6 +196,8 @@ mod tests {
             data_bytes: 0,
             object: None,
             fields: fields.to_vec(),
+            size: None,
+            count: None,
             elements: Elements::Whole(Index::new(flags, elements, None)),
         }
     }

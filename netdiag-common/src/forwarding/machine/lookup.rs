@@ -107,9 +107,11 @@ impl<'a> Run<'a> {
             comment: None,
         };
         let element = Arc::new(element);
-        self.add_gap(format!(
-            "whether set {name} has room for one more element is not evaluated: where it is full, the rule ends"
-        ));
+        if set.may_be_full() {
+            self.add_gap(format!(
+                "whether set {name} has room for one more element is not evaluated: where it is full, the rule ends"
+            ));
+        }
         self.changed.push((of, key, Some(element.clone())));
         let verdict = self.attached(&element)?;
         Ok(if *negated { Verdict::Break } else { verdict })

@@ -108,8 +108,8 @@ fn a_range_of_few_ports_may_have_none_left() {
     assert_eq!(only(&to_ports(5000, 9000), &packet()).gaps, [""; 0]);
 }
 
-#[test]
-fn a_set_that_a_rule_adds_to_may_be_full() {
+/// What is said of a rule that adds to a set of this size, with this many elements.
+fn gaps_of_adding(size: Option<u32>, count: Option<u32>) -> Vec<String> {
     let load = Expression::Payload { base: Base::Network, offset: 12, bytes: 4, to: 1 };
     let add = Expression::Dynset {
         set: "seen".into(),
@@ -123,9 +123,24 @@ fn a_set_that_a_rule_adds_to_may_be_full() {
     let mut asked = Table::default();
     asked.0.insert(vec![10, 0, 0, 1], None);
     let elements = Elements::Asked(asked);
-    let set = Set { flags: 0, key_bytes: 4, data_bytes: 0, object: None, fields: Vec::new(), elements };
+    let set = Set { flags: 0, key_bytes: 4, data_bytes: 0, object: None, fields: Vec::new(), size, count, elements };
     let key = SetKey { family: Family::Ip, table: "t".into(), set: "seen".into() };
     state.sets.0.insert(key, Some(set));
-    let gaps = only(&state, &packet()).gaps;
-    assert!(gaps.len() == 1 && gaps[0].starts_with("whether set seen has room"), "{gaps:?}");
+    only(&state, &packet()).gaps
+}
+
+#[test]
+fn a_set_that_a_rule_adds_to_may_be_full() {
+    for (size, count) in [(100, None), (1024, None), (65_535, Some(65_535)), (65_535, Some(64_511))] {
+        let gaps = gaps_of_adding(Some(size), count);
+        assert!(gaps.len() == 1 && gaps[0].starts_with("whether set seen has room"), "{size} {count:?}: {gaps:?}");
+    }
+}
+
+#[test]
+fn a_set_with_much_room_takes_one_more() {
+    // As of affinity to clients, without a count and with one, and of a set without a limit.
+    for (size, count) in [(Some(65_535), None), (Some(65_535), Some(64_510)), (None, None), (None, Some(70_000))] {
+        assert_eq!(gaps_of_adding(size, count), [""; 0], "{size:?} {count:?}");
+    }
 }

@@ -138,8 +138,10 @@ pub(super) fn rule(payload: &[u8]) -> Option<Rule> {
 /// A set without its elements.
 pub(super) fn set(payload: &[u8]) -> Option<Set> {
     let (_, attributes) = split(payload)?;
-    let (flags, key_bytes, data_bytes, description, object) = (3, 5, 7, 9, 15);
-    let concatenation = attributes.find(description).and_then(|description| Attributes(description).find(2));
+    let (flags, key_bytes, data_bytes, description, object, count) = (3, 5, 7, 9, 15, 20);
+    let (size, fields) = (1, 2);
+    let description = attributes.find(description).map(Attributes);
+    let concatenation = description.and_then(|description| description.find(fields));
     let field = |(_, body)| Attributes(body).u32(1);
     Some(Set {
         flags: attributes.u32(flags).unwrap_or(0),
@@ -147,6 +149,8 @@ pub(super) fn set(payload: &[u8]) -> Option<Set> {
         data_bytes: attributes.u32(data_bytes).unwrap_or(0),
         object: attributes.u32(object),
         fields: concatenation.map(|list| Attributes(list).filter_map(field).collect()).unwrap_or_default(),
+        size: description.and_then(|description| description.u32(size)),
+        count: attributes.u32(count),
         elements: Elements::unread(),
     })
 }

@@ -141,6 +141,19 @@ fn a_flowtable_is_read_with_its_devices() {
     assert_eq!(cut, None);
 }
 
+#[test]
+fn a_set_is_read_with_its_size_and_its_count() {
+    let (mut message, mut description) = (header(2), Vec::new());
+    push(&mut message, 5, &4_u32.to_be_bytes());
+    let read = parse::set(&message).unwrap();
+    assert_eq!((read.size, read.count), (None, None));
+    push(&mut description, 1, &65_535_u32.to_be_bytes());
+    push(&mut message, 9, &description);
+    push(&mut message, 20, &7_u32.to_be_bytes());
+    let read = parse::set(&message).unwrap();
+    assert_eq!((read.key_bytes, read.size, read.count), (4, Some(65_535), Some(7)));
+}
+
 /// Attributes of nf_tables by which an expression is decoded: registers, numbers near the limits, and nested data.
 fn attributes_of_an_expression() -> impl Strategy<Value = Vec<u8>> {
     let number = prop_oneof![
