@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use netdiag_common::forwarding::path::End;
-use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateTransport};
+use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 use netdiag_node::host::forwarding::{self, Bypassed};
 
 use crate::attach::{
@@ -113,6 +113,9 @@ fn programs_of_the_senders_group_are_named() {
         "{found:?}"
     );
     assert!(found[1].starts_with("BPF program theirs (id N) at egress of control group /"), "{found:?}");
+    // A tunnel's device has no process that sends.
+    let by_kernel = FateRequest { by_kernel: true, ..sent.clone() };
+    assert_eq!(unseen(&way.client.run(|| fate_in_pod(&by_kernel).unwrap())), [""; 0]);
     // Another process of the node may send: only what is for all of them is said.
     assert_eq!(unseen(&way.client.run(|| fate(&sent).unwrap())), [""; 0]);
     drop((connect, egress));
@@ -142,6 +145,8 @@ fn programs_of_each_stage_of_a_connection_are_named_where_they_matter() {
     received.transport = FateTransport::Udp { source_port: Some(40_000), destination_port: Some(53) };
     let found = in_pod(&received);
     assert!(is_named(&found, &["receives (id N) at recvmsg4 of"]), "{found:?}");
+    received.by_kernel = true;
+    assert_eq!(in_pod(&received), [""; 0]);
     drop((create, operations, receive));
 }
 

@@ -24,6 +24,7 @@ fn long(length: u16, may_be_fragmented: bool) -> FateRequest {
         length: Some(length),
         may_be_fragmented,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     }
 }

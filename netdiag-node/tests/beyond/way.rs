@@ -71,6 +71,7 @@ pub fn request(origin: FateOrigin, destination: &str, port: u16) -> FateRequest 
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     }
 }

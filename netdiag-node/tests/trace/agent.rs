@@ -43,6 +43,7 @@ fn syn(origin: FateOrigin, source: Option<&str>, destination: &str, destination_
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     }
 }

@@ -51,6 +51,7 @@ fn datagram(destination: &str, source_port: u16, destination_port: u16) -> FateR
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     }
 }
@@ -114,6 +115,7 @@ fn a_translated_packet_takes_the_predicted_way() {
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     };
     let reply = TraceTuple {
@@ -185,6 +187,7 @@ fn what_a_process_sends_to_its_own_host_is_one_packet() {
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     };
     let fate = router.node.run(|| lab::fate(&sent)).unwrap();

@@ -95,6 +95,7 @@ pub(super) fn outer(direction: &Tunnelled, view: &mut View) -> Programmed {
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: true,
         without: Without::new(),
     };
     let sent = fate(from, request(FateOrigin::Sent), view);

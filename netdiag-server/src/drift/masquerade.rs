@@ -42,6 +42,7 @@ fn need(pods: &Pods<'_>, node: &str, readings: &Readings) -> Option<Need> {
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     };
     Some(Need::host(node, Topic::Fate(request)))

@@ -247,6 +247,7 @@ fn need(node: &str, readings: &Readings, network: &Network, (flow, direction): (
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     };
     Some(Need::host(node, Topic::Fate(request)))

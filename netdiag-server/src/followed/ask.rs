@@ -222,6 +222,7 @@ fn fate_of(
         length,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     };
     Some((Place { node: step.node.clone(), netns }, request))

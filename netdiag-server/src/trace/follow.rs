@@ -118,6 +118,7 @@ pub fn ways<'e>(cluster: &'e Cluster, begins: Begins<'_>, readings: Readings<'e,
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: without.clone(),
     };
     let mut walk = Walk { cluster, readings, protocol, tunnels, gaps: Vec::new() };

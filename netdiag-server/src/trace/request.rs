@@ -30,6 +30,7 @@ pub(super) fn request(legs: &[Leg], place: &Place, origin: FateOrigin, from: &Le
         length: None,
         may_be_fragmented: false,
         next_hop,
+        by_kernel: false,
         without: without(legs),
     };
     if from.carrier.is_none() {
@@ -41,7 +42,8 @@ pub(super) fn request(legs: &[Leg], place: &Place, origin: FateOrigin, from: &Le
         FateTransport::Udp { .. } => FateTransport::Udp { source_port, destination_port },
         without_ports => without_ports,
     };
-    FateRequest { transport, length: from.request.length, may_be_fragmented: from.request.may_be_fragmented, ..base }
+    let FateRequest { length, may_be_fragmented, by_kernel, .. } = from.request;
+    FateRequest { transport, length, may_be_fragmented, by_kernel, ..base }
 }
 
 /// What a server answers to a packet that was delivered.
@@ -57,6 +59,7 @@ pub(super) fn answer(legs: &[Leg], place: &Place, packet: &Packet, protocol: Pro
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: without(legs),
     }
 }

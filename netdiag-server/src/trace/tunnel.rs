@@ -149,6 +149,7 @@ fn request(leg: &Leg, outer: &Outer) -> FateRequest {
         length: Some(u16::try_from(length).unwrap_or(u16::MAX)),
         may_be_fragmented,
         next_hop: None,
+        by_kernel: true,
         without: leg.request.without.clone(),
     }
 }

@@ -34,6 +34,9 @@ pub struct FateRequest {
     /// what is not. None where that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_hop: Option<IpAddr>,
+    /// A tunnel's device makes it, and one takes it where it is delivered: no process has a socket for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_kernel: bool,
     /// Rules that are taken not to be there, at most [`MAX_WITHOUT`]. An agent that knows how says of each what it does
     /// ([`Fate::left_out`](super::Fate::left_out)).
     #[serde(default, skip_serializing_if = "Without::is_empty")]
@@ -179,6 +182,7 @@ mod tests {
             length: None,
             may_be_fragmented: false,
             next_hop: None,
+            by_kernel: false,
             without: Without::new(),
         }
     }
@@ -231,7 +235,11 @@ mod tests {
             text
         };
         let text = read_back(&request);
-        assert!(text.contains(r#""origin":{"received":{"name":"eth0"}}"#) && !text.contains("without"), "{text}");
+        assert!(text.contains(r#""origin":{"received":{"name":"eth0"}}"#), "{text}");
+        // Agents that do not know these are asked as before.
+        assert!(!text.contains("without") && !text.contains("by_kernel"), "{text}");
+        let by_kernel = read_back(&FateRequest { by_kernel: true, ..request.clone() });
+        assert!(by_kernel.contains(r#""by_kernel":true"#), "{by_kernel}");
         let without = Without::from(["inet site fw 2".parse().unwrap()]);
         let text = read_back(&FateRequest { without, ..request });
         let rule = r#"{"chain":{"family":"inet","table":"site","chain":"fw"},"handle":2}"#;

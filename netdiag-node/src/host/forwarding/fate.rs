@@ -61,7 +61,7 @@ pub fn fate(request: &FateRequest, around: &mut Surroundings<'_>) -> Result<Fate
     let (generation, deliveries) = (state.generation, Vec::new());
     let mut fate = Fate { generation, packet, outcome, rules, interfaces, deliveries, neighbours, unseen, left_out };
     let chains = state.hooks.as_ref().map_or(&[][..], |hooks| &hooks.chains);
-    unevaluated::tell(&mut fate, chains, around);
+    unevaluated::tell(&mut fate, request.by_kernel, chains, around);
     match delivery::deliveries(&fate, around) {
         Ok(deliveries) => fate.deliveries = deliveries,
         Err(error) => fate.unseen.push(unevaluated::unread("the sockets that take what is delivered", &error)),

@@ -23,6 +23,7 @@ pub(super) fn leg(input: Option<u32>, decisions: Vec<Decision>, output: u32) -> 
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     };
     let origin = input.map_or(Origin::Sent, |interface| Origin::Received { interface });

@@ -80,6 +80,7 @@ fn leg(direction: Direction, source: &str, destination: &str, decision: Option<D
         length: None,
         may_be_fragmented: false,
         next_hop: None,
+        by_kernel: false,
         without: Without::new(),
     };
     let mut told = fate(&request, Vec::new());

@@ -232,6 +232,8 @@ fn the_outer_packet_goes_from_node_to_node_and_what_is_inside_goes_on() {
     assert_eq!((sent.request.transport, received.request.transport), (transport, transport));
     assert_eq!((sent.request.source, sent.request.destination), (Some(address(N1)), address(N2)));
     assert_eq!(received.request.origin, FateOrigin::Received(FateInterfaceKey::Index(ETH0)));
+    let by_kernel: Vec<bool> = way.legs.iter().map(|leg| leg.request.by_kernel).collect();
+    assert_eq!(by_kernel, [false, true, true, false]);
     let lengths = [sent, received].map(|leg| leg.fate.packet.length);
     assert_eq!(lengths, [inside.fate.packet.length + 50; 2]);
     assert_eq!(behind.request.origin, FateOrigin::Received(FateInterfaceKey::Index(OVERLAY)));

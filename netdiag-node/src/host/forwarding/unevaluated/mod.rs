@@ -95,7 +95,11 @@ enum Place {
 
 /// Looks at each place of each path once, and adds what is there to the paths and to what was not seen. `chains` are all base
 /// chains.
-pub(super) fn tell(fate: &mut Fate, chains: &[BaseChain], around: &Surroundings<'_>) {
+///
+/// Sockets of tunnels pass no programs of control groups (`by_kernel`): `inet_create` passes over sockets of the kernel, a device
+/// neither connects nor calls `sendmsg`, what it sends is not its socket's own (`BPF_CGROUP_RUN_PROG_INET_EGRESS` compares them), and
+/// `udp_queue_rcv_one_skb` hands a datagram to the tunnel before any filter (Linux 6.18).
+pub(super) fn tell(fate: &mut Fate, by_kernel: bool, chains: &[BaseChain], around: &Surroundings<'_>) {
     let bridge = bridge_of_input(fate);
     let mut places: BTreeMap<Place, Vec<usize>> = BTreeMap::new();
     for (number, path) in fate.outcome.paths.iter().enumerate() {
@@ -116,6 +120,8 @@ pub(super) fn tell(fate: &mut Fate, chains: &[BaseChain], around: &Surroundings<
         let looked = match place {
             Place::In(index) => programs::at_interface(index, Side::Ingress, around, &mut found),
             Place::Out(index) => programs::at_interface(index, Side::Egress, around, &mut found),
+            Place::Senders if by_kernel => Ok(()),
+            Place::Receivers if by_kernel => programs::at_socket_lookup(around, &mut found),
             Place::Senders => programs::at_groups(Socket::Sends, flow, around, &mut found),
             Place::Receivers => programs::at_groups(Socket::Receives, flow, around, &mut found)
                 .and_then(|()| programs::at_socket_lookup(around, &mut found)),
