@@ -48,7 +48,7 @@ pub(super) async fn run<S: Source>(source: &S, path: &Path, destination: IpAddr,
         gaps: Vec::new(),
     };
     let (Some(client), Some(port)) = (path.clients.first(), path.port) else { return counted };
-    let legs = followed.ways.iter().flat_map(|way| &way.legs);
+    let legs = followed.ways.iter().flat_map(predicted);
     let needs: BTreeSet<Need> = legs.map(|leg| leg.place.need(Topic::Fate(leg.request.clone()))).collect();
     let before = read(source, &needs, &mut counted.gaps).await;
     let place = Place { node: client.node.clone(), netns: client.netns.clone() };
@@ -104,8 +104,7 @@ fn expected(ways: &[Way]) -> BTreeMap<RuleKey, Option<f64>> {
     let mut expected: BTreeMap<RuleKey, Option<f64>> = BTreeMap::new();
     for way in ways {
         let share = way.chance().map(|chance| chance * f64::from(ATTEMPTS));
-        // Of outer packets, attempts may share a connection.
-        for leg in way.legs.iter().filter(|leg| leg.carrier.is_none()) {
+        for leg in predicted(way) {
             for key in leg.path().decisions.iter().filter_map(|decision| key(leg, decision)) {
                 let sum = expected.entry(key).or_insert(Some(0.0));
                 *sum = sum.zip(share).map(|(sum, share)| sum + share);
@@ -113,6 +112,11 @@ fn expected(ways: &[Way]) -> BTreeMap<RuleKey, Option<f64>> {
         }
     }
     expected
+}
+
+/// Legs of which it is known how many packets their rules see. Of outer packets, attempts may share a connection.
+fn predicted(way: &Way) -> impl Iterator<Item = &Leg> {
+    way.legs.iter().filter(|leg| leg.carrier.is_none())
 }
 
 fn key(leg: &Leg, decision: &Decision) -> Option<RuleKey> {
