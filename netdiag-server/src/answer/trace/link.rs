@@ -2,7 +2,7 @@
 //! is given it.
 
 use netdiag_common::forwarding::packet::Origin;
-use netdiag_common::forwarding::path::End;
+use netdiag_common::forwarding::path::{Decision, End};
 use netdiag_common::observation::fate::FateInterface;
 
 use super::DecisionEntry;
@@ -22,12 +22,19 @@ pub(super) fn arrival(leg: &Leg) -> Vec<DecisionEntry> {
 /// Of a packet that is sent.
 pub(super) fn departure(leg: &Leg) -> Vec<DecisionEntry> {
     let End::Sent { interface: index, .. } = leg.path().end else { return Vec::new() };
-    let neighbour = leg.fate.neighbours.iter().find(|neighbour| neighbour.path == leg.path);
+    let neighbour = leg.fate.neighbours.iter().find(|neighbour| neighbour.path == leg.path && !is_switched(leg));
     let told = neighbour.map(|neighbour| format!("{}, dev {}", neighbour.words(), interface(leg, index)));
     let port = neighbour.and_then(|neighbour| port(leg, find(leg, neighbour.port?)?));
     let vlan = find(leg, index).and_then(|output| vlan(leg, output));
     let link = [vlan, port].into_iter().flatten().map(|way| format!("link: out by {way}"));
     told.into_iter().chain(link).map(predicted).collect()
+}
+
+/// Its frame keeps the address that its sender gave it to, and this host's neighbours are not asked. They are where its destination was
+/// translated (`br_nf_pre_routing_finish_bridge`, net/bridge/br_netfilter_hooks.c, Linux 6.18).
+fn is_switched(leg: &Leg) -> bool {
+    let is_switched = leg.path().decisions.iter().any(|decision| matches!(decision, Decision::Switched { .. }));
+    is_switched && leg.path().packet.destination() == leg.fate.packet.destination()
 }
 
 /// `port veth1 of bridge cni0 (isolated)`
@@ -57,7 +64,8 @@ fn find(leg: &Leg, index: u32) -> Option<&FateInterface> {
 mod tests {
     use std::sync::Arc;
 
-    use netdiag_common::forwarding::path::Decision;
+    use netdiag_common::forwarding::Packet;
+    use netdiag_common::forwarding::packet::{UDP, udp};
     use netdiag_common::forwarding::state::Hook;
     use netdiag_common::observation::fate::FateNeighbour;
     use netdiag_common::observation::network::{BridgePort, Vlan};
@@ -114,6 +122,20 @@ mod tests {
             "link: out by port veth1 of bridge cni0 (isolated)",
         ];
         assert_eq!(words(departure(&leg)), out);
+    }
+
+    #[test]
+    fn a_bridge_asks_no_neighbour_unless_the_destination_was_translated() {
+        let mut leg = leg(PORT, BRIDGE, vec![neighbour(BRIDGE, Some(PORT))]);
+        let fate = Arc::get_mut(&mut leg.fate).unwrap();
+        let switched = Decision::Switched { hook: Hook::Forward, bridge: BRIDGE, port: PORT, filtered: true };
+        fate.outcome.paths[0].decisions.push(switched);
+        assert_eq!(words(departure(&leg)), [""; 0]);
+        let (source, origin) = ("10.244.1.2".parse().unwrap(), Origin::Received { interface: PORT });
+        let service = "10.96.0.7".parse().unwrap();
+        let fate = Arc::get_mut(&mut leg.fate).unwrap();
+        fate.packet = Packet::between(origin, source, service, UDP, &udp(1, 2, b"")).unwrap();
+        assert!(words(departure(&leg))[0].starts_with("neighbour 10.0.0.2"));
     }
 
     #[test]
