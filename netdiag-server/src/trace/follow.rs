@@ -14,6 +14,7 @@ use netdiag_common::{Gap, GapReason, Need, Netns, Reading, Topic};
 
 use super::next::{Next, at_address, next};
 use super::request::{answer, request, transport};
+use super::returned::returned;
 use super::tunnel::{self, Carrier, Entered, Left, Sends, Tunnels};
 use super::{Direction, Leg, Place, Way, WayEnd};
 use crate::ask::{Source, step};
@@ -325,19 +326,6 @@ impl<'e> Walk<'e, '_> {
 
 fn goes(way: &Open, asks: Asks) -> Advance {
     Advance::Goes(vec![Open { legs: way.legs.clone(), asks: Some(asks) }])
-}
-
-/// What an answer is that is delivered. Whom it comes from tells whether it was translated back: what a bridge hands on past the rules
-/// of IP is not, and no connection takes it.
-fn returned(legs: &[Leg], answer: &Leg) -> WayEnd {
-    let Some(asked) = legs.first().filter(|first| first.place == answer.place) else { return WayEnd::Astray };
-    let is_past_rules = |decision: &Decision| matches!(decision, Decision::Switched { filtered: false, .. });
-    let mut replies = legs.iter().filter(|leg| leg.direction == Direction::Reply);
-    let from = answer.path().packet.source();
-    if from != asked.fate.packet.destination() && replies.any(|leg| leg.path().decisions.iter().any(is_past_rules)) {
-        return WayEnd::Untranslated { from };
-    }
-    WayEnd::Answered
 }
 
 /// Whether the agent knew that these rules are to be left out.

@@ -11,6 +11,7 @@ mod counters;
 mod follow;
 mod next;
 mod request;
+mod returned;
 mod tunnel;
 
 use std::net::IpAddr;
@@ -86,9 +87,9 @@ pub enum WayEnd {
     LeftCluster { to: IpAddr },
     /// The answer is delivered where nobody asked.
     Astray,
-    /// The answer is back, and comes from this address instead of the one that the packet was sent to: a bridge handed it on past the
-    /// rules that would have translated it.
-    Untranslated { from: IpAddr },
+    /// The answer is back, and comes from this address instead of the one that the packet was sent to: it did not meet the rules that
+    /// would have translated it.
+    Untranslated { from: IpAddr, why: String },
     /// It could not be followed further.
     Unseen { gap: Box<Gap> },
     /// More namespaces than any packet needs: it goes in a circle.

@@ -229,10 +229,9 @@ pub(super) fn end(way: &Way) -> String {
         }
         WayEnd::LeftCluster { to } => format!("{answer}leaves the cluster to {to}"),
         WayEnd::Astray => "the answer is delivered where nobody asked".to_owned(),
-        WayEnd::Untranslated { from } => format!(
-            "the answer comes from {from}, to which the client did not send: a bridge handed it on past the rules, which would have \
-             translated it (br_netfilter)"
-        ),
+        WayEnd::Untranslated { from, why } => {
+            format!("the answer comes from {from}, to which the client did not send: {why}")
+        }
         WayEnd::Unseen { gap } => format!("{answer}not followed further: {}", gap.why),
         WayEnd::Circle => format!("{answer}goes in a circle"),
         WayEnd::Stopped | WayEnd::TunnelDrops { .. } => {

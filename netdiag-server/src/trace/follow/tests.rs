@@ -99,9 +99,38 @@ fn an_answer_that_a_bridge_hands_on_past_the_rules_comes_from_who_answers() {
         ];
         returned(&legs, &legs[1])
     };
-    let from = "10.244.1.3".parse().expect("an address");
-    assert_eq!(end("10.244.1.3", false), WayEnd::Untranslated { from });
+    let WayEnd::Untranslated { from, why } = end("10.244.1.3", false) else { panic!("it was translated") };
+    assert!(from.to_string() == "10.244.1.3" && why.starts_with("a bridge handed it on"), "{from} {why}");
     // Through the rules, and of a pod that was asked itself.
-    assert_eq!(end("10.244.1.3", true), WayEnd::Answered);
+    assert!(matches!(end("10.244.1.3", true), WayEnd::Unseen { .. }));
     assert_eq!(end("10.96.0.7", false), WayEnd::Answered);
+}
+
+/// On this node, for a Service whose address becomes its endpoint's.
+fn translated(node: &str) -> Leg {
+    let mut leg = leg(Direction::Forward, "10.244.1.2", "10.96.0.7", None);
+    node.clone_into(&mut leg.place.node);
+    let request = FateRequest { destination: "10.244.1.3".parse().expect("an address"), ..leg.request.clone() };
+    let packet = request.packet(Origin::Sent, "10.244.1.2".parse().expect("an address")).expect("a packet");
+    Arc::get_mut(&mut leg.fate).expect("its only owner").outcome.paths[0].packet = packet;
+    leg
+}
+
+#[test]
+fn an_answer_that_misses_the_node_that_translated_comes_from_who_answers() {
+    let end = |translator: &str, gaps: &[&str]| {
+        let mut answer = leg(Direction::Reply, "10.244.1.3", "10.244.1.2", None);
+        let fate = Arc::get_mut(&mut answer.fate).expect("its only owner");
+        fate.outcome.paths[0].gaps.extend(gaps.iter().map(|gap| (*gap).to_owned()));
+        let asked = leg(Direction::Forward, "10.244.1.2", "10.96.0.7", None);
+        let legs = [asked, translated(translator), answer];
+        returned(&legs, &legs[2])
+    };
+    let WayEnd::Untranslated { why, .. } = end("n2", &[]) else { panic!("it was translated") };
+    assert!(why.starts_with("node n2 translated the packet"), "{why}");
+    // Something may translate it that is not evaluated: IPVS where it came by before, or a program on its way.
+    for (translator, gaps) in [("n1", &[][..]), ("n2", &["BPF program theirs"][..])] {
+        let WayEnd::Unseen { gap } = end(translator, gaps) else { panic!("{translator} {gaps:?}") };
+        assert_eq!(gap.node.as_deref(), Some(translator));
+    }
 }
