@@ -7,6 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Protocol;
 
+/// How [`Ruleset::left_out`] begins about rules in the chains that kube-proxy has for single Services.
+pub const SERVICE_CHAINS: &str = "rules in chains of Services";
+/// The same about the maps in which its nftables mode lists Services.
+pub const SERVICE_MAPS: &str = "elements of kube-proxy's map";
+
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Ruleset {
     /// nf_tables generation id (`NFT_MSG_GETGEN`); none when nf_tables is absent.
@@ -16,6 +21,15 @@ pub struct Ruleset {
     /// What was not read because of the size limit; empty when complete.
     #[serde(default)]
     pub left_out: Vec<String>,
+}
+
+impl Ruleset {
+    /// What was not read, but for what kube-proxy has for single Services: no rule of anybody else is among that, and some hundred
+    /// Services are enough for it to be cut.
+    pub fn left_out_elsewhere(&self) -> impl Iterator<Item = &str> {
+        let is_of_services = |line: &&str| line.starts_with(SERVICE_CHAINS) || line.starts_with(SERVICE_MAPS);
+        self.left_out.iter().map(String::as_str).filter(move |line| !is_of_services(line))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,7 @@
 //! How many rules a reading keeps, and what it says about the others.
 
+use netdiag_common::observation::rules::SERVICE_CHAINS;
+
 /// How much is kept of one reading.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -63,7 +65,7 @@ impl Budget {
 
     /// What was left out, in words.
     pub(crate) fn left_out(&self) -> Vec<String> {
-        let counted = [(&self.rules, "rules"), (&self.service_rules, "rules in chains of Services")];
+        let counted = [(&self.rules, "rules"), (&self.service_rules, SERVICE_CHAINS)];
         let beyond = counted.iter().filter(|(counted, _)| counted.cut);
         let words = |(counted, what): &(&Counted, &str)| {
             format!("{what} after the first {}, with the chains they are in", counted.kept)

@@ -205,7 +205,7 @@ fn on_node(path: &Path, client: &Client, backend: &Backend, hop: &NodeHop, view:
     let stops = stops(rules.value, hop.hooks, &packet, hop.translated);
     let foreign = |stop: &&Stop| !owner(stop.table, stop.chain, stop.rule).is_cluster();
     if !stops.iter().any(|stop| foreign(&stop)) {
-        return if rules.value.left_out.is_empty() { Found::Free } else { Found::Dark };
+        return if rules.value.left_out_elsewhere().next().is_none() { Found::Free } else { Found::Dark };
     }
     let met = probe_of(path, view, client, backend);
     if met == Met::GotThrough {

@@ -143,7 +143,7 @@ pub(super) fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<
             output: device.filter(|_| is_sender),
         };
         let all = stops(rules.value, hooks, &packet, true);
-        dark |= all.is_empty() && !rules.value.left_out.is_empty();
+        dark |= all.is_empty() && rules.value.left_out_elsewhere().next().is_some();
         let sure = all.iter().find(|stop| stop.sure);
         let Some(stop) = sure else {
             // A network plugin lets its own tunnel through, by sets that this walk does not look into.

@@ -21,6 +21,8 @@ use crate::path::{Backend, Client, Path};
 
 /// Why packets are dropped by a rule (`enum skb_drop_reason`).
 const REASONS: &[&str] = &["NETFILTER_DROP"];
+/// Of nftables mode alone. A table is listed even where its rules are too many to be read.
+const KUBE_PROXY_TABLE: &str = "kube-proxy";
 /// Endpoints told of the Service that gets the packets.
 const MAX_NAMED: usize = 3;
 
@@ -136,7 +138,9 @@ fn in_range(path: &Path, client: &Client, backend: &Backend, pod: &Pod, view: &m
     };
     let hook = if client.netns == Netns::Host { Hook::Output } else { Hook::Forward };
     let Some(rule) = unallocated(rules.value, hook, backend.address) else {
-        return if rules.value.left_out.is_empty() { Found::No } else { Found::Dark };
+        let has_table = rules.value.tables.iter().any(|table| table.name == KUBE_PROXY_TABLE);
+        let is_cut = has_table && rules.value.left_out_elsewhere().next().is_some();
+        return if is_cut { Found::Dark } else { Found::No };
     };
     let (node, address) = (&client.node, backend.address);
     let mut subjects = Vec::new();
@@ -196,7 +200,7 @@ pub(crate) fn ranges_in_rules(ruleset: &Ruleset) -> Vec<IpNet> {
 }
 
 fn all_unallocated(ruleset: &Ruleset, hook: Hook) -> impl Iterator<Item = Unallocated<'_>> {
-    let own = ruleset.tables.iter().filter(|table| table.name == "kube-proxy");
+    let own = ruleset.tables.iter().filter(|table| table.name == KUBE_PROXY_TABLE);
     own.flat_map(move |table| table.chains.iter().map(move |chain| (table, chain)))
         .filter(move |(table, chain)| leads_to(table, hook, &chain.name))
         .flat_map(|(table, chain)| chain.rules.iter().map(move |rule| (table, chain, rule)))

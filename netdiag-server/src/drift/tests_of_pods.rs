@@ -227,6 +227,29 @@ fn rule_of_an_administrator_that_stops_what_a_service_leads_to_is_named() {
 }
 
 #[test]
+fn chains_of_services_that_were_not_read_are_a_gap_only_before_a_rule_that_may_stop() {
+    let jump = json!({"handle": 3, "matches": [], "verdict": {"do": "jump", "chain": "KUBE-SERVICES"}, "text": "jump"});
+    let dropping = json!({"handle": 4, "matches": [], "verdict": {"do": "drop"}, "text": "drop"});
+    let drift = |rules: Value, left_out: &str| {
+        let base = json!({"hook": "forward", "priority": 0, "kind": "filter", "policy": {"do": "accept"}});
+        let rules = json!({"left_out": [left_out],
+                           "tables": [{"backend": "iptables_nft", "family": "ip", "name": "filter",
+                                       "chains": [{"name": "FORWARD", "base": base, "rules": rules}]}]});
+        let mut readings = World::default().readings();
+        readings.insert(Need::host("n1", Topic::Rules), seen("rules", &rules));
+        drift_of(&readings)
+    };
+    let of_services = "rules in chains of Services after the first 2000, with the chains they are in";
+    let known = drift(json!([jump]), of_services);
+    assert_eq!((known.differences, known.gaps), (vec![], vec![]));
+    assert_eq!(drift(json!([dropping]), of_services).differences.len(), 1, "nothing is before it");
+    let doubtful = drift(json!([jump, dropping]), of_services);
+    assert_eq!((doubtful.differences, doubtful.gaps.len()), (vec![], 1));
+    assert!(doubtful.gaps[0].why.contains("FORWARD"), "{:?}", doubtful.gaps);
+    assert_eq!(drift(json!([jump]), "rules after the first 8000, with the chains they are in").gaps.len(), 1);
+}
+
+#[test]
 fn rule_that_programs_of_a_plugin_may_pass_by_is_a_gap() {
     let base = json!({"hook": "forward", "priority": 0, "kind": "filter", "policy": {"do": "drop"}});
     let rules = json!({"tables": [{"backend": "nftables", "family": "inet", "name": "site",

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
-use netdiag_common::observation::rules::{Backend, BaseChain, Chain, Hook, Table, Verdict};
+use netdiag_common::observation::rules::{Backend, BaseChain, Chain, Hook, SERVICE_MAPS, Table, Verdict};
 
 use super::attribute::{self, Attributes};
 use super::expression;
@@ -196,7 +196,7 @@ impl Builder {
             if !admitted {
                 set.complete = false;
                 if is_service_map && !set.is_anonymous() {
-                    let note = format!("map {name} of table {table}: elements after the first {}", set.elements.len());
+                    let note = format!("{SERVICE_MAPS} {name} after the first {}", set.elements.len());
                     self.left_out.push(note);
                 }
                 return ControlFlow::Break(());
