@@ -63,6 +63,8 @@ pub struct NodeDrift {
     pub policed: usize,
     pub differences: Vec<Difference>,
     pub gaps: Vec<Gap>,
+    /// Of the cluster, not of this node: the same for all nodes, and told once.
+    pub cluster_gaps: Vec<Gap>,
 }
 
 /// One thing that is not as intended.

@@ -10,7 +10,7 @@ use super::{Difference, Kind, NodeDrift, Readings};
 use crate::condition::pod_range_overlaps_network::TUNNELS;
 use crate::condition::service_range::ranges_in_rules;
 use crate::evidence::Cluster;
-use crate::evidence::object::{Node, Object};
+use crate::evidence::object::{Node, Object, SERVICE_RANGE_FLAG};
 use crate::path::route::{inside, is_steered, words};
 
 pub(super) fn compare(cluster: &Cluster, readings: &Readings, drift: &mut NodeDrift) {
@@ -63,7 +63,8 @@ pub(super) fn compare(cluster: &Cluster, readings: &Readings, drift: &mut NodeDr
     }));
 }
 
-/// Ranges of Services, each with where it was read. Where the API does not tell them, kube-proxy's rules may.
+/// Ranges of Services, each with where it was read. Where the API has no ServiceCIDRs, the API server's own pod may tell them, or
+/// kube-proxy's rules; else that is a gap of the cluster, which no node can fill.
 fn services(cluster: &Cluster, readings: &Readings, drift: &mut NodeDrift) -> Vec<(IpNet, String)> {
     let Some(gap) = cluster.service_cidrs.gap() else {
         let ranges = cluster.service_cidrs.iter();
@@ -71,14 +72,40 @@ fn services(cluster: &Cluster, readings: &Readings, drift: &mut NodeDrift) -> Ve
             .flat_map(|range| range.spec.cidrs.iter().map(move |net| (*net, range.reference().to_string())))
             .collect();
     };
+    let started_with = of_api_servers(cluster);
+    if !started_with.is_empty() {
+        return started_with;
+    }
     let in_rules = match readings.get(&Need::host(&drift.node, Topic::Rules)) {
         Some(Reading::Seen { value: Observation::Rules(rules), .. }) => ranges_in_rules(rules),
         _ => Vec::new(),
     };
     if in_rules.is_empty() {
-        drift.gaps.push(gap.clone());
+        drift.cluster_gaps.push(gap.clone());
     }
     in_rules.into_iter().map(|net| (net, "chain cluster-ips-check of table kube-proxy".to_owned())).collect()
+}
+
+/// Where API servers are static pods, as kubeadm makes them. The kubelet shows such a pod in the API, and its Node owns it
+/// (`CreateMirrorPod`, pkg/kubelet/pod/mirror_client.go, Kubernetes 1.32).
+fn of_api_servers(cluster: &Cluster) -> Vec<(IpNet, String)> {
+    let mut found: Vec<(IpNet, String)> = Vec::new();
+    if cluster.pods.gap().is_some() {
+        return found;
+    }
+    for pod in cluster.pods.in_namespace("kube-system") {
+        if pod.metadata.controller.as_ref().is_none_or(|(kind, _)| kind != "Node") {
+            continue;
+        }
+        for container in pod.spec.containers.iter().filter(|container| container.name == "kube-apiserver") {
+            for net in container.service_ranges() {
+                if !found.iter().any(|(known, _)| *known == net) {
+                    found.push((net, format!("{SERVICE_RANGE_FLAG} of {}", pod.reference())));
+                }
+            }
+        }
+    }
+    found
 }
 
 fn of_others<'c>(cluster: &'c Cluster, node: &'c Node) -> impl Iterator<Item = (&'c Node, &'c IpNet)> {

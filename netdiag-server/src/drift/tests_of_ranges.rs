@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::tests::{drift_in, objects, proxy, readings, rules};
 use super::tests_of_node_ports::{LONG_AGO, ROUTES};
 use super::*;
+use crate::answer::drift::{DriftStatus, build};
 
 fn range(net: &str) -> Value {
     json!({"kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [net]}})
@@ -89,9 +90,9 @@ fn nodes_with_one_range_for_their_pods_are_named() {
 
 #[test]
 fn ranges_of_services_that_the_api_does_not_tell_are_those_of_the_rules_or_a_gap() {
-    let drift = |rules_of_n1: Option<Value>| {
+    let drift_with = |rules_of_n1: Option<Value>, more: Vec<Value>| {
         let mut cluster = Cluster::default();
-        for object in objects(LONG_AGO) {
+        for object in objects(LONG_AGO).into_iter().chain(more) {
             crate::evidence::parse::add(&mut cluster, object).expect("an object");
         }
         let gap = Cluster::forbidden("servicecidrs.networking.k8s.io", "403".to_owned());
@@ -103,9 +104,32 @@ fn ranges_of_services_that_the_api_does_not_tell_are_those_of_the_rules_or_a_gap
             readings.insert(Need::host("n1", Topic::Rules), Reading::Seen { value, at });
         }
         let now = "2026-01-01T12:00:01Z".parse().expect("a time");
-        compare(Arc::new(cluster), &["n1".to_owned()], &readings, now).nodes.remove(0)
+        compare(Arc::new(cluster), &["n1".to_owned()], &readings, now)
     };
-    assert_eq!(drift(None).gaps.first().map(|gap| gap.reason), Some(GapReason::Rights));
+    let drift = |rules_of_n1: Option<Value>| drift_with(rules_of_n1, vec![]).nodes.remove(0);
+    let untold = drift_with(None, vec![]);
+    let (of_node, of_cluster) = (&untold.nodes[0].gaps, &untold.nodes[0].cluster_gaps);
+    assert_eq!((of_node.len(), of_cluster.first().map(|gap| gap.reason)), (0, Some(GapReason::Rights)));
+    let answer = build(&untold, "2026-01-01T12:00:01Z".parse().expect("a time"));
+    assert_eq!((answer.status, answer.not_seen.len()), (DriftStatus::Same, 1), "the nodes are as they should be");
+
+    // Only a static pod is the API server, and the controller manager has the flag as well.
+    let pod = |container: &str, owner: &str| {
+        let range = "--service-cluster-ip-range=10.244.0.0/16,fd00:10:96::/112";
+        json!({"kind": "Pod", "metadata": {"name": "kube-apiserver-n1", "namespace": "kube-system",
+                   "ownerReferences": [{"kind": owner, "name": "n1", "controller": true}]},
+               "spec": {"nodeName": "n1", "hostNetwork": true,
+                        "containers": [{"name": container, "command": ["kube-apiserver", "--v=2", range]}]}})
+    };
+    let started_with = drift_with(None, vec![pod("kube-apiserver", "Node")]).nodes.remove(0);
+    assert_eq!((started_with.gaps, started_with.cluster_gaps), (vec![], vec![]));
+    let place = "--service-cluster-ip-range of Pod kube-system/kube-apiserver-n1";
+    assert_eq!(started_with.differences[0].found, "the node's pods have 10.244.1.0/24, and Services 10.244.0.0/16");
+    assert_eq!(started_with.differences[0].rule, place);
+    for other in [pod("kube-controller-manager", "Node"), pod("kube-apiserver", "ReplicaSet")] {
+        assert_eq!(drift_with(None, vec![other]).nodes[0].cluster_gaps.len(), 1);
+    }
+
     let net = json!({"on": "destination", "nets": ["10.244.0.0/16"], "negated": false});
     let dropping = json!({"handle": 2, "matches": [net], "verdict": {"do": "drop"}, "text": "drop"});
     let to_check = json!({"do": "jump", "chain": "cluster-ips-check"});
@@ -115,6 +139,6 @@ fn ranges_of_services_that_the_api_does_not_tell_are_those_of_the_rules_or_a_gap
         {"name": "filter-forward", "base": base, "rules": [jump]},
         {"name": "cluster-ips-check", "rules": [dropping]},
     ]}]})));
-    assert_eq!(told.gaps, []);
+    assert_eq!((told.gaps, told.cluster_gaps), (vec![], vec![]));
     assert_eq!(told.differences[0].found, "the node's pods have 10.244.1.0/24, and Services 10.244.0.0/16");
 }

@@ -1,6 +1,7 @@
 //! What nodes have programmed against what is intended, schema `netdiag.drift/v1`.
 
 use jiff::Timestamp;
+use netdiag_common::Gap;
 use netdiag_common::observation::service_rules::Proxier;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,7 +35,7 @@ pub struct DriftAnswer {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum DriftStatus {
-    /// Everything was compared, and is as intended.
+    /// Everything of the nodes was compared, and is as intended. What is not known of the cluster itself is in `not_seen`.
     Same,
     Drift,
     /// What was compared is as intended, and not everything was.
@@ -79,11 +80,14 @@ pub struct DifferenceEntry {
 pub fn build(drift: &Drift, at: Timestamp) -> DriftAnswer {
     let nodes: Vec<NodeEntry> = drift.nodes.iter().map(node).collect();
     let kinds = [KindName::Nodes, KindName::Services, KindName::EndpointSlices];
-    let of_objects = kinds.into_iter().filter_map(|kind| kind.gap(&drift.cluster)).chain(&drift.cluster.unread);
-    let not_seen = not_seen::grouped(drift.nodes.iter().flat_map(|node| &node.gaps).chain(of_objects));
+    let of_objects: Vec<&Gap> =
+        kinds.into_iter().filter_map(|kind| kind.gap(&drift.cluster)).chain(&drift.cluster.unread).collect();
+    let of_nodes = drift.nodes.iter().flat_map(|node| node.gaps.iter().chain(&node.cluster_gaps));
+    let not_seen = not_seen::grouped(of_nodes.chain(of_objects.iter().copied()));
+    let is_unknown = |node: &NodeEntry| node.status == DriftStatus::Unknown;
     let status = match () {
         () if nodes.iter().any(|node| node.status == DriftStatus::Drift) => DriftStatus::Drift,
-        () if nodes.is_empty() || !not_seen.is_empty() => DriftStatus::Unknown,
+        () if nodes.is_empty() || nodes.iter().any(is_unknown) || !of_objects.is_empty() => DriftStatus::Unknown,
         () => DriftStatus::Same,
     };
     DriftAnswer { schema: DRIFT_SCHEMA.to_owned(), cluster: drift.cluster.name.clone(), at, status, nodes, not_seen }

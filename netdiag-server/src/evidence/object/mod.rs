@@ -24,7 +24,10 @@ pub use gateway::{GATEWAY_GROUP, Gateway, Listener, SecretRef};
 pub use grant::{GrantFrom, ReferenceGrant};
 pub use ingress::{Ingress, IngressBackend, IngressPath, IngressTls};
 pub use node::{Node, NodeAddress, NodeSpec, NodeStatus, ZONE_LABEL};
-pub use pod::{Container, ContainerPort, ContainerState, ContainerStatus, Pod, PodIp, PodSpec, PodStatus, StateDetail};
+pub use pod::{
+    Container, ContainerPort, ContainerState, ContainerStatus, Pod, PodIp, PodSpec, PodStatus, SERVICE_RANGE_FLAG,
+    StateDetail,
+};
 pub use policy::{IpBlock, NetworkPolicy, NetworkPolicySpec, PolicyPeer, PolicyPort, PolicyRule};
 pub use route::{
     BackendRef, GrpcMatch, GrpcRoute, GrpcRule, HttpMatch, HttpRoute, HttpRule, MethodMatch, ParentRef, Route, Rule,

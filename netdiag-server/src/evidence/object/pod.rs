@@ -2,11 +2,15 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use netdiag_common::observation::Protocol;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{KubeProtocol, Meta, Object, ObjectCondition, ObjectRef, null_default};
+
+/// What tells the API server which addresses Services have: one range of each address family.
+pub const SERVICE_RANGE_FLAG: &str = "--service-cluster-ip-range";
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 pub struct Pod {
@@ -33,6 +37,25 @@ pub struct Container {
     pub ports: Vec<ContainerPort>,
     /// Set when the container has one; its content is kept as JSON for messages.
     pub readiness_probe: Option<serde_json::Value>,
+    /// Of these words only those with [`SERVICE_RANGE_FLAG`]: the others are long, and may be secret.
+    #[serde(deserialize_with = "of_ranges")]
+    pub command: Vec<String>,
+    #[serde(deserialize_with = "of_ranges")]
+    pub args: Vec<String>,
+}
+
+fn of_ranges<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let words: Vec<String> = null_default(deserializer)?;
+    Ok(words.into_iter().filter(|word| word.starts_with(SERVICE_RANGE_FLAG)).collect())
+}
+
+impl Container {
+    /// The ranges of Services that it is started with.
+    pub fn service_ranges(&self) -> impl Iterator<Item = IpNet> {
+        let words = self.command.iter().chain(&self.args);
+        let lists = words.filter_map(|word| word.strip_prefix(SERVICE_RANGE_FLAG)?.strip_prefix('='));
+        lists.flat_map(|list| list.split(',')).filter_map(|net| net.parse().ok())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
