@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::service_rules::Proxier;
@@ -34,6 +35,10 @@ use self::intended::Slices;
 use self::pods::Pods;
 use crate::ask::{AskError, Source, SourceError};
 use crate::evidence::Cluster;
+
+/// Nodes whose rules are asked for and held at the same time. Those of one node may be tens of megabytes, and those of a thousand
+/// more than the server has.
+const NODES_AT_ONCE: usize = 16;
 
 /// What is compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +60,8 @@ pub struct NodeDrift {
     pub node: String,
     /// Whose rules were found; none when they could not be read.
     pub proxier: Option<Proxier>,
+    /// They were looked for, and there are none: what other nodes have says what that means.
+    pub lacks_rules: bool,
     /// Addresses and node ports of Service ports that were compared.
     pub compared: usize,
     /// Those of Services that changed less than 10 s before the rules were read.
@@ -146,7 +153,7 @@ async fn look<S: Source>(source: &S, scope: &Scope, budget: Duration) -> Result<
     let asked = asked(&cluster, scope)?;
     let networks = routes::nodes(&cluster, &asked);
     let pods = Pods::of(&cluster);
-    let of_host = [Topic::ServiceRules, Topic::KubeProxy, Topic::Flows, Topic::Sysctls, Topic::Rules, Topic::Cni];
+    let of_host = [Topic::KubeProxy, Topic::Sysctls];
     let needs = asked.iter().flat_map(|node| of_host.clone().map(|topic| Need::host(node, topic)));
     let needs = needs.chain(networks.iter().map(|node| Need::host(node, Topic::Network)));
     let needs = needs.chain(health_ports::needs(&cluster, &asked));
@@ -162,14 +169,39 @@ async fn look<S: Source>(source: &S, scope: &Scope, budget: Duration) -> Result<
     if !packets.is_empty() {
         readings.extend(source.gather(packets, deadline).await);
     }
-    Ok(compare(Arc::clone(&cluster), &asked, &readings, source.now()))
+    let slices = Slices::of(&cluster);
+    let mut nodes = Vec::with_capacity(asked.len());
+    let mut answers = stream::iter(asked)
+        .map(|node| {
+            let needs = of_one(&node);
+            async move { (source.gather(needs, deadline).await, node) }
+        })
+        .buffer_unordered(NODES_AT_ONCE);
+    while let Some((of_node, node)) = answers.next().await {
+        readings.extend(of_node);
+        nodes.push(node::compare(&cluster, (&slices, &pods), &node, &readings, source.now()));
+        for need in of_one(&node) {
+            readings.remove(&need);
+        }
+    }
+    nodes.sort_by(|one, other| one.node.cmp(&other.node));
+    node::complete(&mut nodes, &readings);
+    Ok(Drift { cluster: Arc::clone(&cluster), nodes })
+}
+
+/// What only the node's own comparison needs, and what may be large.
+fn of_one(node: &str) -> Vec<Need> {
+    let topics = [Topic::ServiceRules, Topic::Flows, Topic::Rules, Topic::Cni];
+    topics.into_iter().map(|topic| Need::host(node, topic)).collect()
 }
 
 /// Pure.
 pub fn compare(cluster: Arc<Cluster>, asked: &[String], readings: &Readings, now: Timestamp) -> Drift {
     let slices = Slices::of(&cluster);
     let pods = Pods::of(&cluster);
-    let nodes = asked.iter().map(|name| node::compare(&cluster, (&slices, &pods), name, readings, now)).collect();
+    let compared = asked.iter().map(|name| node::compare(&cluster, (&slices, &pods), name, readings, now));
+    let mut nodes: Vec<NodeDrift> = compared.collect();
+    node::complete(&mut nodes, readings);
     Drift { cluster, nodes }
 }
 

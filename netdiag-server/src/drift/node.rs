@@ -25,7 +25,7 @@ pub(super) fn compare(
         Some(Reading::Seen { value: Observation::ServiceRules(rules), at }) => {
             drift.proxier = Some(rules.proxier);
             match rules.proxier {
-                Proxier::None => without_rules(node, readings, &mut drift),
+                Proxier::None => drift.lacks_rules = true,
                 _ => {
                     with_rules(cluster, slices, (rules, readings), (*at, now), &mut drift);
                     node_ports::compare(cluster, rules, readings, &mut drift);
@@ -33,7 +33,7 @@ pub(super) fn compare(
                 }
             }
         }
-        Some(Reading::Absent { .. }) => without_rules(node, readings, &mut drift),
+        Some(Reading::Absent { .. }) => drift.lacks_rules = true,
         Some(Reading::Unavailable { gap }) => drift.gaps.push(gap.clone()),
         _ => drift.gaps.push(unasked(node, "rules of kube-proxy")),
     }
@@ -101,25 +101,28 @@ fn with_rules(
     }
 }
 
+/// Says of nodes without rules what that means, once all nodes are compared.
+pub(super) fn complete(nodes: &mut [NodeDrift], readings: &Readings) {
+    let has_rules = |node: &&NodeDrift| node.proxier.is_some_and(|proxier| proxier != Proxier::None);
+    let elsewhere = nodes.iter().find(has_rules).map(|node| node.node.clone());
+    for drift in nodes.iter_mut().filter(|drift| drift.lacks_rules) {
+        without_rules(elsewhere.as_deref(), readings, drift);
+    }
+}
+
 /// No rules at all: a fault only where kube-proxy is what serves Services.
-fn without_rules(node: &str, readings: &Readings, drift: &mut NodeDrift) {
-    let runs = match readings.get(&Need::host(node, Topic::KubeProxy)) {
+fn without_rules(elsewhere: Option<&str>, readings: &Readings, drift: &mut NodeDrift) {
+    let runs = match readings.get(&Need::host(drift.node.as_str(), Topic::KubeProxy)) {
         Some(Reading::Seen { value: Observation::KubeProxy(proxy), .. }) => proxy.running,
         Some(Reading::Unavailable { gap }) => return drift.gaps.push(gap.clone()),
         _ => false,
     };
-    let elsewhere = readings.iter().find_map(|(need, reading)| match reading {
-        Reading::Seen { value: Observation::ServiceRules(rules), .. } if rules.proxier != Proxier::None => {
-            Some(&need.node)
-        }
-        _ => None,
-    });
     let expected = match elsewhere {
         _ if runs => "rules of kube-proxy, which runs there".to_owned(),
         Some(other) => format!("rules of kube-proxy, as node {other} has them"),
         None => {
             let why = "there are no rules of kube-proxy, and none runs: another proxy may serve Services".to_owned();
-            return drift.gaps.push(gap(node, "rules for Services", why, "ask that proxy for its state"));
+            return drift.gaps.push(gap(&drift.node, "rules for Services", why, "ask that proxy for its state"));
         }
     };
     drift.differences.push(whole(Kind::NoRules, expected, "none", Proxier::None));
