@@ -24,8 +24,13 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
         _ => return drift.gaps.push(node::unasked(&drift.node, "tracked flows")),
     };
     let is_kept = |flow: &&Flow| is_used(flow) || is_orphaned(cluster, pods, flow);
+    let (knows_ages, mut ageless) = (knows_ages(snapshot), 0);
     let mut kept: BTreeMap<(Protocol, SocketAddr, SocketAddr), Vec<&Flow>> = BTreeMap::new();
     for flow in snapshot.outdated.iter().filter(is_kept) {
+        if !knows_ages {
+            ageless += 1;
+            continue;
+        }
         let Some(protocol) = flow.protocol() else { continue };
         let asked = SocketAddr::new(flow.original.destination, flow.original.destination_port);
         let endpoint = SocketAddr::new(flow.reply.source, flow.reply.source_port);
@@ -49,6 +54,13 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
             rule: "connection tracking".to_owned(),
         });
     }
+    if ageless > 0 {
+        let why = format!(
+            "{ageless} established connections go to addresses that no pod has, and whether they are in use is not known: the \
+             timeouts that tell when an entry had its latest packet were not read"
+        );
+        drift.gaps.push(gap(&drift.node, "tracked flows", why, "`conntrack -L -p tcp` on the node lists them"));
+    }
     let listed = snapshot.outdated.len() as u64;
     if snapshot.outdated_flows > listed {
         let why = format!("{} outdated entries, and {listed} are listed", snapshot.outdated_flows);
@@ -59,6 +71,12 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
     }
 }
 
+/// Ages come from timeouts that are read together: where no flow has one, they were not. Then a flow without an age says nothing.
+fn knows_ages(snapshot: &FlowSnapshot) -> bool {
+    snapshot.outdated.iter().any(|flow| flow.latest_packet_s.is_some())
+        || snapshot.mappings.iter().any(|mapping| mapping.latest_packet_s.is_some())
+}
+
 /// A socket of UDP that keeps its port is kept from the endpoints that rules lead to.
 fn is_used(flow: &Flow) -> bool {
     flow.protocol() == Some(Protocol::Udp)
@@ -67,8 +85,9 @@ fn is_used(flow: &Flow) -> bool {
 }
 
 /// A connection ends with its pod, and a new one has a new port: what is established to an address of the pod network that no pod
-/// and no EndpointSlice has was never told of the end. Without an age, data of TCP is not acknowledged: then the kernel cuts the
-/// entry's timeout, and the time since its latest packet is not known (`nf_conntrack_tcp_packet`).
+/// and no EndpointSlice has was never told of the end. Where ages are known and this one has none, data of TCP is not
+/// acknowledged: then the kernel cuts the entry's timeout, and the time since its latest packet is not known
+/// (`nf_conntrack_tcp_packet`).
 fn is_orphaned(cluster: &Cluster, pods: &Pods<'_>, flow: &Flow) -> bool {
     let endpoint = flow.reply.source;
     let is_used = match flow.protocol() {

@@ -89,7 +89,7 @@ impl World {
                 "at": READ_AT, "took_ms": 1, "entries": 1, "groups": [],
                 "mappings": [{"address": "10.96.0.10", "protocol": "udp", "port": 53, "service": "kube-system/dns:dns",
                               "endpoint": {"address": "10.244.2.9", "port": 53}, "flows": 1, "unreplied": 1, "assured": 0,
-                              "rules": "lead_elsewhere"}],
+                              "latest_packet_s": 3, "rules": "lead_elsewhere"}],
                 "outdated": self.outdated,
                 "outdated_flows": self.outdated.as_array().map_or(0, Vec::len),
             },
@@ -190,6 +190,13 @@ fn connection_to_a_pod_that_is_gone_is_named() {
     assert_eq!(found.entrance.expect("an address").to_string(), "10.96.0.10:53/tcp");
     assert_eq!(found.service, "", "the mapping with a name is of UDP");
     assert_eq!(world(flow(132, "10.244.2.9", "ESTABLISHED", Some(4))).one().kind, Kind::Flow);
+    let mut unread = world(flow(6, "10.244.2.9", "ESTABLISHED", None)).readings();
+    if let Some(Reading::Seen { value: Observation::Flows(flows), .. }) = unread.get_mut(&Need::host("n1", Topic::Flows)) {
+        flows.snapshot.mappings[0].latest_packet_s = None;
+    }
+    let drift = drift_of(&unread);
+    assert_eq!((drift.differences, drift.gaps.len()), (vec![], 1));
+    assert!(drift.gaps[0].why.contains("timeouts"), "{:?}", drift.gaps);
     for silent in [
         flow(6, "10.244.2.9", "ESTABLISHED", Some(300)),
         flow(6, "10.244.2.9", "FIN_WAIT", None),
