@@ -81,8 +81,8 @@ pub(super) fn compare(
     }
     // A chain of Services that was not read may have taken the packet away before.
     if let Some((place, count)) = doubtful.into_iter().next().filter(|_| !rules.left_out.is_empty()) {
-        let (all, left_out) = (ways.len(), rules.left_out.join("; "));
-        let why = format!("{place} may stop {count} of {all} ways to Services, and not all rules were read: {left_out}");
+        let (all, unread) = (ways.len(), rules.left_out.join("; "));
+        let why = format!("{place} may stop {count} of {all} ways to Services, and not all rules were read: {unread}");
         drift.gaps.push(gap(&drift.node, WHAT, why, "follow single connections with netdiag trace"));
     }
     let mut links = host.links.iter().map(|link| link.name.as_str());

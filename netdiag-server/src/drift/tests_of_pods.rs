@@ -191,7 +191,9 @@ fn connection_to_a_pod_that_is_gone_is_named() {
     assert_eq!(found.service, "", "the mapping with a name is of UDP");
     assert_eq!(world(flow(132, "10.244.2.9", "ESTABLISHED", Some(4))).one().kind, Kind::Flow);
     let mut unread = world(flow(6, "10.244.2.9", "ESTABLISHED", None)).readings();
-    if let Some(Reading::Seen { value: Observation::Flows(flows), .. }) = unread.get_mut(&Need::host("n1", Topic::Flows)) {
+    if let Some(Reading::Seen { value: Observation::Flows(flows), .. }) =
+        unread.get_mut(&Need::host("n1", Topic::Flows))
+    {
         flows.snapshot.mappings[0].latest_packet_s = None;
     }
     let drift = drift_of(&unread);
