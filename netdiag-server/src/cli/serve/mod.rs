@@ -101,7 +101,11 @@ fn modules(file: Option<&Path>) -> Result<Modules, Failure> {
     #[expect(clippy::disallowed_methods, reason = "a file that the user names")]
     let read = std::fs::read_to_string(path);
     let text = read.map_err(|error| Failure(format!("cannot read {}: {error}", path.display())))?;
-    Modules::of(Some(&text)).map_err(|why| Failure(format!("{}: {why}", path.display())))
+    let modules = Modules::of(Some(&text)).map_err(|why| Failure(format!("{}: {why}", path.display())))?;
+    for why in modules.refused() {
+        tracing::warn!(file = %path.display(), "GET /probe does not answer for {why}");
+    }
+    Ok(modules)
 }
 
 async fn serve(

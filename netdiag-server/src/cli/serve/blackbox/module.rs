@@ -1,6 +1,6 @@
 //! Modules: what a scrape's `module` stands for. Ours, and those of a file in blackbox_exporter's own format (its CONFIGURATION.md,
-//! v0.27), as far as our probes have what it says. What is not known is an error with its module: a probe that checks less than it
-//! was told to would be well for no reason.
+//! v0.27), as far as our probes have what it says. A module with something that is not known is refused, with the reason, and the
+//! others work: a probe that checks less than it was told to would be well for no reason.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,9 @@ use crate::probe::{Family, Kind, Options, Transport};
 /// Go's client stops after ten.
 const REDIRECTS: u8 = 10;
 
+/// By name; of those that cannot be probed, why.
 #[derive(Debug)]
-pub(crate) struct Modules(BTreeMap<String, Module>);
+pub(crate) struct Modules(BTreeMap<String, Result<Module, String>>);
 
 /// One module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,28 +75,34 @@ impl Modules {
             ("icmp", module(Kind::Icmp, Options::default())),
             ("dns", module(Kind::Dns, dns)),
         ];
-        Self(all.into_iter().map(|(name, module)| (name.to_owned(), module)).collect())
+        Self(all.into_iter().map(|(name, module)| (name.to_owned(), Ok(module))).collect())
     }
 
-    /// Ours, and a file's in place of those of the same name.
+    /// Ours, and a file's in place of those of the same name. An error is about the whole file.
     pub(crate) fn of(file: Option<&str>) -> Result<Self, String> {
         let mut modules = Self::usual();
         let Some(text) = file else { return Ok(modules) };
         let file: File = serde_saphyr::from_str(text).map_err(|error| format!("no list of modules: {error}"))?;
         for (name, value) in file.modules {
-            let written: Written =
-                serde_json::from_value(value).map_err(|error| format!("module {name:?}: {error}"))?;
-            let module = written.module().map_err(|why| format!("module {name:?}: {why}"))?;
+            let written: Result<Written, String> = serde_json::from_value(value).map_err(|error| error.to_string());
+            let module = written.and_then(Written::module).map_err(|why| format!("module {name:?}: {why}"));
             modules.0.insert(name, module);
         }
         Ok(modules)
     }
 
+    /// Why some cannot be probed, each with its name.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = &str> {
+        self.0.values().filter_map(|module| module.as_ref().err()).map(String::as_str)
+    }
+
     pub(super) fn get(&self, name: &str) -> Result<&Module, String> {
-        self.0.get(name).ok_or_else(|| {
-            let known: Vec<&str> = self.0.keys().map(String::as_str).collect();
-            format!("there is no module {name:?}; there is {}", known.join(", "))
-        })
+        let Some(module) = self.0.get(name) else {
+            let known: Vec<&str> =
+                self.0.iter().filter(|(_, module)| module.is_ok()).map(|(name, _)| name.as_str()).collect();
+            return Err(format!("there is no module {name:?}; there is {}", known.join(", ")));
+        };
+        module.as_ref().map_err(String::clone)
     }
 }
 
@@ -315,71 +322,4 @@ fn milliseconds(text: &str) -> Result<u64, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FILE: &str = "
-modules:
-  http_2xx:
-    prober: http
-    timeout: 3s
-    http:
-      valid_status_codes: [200, 204]
-      method: head
-      no_follow_redirects: true
-      fail_if_not_ssl: true
-      headers: {Host: shop.example}
-      preferred_ip_protocol: ip4
-      ip_protocol_fallback: false
-      tls_config: {insecure_skip_verify: true}
-  tcp_tls: {prober: tcp, tcp: {tls: true, tls_config: {server_name: db.example}}}
-  ping: {prober: icmp, icmp: {dont_fragment: true, payload_size: 1400}}
-  names: {prober: dns, dns: {query_name: shop.example, query_type: MX, valid_rcodes: [NOERROR, NXDOMAIN]}}
-  health: {prober: grpc, grpc: {service: shop, tls: true}}
-";
-
-    #[test]
-    fn its_own_format_is_read() {
-        let modules = Modules::of(Some(FILE)).unwrap();
-        let http = modules.get("http_2xx").unwrap();
-        assert_eq!((http.kind, http.timeout_ms), (Kind::Http, Some(3_000)));
-        assert_eq!(http.options.expect, [200, 204]);
-        assert_eq!((http.options.method.as_deref(), http.options.redirects), (Some("HEAD"), Some(0)));
-        assert_eq!(http.options.headers, ["Host: shop.example"]);
-        assert_eq!(http.family.and_then(Preferred::only), Some(Family::Ipv4));
-        assert_eq!(http.pass, Pass { tls: Some(true), any_certificate: true, rcodes: Vec::new() });
-        let tls = modules.get("tcp_tls").unwrap();
-        assert_eq!((tls.kind, tls.options.server_name.as_deref()), (Kind::Tls, Some("db.example")));
-        assert_eq!(modules.get("ping").unwrap().options.bytes, Some(1_400));
-        let names = modules.get("names").unwrap();
-        assert_eq!((&*names.options.records, names.query_name.as_deref()), (&[DnsType::Mx][..], Some("shop.example")));
-        assert_eq!(names.pass.rcodes, ["NOERROR", "NXDOMAIN"]);
-        let health = modules.get("health").unwrap();
-        assert_eq!((health.options.grpc_health.as_deref(), health.options.https), (Some("shop"), true));
-        assert!(modules.get("tcp_connect").is_ok(), "ours stay");
-        assert!(modules.get("smtp").unwrap_err().contains("http_2xx"));
-    }
-
-    #[test]
-    fn what_is_not_known_is_told_with_its_module() {
-        for (module, says) in [
-            ("{prober: http, http: {fail_if_body_matches_regexp: [x]}}", "unknown field `fail_if_body_matches_regexp`"),
-            ("{prober: http, http: {method: POST}}", "a probe changes nothing"),
-            ("{prober: http, http: {fail_if_ssl: true, fail_if_not_ssl: true}}", "cannot both be kept"),
-            ("{prober: http, http: {tls_config: {ca_file: /x}}}", "unknown field `ca_file`"),
-            ("{prober: http, http: {preferred_ip_protocol: ipv4}}", "use ip4 or ip6"),
-            ("{prober: tcp, tcp: {query_response: []}}", "unknown field `query_response`"),
-            ("{prober: tcp, tcp: {tls_config: {insecure_skip_verify: true}}}", "without tcp.tls: true"),
-            ("{prober: dns}", "needs dns.query_name"),
-            ("{prober: dns, dns: {query_name: a.example}}", "dns.query_type \"ANY\": use A, AAAA"),
-            ("{prober: unix}", "use http, tcp, icmp, dns or grpc"),
-            ("{prober: icmp, timeout: 5}", "invalid type"),
-            ("{prober: icmp, timeout: 5h}", "use a time such as"),
-            ("{prober: icmp, retries: 3}", "unknown field `retries`"),
-        ] {
-            let said = Modules::of(Some(&format!("modules: {{odd: {module}}}"))).unwrap_err();
-            assert!(said.starts_with("module \"odd\": ") && said.contains(says), "{module}: {said}");
-        }
-        assert!(Modules::of(Some("module: {}")).unwrap_err().contains("no list of modules"));
-    }
-}
+mod tests;
