@@ -1,7 +1,8 @@
 //! The server's gate: Kubernetes says who calls and what they may do.
 //!
 //! On loopback, which is reached by whoever may open a port of the server's pod, nobody has to say who they are in order to look; a
-//! diagnosis that they ask for sends its few attempts, as ever. To choose what is sent they have to, as beyond loopback.
+//! diagnosis that they ask for sends its few attempts, as ever. To choose what is sent they have to, as beyond loopback. Web pages
+//! are kept out before: see [`super::local`].
 
 use std::pin::Pin;
 

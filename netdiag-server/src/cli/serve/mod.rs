@@ -24,6 +24,7 @@ use crate::nodes::Agents;
 mod api;
 mod blackbox;
 mod gate;
+mod local;
 mod metrics;
 
 use blackbox::Modules;
@@ -43,7 +44,7 @@ pub(super) struct Args {
     /// Where /healthz and /readyz listen besides, for the kubelet's probes
     #[arg(long, value_name = "ADDRESS")]
     health: Option<SocketAddr>,
-    /// Host names, besides loopback, under which MCP clients may call
+    /// Host names, besides loopback, under which MCP clients may call, and on loopback those of the API
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
     /// Port of the agents on their nodes' addresses
@@ -75,11 +76,15 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     let gate: Arc<dyn Gate> = Arc::new(gate::ByReview { access: access.clone(), is_on_loopback });
     let source = Arc::new(LiveSource::new(Intent::Watched(Warm::start(access)), Some(agents), args.agent_port));
     let stop = CancellationToken::new();
-    let options = HttpOptions { allowed_hosts: args.allowed_host, shutdown: stop.clone() };
+    let options = HttpOptions { allowed_hosts: args.allowed_host.clone(), shutdown: stop.clone() };
     let tools = mcp::router(mcp::State::new(source.clone(), Some(gate.clone())), options);
     let health = api::health(source.clone());
     let mesh = args.mesh.start(&source)?;
-    let router = api::router(source, gate, mesh.clone(), modules).merge(tools).merge(health.clone());
+    let mut api = api::router(source, gate, mesh.clone(), modules);
+    if is_on_loopback {
+        api = local::only(api, &args.allowed_host);
+    }
+    let router = api.merge(tools).merge(health.clone());
     let mut servers = vec![serve(args.listen, router, stop.clone()).await?];
     if let Some(address) = args.health {
         servers.push(serve(address, health, stop.clone()).await?);
