@@ -98,28 +98,38 @@ impl Server {
         }
     }
 
-    /// The same with a proof of who asks from the beginning, for what takes a right.
+    /// The same with a proof of who asks from the beginning, for what takes a right. One that is not accepted, as it is older than this
+    /// machine knows, is made anew once.
     pub async fn post_proven<T: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl serde::Serialize,
         patience: Duration,
     ) -> Result<T, ForwardError> {
+        let (status, answer) = self.send(path, body, patience, Some(self.proof().await?)).await?;
+        if status == StatusCode::UNAUTHORIZED && self.withdraw().await {
+            let (status, answer) = self.send(path, body, patience, Some(self.proof().await?)).await?;
+            return read(status, &answer);
+        }
+        read(status, &answer)
+    }
+
+    /// The value of `Authorization`.
+    async fn proof(&self) -> Result<HeaderValue, ForwardError> {
         let proof = async {
             let prover = self.prover.get_or_try_init(|| std::future::ready(Prover::new(&self.access))).await?;
             prover.authorization().await
         };
-        let proof = proof.await.map_err(|why: String| {
-            ForwardError::Refused(format!("cannot prove to netdiag's server who asks: {why}"))
-        })?;
-        let (status, answer) = self.send(path, body, patience, Some(proof)).await?;
-        read(status, &answer)
+        proof
+            .await
+            .map_err(|why: String| ForwardError::Refused(format!("cannot prove to netdiag's server who asks: {why}")))
     }
 
-    /// Takes back what a proof left in the cluster: for when nothing more is asked.
-    pub async fn withdraw(&self) {
-        if let Some(prover) = self.prover.get() {
-            prover.withdraw().await;
+    /// Takes back what a proof left in the cluster, if something was: for when nothing more is asked.
+    pub async fn withdraw(&self) -> bool {
+        match self.prover.get() {
+            Some(prover) => prover.withdraw().await,
+            None => false,
         }
     }
 

@@ -40,7 +40,8 @@ const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 /// leaves that to the API: a pending request goes after 24 h, an approved one after 1 h (kubernetes,
 /// pkg/controller/certificates/cleaner/cleaner.go), and where that controller does not run, never.
 const PROVES_FOR: SignedDuration = SignedDuration::from_hours(1);
-/// A new one is made well before.
+/// A new one is made well before. A machine that was suspended does not know for how long (`CLOCK_MONOTONIC` stands still meanwhile,
+/// clock_gettime(2)): the server's 401 tells.
 const RENEW_AFTER: Duration = Duration::from_mins(30);
 
 /// Whoever asks from here, with what it takes to prove it again and again.
@@ -77,27 +78,31 @@ impl Prover {
         if let Some(old) = witnessed.take() {
             self.delete(&old.secret).await;
         }
-        let secret = self.create().await?;
-        let value = bearer(&secret);
-        *witnessed = Some(Witnessed { secret, since: Instant::now() });
-        Ok(value)
-    }
-
-    /// Takes back what was left in the cluster.
-    pub async fn withdraw(&self) {
-        if let Some(witnessed) = self.witnessed.lock().await.take() {
-            self.delete(&witnessed.secret).await;
-        }
-    }
-
-    async fn create(&self) -> Result<String, String> {
         let mut random = [0; 32];
         SystemRandom::new().fill(&mut random).map_err(|_| "the kernel gives no random numbers".to_owned())?;
         let secret = HEXLOWER.encode(&random);
-        let object = object(&secret).map_err(|error| format!("cannot make a request for a certificate: {error}"))?;
+        let value = bearer(&secret);
+        // Kept before it is there: whoever is stopped while the API server answers withdraws it nevertheless.
+        *witnessed = Some(Witnessed { secret: secret.clone(), since: Instant::now() });
+        if let Err(why) = self.create(&secret).await {
+            *witnessed = None;
+            return Err(why);
+        }
+        Ok(value)
+    }
+
+    /// Takes back what was left in the cluster, if something was.
+    pub async fn withdraw(&self) -> bool {
+        let Some(witnessed) = self.witnessed.lock().await.take() else { return false };
+        self.delete(&witnessed.secret).await;
+        true
+    }
+
+    async fn create(&self, secret: &str) -> Result<(), String> {
+        let object = object(secret).map_err(|error| format!("cannot make a request for a certificate: {error}"))?;
         let parameters = PostParams::default();
         match bounded(requests(&self.access).create(&parameters, &object)).await {
-            Ok(_) => Ok(secret),
+            Ok(_) => Ok(()),
             Err(error @ RequestError::Forbidden(_)) => Err(format!(
                 "{error}; credentials without a token prove it by a CertificateSigningRequest that nobody signs: have \
                  the ClusterRole netdiag-asker bound to you, or use a kubeconfig with a token (kubectl create token)"
@@ -222,6 +227,8 @@ fn creator(object: CertificateSigningRequest, now: Timestamp) -> Option<User> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::*;
@@ -240,6 +247,34 @@ mod tests {
         assert_eq!(token_of(serde_json::json!({"client-certificate": "/a", "client-key": "/b"})).await, None);
         assert_eq!(token_of(serde_json::json!({"username": "u", "password": "p"})).await, None);
         assert_eq!(token_of(serde_json::json!({"token": "abc", "as": "alice"})).await, None, "it is not alice's");
+    }
+
+    /// An API server that takes everything, and writes down how it was asked.
+    fn access(seen: &Arc<std::sync::Mutex<Vec<String>>>) -> Access {
+        let seen = seen.clone();
+        let server = tower::service_fn(move |request: Request<Body>| {
+            seen.lock().expect("nobody panicked").push(request.method().to_string());
+            let kept = serde_json::to_vec(&object("5ec7e7").expect("a request")).expect("JSON");
+            std::future::ready(Ok::<_, BoxError>(Response::new(Body::from(kept))))
+        });
+        Access {
+            client: ::kube::Client::new(server, "default"),
+            context: String::new(),
+            server: String::new(),
+            config: Arc::new(Config::new("https://10.0.0.1:6443".parse().expect("an address"))),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_proof_is_kept_until_it_is_withdrawn() {
+        let seen = Arc::default();
+        let prover = Prover::new(&access(&seen)).expect("no credentials");
+        assert!(!prover.withdraw().await, "nothing is there yet");
+        let first = prover.authorization().await.expect("a proof");
+        assert_eq!(prover.authorization().await.as_ref(), Ok(&first));
+        assert!(prover.withdraw().await);
+        assert_ne!(prover.authorization().await.expect("a proof"), first, "a new one after it was not accepted");
+        assert_eq!(*seen.lock().expect("nobody panicked"), ["POST", "DELETE", "POST"]);
     }
 
     #[test]
