@@ -14,7 +14,7 @@ use super::probe::OwnRights;
 use super::request;
 use super::screen::Screen;
 use super::source::{self, Forwarded, Route, SourceArgs};
-use super::{EXIT_CAUSE, EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure};
+use super::{EXIT_CAUSE, EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure, stop};
 use crate::answer::mesh::{self, MeshAnswer, MeshStatus};
 use crate::ask::{AnySource, LiveSource, Source};
 use crate::kube::forward::ForwardError;
@@ -215,11 +215,15 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
         let _progress = Progress::start("nodes probe each other");
         match way {
             Route::Server(way) => {
-                let answer = ask(&way, &request).await;
+                let answer = stop::unless_told(ask(&way, &request), ForwardError::Refused).await;
                 way.server.withdraw().await;
                 match answer {
                     Ok(answer) => answer,
-                    Err(error) => here(&way.without(error)?, args.source.agent_port, &request).await?,
+                    Err(error) => {
+                        let source = way.without(error)?;
+                        let asking = here(&source, args.source.agent_port, &request);
+                        stop::unless_told(Box::pin(asking), Failure).await?
+                    }
                 }
             }
             Route::Here(source) => here(&source, args.source.agent_port, &request).await?,

@@ -26,6 +26,7 @@ mod screen;
 mod serve;
 mod source;
 mod status;
+mod stop;
 mod trace;
 
 /// Nothing is wrong.
@@ -112,7 +113,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Observe(args) => observe::run(args).await,
         Command::Trace(args) => trace::run(args).await,
         Command::Drift(args) => drift::run(args).await,
-        Command::Probe(args) => probe::run(args).await,
+        Command::Probe(args) => Box::pin(probe::run(args)).await,
         Command::Explain(args) => explain::run(&args),
         Command::Status(args) => status::run(args).await,
         Command::Bundle(args) => bundle::run(args).await,

@@ -10,7 +10,7 @@ use super::output::{self, Reader, ShortFormat};
 use super::request;
 use super::screen::Screen;
 use super::source::{self, Forwarded, Route, SourceArgs};
-use super::{EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure};
+use super::{EXIT_HEALTHY, EXIT_UNEXPLAINED, Failure, stop};
 use crate::answer::observe::Observe;
 use crate::ask::{self, AnySource, Source};
 use crate::evidence::Cluster;
@@ -87,7 +87,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
 }
 
 async fn watch(args: &Args, wanted: &Wanted, looker: &mut Looker) -> Result<u8, Failure> {
-    let mut last = looker.look(wanted).await?;
+    let mut last = stop::unless_told(Box::pin(looker.look(wanted)), Failure).await?;
     // What was recorded does not change.
     if args.once || looker.is_recorded() {
         show(&last, args.output, None)?;

@@ -6,7 +6,7 @@ use netdiag_common::wire::AGENT_PORT;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Failure, request};
+use super::{Failure, request, stop};
 use crate::ask::live::Intent;
 use crate::ask::{AnySource, BundleSource, LiveSource, Source};
 use crate::kube::forward::{ForwardError, Server};
@@ -71,7 +71,8 @@ pub(super) async fn answer<A: DeserializeOwned>(
 ) -> Result<A, Failure> {
     let source = match route(args).await? {
         Route::Server(way) => {
-            let answer = way.server.post(path, request, request::patience(timeout_ms)).await;
+            let asking = way.server.post(path, request, request::patience(timeout_ms));
+            let answer = stop::unless_told(asking, ForwardError::Refused).await;
             way.server.withdraw().await;
             match answer {
                 Ok(answer) => return Ok(answer),
@@ -80,7 +81,7 @@ pub(super) async fn answer<A: DeserializeOwned>(
         }
         Route::Here(source) => source,
     };
-    here(source).await
+    stop::unless_told(Box::pin(here(source)), Failure).await
 }
 
 /// The same with a proof of who asks, for what takes a right.
@@ -92,7 +93,8 @@ pub(super) async fn proven_answer<A: DeserializeOwned>(
 ) -> Result<A, Failure> {
     let source = match route(args).await? {
         Route::Server(way) => {
-            let answer = way.server.post_proven(path, request, request::patience(timeout_ms)).await;
+            let asking = way.server.post_proven(path, request, request::patience(timeout_ms));
+            let answer = stop::unless_told(asking, ForwardError::Refused).await;
             way.server.withdraw().await;
             match answer {
                 Ok(answer) => return Ok(answer),
@@ -101,7 +103,7 @@ pub(super) async fn proven_answer<A: DeserializeOwned>(
         }
         Route::Here(source) => source,
     };
-    here(source).await
+    stop::unless_told(Box::pin(here(source)), Failure).await
 }
 
 /// A source of this process: for commands that never go through the server.

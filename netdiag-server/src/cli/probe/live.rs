@@ -6,6 +6,7 @@ use super::super::Failure;
 use super::super::output::{self, Progress, ShortFormat};
 use super::super::screen::Screen;
 use super::super::source::{Forwarded, Route};
+use super::super::stop;
 use super::{OwnRights, probe_with};
 use crate::answer::probe::ProbeAnswer;
 use crate::ask::{AnySource, Source};
@@ -33,7 +34,7 @@ pub(super) async fn run(
         Route::Server(server) => Way::Server(server),
         Route::Here(source) => Way::Here(Box::new(source)),
     };
-    let answer = sent(&mut way, request, rights, output).await;
+    let answer = stop::unless_told(Box::pin(sent(&mut way, request, rights, output)), Failure).await;
     if let Way::Server(way) = &way {
         way.server.withdraw().await;
     }

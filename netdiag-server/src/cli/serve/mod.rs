@@ -9,11 +9,10 @@ use std::time::Duration;
 use axum::Router;
 use netdiag_common::wire::AGENT_PORT;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::mesh::ServedMesh;
-use super::{EXIT_HEALTHY, Failure};
+use super::{EXIT_HEALTHY, Failure, stop as signals};
 use crate::ask::LiveSource;
 use crate::ask::live::Intent;
 use crate::kube::forward::SERVER_PORT;
@@ -92,7 +91,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     if let (Some(address), Some(mesh)) = (args.mesh.metrics_listen, mesh) {
         servers.push(serve(address, metrics::router(mesh), stop.clone()).await?);
     }
-    until_told_to_stop().await?;
+    signals::told().await?;
     stop.cancel();
     for server in servers {
         // What is still being answered after this time ends with the process.
@@ -127,14 +126,4 @@ async fn serve(
             tracing::error!(%address, %error, "stopped listening");
         }
     }))
-}
-
-async fn until_told_to_stop() -> Result<(), Failure> {
-    let wait = |kind| signal(kind).map_err(|error| Failure(format!("cannot wait for signals: {error}")));
-    let (mut terminate, mut interrupt) = (wait(SignalKind::terminate())?, wait(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }
