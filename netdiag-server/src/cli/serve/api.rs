@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use http::StatusCode;
+use netdiag_common::observation::mesh::MAX_AUTHORITIES_BYTES;
 use tokio::sync::Semaphore;
 
 use super::blackbox::{self, Modules};
@@ -22,6 +23,7 @@ use crate::cli::request::{DiagnoseRequest, ScanRequest};
 use crate::cli::scan::scan_with;
 use crate::cli::trace::{TraceRequest, trace_with};
 use crate::mcp::{Caller, CallerRights, Denied, Gate, guard};
+use crate::mesh::MAX_USER_TARGETS;
 use crate::mesh::rounds::Rounds;
 use crate::observed::Wanted;
 use crate::probe::{ProbeRequest, RunError};
@@ -33,6 +35,10 @@ const MAX_QUESTIONS: usize = 8;
 const MAX_PROBES: usize = 16;
 /// A question is a few names.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+/// Of one target of a mesh, besides its authorities: a URL of 2 KiB, 500 statuses, names.
+const MAX_TARGET_BYTES: usize = 8 * 1024;
+/// A question about a mesh has targets; JSON writes each of PEM's ends of line as two bytes.
+const MAX_MESH_BODY_BYTES: usize = MAX_USER_TARGETS * (2 * MAX_AUTHORITIES_BYTES + MAX_TARGET_BYTES);
 
 #[derive(Clone)]
 pub(super) struct Api {
@@ -62,7 +68,7 @@ pub(super) fn router(
     let router = Router::new()
         .route("/v1/diagnose", post(diagnose))
         .route("/v1/drift", post(drift))
-        .route("/v1/mesh", post(mesh))
+        .route("/v1/mesh", post(mesh).layer(DefaultBodyLimit::max(MAX_MESH_BODY_BYTES)))
         .route("/v1/observe", post(observe))
         .route("/v1/probe", post(probe))
         .route("/probe", get(blackbox::probe))
