@@ -12,7 +12,7 @@ use crate::answer::probe::ProbeAnswer;
 use crate::ask::{AnySource, Source};
 use crate::kube::forward::ForwardError;
 use crate::probe::secret::SecretName;
-use crate::probe::{Kind, MAX_REQUEST_MS, PlanError, ProbeRequest, Rights};
+use crate::probe::{self, Kind, MAX_REQUEST_MS, PlanError, ProbeRequest, Rights, RunError};
 
 /// How long a part lasts that somebody watches.
 const LOOK: Duration = Duration::from_secs(1);
@@ -172,7 +172,8 @@ impl Way {
             }
             Self::Here(source) => {
                 let cluster = source.cluster().await?;
-                Ok(probe_with(&**source, cluster, request, rights, Some("the command line".to_owned())).await?)
+                let plan = probe::plan(request, &cluster).map_err(RunError::from)?;
+                Ok(probe_with(&**source, cluster, plan, rights, Some("the command line".to_owned())).await?)
             }
         }
     }

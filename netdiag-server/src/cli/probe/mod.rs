@@ -10,7 +10,7 @@ use crate::ask::Source;
 use crate::evidence::Cluster;
 use crate::kube;
 use crate::probe::rights::{Only, Own, Unchecked};
-use crate::probe::{self, ProbeRequest, Rights, RunError, Sender};
+use crate::probe::{self, Plan, Rights, RunError, Sender};
 
 mod args;
 mod common;
@@ -88,12 +88,12 @@ impl Rights for OwnRights {
 pub(in crate::cli) async fn probe_with<S: Source, R: Rights>(
     source: &S,
     cluster: Arc<Cluster>,
-    request: &ProbeRequest,
+    plan: Plan,
     rights: &R,
     asked_by: Option<String>,
 ) -> Result<ProbeAnswer, RunError> {
-    let plan = probe::plan(request, &cluster)?;
-    let rights = &Only { rights, namespaces: request.only_from.as_deref() };
+    let only_from = plan.request.only_from.clone();
+    let rights = &Only { rights, namespaces: only_from.as_deref() };
     let sender = Sender { source, cluster, rights, asked_by };
     let probed = probe::run(&sender, plan).await?;
     Ok(answer::build(&probed, source.now()))

@@ -26,7 +26,7 @@ use crate::mcp::{Caller, CallerRights, Denied, Gate, guard};
 use crate::mesh::MAX_USER_TARGETS;
 use crate::mesh::rounds::Rounds;
 use crate::observed::Wanted;
-use crate::probe::{ProbeRequest, RunError};
+use crate::probe::{self, ProbeRequest, Rights as _, RunError};
 use crate::question::Origin;
 
 /// Questions answered at the same time; each holds one snapshot and its readings.
@@ -143,11 +143,14 @@ impl Api {
                 format!("{MAX_PROBES} requests to probe are being answered right now; ask again in a few seconds");
             Refused(StatusCode::SERVICE_UNAVAILABLE, message)
         };
-        let _permit = self.probes.try_acquire().map_err(busy)?;
         let caller = known(caller);
         let rights = CallerRights { gate: Some(&*self.gate), caller: &caller };
         let cluster = self.source.cluster().await.map_err(Failure::from)?;
-        probe_with(&self.source, cluster, request, &rights, Some(caller.user.clone())).await.map_err(Refused::from)
+        let plan = probe::plan(request, &cluster).map_err(RunError::from)?;
+        // Also before a place is taken: who may not probe takes none from who may.
+        rights.may_start(probe::namespace_of(&plan.client)).await.map_err(RunError::from)?;
+        let _permit = self.probes.try_acquire().map_err(busy)?;
+        Ok(probe_with(&self.source, cluster, plan, &rights, Some(caller.user.clone())).await?)
     }
 
     /// The few attempts of a question, along the way that it asks about. `instead` is how to ask without.
@@ -269,3 +272,6 @@ async fn status(State(api): State<Api>) -> Result<Response, Refused> {
     let _permit = api.questions.try_acquire().map_err(|_| Api::busy())?;
     Ok(Json(ask::status(&api.source).await.map_err(Failure::from)?).into_response())
 }
+
+#[cfg(test)]
+mod tests;
