@@ -94,6 +94,10 @@ fn compare(word: &str, expected: &[Expected], found: &[Cause], differences: &mut
         for words in expected.says.iter().filter(|words| !cause.finding.claim.contains(words.as_str())) {
             differences.push(format!("{}: the claim does not say {words:?}: {}", expected.code, cause.finding.claim));
         }
+        let proofs: Vec<&str> = cause.finding.proofs.iter().map(|proof| proof.text.as_str()).collect();
+        for words in expected.proves.iter().filter(|words| !proofs.iter().any(|proof| proof.contains(words.as_str()))) {
+            differences.push(format!("{}: no proof says {words:?}: {proofs:?}", expected.code));
+        }
         if expected.confidence_at_least.is_some_and(|least| cause.confidence < least)
             || expected.confidence_at_most.is_some_and(|most| cause.confidence > most)
         {

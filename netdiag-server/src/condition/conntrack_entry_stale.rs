@@ -61,6 +61,8 @@ struct Stale<'e> {
     endpoint: SocketAddr,
     flows: Vec<&'e Flow>,
     read_at: Timestamp,
+    /// Whose the entries are; none where the mapping was not listed.
+    owned: Option<Proof>,
     gone: Proof,
 }
 
@@ -121,6 +123,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     }
     subjects.push(service.reference());
     let mut proofs: Vec<Proof> = stale.iter().flat_map(entries).collect();
+    proofs.extend(stale.iter().take(MAX_NAMED).filter_map(|one| one.owned.clone()));
     let endpoints: Vec<String> =
         path.ready_backends().map(|backend| SocketAddr::new(backend.address, backend.port).to_string()).collect();
     let text = format!("endpoints are {}", endpoints.join(", "));
@@ -168,7 +171,8 @@ fn on_node<'e>(path: &Path, service: &Service, client: &Client, view: &mut View<
             None => {
                 let Some(gone) = gone(&client.node, endpoint, view) else { continue };
                 let node = client.node.clone();
-                stale.push(Stale { node, endpoint, flows: vec![flow], read_at: snapshot.at, gone });
+                let owned = owned(&node, flow, endpoint, snapshot);
+                stale.push(Stale { node, endpoint, flows: vec![flow], read_at: snapshot.at, owned, gone });
             }
         }
     }
@@ -199,6 +203,23 @@ fn is_in_use(service: &Service, flow: &Flow, snapshot: &FlowSnapshot, view: &Vie
     let read_at = snapshot.at.min(view.now());
     let latest = read_at.checked_sub(SignedDuration::from_secs(i64::from(age_s))).unwrap_or(read_at);
     changed.is_none_or(|changed| latest.duration_since(changed) >= SETTLE)
+}
+
+/// Rules of kube-proxy translate what the entry translates, and another way; kube-proxy is also who deletes such entries
+/// (`CleanStaleEntries`, pkg/proxy/conntrack/cleanup.go, Kubernetes 1.34). With other rules nothing is compared.
+fn owned(node: &str, flow: &Flow, endpoint: SocketAddr, snapshot: &FlowSnapshot) -> Option<Proof> {
+    let (address, port) = (flow.original.destination, flow.original.destination_port);
+    let is_its = |mapping: &&FlowMapping| {
+        (mapping.address, mapping.port) == (address, port)
+            && Some(mapping.protocol) == flow.protocol()
+            && (mapping.endpoint.address, mapping.endpoint.port) == (endpoint.ip(), endpoint.port())
+    };
+    snapshot.mappings.iter().find(is_its).filter(|mapping| mapping.rules.is_outdated())?;
+    let text = format!(
+        "kube-proxy's rules translate {}/udp, and not to {endpoint}; entries of endpoints that left are kube-proxy's to delete",
+        SocketAddr::new(address, port)
+    );
+    Some(Proof::programmed("kube-proxy's rules", node, snapshot.at, text))
 }
 
 /// Nobody can answer at that address: it is of the pod network and no pod has it, or packets to it are lost. An endpoint outside

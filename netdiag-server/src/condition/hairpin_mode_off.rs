@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use netdiag_common::{Gap, GapReason, Netns};
 
 use super::bridge::{Attached, Interface, Rules, hooks_words, interface, list, passes_hooks, rules};
+use super::connected::{Connected, connected};
 use super::trace::{Packets, dropped};
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::object::{Object, Pod, Service};
@@ -37,6 +38,7 @@ pub const CONDITION: Condition = Condition {
         Read::Topic("service_rules"),
         Read::Topic("network"),
         Read::Topic("sysctls"),
+        Read::Topic("cni"),
         Read::Topic("drops"),
         Read::Topic("probe"),
     ],
@@ -140,6 +142,7 @@ fn on_node(path: &Path, service: &Service, itself: &Itself, slices_at: jiff::Tim
             format!("{socket} is an endpoint, and it is {}", pod.reference()),
         ),
     ];
+    proofs.extend(maker(node, own, &bridge.name, view));
     let packets = Packets { source: own, destination: socket, protocol: path.protocol };
     proofs.extend(dropped(view, node, &packets, REASONS));
     Verdict::found(Finding {
@@ -156,6 +159,18 @@ fn on_node(path: &Path, service: &Service, itself: &Itself, slices_at: jiff::Tim
 fn off<T>(node: &str, port: &str, bridge: &str, host: Seen<T>) -> Proof {
     let text = format!("{port}, the pod's port of bridge {bridge}: hairpin off");
     Proof::programmed("bridge ports", node, host.at, text)
+}
+
+/// Whose the port is, where the node's network configurations tell.
+fn maker(node: &str, own: IpAddr, bridge: &str, view: &mut View) -> Option<Proof> {
+    let Connected { file, plugin, net, at, .. } = connected(node, own, view)?;
+    if plugin.kind != "bridge" || plugin.device.as_deref() != Some(bridge) {
+        return None;
+    }
+    let text = format!(
+        "{file}: the plugin bridge makes the ports of bridge {bridge} for pods of {net}, and sets their hairpin mode"
+    );
+    Some(Proof::programmed("network configurations", node, at, text))
 }
 
 /// Of the probes to the Service, some got no answer.

@@ -16,6 +16,7 @@ pub mod checksums_arrive_wrong;
 pub mod cluster_dns_has_no_endpoints;
 pub mod cluster_domain_not_served;
 pub mod cni_agent_not_ready;
+mod connected;
 pub mod conntrack_entry_stale;
 pub mod conntrack_table_full;
 mod dns;

@@ -11,6 +11,7 @@ use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::{ObjectRef, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
 use crate::path::Path;
+use crate::path::filter::owner_of_tunnel;
 use crate::path::overlay::{Entrance, Outer};
 
 pub const CONDITION: Condition = Condition {
@@ -169,7 +170,7 @@ pub(super) fn differs(direction: &Tunnelled) -> Option<Differs> {
     Some(Differs { from: (*from).to_owned(), to: (*to).to_owned(), claim: claims.join("; "), proofs, packets })
 }
 
-/// `flannel.1: vxlan, number 1, UDP port 8472, local 172.30.0.11, sends to 172.30.0.12`.
+/// `flannel.1: vxlan, number 1, UDP port 8472, local 172.30.0.11, sends to 172.30.0.12; flannel gives its device that name`.
 fn words(Entrance { link, tunnel }: Entrance, outer: Option<Outer>) -> String {
     let mut words = format!("{}: {}", link.name, link.kind);
     if let Some(id) = outer.map_or(tunnel.id, |outer| outer.id) {
@@ -183,6 +184,9 @@ fn words(Entrance { link, tunnel }: Entrance, outer: Option<Outer>) -> String {
     }
     if let Some(outer) = outer {
         words.push_str(&format!(", sends to {}", outer.destination));
+    }
+    if let Some(owner) = owner_of_tunnel(&link.kind, &link.name) {
+        words.push_str(&format!("; {} gives its device that name", owner.words()));
     }
     words
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use netdiag_common::Netns;
 
+use super::connected::{Connected, connected};
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::object::{Object, Pod};
 use crate::evidence::{KindName, Look, ObjectRef, View};
@@ -36,6 +37,7 @@ pub const CONDITION: Condition = Condition {
         Read::Kind(KindName::Nodes),
         Read::Kind(KindName::EndpointSlices),
         Read::Topic("network"),
+        Read::Topic("cni"),
     ],
     lookalikes: &["target_port_not_listening", "neighbour_unresolved", "pod_network_route_missing"],
     explains: &[],
@@ -99,7 +101,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         };
         proofs.extend(twins.pods.iter().map(intended));
         let nodes: BTreeSet<&str> = twins.pods.iter().map(|pod| pod.spec.node_name.as_str()).collect();
-        proofs.extend(nodes.into_iter().filter_map(|node| route(node, twins, view)));
+        proofs.extend(nodes.into_iter().flat_map(|node| routed(node, twins, view)));
     }
     let since = first.pods.iter().filter_map(|pod| pod.metadata.changed_at).max();
     Verdict::found(Finding {
@@ -137,13 +139,22 @@ fn impact(path: &Path, twins: &[Twins]) -> Impact {
     if all_clients || all_backends { Impact::Breaks } else { Impact::Degrades }
 }
 
-/// The one link that a node sends the address to.
-fn route(node: &str, twins: &Twins, view: &mut View) -> Option<Proof> {
-    let Look::Seen(network) = view.network(node, &Netns::Host) else { return None };
-    let route = network.value.route_to(twins.address)?;
+/// The one link that a node sends the address to, and who gives such addresses there.
+fn routed(node: &str, twins: &Twins, view: &mut View) -> Vec<Proof> {
+    let Look::Seen(network) = view.network(node, &Netns::Host) else { return Vec::new() };
+    let Some(route) = network.value.route_to(twins.address) else { return Vec::new() };
     let here = twins.pods.iter().filter(|pod| pod.spec.node_name == node).count();
     let text = format!("{here} of these pods here, and one way to {}: {}", twins.address, words(route, network.value));
-    Some(Proof::programmed("routes", node, network.at, text))
+    let mut proofs = vec![Proof::programmed("routes", node, network.at, text)];
+    proofs.extend(giver(node, twins.address, view));
+    proofs
+}
+
+/// Where the node's network configurations tell.
+fn giver(node: &str, address: IpAddr, view: &mut View) -> Option<Proof> {
+    let Connected { file, ipam, net, at, .. } = connected(node, address, view)?;
+    let text = format!("{file}: {} gives pods addresses of {net}, {address} among them", ipam.kind);
+    Some(Proof::programmed("network configurations", node, at, text))
 }
 
 fn fix(path: &Path) -> Fix {

@@ -2,7 +2,9 @@
 
 use netdiag_common::Netns;
 use netdiag_common::forwarding::path::End;
+use netdiag_common::observation::network::Network;
 
+use super::connected::{Connected, connected};
 use super::way::{Met, Search, search};
 use super::{Condition, Read, Severity, Verdict, Words};
 use crate::evidence::{Look, ObjectRef, View};
@@ -24,7 +26,13 @@ pub const CONDITION: Condition = Condition {
         sources: &["https://www.cni.dev/docs/spec/", "net/ipv4/route.c: ip_route_output_key_hash_rcu"],
     },
     faults: &["cni-pod-no-default-route"],
-    reads: &[Read::Topic("fate"), Read::Topic("network"), Read::Topic("listeners"), Read::Topic("probe")],
+    reads: &[
+        Read::Topic("fate"),
+        Read::Topic("network"),
+        Read::Topic("listeners"),
+        Read::Topic("cni"),
+        Read::Topic("probe"),
+    ],
     lookalikes: &["pod_network_route_missing", "host_firewall_drops_path"],
     explains: &[],
     judge,
@@ -52,6 +60,7 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
             let text = if own.is_empty() { "none".to_owned() } else { own.join(", ") };
             let text = format!("the pod's own routes: {text}");
             proofs.push(Proof::programmed("main routing table", &place.node, network.at, text));
+            proofs.extend(maker(&place.node, network.value, view));
         }
         subjects.push(place.subject(view));
     }
@@ -72,4 +81,17 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
     };
     let claim = claims.join("; ");
     Verdict::found(Finding { subjects, since: None, impact, claim, proofs, predicts, fix })
+}
+
+/// Whose the pod's routes are, where the node's network configurations tell: a pod of several networks has its default route of one
+/// of them.
+fn maker(node: &str, pod: &Network, view: &mut View) -> Option<Proof> {
+    let mut of = pod.addresses.iter().filter_map(|own| connected(node, own.address, view));
+    let Connected { file, plugin, net, at, .. } = of.next()?;
+    if of.any(|other| other.file != file) {
+        return None;
+    }
+    let kind = &plugin.kind;
+    let text = format!("{file}: the plugin {kind} makes the links of pods of {net}, and sets their routes");
+    Some(Proof::programmed("network configurations", node, at, text))
 }

@@ -80,6 +80,9 @@ pub struct Expected {
     /// Words that the claim must hold.
     #[serde(default)]
     pub says: Vec<String>,
+    /// Words that some proof must hold, each of them.
+    #[serde(default)]
+    pub proves: Vec<String>,
     #[serde(default)]
     pub confidence_at_least: Option<f64>,
     #[serde(default)]

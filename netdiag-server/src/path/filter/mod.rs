@@ -15,7 +15,7 @@ mod part;
 mod policies;
 
 pub use object::ServiceChains;
-pub use owner::{MetRule, Owner, owner, owner_by_names, owner_of_policy};
+pub use owner::{MetRule, Owner, owner, owner_by_names, owner_of_policy, owner_of_tunnel};
 pub use part::part;
 pub use policies::PolicyChains;
 

@@ -134,6 +134,20 @@ pub fn owner_of_policy(table: &str, chain: &str, met: &[MetRule<'_>]) -> Option<
     one(met.iter().map(|rule| owner_by_names(table, rule.chain, rule.leads_to, rule.comment)))
 }
 
+/// The network plugin that gives its VXLAN device such a name: `flannel.1` by the network's number (flannel,
+/// pkg/backend/vxlan/vxlan.go), `vxlan.calico` (Calico, felix/dataplane/linux). None where anybody may have made it.
+pub fn owner_of_tunnel(kind: &str, name: &str) -> Option<Owner> {
+    if kind != "vxlan" {
+        return None;
+    }
+    let is_numbered = |prefix: &str| name.strip_prefix(prefix).is_some_and(|number| number.parse::<u32>().is_ok());
+    match name {
+        "vxlan.calico" | "vxlan-v6.calico" => Some(Owner::Plugin("Calico")),
+        _ if is_numbered("flannel.") || is_numbered("flannel-v6.") => Some(Owner::Plugin("flannel")),
+        _ => None,
+    }
+}
+
 /// Whom all of them are.
 fn one(mut owners: impl Iterator<Item = Owner>) -> Option<Owner> {
     let first = owners.next()?;
@@ -248,6 +262,17 @@ mod tests {
         assert_eq!(of("filter", "FORWARD", &ufw), Some("ufw"));
         assert_eq!(of("filter", "INPUT", &[rule("FORWARD", Some("DOCKER-USER"))]), None);
         assert_eq!(of("filter", "FORWARD", &[rule("FORWARD", Some("DOCKER-USER")), ufw[1]]), None);
+    }
+
+    #[test]
+    fn a_tunnel_is_of_the_plugin_that_names_it_so() {
+        let of = |kind, name| owner_of_tunnel(kind, name).map(Owner::words);
+        assert_eq!(of("vxlan", "flannel.1"), Some("flannel"));
+        assert_eq!(of("vxlan", "flannel-v6.4096"), Some("flannel"));
+        assert_eq!(of("vxlan", "vxlan.calico"), Some("Calico"));
+        for (kind, name) in [("vxlan", "vxlan0"), ("vxlan", "flannel.site"), ("ipip", "flannel.1"), ("ipip", "tunl0")] {
+            assert_eq!(of(kind, name), None, "{kind} {name}");
+        }
     }
 
     #[test]
