@@ -84,28 +84,6 @@ pub(super) async fn answer<A: DeserializeOwned>(
     stop::unless_told(Box::pin(here(source)), Failure).await
 }
 
-/// The same with a proof of who asks, for what takes a right.
-pub(super) async fn proven_answer<A: DeserializeOwned>(
-    args: &SourceArgs,
-    (path, request): (&str, &impl Serialize),
-    timeout_ms: u64,
-    here: impl AsyncFnOnce(AnySource) -> Result<A, Failure>,
-) -> Result<A, Failure> {
-    let source = match route(args).await? {
-        Route::Server(way) => {
-            let asking = way.server.post_proven(path, request, request::patience(timeout_ms));
-            let answer = stop::unless_told(asking, ForwardError::Refused).await;
-            way.server.withdraw().await;
-            match answer {
-                Ok(answer) => return Ok(answer),
-                Err(error) => way.without(error)?,
-            }
-        }
-        Route::Here(source) => source,
-    };
-    stop::unless_told(Box::pin(here(source)), Failure).await
-}
-
 /// A source of this process: for commands that never go through the server.
 pub(super) async fn here(args: &SourceArgs) -> Result<AnySource, Failure> {
     let agents = args.tls_dir.as_deref().map(Agents::new).transpose()?;

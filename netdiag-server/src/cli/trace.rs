@@ -117,11 +117,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
     let answer = {
         let _progress = Progress::start("following the packet");
         let here = async |source: AnySource| trace_with(&source, &question, without.clone(), Some(HERE)).await;
-        if request.armed {
-            source::proven_answer(&args.source, ("/v1/trace", &request), args.timeout, here).await?
-        } else {
-            source::answer(&args.source, ("/v1/trace", &request), args.timeout, here).await?
-        }
+        source::answer(&args.source, ("/v1/trace", &request), args.timeout, here).await?
     };
     match args.output {
         ShortFormat::Text => output::print(&answer.text(output::paint()))?,

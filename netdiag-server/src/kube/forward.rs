@@ -84,8 +84,8 @@ impl Server {
         })
     }
 
-    /// One POST with JSON there and back. A server that listens beyond its loopback has everybody say who they are, and is shown a
-    /// proof: see [`Self::withdraw`].
+    /// One POST with JSON there and back. A server that has to know who asks, for what takes a right or since it listens beyond its
+    /// loopback, is shown a proof: see [`Self::withdraw`].
     pub async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
