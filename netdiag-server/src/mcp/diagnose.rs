@@ -121,7 +121,7 @@ async fn probe_denied<S>(state: &Arc<State<S>>, question: &Question, caller: &Ca
         Origin::Node { .. } | Origin::EveryNode => "",
     };
     let denied = gate.may_probe(caller, namespace).await.err()?;
-    Some(format!("{}; ask again with probe: false to get an answer without probes", denied.text()))
+    Some(format!("{denied}; ask again with probe: false to get an answer without probes"))
 }
 
 fn reply(mut answer: Answer, full: bool) -> Reply {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::{Json, Router};
-use http::{StatusCode, header};
+use http::StatusCode;
+use http::header::{self, HeaderName};
 use rmcp::model::Extensions;
 
-use crate::probe::{NoRight, Rights};
+use crate::probe::{Denied, Rights};
 
 /// A user as the API server's TokenReview describes one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,17 +28,6 @@ impl Caller {
     pub fn is_nameless(&self) -> bool {
         self.user.is_empty()
     }
-}
-
-/// Why somebody is not let in. The text is shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Denied {
-    /// No bearer, or one that is not valid: 401.
-    Unauthenticated(String),
-    /// Known, but not allowed: 403.
-    Forbidden(String),
-    /// The check itself failed: 503, try again.
-    Unavailable(String),
 }
 
 type Check<'g, T> = Pin<Box<dyn Future<Output = Result<T, Denied>> + Send + 'g>>;
@@ -69,27 +59,22 @@ pub(crate) struct CallerRights<'c> {
 }
 
 impl Rights for CallerRights<'_> {
-    async fn may_start(&self, namespace: &str) -> Result<(), NoRight> {
+    async fn may_start(&self, namespace: &str) -> Result<(), Denied> {
         let Some(gate) = self.gate else { return Ok(()) };
-        gate.may_choose_probes(self.caller, namespace).await.map_err(no_right)
+        gate.may_choose_probes(self.caller, namespace).await
     }
 
-    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), NoRight> {
+    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), Denied> {
         let Some(gate) = self.gate else { return Ok(()) };
-        gate.may_get_secret(self.caller, namespace, name).await.map_err(no_right)
+        gate.may_get_secret(self.caller, namespace, name).await
     }
 }
 
-fn no_right(denied: Denied) -> NoRight {
-    NoRight { text: denied.text().to_owned(), is_passing: matches!(denied, Denied::Unavailable(_)) }
-}
-
-impl Denied {
-    pub fn text(&self) -> &str {
-        match self {
-            Self::Unauthenticated(text) | Self::Forbidden(text) | Self::Unavailable(text) => text,
-        }
-    }
+/// What every route answers instead of a result; a 401 says what would be accepted (RFC 9110, 11.6.1).
+pub(crate) fn error(status: StatusCode, why: &str) -> Response {
+    const CHALLENGE: [(HeaderName, &str); 1] = [(header::WWW_AUTHENTICATE, "Bearer realm=\"netdiag\"")];
+    let challenge = (status == StatusCode::UNAUTHORIZED).then_some(AppendHeaders(CHALLENGE));
+    (status, challenge, Json(serde_json::json!({"error": why}))).into_response()
 }
 
 /// Every route of the router asks the gate first.
@@ -113,18 +98,7 @@ async fn check(State(gate): State<Arc<dyn Gate>>, mut request: Request, next: Ne
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(denied) => {
-            // As every error of the API.
-            let text = Json(serde_json::json!({"error": denied.text()}));
-            match denied {
-                Denied::Unauthenticated(_) => {
-                    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer realm=\"netdiag\"")], text)
-                        .into_response()
-                }
-                Denied::Forbidden(_) => (StatusCode::FORBIDDEN, text).into_response(),
-                Denied::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
-            }
-        }
+        Err(denied) => error(denied.status(), &denied.to_string()),
     }
 }
 

@@ -26,8 +26,9 @@ mod reply;
 mod scan;
 mod store;
 
-pub use gate::{Caller, Denied, Gate};
-pub(crate) use gate::{CallerRights, guard};
+pub use crate::probe::Denied;
+pub use gate::{Caller, Gate};
+pub(crate) use gate::{CallerRights, error, guard};
 pub use http::{HttpOptions, router};
 use reply::Reply;
 use store::Store;

@@ -58,7 +58,7 @@ pub async fn call<S: Source + Send + 'static>(state: &Arc<State<S>>, arguments: 
     if let (true, Some(gate)) = (input.probe, &state.gate)
         && let Err(denied) = gate.may_probe(caller, "").await
     {
-        return Reply::error(format!("{}; scan again with probe: false", denied.text()));
+        return Reply::error(format!("{denied}; scan again with probe: false"));
     }
     let Ok(_permit) = state.questions.try_acquire() else {
         return Reply::error("too many questions are being answered right now; scan again in a few seconds");

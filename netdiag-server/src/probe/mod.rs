@@ -28,7 +28,7 @@ pub use back::Back;
 pub use follow::MAX_FOLLOWED;
 pub use kind::Kind;
 pub use plan::{Aim, Goal, MAX_REQUEST_MS, Plan, PlanError, Shot, namespace_of, plan, words_of};
-pub use rights::{NoRight, Rights};
+pub use rights::{Denied, Rights};
 pub use run::{Probed, RunError, Sender, Series, run};
 pub use tally::Tally;
 pub use words::{Family, Options, ProbeRequest, Segment, Transport};

@@ -2,37 +2,54 @@
 
 use std::collections::BTreeMap;
 
+use http::StatusCode;
 use tokio::sync::Mutex;
 
 use crate::kube::{Access, review};
 
-/// No right to start there, or nobody who could tell. The text is shown.
+/// Why somebody is not let in. The text is shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text}")]
-pub struct NoRight {
-    pub text: String,
+pub enum Denied {
+    /// Nobody says who asks, or what they show proves nothing.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// Known, but not allowed.
+    #[error("{0}")]
+    Forbidden(String),
     /// The check itself failed: asking again may help.
-    pub is_passing: bool,
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl Denied {
+    /// As HTTP says it.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
 }
 
 /// Answers for whoever asks.
 pub trait Rights: Sync {
     /// Whether probes may start in pods of this namespace; empty stands for the nodes themselves, which is the right in all of them.
-    fn may_start(&self, namespace: &str) -> impl Future<Output = Result<(), NoRight>> + Send;
+    fn may_start(&self, namespace: &str) -> impl Future<Output = Result<(), Denied>> + Send;
 
     /// Whether the certificate of a Secret may be told.
-    fn may_get_secret(&self, namespace: &str, name: &str) -> impl Future<Output = Result<(), NoRight>> + Send;
+    fn may_get_secret(&self, namespace: &str, name: &str) -> impl Future<Output = Result<(), Denied>> + Send;
 }
 
 /// For who holds the agents' certificates: nothing here could hold them back.
 pub struct Unchecked;
 
 impl Rights for Unchecked {
-    async fn may_start(&self, _namespace: &str) -> Result<(), NoRight> {
+    async fn may_start(&self, _namespace: &str) -> Result<(), Denied> {
         Ok(())
     }
 
-    async fn may_get_secret(&self, _namespace: &str, _name: &str) -> Result<(), NoRight> {
+    async fn may_get_secret(&self, _namespace: &str, _name: &str) -> Result<(), Denied> {
         Ok(())
     }
 }
@@ -45,14 +62,14 @@ pub struct Only<'r, R> {
 }
 
 impl<R: Rights> Rights for Only<'_, R> {
-    async fn may_start(&self, namespace: &str) -> Result<(), NoRight> {
+    async fn may_start(&self, namespace: &str) -> Result<(), Denied> {
         if self.namespaces.is_some_and(|only| !only.iter().any(|one| one == namespace)) {
-            return Err(NoRight { text: denied("you", namespace), is_passing: false });
+            return Err(Denied::Forbidden(denied("you", namespace)));
         }
         self.rights.may_start(namespace).await
     }
 
-    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), NoRight> {
+    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), Denied> {
         self.rights.may_get_secret(namespace, name).await
     }
 }
@@ -61,7 +78,7 @@ impl<R: Rights> Rights for Only<'_, R> {
 /// is sent on their behalf.
 pub struct Own {
     access: Access,
-    known: Mutex<BTreeMap<String, Result<(), NoRight>>>,
+    known: Mutex<BTreeMap<String, Result<(), Denied>>>,
 }
 
 impl Own {
@@ -71,25 +88,25 @@ impl Own {
 }
 
 impl Rights for Own {
-    async fn may_start(&self, namespace: &str) -> Result<(), NoRight> {
+    async fn may_start(&self, namespace: &str) -> Result<(), Denied> {
         let mut known = self.known.lock().await;
         if let Some(answer) = known.get(namespace) {
             return answer.clone();
         }
         let answer = match review::i_may_probe(&self.access, namespace).await {
             Ok(true) => Ok(()),
-            Ok(false) => Err(NoRight { text: denied("you", namespace), is_passing: false }),
-            Err(error) => Err(NoRight { text: error.message, is_passing: true }),
+            Ok(false) => Err(Denied::Forbidden(denied("you", namespace))),
+            Err(error) => Err(Denied::Unavailable(error.message)),
         };
         known.insert(namespace.to_owned(), answer.clone());
         answer
     }
 
-    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), NoRight> {
+    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), Denied> {
         match review::i_may_get_secret(&self.access, namespace, name).await {
             Ok(true) => Ok(()),
-            Ok(false) => Err(NoRight { text: no_secret("you", namespace, name), is_passing: false }),
-            Err(error) => Err(NoRight { text: error.message, is_passing: true }),
+            Ok(false) => Err(Denied::Forbidden(no_secret("you", namespace, name))),
+            Err(error) => Err(Denied::Unavailable(error.message)),
         }
     }
 }

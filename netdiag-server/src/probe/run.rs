@@ -15,7 +15,7 @@ use super::kind::Kind;
 use super::ladder::{self, Ladder};
 use super::matrix::{self, Matrix};
 use super::plan::{self, Aim, Ends, MAX_REQUEST_MS, Plan, PlanError, Schedule, Shot};
-use super::rights::{NoRight, Rights};
+use super::rights::{Denied, Rights};
 use super::secret::{Compared, SecretName};
 use super::shots;
 use super::tally::Tally;
@@ -62,7 +62,7 @@ pub struct Series {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
-    Right(#[from] NoRight),
+    Right(#[from] Denied),
     #[error(transparent)]
     Plan(#[from] PlanError),
 }

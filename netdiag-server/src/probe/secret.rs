@@ -74,7 +74,7 @@ impl<S: Source, R: Rights> Sender<'_, S, R> {
                 what: format!("the certificate of Secret {secret}"),
                 node: None,
                 reason: netdiag_common::GapReason::Rights,
-                why: denied.text,
+                why: denied.to_string(),
                 remedy: "ask as somebody who may get that Secret".to_owned(),
             }),
         };

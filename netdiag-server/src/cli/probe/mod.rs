@@ -69,14 +69,14 @@ impl OwnRights {
 }
 
 impl Rights for OwnRights {
-    async fn may_start(&self, namespace: &str) -> Result<(), probe::NoRight> {
+    async fn may_start(&self, namespace: &str) -> Result<(), probe::Denied> {
         match self {
             Self::Own(own) => own.may_start(namespace).await,
             Self::Unchecked => Unchecked.may_start(namespace).await,
         }
     }
 
-    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), probe::NoRight> {
+    async fn may_get_secret(&self, namespace: &str, name: &str) -> Result<(), probe::Denied> {
         match self {
             Self::Own(own) => own.may_get_secret(namespace, name).await,
             Self::Unchecked => Unchecked.may_get_secret(namespace, name).await,

@@ -22,7 +22,7 @@ use crate::cli::probe::probe_with;
 use crate::cli::request::{DiagnoseRequest, ScanRequest};
 use crate::cli::scan::scan_with;
 use crate::cli::trace::{TraceRequest, trace_with};
-use crate::mcp::{Caller, CallerRights, Denied, Gate, guard};
+use crate::mcp::{Caller, CallerRights, Denied, Gate, error, guard};
 use crate::mesh::MAX_USER_TARGETS;
 use crate::mesh::rounds::Rounds;
 use crate::observed::Wanted;
@@ -100,7 +100,7 @@ pub(super) struct Refused(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        (self.0, Json(serde_json::json!({"error": self.1}))).into_response()
+        error(self.0, &self.1)
     }
 }
 
@@ -113,8 +113,7 @@ impl From<Failure> for Refused {
 impl From<RunError> for Refused {
     fn from(error: RunError) -> Self {
         let status = match &error {
-            RunError::Right(denied) if denied.is_passing => StatusCode::SERVICE_UNAVAILABLE,
-            RunError::Right(_) => StatusCode::FORBIDDEN,
+            RunError::Right(denied) => denied.status(),
             RunError::Plan(_) => StatusCode::BAD_REQUEST,
         };
         Self(status, error.to_string())
@@ -175,11 +174,7 @@ fn namespace_of(from: &Origin) -> &str {
 }
 
 fn refused(denied: &Denied, instead: &str) -> Refused {
-    let status = match denied {
-        Denied::Unauthenticated(_) | Denied::Forbidden(_) => StatusCode::FORBIDDEN,
-        Denied::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    Refused(status, format!("{}; ask again {instead}", denied.text()))
+    Refused(denied.status(), format!("{denied}; ask again {instead}"))
 }
 
 async fn diagnose(

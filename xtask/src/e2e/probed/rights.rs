@@ -31,8 +31,8 @@ const MAY_NOT: &str = "system:serviceaccount:shop:looker may not probe from pods
 /// Who asks for what, and what is answered: the status, and words of it.
 const ASKED: [(Option<&str>, &str, &str, &str, &str); 9] = [
     (None, "/v1/status", "{}", "200", "\"nodes\""),
-    (None, "/v1/probe", PROBE, "403", NOBODY),
-    (None, "/v1/trace", ARMED, "403", NOBODY),
+    (None, "/v1/probe", PROBE, "401", NOBODY),
+    (None, "/v1/trace", ARMED, "401", NOBODY),
     (None, "/mcp", BY_MCP, "200", NOBODY),
     (Some("looker"), "/v1/probe", PROBE, "403", MAY_NOT),
     (Some("looker"), "/v1/trace", ARMED, "403", MAY_NOT),

@@ -3,19 +3,19 @@
 use super::*;
 use crate::probe::ladder::Role;
 use crate::probe::rights::Only;
-use crate::probe::{NoRight, Rights, RunError};
+use crate::probe::{Denied, Rights, RunError};
 
 /// May probe from the namespace `shop` alone.
 pub(super) struct ShopAlone;
 
 impl Rights for ShopAlone {
-    async fn may_start(&self, namespace: &str) -> Result<(), NoRight> {
+    async fn may_start(&self, namespace: &str) -> Result<(), Denied> {
         let place = if namespace.is_empty() { "nodes" } else { namespace };
         let text = format!("ann may not probe from {place}");
-        if namespace == "shop" { Ok(()) } else { Err(NoRight { text, is_passing: false }) }
+        if namespace == "shop" { Ok(()) } else { Err(Denied::Forbidden(text)) }
     }
 
-    async fn may_get_secret(&self, _namespace: &str, _name: &str) -> Result<(), NoRight> {
+    async fn may_get_secret(&self, _namespace: &str, _name: &str) -> Result<(), Denied> {
         Ok(())
     }
 }
@@ -74,7 +74,7 @@ async fn what_a_request_says_of_its_asker_holds() {
     assert_eq!(only.may_start("shop").await, Ok(()));
     for namespace in ["", "pay"] {
         let denied = only.may_start(namespace).await.expect_err("no right");
-        assert!(denied.text.starts_with("you may not probe from"), "{denied}");
+        assert!(denied.to_string().starts_with("you may not probe from"), "{denied}");
     }
     let ann = Only { rights: &ShopAlone, namespaces: None };
     assert!(ann.may_start("shop").await.is_ok() && ann.may_start("pay").await.is_err());
