@@ -3,6 +3,7 @@
 //! A harvest flips the epoch, waits until no program writes the half that was left, sums and clears it. What it takes is
 //! exact while events keep coming.
 
+mod counted;
 mod key;
 mod tables;
 
@@ -11,23 +12,18 @@ use std::collections::HashMap;
 use jiff::{SignedDuration, Timestamp};
 use netdiag_common::observation::Owner;
 use netdiag_common::observation::preflight::Check;
-use netdiag_common::record::event::NO_MEASURE;
 use netdiag_common::{Gap, Window};
 
 use super::LoadError;
 use super::btf::Btf;
 use super::object::{Attached, Object, Running, Way};
 use super::plan::Plan;
-use crate::window::{Count, Fold, History, Tally};
+use crate::window::{Count, History};
+use counted::Counted;
 pub(super) use key::{Key, address};
 pub use tables::EventSize;
 use tables::Tables;
 pub(super) use tables::{Names, Sum, names};
-
-/// Keys kept of one slot of the last minutes and of the hour, and keys without their ends for what finds no room.
-const RECENT_KEYS: usize = 2048;
-const HOUR_KEYS: usize = 1024;
-const FOLDED_KEYS: usize = 256;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -58,16 +54,6 @@ pub(super) struct Planned {
     names: &'static Names,
     size: EventSize,
     hooks: Vec<(&'static Hook, Result<(), LoadError>)>,
-}
-
-/// What one slot of time counted.
-#[derive(Debug)]
-struct Counted {
-    sum: Sum,
-    missed: u64,
-    forgotten: u64,
-    keys: Tally<Key>,
-    folded: Tally<Key>,
 }
 
 /// What was counted in a stretch of time.
@@ -177,16 +163,14 @@ impl Events {
         let (sum, mut keys) = self.tables.take();
         let now_ns = monotonic_ns();
         let missed = self.tables.nested() + self.hooks.iter().map(|(_, attached)| misses(attached)).sum::<u64>();
-        let slot = self.history.slot(self.harvested_ns, now_ns, || Counted::with_room(RECENT_KEYS));
+        let slot = self.history.slot(self.harvested_ns, now_ns, Counted::recent);
         slot.missed += missed.saturating_sub(self.missed);
         slot.sum.add(&sum);
         // Largest first: when the slot is full, the smallest lose their ends.
         keys.sort_by_key(|(_, count)| std::cmp::Reverse(count.packets));
         for (key, count) in keys {
             look(&key, &count);
-            if !slot.keys.add(key, count) {
-                slot.forget(key, count);
-            }
+            slot.add(key, count);
         }
         self.missed = missed;
         self.harvested_ns = now_ns;
@@ -198,7 +182,7 @@ impl Events {
     /// Notes events that the last harvest should have had.
     pub(super) fn miss(&mut self, events: u64) {
         let at_ns = self.harvested_ns;
-        self.history.slot(at_ns, at_ns, || Counted::with_room(RECENT_KEYS)).missed += events;
+        self.history.slot(at_ns, at_ns, Counted::recent).missed += events;
     }
 
     /// All events since the start, those missed, and those whose key was forgotten.
@@ -233,7 +217,7 @@ impl Events {
             view.sum.add(&slot.value.sum);
             view.missed += slot.value.missed;
             view.forgotten += slot.value.forgotten;
-            for (key, count) in slot.value.keys.iter().chain(slot.value.folded.iter()) {
+            for (key, count) in slot.value.keys() {
                 totals.entry(*key).or_default().add(*count);
             }
         }
@@ -256,35 +240,6 @@ impl Events {
             }
         }
         view
-    }
-}
-
-impl Counted {
-    fn with_room(keys: usize) -> Self {
-        Self { sum: Sum::default(), missed: 0, forgotten: 0, keys: Tally::new(keys), folded: Tally::new(FOLDED_KEYS) }
-    }
-
-    fn forget(&mut self, key: Key, count: Count) {
-        self.forgotten += count.packets;
-        // Without room here too only the namespace is lost; the events stay in the sum.
-        let _ = self.folded.add(Key { ends: None, measure: NO_MEASURE, ..key }, count);
-    }
-}
-
-impl Fold for Counted {
-    fn hourly() -> Self {
-        Self::with_room(HOUR_KEYS)
-    }
-
-    fn fold(&mut self, later: Self) {
-        self.sum.add(&later.sum);
-        self.missed += later.missed;
-        self.forgotten += later.forgotten;
-        for (key, count) in self.keys.absorb(later.keys) {
-            self.forget(key, count);
-        }
-        // The smallest of what has no ends any more: its events stay in the sum.
-        let _ = self.folded.absorb(later.folded);
     }
 }
 
