@@ -1,7 +1,7 @@
 //! netdiag's kernel programs. They count and copy; every judgement is made elsewhere.
 //!
 //! One file per hook in `hook/`, the tables in `map` and `event`, counting in them in `table` and `event`, everything that
-//! touches kernel memory in `read` and `socket`.
+//! touches kernel memory in `read`, `packet` and `socket`.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -10,6 +10,7 @@ mod conntrack;
 mod event;
 mod hook;
 mod map;
+mod packet;
 mod read;
 mod socket;
 mod table;

@@ -28,7 +28,8 @@ use crate::map::{
     KFREE_COARSE, KFREE_COUNTERS, KFREE_CPUS, KFREE_DNAT4, KFREE_DNAT6, KFREE_EXEMPLARS, KFREE_FRAMES, KFREE_IPV4,
     KFREE_IPV6, KFREE_SHOWN,
 };
-use crate::read::{Load, O_SKB_LEN, Packet, Parsed, Place, Probed, Typed, forgotten, is_ip, packet, place};
+use crate::packet::{Packet, Parsed, is_ip, packet};
+use crate::read::{Load, O_SKB_LEN, Place, Probed, Typed, forgotten, place};
 use crate::table::{Added, CPUS, TICK_NS, mix, put, set};
 
 /// 1 when the tracepoint's third argument is the reason.

@@ -29,7 +29,8 @@ use netdiag_common::record::tcp::{ESTABLISHED, SYN_RECV, SYN_SENT};
 use super::kfree_skb::HAS_REASON;
 use crate::conntrack;
 use crate::event::now;
-use crate::read::{Load, Packet, Parsed, Probed, Typed, arriving, packet, place};
+use crate::packet::{Packet, Parsed, arriving, packet};
+use crate::read::{Load, Probed, Typed, place};
 use crate::socket::{Ends, ends, protocol, sock_netns};
 
 /// The ports that any tag has, one bit for each.

@@ -13,7 +13,8 @@ use netdiag_common::record::kfree_skb::FLAG_DESTINATION;
 use netdiag_common::record::reject::{ABORTED, RESET_RECEIVED, RESET_SENT};
 
 use crate::event::{Event, Reject, Run, now, run};
-use crate::read::{Load, O_DEV_IFINDEX, O_DEV_NET, O_SKB_DEV, Parsed, Probed, Typed, net_id, packet, place};
+use crate::packet::{Parsed, packet};
+use crate::read::{Load, O_DEV_IFINDEX, O_DEV_NET, O_SKB_DEV, Probed, Typed, net_id, place};
 use crate::socket::{Ends, ends, sock_netns, state};
 
 const IPPROTO_TCP: u8 = 6;
