@@ -4,7 +4,7 @@
 //! `nfnetlink_conntrack.h`).
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -289,6 +289,15 @@ impl FlowTuple {
         let Self { source, destination, source_port, destination_port } = *self;
         Self { source: destination, destination: source, source_port: destination_port, destination_port: source_port }
     }
+
+    /// `from 10.244.1.2:40000 to 10.244.2.3:8080`; for protocols without ports `from 172.30.0.11 to 172.30.0.12`.
+    pub fn words(&self) -> String {
+        let end = |address: IpAddr, port: u16| match port {
+            0 => address.to_string(),
+            port => SocketAddr::new(address, port).to_string(),
+        };
+        format!("from {} to {}", end(self.source, self.source_port), end(self.destination, self.destination_port))
+    }
 }
 
 impl FlowQuery {
@@ -321,6 +330,12 @@ mod tests {
     fn tuple(source: &str, source_port: u16, destination: &str, destination_port: u16) -> FlowTuple {
         let address = |text: &str| text.parse().expect("an address");
         FlowTuple { source: address(source), destination: address(destination), source_port, destination_port }
+    }
+
+    #[test]
+    fn a_port_is_named_where_there_is_one() {
+        assert_eq!(tuple("10.1.0.2", 40_000, "10.1.0.3", 80).words(), "from 10.1.0.2:40000 to 10.1.0.3:80");
+        assert_eq!(tuple("fd09::1", 0, "fd09::2", 443).words(), "from fd09::1 to [fd09::2]:443");
     }
 
     #[test]

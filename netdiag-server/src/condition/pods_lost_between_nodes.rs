@@ -287,7 +287,8 @@ impl Carried<'_> {
                 return Found::Fine(format!("the kernel of node {node} drops such packets: {lost}"));
             }
         }
-        let packets = words(&wire, first.protocol());
+        let protocol = first.protocol().map(|protocol| format!("{protocol} ")).unwrap_or_default();
+        let packets = format!("{protocol}packets {}", wire.words());
         let (left, missed) = if sender == from {
             (
                 format!("{packets} have been sent to node {to} and wait for an answer"),
@@ -388,15 +389,4 @@ fn dropped(wire: &FlowTuple, ends: &[(IpAddr, IpAddr)], protocol_number: u8, dro
         is_such && group.last_at >= since
     })?;
     Some(format!("{} packets, {} at {}", group.packets, group.reason, group.location))
-}
-
-/// `tcp packets from 10.244.1.2:40000 to 10.244.2.3:8080`, `ipip packets from 172.30.0.11 to 172.30.0.12`
-fn words(wire: &FlowTuple, protocol: Option<Protocol>) -> String {
-    let end = |address: IpAddr, port: u16| match port {
-        0 => address.to_string(),
-        port => std::net::SocketAddr::new(address, port).to_string(),
-    };
-    let protocol = protocol.map(|protocol| format!("{protocol} ")).unwrap_or_default();
-    let (from, to) = (end(wire.source, wire.source_port), end(wire.destination, wire.destination_port));
-    format!("{protocol}packets from {from} to {to}")
 }
