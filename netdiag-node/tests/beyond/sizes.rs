@@ -3,7 +3,6 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::path::{Decision, End, Path, Reject, Size};
 use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 
@@ -14,18 +13,12 @@ const PORT: u16 = 4242;
 
 /// A datagram of the client, as it comes in.
 fn long(length: u16, may_be_fragmented: bool) -> FateRequest {
+    let origin = FateOrigin::Received(FateInterfaceKey::Name("r0".into()));
+    let transport = FateTransport::Udp { source_port: None, destination_port: Some(PORT) };
     FateRequest {
-        origin: FateOrigin::Received(FateInterfaceKey::Name("r0".into())),
-        source: Some(CLIENT.parse().unwrap()),
-        destination: BACKEND.parse().unwrap(),
-        transport: FateTransport::Udp { source_port: None, destination_port: Some(PORT) },
-        mark: 0,
-        connection: None,
         length: Some(length),
         may_be_fragmented,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
+        ..FateRequest::new(origin, Some(CLIENT.parse().unwrap()), BACKEND.parse().unwrap(), transport)
     }
 }
 

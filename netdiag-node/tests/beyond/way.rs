@@ -6,7 +6,6 @@
 //!     fd01::2  ::1       fd02::1     fd02::2
 //! ```
 
-use netdiag_common::forwarding::Without;
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 
 use crate::lab::{self, Namespace, ip};
@@ -61,19 +60,7 @@ impl Way {
 pub fn request(origin: FateOrigin, destination: &str, port: u16) -> FateRequest {
     let source = (origin != FateOrigin::Sent).then(|| CLIENT.parse().unwrap());
     let transport = FateTransport::Tcp { source_port: Some(40_000), destination_port: Some(port), flags: 2 };
-    FateRequest {
-        origin,
-        source,
-        destination: destination.parse().unwrap(),
-        transport,
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
-    }
+    FateRequest::new(origin, source, destination.parse().unwrap(), transport)
 }
 
 /// What was not seen, in words.

@@ -33,19 +33,9 @@ fn fate(agent: &Agent, need: &Need) -> Fate {
 }
 
 fn syn(origin: FateOrigin, source: Option<&str>, destination: &str, destination_port: u16) -> FateRequest {
-    FateRequest {
-        origin,
-        source: source.map(|source| source.parse().unwrap()),
-        destination: destination.parse().unwrap(),
-        transport: FateTransport::Tcp { source_port: None, destination_port: Some(destination_port), flags: 2 },
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
-    }
+    let source = source.map(|source| source.parse().unwrap());
+    let transport = FateTransport::Tcp { source_port: None, destination_port: Some(destination_port), flags: 2 };
+    FateRequest::new(origin, source, destination.parse().unwrap(), transport)
 }
 
 fn to_node(seconds: u8, packets: u8) -> TraceRequest {

@@ -12,7 +12,6 @@ use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::conntrack::{Direction, Entry};
 use netdiag_common::forwarding::expression::Verdict;
 use netdiag_common::forwarding::path::{Decision, End, Path};
@@ -41,19 +40,9 @@ fn request(tuple: TraceTuple, packets: u8) -> TraceRequest {
 }
 
 fn datagram(destination: &str, source_port: u16, destination_port: u16) -> FateRequest {
-    FateRequest {
-        origin: FateOrigin::Received(FateInterfaceKey::Name("r0".into())),
-        source: Some(CLIENT.parse().unwrap()),
-        destination: destination.parse().unwrap(),
-        transport: FateTransport::Udp { source_port: Some(source_port), destination_port: Some(destination_port) },
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
-    }
+    let origin = FateOrigin::Received(FateInterfaceKey::Name("r0".into()));
+    let transport = FateTransport::Udp { source_port: Some(source_port), destination_port: Some(destination_port) };
+    FateRequest::new(origin, Some(CLIENT.parse().unwrap()), destination.parse().unwrap(), transport)
 }
 
 /// Traces in the router while `meanwhile` runs; none, said loudly, on a kernel that cannot.
@@ -105,18 +94,11 @@ fn a_translated_packet_takes_the_predicted_way() {
 
     let entry = path.connection.clone().unwrap();
     let reply = &entry.reply;
+    let origin = FateOrigin::Received(FateInterfaceKey::Name("r1".into()));
+    let transport = FateTransport::Udp { source_port: Some(PORT), destination_port: Some(reply.destination_port) };
     let answered = FateRequest {
-        origin: FateOrigin::Received(FateInterfaceKey::Name("r1".into())),
-        source: Some(reply.source),
-        destination: reply.destination,
-        transport: FateTransport::Udp { source_port: Some(PORT), destination_port: Some(reply.destination_port) },
-        mark: 0,
         connection: Some(Entry { direction: Direction::Reply, ..entry.clone() }),
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
+        ..FateRequest::new(origin, Some(reply.source), reply.destination, transport)
     };
     let reply = TraceTuple {
         protocol: Protocol::Udp,
@@ -177,19 +159,7 @@ fn what_a_process_sends_to_its_own_host_is_one_packet() {
     );
     let own = "::1".parse().unwrap();
     let transport = FateTransport::Udp { source_port: Some(4005), destination_port: Some(9) };
-    let sent = FateRequest {
-        origin: FateOrigin::Sent,
-        source: None,
-        destination: own,
-        transport,
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
-    };
+    let sent = FateRequest::new(FateOrigin::Sent, None, own, transport);
     let fate = router.node.run(|| lab::fate(&sent)).unwrap();
     let [path] = &fate.outcome.paths[..] else { panic!("{:?}", fate.outcome) };
     assert_eq!((fate.packet.source(), &path.end), (own, &End::Delivered));

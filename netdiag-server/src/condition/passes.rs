@@ -86,17 +86,8 @@ pub(super) fn outer(direction: &Tunnelled, view: &mut View) -> Programmed {
         return Programmed::Otherwise(format!("{} is no address of node {to}", outer.destination));
     };
     let request = |origin| FateRequest {
-        origin,
-        source: Some(source),
-        destination: outer.destination,
-        transport,
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
         by_kernel: true,
-        without: Without::new(),
+        ..FateRequest::new(origin, Some(source), outer.destination, transport)
     };
     let sent = fate(from, request(FateOrigin::Sent), view);
     let taken = fate(to, request(FateOrigin::Received(FateInterfaceKey::Index(arrives))), view);

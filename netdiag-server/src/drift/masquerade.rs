@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::path::End;
 use netdiag_common::observation::Observation;
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
@@ -31,20 +30,10 @@ fn need(pods: &Pods<'_>, node: &str, readings: &Readings) -> Option<Need> {
     let pod = pods.one(node)?;
     let address = pod.addresses().find(IpAddr::is_ipv4)?;
     let end = pods::end(pod, address, readings, host(readings, node)?)?;
-    let request = FateRequest {
-        // A packet of a bridge's port comes in by the bridge.
-        origin: FateOrigin::Received(FateInterfaceKey::Index(end.master_index.unwrap_or(end.index))),
-        source: Some(address),
-        destination: OUTSIDE.into(),
-        transport: FateTransport::Tcp { source_port: Some(SOURCE_PORT), destination_port: Some(PORT), flags: SYN },
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
-    };
+    // A packet of a bridge's port comes in by the bridge.
+    let origin = FateOrigin::Received(FateInterfaceKey::Index(end.master_index.unwrap_or(end.index)));
+    let transport = FateTransport::Tcp { source_port: Some(SOURCE_PORT), destination_port: Some(PORT), flags: SYN };
+    let request = FateRequest::new(origin, Some(address), OUTSIDE.into(), transport);
     Some(Need::host(node, Topic::Fate(request)))
 }
 

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::path::{End, Path};
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 use netdiag_common::observation::network::Network;
@@ -237,19 +236,8 @@ fn need(node: &str, readings: &Readings, network: &Network, (flow, direction): (
         Protocol::Udp => FateTransport::Udp { source_port, destination_port },
         _ => return None,
     };
-    let request = FateRequest {
-        origin: FateOrigin::Received(FateInterfaceKey::Index(interface)),
-        source: Some(from.address),
-        destination: to.address,
-        transport,
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
-    };
+    let origin = FateOrigin::Received(FateInterfaceKey::Index(interface));
+    let request = FateRequest::new(origin, Some(from.address), to.address, transport);
     Some(Need::host(node, Topic::Fate(request)))
 }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::conntrack::Direction as PacketDirection;
 use netdiag_common::forwarding::path::End as PathEnd;
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
@@ -212,19 +211,7 @@ fn fate_of(
         Protocol::Icmpv6 => FateTransport::Icmp { kind: ECHO_REQUEST_V6, code: 0, identifier: source_port },
         Protocol::Sctp | Protocol::Ipip => return None,
     };
-    let request = FateRequest {
-        origin,
-        source: Some(source),
-        destination,
-        transport,
-        mark: 0,
-        connection: None,
-        length,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
-    };
+    let request = FateRequest { length, ..FateRequest::new(origin, Some(source), destination, transport) };
     Some((Place { node: step.node.clone(), netns }, request))
 }
 

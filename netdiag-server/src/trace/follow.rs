@@ -109,19 +109,9 @@ pub(super) async fn follow<S: Source>(
 pub fn ways<'e>(cluster: &'e Cluster, begins: Begins<'_>, readings: Readings<'e, '_>) -> (Followed, BTreeSet<Need>) {
     let Begins { client, protocol, source_port, destination, port, without, tunnels } = begins;
     let place = Place { node: client.node.clone(), netns: client.netns.clone() };
-    let request = FateRequest {
-        origin: FateOrigin::Sent,
-        source: None,
-        destination,
-        transport: transport(protocol, Some(source_port), Some(port), Direction::Forward),
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: without.clone(),
-    };
+    let transport = transport(protocol, Some(source_port), Some(port), Direction::Forward);
+    let request =
+        FateRequest { without: without.clone(), ..FateRequest::new(FateOrigin::Sent, None, destination, transport) };
     let mut walk = Walk { cluster, readings, protocol, tunnels, gaps: Vec::new() };
     let mut followed = Followed::default();
     let mut needs = BTreeSet::new();

@@ -20,18 +20,11 @@ pub(super) fn request(legs: &[Leg], place: &Place, origin: FateOrigin, from: &Le
         End::Sent { gateway, .. } => Some(gateway.unwrap_or(packet.destination())),
         _ => None,
     };
+    let transport = transport(protocol, source_port, destination_port, direction);
     let base = FateRequest {
-        origin,
-        source: Some(packet.source()),
-        destination: packet.destination(),
-        transport: transport(protocol, source_port, destination_port, direction),
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
         next_hop,
-        by_kernel: false,
         without: without(legs),
+        ..FateRequest::new(origin, Some(packet.source()), packet.destination(), transport)
     };
     if from.carrier.is_none() {
         let connection = (direction == Direction::Reply).then(|| entry(legs, place)).flatten();
@@ -49,18 +42,11 @@ pub(super) fn request(legs: &[Leg], place: &Place, origin: FateOrigin, from: &Le
 /// What a server answers to a packet that was delivered.
 pub(super) fn answer(legs: &[Leg], place: &Place, packet: &Packet, protocol: Protocol) -> FateRequest {
     let (from, to) = packet.known_ports();
+    let transport = transport(protocol, to, from, Direction::Reply);
     FateRequest {
-        origin: FateOrigin::Sent,
-        source: Some(packet.destination()),
-        destination: packet.source(),
-        transport: transport(protocol, to, from, Direction::Reply),
-        mark: 0,
         connection: entry(legs, place),
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
         without: without(legs),
+        ..FateRequest::new(FateOrigin::Sent, Some(packet.destination()), packet.source(), transport)
     }
 }
 

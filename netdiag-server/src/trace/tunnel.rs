@@ -140,17 +140,12 @@ fn request(leg: &Leg, outer: &Outer) -> FateRequest {
     };
     let length = packet.length.saturating_add(outer.encapsulation.overhead(outer.destination.is_ipv4()));
     FateRequest {
-        origin: FateOrigin::Sent,
-        source: outer.source,
-        destination: outer.destination,
-        transport,
         mark: packet.mark.known().copied().unwrap_or_default(),
-        connection: None,
         length: Some(u16::try_from(length).unwrap_or(u16::MAX)),
         may_be_fragmented,
-        next_hop: None,
         by_kernel: true,
         without: leg.request.without.clone(),
+        ..FateRequest::new(FateOrigin::Sent, outer.source, outer.destination, transport)
     }
 }
 

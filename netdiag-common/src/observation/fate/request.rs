@@ -98,6 +98,24 @@ fn is_zero(value: &u32) -> bool {
 }
 
 impl FateRequest {
+    /// A packet that begins a connection between processes, without mark and payload. Whom on the link its sender gave it to is not
+    /// known, and no rule is left out.
+    pub fn new(origin: FateOrigin, source: Option<IpAddr>, destination: IpAddr, transport: FateTransport) -> Self {
+        Self {
+            origin,
+            source,
+            destination,
+            transport,
+            mark: 0,
+            connection: None,
+            length: None,
+            may_be_fragmented: false,
+            next_hop: None,
+            by_kernel: false,
+            without: Without::new(),
+        }
+    }
+
     /// The packet that is meant; none when the addresses are of two families. `source` is for requests without one.
     pub fn packet(&self, origin: Origin, source: IpAddr) -> Option<Packet> {
         let source = self.source.unwrap_or(source);
@@ -172,19 +190,8 @@ mod tests {
     use super::*;
 
     fn request(transport: FateTransport) -> FateRequest {
-        FateRequest {
-            origin: FateOrigin::Received(FateInterfaceKey::Name("eth0".into())),
-            source: Some("10.0.0.1".parse().unwrap()),
-            destination: "10.0.0.2".parse().unwrap(),
-            transport,
-            mark: 0,
-            connection: None,
-            length: None,
-            may_be_fragmented: false,
-            next_hop: None,
-            by_kernel: false,
-            without: Without::new(),
-        }
+        let origin = FateOrigin::Received(FateInterfaceKey::Name("eth0".into()));
+        FateRequest::new(origin, Some("10.0.0.1".parse().unwrap()), "10.0.0.2".parse().unwrap(), transport)
     }
 
     #[test]

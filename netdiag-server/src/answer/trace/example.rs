@@ -5,7 +5,7 @@ use std::sync::Arc;
 use netdiag_common::Netns;
 use netdiag_common::forwarding::packet::Origin;
 use netdiag_common::forwarding::path::{Decision, End};
-use netdiag_common::forwarding::{Outcome, Path, Without};
+use netdiag_common::forwarding::{Outcome, Path};
 use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 
 use crate::trace::{Direction, Leg, Place};
@@ -13,19 +13,9 @@ use crate::trace::{Direction, Leg, Place};
 /// Of a datagram's one path through a namespace: in by an interface, or sent there, and out by another one.
 pub(super) fn leg(input: Option<u32>, decisions: Vec<Decision>, output: u32) -> Leg {
     let source = "10.244.1.2".parse().unwrap();
-    let request = FateRequest {
-        origin: input.map_or(FateOrigin::Sent, |index| FateOrigin::Received(FateInterfaceKey::Index(index))),
-        source: Some(source),
-        destination: "10.244.2.3".parse().unwrap(),
-        transport: FateTransport::Udp { source_port: Some(1), destination_port: Some(2) },
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
-    };
+    let origin = input.map_or(FateOrigin::Sent, |index| FateOrigin::Received(FateInterfaceKey::Index(index)));
+    let transport = FateTransport::Udp { source_port: Some(1), destination_port: Some(2) };
+    let request = FateRequest::new(origin, Some(source), "10.244.2.3".parse().unwrap(), transport);
     let origin = input.map_or(Origin::Sent, |interface| Origin::Received { interface });
     let packet = request.packet(origin, source).unwrap();
     let path = Path {

@@ -70,19 +70,9 @@ fn an_agent_that_predicted_with_the_rules_is_not_believed() {
 
 /// Of a packet in the node's namespace, with this decision.
 fn leg(direction: Direction, source: &str, destination: &str, decision: Option<Decision>) -> Leg {
-    let request = FateRequest {
-        origin: FateOrigin::Sent,
-        source: Some(source.parse().expect("an address")),
-        destination: destination.parse().expect("an address"),
-        transport: FateTransport::Udp { source_port: Some(1), destination_port: Some(2) },
-        mark: 0,
-        connection: None,
-        length: None,
-        may_be_fragmented: false,
-        next_hop: None,
-        by_kernel: false,
-        without: Without::new(),
-    };
+    let [source, destination] = [source, destination].map(|end| end.parse().expect("an address"));
+    let transport = FateTransport::Udp { source_port: Some(1), destination_port: Some(2) };
+    let request = FateRequest::new(FateOrigin::Sent, Some(source), destination, transport);
     let mut told = fate(&request, Vec::new());
     told.outcome.paths[0].decisions.extend(decision);
     let place = Place { node: "n1".to_owned(), netns: Netns::Host };
