@@ -20,7 +20,7 @@ pub struct Network {
     pub left_out: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Link {
     pub index: u32,
     pub name: String,
@@ -86,7 +86,7 @@ pub struct Tunnel {
 }
 
 /// One line of `bridge fdb`: where frames to an Ethernet address go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FdbEntry {
     /// The bridge's port, or the VXLAN device.
     pub link_index: u32,

@@ -20,13 +20,8 @@ fn link(index: u32, name: &str, kind: &str, tunnel: Option<Tunnel>) -> Link {
         up: true,
         carrier: true,
         mac: Some(MAC.to_owned()),
-        peer_index: None,
-        master_index: None,
-        bridge: None,
-        bridge_port: None,
-        vlan: None,
-        vrf_table: None,
         tunnel,
+        ..Link::default()
     }
 }
 
@@ -41,11 +36,8 @@ fn entry(mac: &str, destination: Option<&str>) -> FdbEntry {
         mac: mac.to_owned(),
         destination: destination.map(address),
         next_hop_id: destination.is_none().then_some(7),
-        port: None,
-        id: None,
-        master_index: None,
-        vlan: None,
         is_static: true,
+        ..FdbEntry::default()
     }
 }
 

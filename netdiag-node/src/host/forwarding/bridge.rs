@@ -65,16 +65,11 @@ mod tests {
             name: name.into(),
             kind: if bridge.is_some() { "bridge" } else { "veth" }.into(),
             mtu: 1500,
-            mac: None,
             up: true,
             carrier: true,
-            peer_index: None,
             master_index,
             bridge,
-            bridge_port: None,
-            vlan: None,
-            vrf_table: None,
-            tunnel: None,
+            ..Link::default()
         }
     }
 

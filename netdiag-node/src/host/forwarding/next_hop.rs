@@ -74,17 +74,7 @@ mod tests {
     const BRIDGE: u32 = 4;
 
     fn entry(link_index: u32, mac: &str, vlan: Option<u16>) -> FdbEntry {
-        FdbEntry {
-            link_index,
-            mac: mac.to_owned(),
-            destination: None,
-            next_hop_id: None,
-            port: None,
-            id: None,
-            master_index: Some(BRIDGE),
-            vlan,
-            is_static: false,
-        }
+        FdbEntry { link_index, mac: mac.to_owned(), master_index: Some(BRIDGE), vlan, ..FdbEntry::default() }
     }
 
     #[test]

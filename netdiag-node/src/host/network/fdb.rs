@@ -27,14 +27,8 @@ pub(super) fn parse(payload: &[u8]) -> Option<FdbEntry> {
     (*payload.first()? == FAMILY_BRIDGE).then_some(())?;
     let mut entry = FdbEntry {
         link_index: int(payload, 4)?,
-        mac: String::new(),
-        destination: None,
-        next_hop_id: None,
-        port: None,
-        id: None,
-        master_index: None,
-        vlan: None,
         is_static: short(payload, 8)? & STATIC_STATES != 0,
+        ..FdbEntry::default()
     };
     for (kind, value) in attributes(payload.get(12..)?) {
         match kind {

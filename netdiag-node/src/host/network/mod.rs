@@ -124,22 +124,8 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<FoundLink> {
     let flags = int(payload, 8)?.cast_signed();
     let without = libc::IFF_NOARP | libc::IFF_LOOPBACK | libc::IFF_POINTOPOINT;
     let resolves = matches!(hardware, libc::ARPHRD_ETHER | libc::ARPHRD_INFINIBAND) && flags & without == 0;
-    let mut link = Link {
-        index,
-        name: String::new(),
-        kind: String::new(),
-        mtu: 0,
-        up: flags & libc::IFF_UP != 0,
-        carrier: flags & libc::IFF_LOWER_UP != 0,
-        mac: None,
-        peer_index: None,
-        master_index: None,
-        bridge: None,
-        bridge_port: None,
-        vlan: None,
-        vrf_table: None,
-        tunnel: None,
-    };
+    let mut link =
+        Link { index, up: flags & libc::IFF_UP != 0, carrier: flags & libc::IFF_LOWER_UP != 0, ..Link::default() };
     let mut promiscuity = 0;
     let mut lower = None;
     let mut peer_netns_id = None;

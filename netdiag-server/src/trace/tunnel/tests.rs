@@ -53,12 +53,8 @@ fn healthy() -> World {
         link_index: OVERLAY,
         mac: MAC.to_owned(),
         destination: Some(address(N2)),
-        next_hop_id: None,
-        port: None,
-        id: None,
-        master_index: None,
-        vlan: None,
         is_static: true,
+        ..FdbEntry::default()
     };
     World {
         kind: "vxlan",
@@ -115,14 +111,8 @@ impl World {
             mtu: 1450,
             up: true,
             carrier: true,
-            mac: None,
-            peer_index: None,
-            master_index: None,
-            bridge: None,
-            bridge_port: None,
-            vlan: None,
-            vrf_table: None,
             tunnel,
+            ..Link::default()
         };
         let addresses = vec![Address { link_index: ETH0, address: address(own), prefix_length: 24 }];
         Network { links: vec![overlay], addresses, forwarding: self.entries.clone(), ..Network::default() }

@@ -167,14 +167,9 @@ mod tests {
             mtu: 1500,
             up: true,
             carrier: true,
-            mac: None,
-            peer_index: None,
             master_index: Some(4),
-            bridge: None,
             bridge_port: Some(flags),
-            vlan: None,
-            vrf_table: None,
-            tunnel: None,
+            ..Link::default()
         }
     }
 
