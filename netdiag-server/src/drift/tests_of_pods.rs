@@ -1,14 +1,14 @@
 //! Links of pods, bridges, flows and masquerading, on two nodes with a bridge each.
 
-use netdiag_common::forwarding::Outcome;
 use netdiag_common::forwarding::packet::Origin;
-use netdiag_common::forwarding::path::{End, Path};
+use netdiag_common::forwarding::path::End;
 use netdiag_common::observation::Observation;
-use netdiag_common::observation::fate::{Fate, FateRequest};
+use netdiag_common::observation::fate::FateRequest;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::evidence::parse;
+use crate::trace::example;
 
 pub(super) const READ_AT: &str = "2026-01-01T12:00:00Z";
 
@@ -366,24 +366,6 @@ fn fate(request: &FateRequest, source: &str) -> Reading<Observation> {
     let source = source.parse().expect("an address");
     let changed = FateRequest { source: Some(source), ..request.clone() };
     let packet = changed.packet(Origin::Received { interface: 4 }, source).expect("a packet");
-    let path = Path {
-        assumptions: Vec::new(),
-        decisions: Vec::new(),
-        gaps: Vec::new(),
-        end: End::Sent { interface: 2, gateway: None },
-        packet: packet.clone(),
-        connection: None,
-    };
-    let fate = Fate {
-        generation: None,
-        packet,
-        outcome: Outcome { paths: vec![path], cut: false },
-        rules: Vec::new(),
-        interfaces: Vec::new(),
-        deliveries: Vec::new(),
-        neighbours: Vec::new(),
-        unseen: Vec::new(),
-        left_out: Vec::new(),
-    };
+    let fate = example::fate(packet, Vec::new(), End::Sent { interface: 2, gateway: None });
     Reading::Seen { value: Observation::Fate(Arc::new(fate)), at: READ_AT.parse().expect("a time") }
 }

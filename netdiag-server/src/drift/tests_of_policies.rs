@@ -1,9 +1,8 @@
 //! What NetworkPolicies say beside what a node's rules do, on two nodes with routed pods.
 
 use netdiag_common::forwarding::packet::Origin;
-use netdiag_common::forwarding::path::{End, Path, Place};
+use netdiag_common::forwarding::path::{self, End, Place};
 use netdiag_common::forwarding::state::{ChainKey, Family, Hook};
-use netdiag_common::forwarding::{Outcome, path};
 use netdiag_common::observation::fate::{Fate, FateRequest, FateRule, FateTransport};
 use netdiag_common::observation::{Observation, Protocol};
 use serde_json::{Value, json};
@@ -11,6 +10,7 @@ use serde_json::{Value, json};
 use super::tests_of_pods::{READ_AT, seen};
 use super::*;
 use crate::evidence::parse;
+use crate::trace::example;
 
 const HANDLE: u64 = 7;
 
@@ -127,19 +127,8 @@ fn fate(request: &FateRequest, end: End, gaps: &[&str]) -> Reading<Observation> 
         _ => None,
     });
     let rules = rules.collect();
-    let gaps = gaps.iter().map(|gap| (*gap).to_owned()).collect();
-    let path = Path { assumptions: Vec::new(), decisions, gaps, end, packet: packet.clone(), connection: None };
-    let fate = Fate {
-        generation: None,
-        packet,
-        outcome: Outcome { paths: vec![path], cut: false },
-        rules,
-        interfaces: Vec::new(),
-        deliveries: Vec::new(),
-        neighbours: Vec::new(),
-        unseen: Vec::new(),
-        left_out: Vec::new(),
-    };
+    let mut fate = Fate { rules, ..example::fate(packet, decisions, end) };
+    fate.outcome.paths[0].gaps = gaps.iter().map(|gap| (*gap).to_owned()).collect();
     Reading::Seen { value: Observation::Fate(Arc::new(fate)), at: READ_AT.parse().expect("a time") }
 }
 

@@ -8,6 +8,8 @@
 mod agree;
 mod armed;
 mod counters;
+#[cfg(test)]
+pub(crate) mod example;
 mod follow;
 mod next;
 mod request;

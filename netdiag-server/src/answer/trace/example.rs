@@ -5,9 +5,9 @@ use std::sync::Arc;
 use netdiag_common::Netns;
 use netdiag_common::forwarding::packet::Origin;
 use netdiag_common::forwarding::path::{Decision, End};
-use netdiag_common::forwarding::{Outcome, Path};
-use netdiag_common::observation::fate::{Fate, FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
+use netdiag_common::observation::fate::{FateInterfaceKey, FateOrigin, FateRequest, FateTransport};
 
+use crate::trace::example::fate;
 use crate::trace::{Direction, Leg, Place};
 
 /// Of a datagram's one path through a namespace: in by an interface, or sent there, and out by another one.
@@ -18,25 +18,7 @@ pub(super) fn leg(input: Option<u32>, decisions: Vec<Decision>, output: u32) -> 
     let request = FateRequest::new(origin, Some(source), "10.244.2.3".parse().unwrap(), transport);
     let origin = input.map_or(Origin::Sent, |interface| Origin::Received { interface });
     let packet = request.packet(origin, source).unwrap();
-    let path = Path {
-        assumptions: Vec::new(),
-        decisions,
-        gaps: Vec::new(),
-        end: End::Sent { interface: output, gateway: None },
-        packet: packet.clone(),
-        connection: None,
-    };
-    let fate = Fate {
-        generation: None,
-        packet,
-        outcome: Outcome { paths: vec![path], cut: false },
-        rules: Vec::new(),
-        interfaces: Vec::new(),
-        deliveries: Vec::new(),
-        neighbours: Vec::new(),
-        unseen: Vec::new(),
-        left_out: Vec::new(),
-    };
+    let fate = fate(packet, decisions, End::Sent { interface: output, gateway: None });
     Leg {
         direction: Direction::Forward,
         place: Place { node: "n1".to_owned(), netns: Netns::Host },

@@ -1,36 +1,20 @@
 //! Which answers of agents are believed, and what comes back of a packet.
 
 use jiff::Timestamp;
+use netdiag_common::forwarding::RuleKey;
 use netdiag_common::forwarding::packet::Origin;
 use netdiag_common::forwarding::state::Hook;
-use netdiag_common::forwarding::{Outcome, Path as Fated, RuleKey};
 use netdiag_common::observation::fate::{FateTransport, LeftOut, LeftOutRole};
 
 use super::*;
 use crate::evidence::ObjectRef;
+use crate::trace::example;
 
 /// The packet is stopped at its first hop.
 fn fate(request: &FateRequest, left_out: Vec<LeftOut>) -> Fate {
     let packet = request.packet(Origin::Sent, "10.0.0.1".parse().expect("an address")).expect("a packet");
-    let path = Fated {
-        assumptions: Vec::new(),
-        decisions: Vec::new(),
-        gaps: Vec::new(),
-        end: End::NoRoute { why: "unreachable".to_owned() },
-        packet: packet.clone(),
-        connection: None,
-    };
-    Fate {
-        generation: None,
-        packet,
-        outcome: Outcome { paths: vec![path], cut: false },
-        rules: Vec::new(),
-        interfaces: Vec::new(),
-        deliveries: Vec::new(),
-        neighbours: Vec::new(),
-        unseen: Vec::new(),
-        left_out,
-    }
+    let end = End::NoRoute { why: "unreachable".to_owned() };
+    Fate { left_out, ..example::fate(packet, Vec::new(), end) }
 }
 
 #[test]

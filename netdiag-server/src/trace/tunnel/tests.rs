@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use netdiag_common::forwarding::Without;
 use netdiag_common::forwarding::conntrack::State;
 use netdiag_common::forwarding::packet::Origin;
 use netdiag_common::forwarding::path::{Place as RulePlace, Tracked};
 use netdiag_common::forwarding::state::{ChainKey, Family, Hook};
-use netdiag_common::forwarding::{Outcome, Path as Fated, Without};
 use netdiag_common::observation::fate::{Fate, FateNeighbour};
 use netdiag_common::observation::network::{Address, FdbEntry, Link, Network, Tunnel};
 use netdiag_common::observation::{Observation, Protocol};
@@ -18,7 +18,7 @@ use serde_json::json;
 use super::*;
 use crate::evidence::{Cluster, ObjectRef, parse};
 use crate::path::Client;
-use crate::trace::{Begins, Followed, Way, WayEnd, ways};
+use crate::trace::{Begins, Followed, Way, WayEnd, example, ways};
 
 const N1: &str = "172.30.0.11";
 const N2: &str = "172.30.0.12";
@@ -133,26 +133,12 @@ impl World {
         };
         let packet = request.packet(origin, address("10.244.1.0")).unwrap();
         let decisions = if node == "n2" && is_outer { self.decisions.clone() } else { Vec::new() };
-        let path = Fated {
-            assumptions: Vec::new(),
-            decisions,
-            gaps: Vec::new(),
-            end,
-            packet: packet.clone(),
-            connection: None,
-        };
         let (state, mac) = (Some("permanent".to_owned()), Some(MAC.to_owned()));
         let gateway = FateNeighbour { path: 0, interface: OVERLAY, address: address(GATEWAY), state, mac, port: None };
         Fate {
-            generation: None,
-            packet,
-            outcome: Outcome { paths: vec![path], cut: false },
-            rules: Vec::new(),
             interfaces: vec![device(ETH0, "eth0", ""), device(OVERLAY, "flannel.1", self.kind)],
-            deliveries: Vec::new(),
             neighbours: vec![gateway],
-            unseen: Vec::new(),
-            left_out: Vec::new(),
+            ..example::fate(packet, decisions, end)
         }
     }
 
