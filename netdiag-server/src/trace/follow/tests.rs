@@ -7,7 +7,6 @@ use netdiag_common::forwarding::state::Hook;
 use netdiag_common::observation::fate::{FateTransport, LeftOut, LeftOutRole};
 
 use super::*;
-use crate::evidence::ObjectRef;
 use crate::trace::example;
 
 /// The packet is stopped at its first hop.
@@ -22,13 +21,7 @@ fn an_agent_that_predicted_with_the_rules_is_not_believed() {
     let rule: RuleKey = "inet site fw 2".parse().expect("a rule");
     let without = Without::from([rule.clone()]);
     let cluster = Cluster::default();
-    let client = Client {
-        reference: ObjectRef::of_node("n1"),
-        node: "n1".to_owned(),
-        netns: Netns::Host,
-        pod: None,
-        addresses: Vec::new(),
-    };
+    let client = example::client();
     let begins = Begins {
         client: &client,
         protocol: Protocol::Tcp,

@@ -16,8 +16,7 @@ use netdiag_common::{Reading, Topic};
 use serde_json::json;
 
 use super::*;
-use crate::evidence::{Cluster, ObjectRef, parse};
-use crate::path::Client;
+use crate::evidence::{Cluster, parse};
 use crate::trace::{Begins, Followed, Way, WayEnd, example, ways};
 
 const N1: &str = "172.30.0.11";
@@ -150,14 +149,7 @@ impl World {
                 "spec": {"podCIDRs": [range]}, "status": {"addresses": addresses}});
             parse::add(&mut cluster, node).unwrap();
         }
-        let client = Client {
-            reference: ObjectRef::of_node("n1"),
-            node: "n1".to_owned(),
-            netns: Netns::Host,
-            pod: None,
-            addresses: Vec::new(),
-        };
-        let (protocol, without) = (Protocol::Tcp, Without::new());
+        let (client, protocol, without) = (example::client(), Protocol::Tcp, Without::new());
         let (client, destination, without) = (&client, address(POD), &without);
         let begins = Begins { client, protocol, source_port: 61_001, destination, port: 80, without, tunnels };
         let mut readings: BTreeMap<Need, Reading<Observation>> = BTreeMap::new();
