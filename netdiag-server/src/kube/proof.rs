@@ -81,12 +81,16 @@ impl Prover {
         let mut random = [0; 32];
         SystemRandom::new().fill(&mut random).map_err(|_| "the kernel gives no random numbers".to_owned())?;
         let secret = HEXLOWER.encode(&random);
+        let object = object(&secret).map_err(|error| format!("cannot make a request for a certificate: {error}"))?;
         let value = bearer(&secret);
         // Kept before it is there: whoever is stopped while the API server answers withdraws it nevertheless.
         *witnessed = Some(Witnessed { secret: secret.clone(), since: Instant::now() });
-        if let Err(why) = self.create(&secret).await {
+        if let Err(error) = self.create(&object).await {
+            if may_be_there(&error) {
+                self.delete(&secret).await;
+            }
             *witnessed = None;
-            return Err(why);
+            return Err(words(&error));
         }
         Ok(value)
     }
@@ -98,23 +102,31 @@ impl Prover {
         true
     }
 
-    async fn create(&self, secret: &str) -> Result<(), String> {
-        let object = object(secret).map_err(|error| format!("cannot make a request for a certificate: {error}"))?;
+    async fn create(&self, object: &CertificateSigningRequest) -> Result<(), RequestError> {
         let parameters = PostParams::default();
-        match bounded(requests(&self.access).create(&parameters, &object)).await {
-            Ok(_) => Ok(()),
-            Err(error @ RequestError::Forbidden(_)) => Err(format!(
-                "{error}; credentials without a token prove it by a CertificateSigningRequest that nobody signs: have \
-                 the ClusterRole netdiag-asker bound to you, or use a kubeconfig with a token (kubectl create token)"
-            )),
-            Err(error) => Err(error.to_string()),
-        }
+        bounded(requests(&self.access).create(&parameters, object)).await.map(drop)
     }
 
     async fn delete(&self, secret: &str) {
         let parameters = DeleteParams::default();
         // See PROVES_FOR for what becomes of it otherwise.
         let _ = bounded(requests(&self.access).delete(&name_of(secret), &parameters)).await;
+    }
+}
+
+/// Whether the API server may have made the object before it failed: one that does not answer in time may make it yet.
+fn may_be_there(error: &RequestError) -> bool {
+    !matches!(error, RequestError::Forbidden(_) | RequestError::Unauthorized(_) | RequestError::NotServed(_))
+}
+
+/// Why there is no object.
+fn words(error: &RequestError) -> String {
+    match error {
+        RequestError::Forbidden(_) => format!(
+            "{error}; credentials without a token prove it by a CertificateSigningRequest that nobody signs: have the \
+             ClusterRole netdiag-asker bound to you, or use a kubeconfig with a token (kubectl create token)"
+        ),
+        _ => error.to_string(),
     }
 }
 
@@ -229,6 +241,7 @@ fn creator(object: CertificateSigningRequest, now: Timestamp) -> Option<User> {
 mod tests {
     use std::sync::Arc;
 
+    use http::{Method, StatusCode};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::*;
@@ -249,13 +262,17 @@ mod tests {
         assert_eq!(token_of(serde_json::json!({"token": "abc", "as": "alice"})).await, None, "it is not alice's");
     }
 
-    /// An API server that takes everything, and writes down how it was asked.
-    fn access(seen: &Arc<std::sync::Mutex<Vec<String>>>) -> Access {
+    /// An API server that answers each POST with this status, takes everything else, and writes down how it was asked.
+    fn access(seen: &Arc<std::sync::Mutex<Vec<String>>>, posted: StatusCode) -> Access {
         let seen = seen.clone();
         let server = tower::service_fn(move |request: Request<Body>| {
             seen.lock().expect("nobody panicked").push(request.method().to_string());
+            let status = if request.method() == Method::POST { posted } else { StatusCode::OK };
             let kept = serde_json::to_vec(&object("5ec7e7").expect("a request")).expect("JSON");
-            std::future::ready(Ok::<_, BoxError>(Response::new(Body::from(kept))))
+            let body = if status.is_success() { kept } else { b"no".to_vec() };
+            let mut answer = Response::new(Body::from(body));
+            *answer.status_mut() = status;
+            std::future::ready(Ok::<_, BoxError>(answer))
         });
         Access {
             client: ::kube::Client::new(server, "default"),
@@ -268,13 +285,29 @@ mod tests {
     #[tokio::test]
     async fn a_proof_is_kept_until_it_is_withdrawn() {
         let seen = Arc::default();
-        let prover = Prover::new(&access(&seen)).expect("no credentials");
+        let prover = Prover::new(&access(&seen, StatusCode::CREATED)).expect("no credentials");
         assert!(!prover.withdraw().await, "nothing is there yet");
         let first = prover.authorization().await.expect("a proof");
         assert_eq!(prover.authorization().await.as_ref(), Ok(&first));
         assert!(prover.withdraw().await);
         assert_ne!(prover.authorization().await.expect("a proof"), first, "a new one after it was not accepted");
         assert_eq!(*seen.lock().expect("nobody panicked"), ["POST", "DELETE", "POST"]);
+    }
+
+    #[tokio::test]
+    async fn what_may_have_been_made_all_the_same_is_deleted() {
+        for (posted, asked) in [
+            (StatusCode::GATEWAY_TIMEOUT, &["POST", "DELETE"][..]),
+            (StatusCode::CONFLICT, &["POST", "DELETE"][..]),
+            (StatusCode::FORBIDDEN, &["POST"][..]),
+            (StatusCode::UNAUTHORIZED, &["POST"][..]),
+        ] {
+            let seen = Arc::default();
+            let prover = Prover::new(&access(&seen, posted)).expect("no credentials");
+            prover.authorization().await.expect_err("no proof");
+            assert!(!prover.withdraw().await, "nothing more is to be taken back");
+            assert_eq!(*seen.lock().expect("nobody panicked"), asked, "{posted}");
+        }
     }
 
     #[test]
