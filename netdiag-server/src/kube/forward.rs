@@ -98,16 +98,20 @@ impl Server {
         }
     }
 
-    /// The same with a proof of who asks from the beginning, for what takes a right. One that is not accepted, as it is older than this
-    /// machine knows, is made anew once.
+    /// The same with a proof of who asks from the beginning, for what takes a right. In place of one that is not accepted, as it is older
+    /// than this machine knows or a token that only a proxy knows, another one is made once.
     pub async fn post_proven<T: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl serde::Serialize,
         patience: Duration,
     ) -> Result<T, ForwardError> {
-        let (status, answer) = self.send(path, body, patience, Some(self.proof().await?)).await?;
-        if status == StatusCode::UNAUTHORIZED && self.withdraw().await {
+        let shown = self.proof().await?;
+        let (status, answer) = self.send(path, body, patience, Some(shown.clone())).await?;
+        if status == StatusCode::UNAUTHORIZED
+            && let Some(prover) = self.prover.get()
+            && prover.refused(&shown).await
+        {
             let (status, answer) = self.send(path, body, patience, Some(self.proof().await?)).await?;
             return read(status, &answer);
         }
@@ -126,10 +130,9 @@ impl Server {
     }
 
     /// Takes back what a proof left in the cluster, if something was: for when nothing more is asked.
-    pub async fn withdraw(&self) -> bool {
-        match self.prover.get() {
-            Some(prover) => prover.withdraw().await,
-            None => false,
+    pub async fn withdraw(&self) {
+        if let Some(prover) = self.prover.get() {
+            prover.withdraw().await;
         }
     }
 

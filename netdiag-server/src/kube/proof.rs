@@ -1,11 +1,13 @@
 //! Proof of who asks, for netdiag's server behind a port-forward: what arrives there comes from its own loopback and names nobody.
 //!
-//! Where the credentials are a token, the token is the proof (TokenReview). Who has a client certificate instead, or asks in somebody
-//! else's name (impersonation), has the API server witness it: it writes into each CertificateSigningRequest who created it, which
-//! nobody can choose or change (kubernetes, pkg/registry/certificates/certificates/strategy.go, `PrepareForCreate` and
-//! `PrepareForUpdate`). The object is named after the digest of a secret, so that only who knows the secret can point at it, and its
-//! signer signs nothing. How old it is the API server's own clock tells: another one that is wrong is what netdiag may be asked about.
+//! Where the credentials are a token, the token is the proof (TokenReview). Who has a client certificate instead, or a token that only
+//! a proxy before the API server knows, or asks in somebody else's name (impersonation), has the API server witness it: it writes into
+//! each CertificateSigningRequest who created it, which nobody can choose or change (kubernetes,
+//! pkg/registry/certificates/certificates/strategy.go, `PrepareForCreate` and `PrepareForUpdate`). The object is named after the digest
+//! of a secret, so that only who knows the secret can point at it, and its signer signs nothing. How old it is the API server's own
+//! clock tells: another one that is wrong is what netdiag may be asked about.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ::kube::api::{DeleteParams, ObjectMeta, PostParams};
@@ -31,6 +33,8 @@ use crate::ask::SourceError;
 
 /// What a bearer begins with that is no token but the secret of a witnessed proof.
 const WITNESSED: &str = "netdiag-asker.";
+const TOKEN_REFUSED: &str =
+    "the API server itself does not accept this token, which may have expired or be known to a proxy alone";
 /// Nobody signs for it; those of Kubernetes are `kubernetes.io/…`.
 const SIGNER: &str = "netdiag.dev/asker";
 /// One of a request has to be named; nobody signs it.
@@ -49,6 +53,8 @@ pub(super) struct Prover {
     access: Access,
     /// Adds a token to requests, and refreshes it when it has to be; none where no token proves who asks.
     tokens: Option<AuthLayer>,
+    /// The API server itself did not accept a token that it was shown: a proxy may know it, or a certificate beside it be what counts.
+    is_token_refused: AtomicBool,
     witnessed: Mutex<Option<Witnessed>>,
 }
 
@@ -59,12 +65,18 @@ struct Witnessed {
 
 impl Prover {
     pub fn new(access: &Access) -> Result<Self, String> {
-        Ok(Self { access: access.clone(), tokens: tokens(&access.config)?, witnessed: Mutex::default() })
+        Ok(Self {
+            access: access.clone(),
+            tokens: tokens(&access.config)?,
+            is_token_refused: AtomicBool::new(false),
+            witnessed: Mutex::default(),
+        })
     }
 
     /// The value of `Authorization`.
     pub async fn authorization(&self) -> Result<HeaderValue, String> {
         if let Some(layer) = &self.tokens
+            && !self.is_token_refused.load(Ordering::Relaxed)
             && let Some(value) = token(layer).await?
         {
             return Ok(value);
@@ -90,9 +102,18 @@ impl Prover {
                 self.delete(&secret).await;
             }
             *witnessed = None;
-            return Err(words(&error));
+            return Err(self.words(&error));
         }
         Ok(value)
+    }
+
+    /// This was shown, and not accepted; whether another proof can be tried.
+    pub async fn refused(&self, shown: &HeaderValue) -> bool {
+        if is_witnessed(shown) {
+            return self.withdraw().await;
+        }
+        self.is_token_refused.store(true, Ordering::Relaxed);
+        true
     }
 
     /// Takes back what was left in the cluster, if something was.
@@ -112,22 +133,24 @@ impl Prover {
         // See PROVES_FOR for what becomes of it otherwise.
         let _ = bounded(requests(&self.access).delete(&name_of(secret), &parameters)).await;
     }
+
+    /// Why there is no object.
+    fn words(&self, error: &RequestError) -> String {
+        let why = match error {
+            RequestError::Forbidden(_) => format!(
+                "{error}; credentials without a token that the API server accepts prove it by a \
+                 CertificateSigningRequest that nobody signs: have the ClusterRole netdiag-asker bound to you, or use \
+                 a kubeconfig with such a token (kubectl create token)"
+            ),
+            _ => error.to_string(),
+        };
+        if self.is_token_refused.load(Ordering::Relaxed) { format!("{TOKEN_REFUSED}; {why}") } else { why }
+    }
 }
 
 /// Whether the API server may have made the object before it failed: one that does not answer in time may make it yet.
 fn may_be_there(error: &RequestError) -> bool {
     !matches!(error, RequestError::Forbidden(_) | RequestError::Unauthorized(_) | RequestError::NotServed(_))
-}
-
-/// Why there is no object.
-fn words(error: &RequestError) -> String {
-    match error {
-        RequestError::Forbidden(_) => format!(
-            "{error}; credentials without a token prove it by a CertificateSigningRequest that nobody signs: have the \
-             ClusterRole netdiag-asker bound to you, or use a kubeconfig with a token (kubectl create token)"
-        ),
-        _ => error.to_string(),
-    }
 }
 
 /// Who sent this bearer; none when the API server does not stand for it.
@@ -196,6 +219,12 @@ fn bearer(secret: &str) -> HeaderValue {
         HeaderValue::try_from(format!("Bearer {WITNESSED}{secret}")).expect("hexadecimal digits may stand in a header");
     value.set_sensitive(true);
     value
+}
+
+/// Else it is a token.
+fn is_witnessed(value: &HeaderValue) -> bool {
+    let bearer = value.as_bytes().strip_prefix(b"Bearer ");
+    bearer.is_some_and(|bearer| bearer.starts_with(WITNESSED.as_bytes()))
 }
 
 fn name_of(secret: &str) -> String {

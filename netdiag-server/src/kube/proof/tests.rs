@@ -5,10 +5,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
 
-async fn token_of(user: serde_json::Value) -> Option<String> {
+fn config_of(user: serde_json::Value) -> Config {
     let mut config = Config::new("https://10.0.0.1:6443".parse().expect("an address"));
     config.auth_info = serde_json::from_value(user).expect("a user of a kubeconfig");
-    let layer = tokens(&config).expect("credentials")?;
+    config
+}
+
+async fn token_of(user: serde_json::Value) -> Option<String> {
+    let layer = tokens(&config_of(user)).expect("credentials")?;
     let value = token(&layer).await.expect("a request")?;
     Some(value.to_str().expect("text").to_owned())
 }
@@ -37,7 +41,7 @@ fn access(seen: &Arc<std::sync::Mutex<Vec<String>>>, posted: StatusCode) -> Acce
         client: ::kube::Client::new(server, "default"),
         context: String::new(),
         server: String::new(),
-        config: Arc::new(Config::new("https://10.0.0.1:6443".parse().expect("an address"))),
+        config: Arc::new(config_of(serde_json::json!({}))),
     }
 }
 
@@ -51,6 +55,27 @@ async fn a_proof_is_kept_until_it_is_withdrawn() {
     assert!(prover.withdraw().await);
     assert_ne!(prover.authorization().await.expect("a proof"), first, "a new one after it was not accepted");
     assert_eq!(*seen.lock().expect("nobody panicked"), ["POST", "DELETE", "POST"]);
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_accepted_gives_way_to_a_witness() {
+    let seen = Arc::default();
+    let config = Arc::new(config_of(serde_json::json!({"token": "abc"})));
+    let known = Access { config: config.clone(), ..access(&seen, StatusCode::CREATED) };
+    let prover = Prover::new(&known).expect("a token");
+    let token = prover.authorization().await.expect("a token");
+    assert_eq!((token.as_bytes(), is_witnessed(&token)), (&b"Bearer abc"[..], false));
+    assert!(prover.refused(&token).await, "there is another proof");
+    let witnessed = prover.authorization().await.expect("a proof");
+    assert!(is_witnessed(&witnessed));
+    assert!(prover.refused(&witnessed).await, "it can be made anew");
+    assert_ne!(prover.authorization().await.expect("a proof"), witnessed);
+    assert_eq!(*seen.lock().expect("nobody panicked"), ["POST", "DELETE", "POST"]);
+    let powerless = Access { config, ..access(&seen, StatusCode::FORBIDDEN) };
+    let prover = Prover::new(&powerless).expect("a token");
+    assert!(prover.refused(&token).await, "nobody knows yet that it is the only one");
+    let why = prover.authorization().await.expect_err("no right");
+    assert!(why.starts_with(TOKEN_REFUSED) && why.contains("netdiag-asker"), "{why}");
 }
 
 #[tokio::test]
