@@ -133,21 +133,21 @@ pub async fn run<S: Source, R: Rights>(sender: &Sender<'_, S, R>, plan: Plan) ->
         }
     };
     let plan = &probed.plan;
-    if plan.request.follow {
+    let (mut series, mut gaps) = if plan.request.follow {
         let (shots, lookups, gaps) = sender.resolved(plan, shots).await;
         probed.series.extend(lookups);
         probed.gaps.extend(gaps);
-        let (series, gaps) = sender.follow(plan, &shots, started).await;
-        probed.series.extend(series);
-        probed.gaps.extend(gaps);
-        return Ok(probed);
-    }
-    let schedule = plan::schedule(&plan.request, 1);
-    let wish = |shot| Wish { client: plan.client.clone(), shot, schedule };
-    let wishes: Vec<Wish> = shots.into_iter().map(wish).collect();
-    let (mut series, mut gaps) = match plan.request.kind {
-        Kind::Mtu => back::send_both(sender, plan, wishes).await,
-        _ => sender.send(plan, &wishes).await,
+        let (mut series, gaps) = sender.follow(plan, &shots, started).await;
+        back::tell_one_way(sender, plan, &shots, &mut series);
+        (series, gaps)
+    } else {
+        let schedule = plan::schedule(&plan.request, 1);
+        let wish = |shot| Wish { client: plan.client.clone(), shot, schedule };
+        let wishes: Vec<Wish> = shots.into_iter().map(wish).collect();
+        match plan.request.kind {
+            Kind::Mtu => back::send_both(sender, plan, wishes).await,
+            _ => sender.send(plan, &wishes).await,
+        }
     };
     if let Some(secret) = &plan.request.options.secret {
         let secret = secret.parse::<SecretName>()?;

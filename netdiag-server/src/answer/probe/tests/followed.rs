@@ -3,6 +3,55 @@
 use netdiag_common::observation::series::path::PathBy;
 
 use super::*;
+use crate::kube::Kept;
+
+/// Agents of a cluster whose Secrets were renewed after the servers had read them.
+struct Renewed(Agents);
+
+impl Source for Renewed {
+    async fn cluster(&self) -> Result<Arc<Cluster>, SourceError> {
+        self.0.cluster().await
+    }
+
+    async fn gather(&self, needs: Vec<Need>, deadline: Instant) -> Vec<(Need, Reading<Observation>)> {
+        self.0.gather(needs, deadline).await
+    }
+
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    fn is_live(&self) -> bool {
+        self.0.is_live()
+    }
+
+    async fn certificate(&self, _: &str, _: &str) -> Result<Option<Kept>, Gap> {
+        Ok(Some(Kept {
+            sha256: "cd".to_owned(),
+            serial: "02".to_owned(),
+            not_after: "2028-01-01T12:00:00Z".to_owned(),
+            names: Vec::new(),
+        }))
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_compared_with_the_secret_also_where_its_connection_is_followed() {
+    let agents = Renewed(Agents { cluster: world(), broken: BTreeMap::new(), armed: Mutex::default() });
+    let cluster = agents.0.cluster.clone();
+    for follow in [false, true] {
+        let mut request = ProbeRequest::new(Kind::Tls, "pod/shop/client", "pod/shop/web-1:8080");
+        request.follow = follow;
+        request.options.secret = Some("shop/web-tls".to_owned());
+        let plan = probe::plan(&request, &cluster).expect("a plan");
+        let sender = Sender { source: &agents, cluster: cluster.clone(), rights: &Unchecked, asked_by: None };
+        let answer = build(&probe::run(&sender, plan).await.expect("results"), agents.now());
+        let [series] = answer.series.as_slice() else { panic!("{:?}", answer.series) };
+        assert_eq!((answer.status, series.followed.is_some()), (ProbeStatus::Failed, follow), "{}", answer.verdict);
+        let compared = series.secret.as_ref().expect("a comparison");
+        assert_eq!((compared.secret.as_str(), compared.outcome), ("shop/web-tls", Outcome::Different));
+    }
+}
 
 #[tokio::test]
 async fn what_was_followed_to_its_drop_is_told_with_what_could_not_be_seen() {

@@ -93,6 +93,19 @@ async fn nothing_is_to_be_set_where_whole_packets_get_through() {
 }
 
 #[tokio::test]
+async fn a_search_that_is_followed_tells_of_the_way_back_that_nobody_searched_it() {
+    for (to, told) in [("pod/shop/web-2", 1), ("172.30.0.12", 0)] {
+        let mut request = ProbeRequest::new(Kind::Mtu, "pod/shop/client", to);
+        request.follow = true;
+        let answer = asked_for(&request, &[]).await;
+        assert_eq!(answer.series.len(), 1, "{:?}", answer.series);
+        let unseen = &answer.series[0].tally.unseen;
+        let of_way_back = unseen.iter().filter(|why| why.starts_with("the path MTU of the way back: ")).count();
+        assert_eq!((of_way_back, unseen.len()), (told, told), "{to}: {unseen:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_target_that_is_no_pod_is_measured_one_way() {
     let answer = asked_mtu("172.30.0.12", &[]).await;
     assert_eq!(answer.series.len(), 1, "{:?}", answer.series);
