@@ -9,7 +9,7 @@ use netdiag_common::observation::series::http::{HttpPhases, HttpReport};
 use netdiag_common::observation::series::{DnsReport, FailureClass, IcmpReport, ProbeReport, TlsReport};
 
 use super::module::{Module, Preferred};
-use crate::answer::probe::ProbeAnswer;
+use crate::answer::probe::{ProbeAnswer, SeriesEntry};
 use crate::probe::Kind;
 use crate::probe::tally::AttemptEntry;
 
@@ -17,7 +17,7 @@ use crate::probe::tally::AttemptEntry;
 struct Found<'a> {
     /// The name's own lookup, which comes before what it was looked up for.
     lookup: Option<&'a AttemptEntry>,
-    /// The one that is shown: its default takes one address.
+    /// The one that is judged and shown.
     attempt: &'a AttemptEntry,
     report: ProbeReport,
 }
@@ -55,20 +55,43 @@ pub(super) fn text(answer: &ProbeAnswer, module: &Module) -> String {
     page.0
 }
 
-/// None where nothing was sent.
+/// None where nothing was sent. blackbox_exporter probes one address (`chooseProtocol` of prober/utils.go): the first of the preferred
+/// family, IPv6 unless a module says otherwise, else the first of the other one. Here all were tried; the others are not told.
 fn found<'a>(answer: &'a ProbeAnswer, module: &Module) -> Option<Found<'a>> {
-    let is_lookup = |index: usize| answer.kind != Kind::Dns && answer.series.len() > 1 && index == 0;
-    let attempts = || {
-        answer.series.iter().enumerate().filter(|(index, _)| !is_lookup(*index)).flat_map(|(_, s)| &s.tally.attempts)
+    let (lookup, probed) = match answer.series.split_first() {
+        Some((first, rest)) if !rest.is_empty() && is_lookup(first, answer.kind) => {
+            (first.tally.attempts.first(), rest)
+        }
+        _ => (None, answer.series.as_slice()),
     };
-    let lookup = answer.series.first().filter(|_| is_lookup(0)).and_then(|series| series.tally.attempts.first());
-    let is_v6 = |attempt: &&AttemptEntry| address(&attempt.to).map(|address| address.is_ipv6());
-    let preferred = module.family.and_then(|family| attempts().find(|attempt| is_v6(attempt) == Some(family.is_v6)));
-    let well = || attempts().find(|attempt| attempt.failure.is_none());
-    let attempt = preferred.or_else(well).or_else(|| attempts().next())?;
+    let attempts = || probed.iter().flat_map(|series| &series.tally.attempts);
+    let chosen = match module.family {
+        Some(family) => attempts().find(|attempt| is_of(attempt, family.is_v6)),
+        // Without IPv6 it fails wherever there are both families; here the first that has a way is taken, as agents do by HTTP.
+        None => {
+            let sent = || attempts().filter(|attempt| !is_without_way(attempt));
+            sent().find(|attempt| is_of(attempt, true)).or_else(|| sent().next())
+        }
+    };
+    let attempt = chosen.or_else(|| attempts().next())?;
     // What cannot be read is told as nothing.
     let report = serde_json::from_value(attempt.report.clone()).unwrap_or_default();
     Some(Found { lookup, attempt, report })
+}
+
+/// A name's own lookup comes before its addresses; those of an object are known without one.
+fn is_lookup(series: &SeriesEntry, kind: Kind) -> bool {
+    kind != Kind::Dns && matches!(series.tally.report::<ProbeReport>(), Some(ProbeReport::Dns(_)))
+}
+
+fn is_of(attempt: &AttemptEntry, is_v6: bool) -> bool {
+    address(&attempt.to).is_some_and(|address| address.is_ipv6() == is_v6)
+}
+
+/// The node has no route, or no such protocol: nothing was sent.
+fn is_without_way(attempt: &AttemptEntry) -> bool {
+    let is_local = |errno: &str| matches!(errno, "ENETUNREACH" | "EADDRNOTAVAIL" | "EAFNOSUPPORT");
+    attempt.failure.as_ref().is_some_and(|failure| failure.icmp.is_empty() && is_local(&failure.errno))
 }
 
 fn is_success(found: &Found<'_>, module: &Module) -> bool {

@@ -23,6 +23,7 @@ pub(super) struct Module {
     pub kind: Kind,
     pub options: Options,
     pub timeout_ms: Option<u64>,
+    /// None: IPv6 before IPv4, of those that the node has a way to.
     pub family: Option<Preferred>,
     /// DNS: what is asked for; none: as the scrape says.
     pub query_name: Option<String>,
@@ -297,7 +298,7 @@ impl Grpc {
 fn preferred(protocol: Option<&str>, fallback: Option<bool>) -> Result<Option<Preferred>, String> {
     let falls_back = fallback.unwrap_or(true);
     let is_v6 = match protocol {
-        // Its default is ip6, with the other one where there is none: whichever answers is as good.
+        // Its default is ip6, with the other one where there is none.
         None if falls_back => return Ok(None),
         None | Some("ip6") => true,
         Some("ip4") => false,

@@ -2,25 +2,32 @@ use serde_json::{Value, json};
 
 use super::super::module::Modules;
 use super::*;
-use crate::answer::probe::{ProbeStatus, SeriesEntry};
+use crate::answer::probe::ProbeStatus;
 use crate::probe::Tally;
 
 fn page(modules: &Modules, module: &str, kind: Kind, failure: &Value, report: &Value) -> String {
-    let attempt = json!({"number": 0, "at_us": 0, "elapsed_us": 12_500, "source": "", "to": "10.0.0.1:443", "endpoint": "",
-        "failure": failure, "report": report});
-    let attempt: AttemptEntry = serde_json::from_value(attempt).expect("an attempt");
-    let tally = Tally { asked: 1, made: 1, succeeded: 1, attempts: vec![attempt], ..Tally::default() };
-    let series = SeriesEntry {
-        to: "10.0.0.1:443".to_owned(),
-        status: ProbeStatus::Well,
-        verdict: String::new(),
-        endpoints: String::new(),
-        tally,
-        details: Vec::new(),
-        followed: None,
-        secret: None,
-        mtu: None,
-    };
+    page_of(modules, module, kind, &[("10.0.0.1:443", failure, report)])
+}
+
+/// Of several series: to whom, how its attempt failed, and its report.
+fn page_of(modules: &Modules, module: &str, kind: Kind, all: &[(&str, &Value, &Value)]) -> String {
+    let series = all.iter().map(|(to, failure, report)| {
+        let attempt = json!({"number": 0, "at_us": 0, "elapsed_us": 12_500, "source": "", "to": to, "endpoint": "",
+            "failure": failure, "report": report});
+        let attempt: AttemptEntry = serde_json::from_value(attempt).expect("an attempt");
+        let tally = Tally { asked: 1, made: 1, succeeded: 1, attempts: vec![attempt], ..Tally::default() };
+        SeriesEntry {
+            to: (*to).to_owned(),
+            status: ProbeStatus::Well,
+            verdict: String::new(),
+            endpoints: String::new(),
+            tally,
+            details: Vec::new(),
+            followed: None,
+            secret: None,
+            mtu: None,
+        }
+    });
     let answer = ProbeAnswer {
         schema: String::new(),
         cluster: String::new(),
@@ -31,7 +38,7 @@ fn page(modules: &Modules, module: &str, kind: Kind, failure: &Value, report: &V
         to: String::new(),
         status: ProbeStatus::Well,
         verdict: String::new(),
-        series: vec![series],
+        series: series.collect(),
         ladders: Vec::new(),
         matrix: None,
         not_seen: Vec::new(),
@@ -142,6 +149,47 @@ modules:
     }
     let page = page(&modules, "health", Kind::Http, &Value::Null, &serving);
     has(&page, &["probe_grpc_healthcheck_response{serving_status=\"SERVING\"} 1", "probe_grpc_status_code 0"]);
+}
+
+#[test]
+fn one_address_of_an_object_decides_and_none_is_its_lookup() {
+    let file = "
+modules:
+  four: {prober: tcp, tcp: {preferred_ip_protocol: ip4}}
+  six: {prober: tcp, tcp: {preferred_ip_protocol: ip6}}
+";
+    let modules = Modules::of(Some(file)).expect("modules");
+    let (well, dead, report) = (Value::Null, failed("silence", "connect"), json!({"kind": "nothing"}));
+    let mut no_way = failed("unreachable", "connect");
+    no_way["errno"] = "ENETUNREACH".into();
+    for (module, four, six, protocol, success) in [
+        ("tcp_connect", &well, &dead, 6, 0),
+        ("tcp_connect", &dead, &well, 6, 1),
+        ("tcp_connect", &well, &no_way, 4, 1),
+        ("tcp_connect", &dead, &no_way, 4, 0),
+        ("four", &well, &dead, 4, 1),
+        ("four", &dead, &well, 4, 0),
+        ("six", &well, &no_way, 6, 0),
+    ] {
+        let all = [("10.96.0.80:80", four, &report), ("[fd00::80]:80", six, &report)];
+        let (success, protocol) = (format!("probe_success {success}"), format!("probe_ip_protocol {protocol}"));
+        let page = page_of(&modules, module, Kind::Tcp, &all);
+        has(&page, &[&success, &protocol, "probe_dns_lookup_time_seconds 0", "probe_duration_seconds 0.0125"]);
+    }
+    let pods = [("10.244.1.4:80", &dead, &report), ("10.244.2.4:80", &well, &report)];
+    has(&page_of(&modules, "tcp_connect", Kind::Tcp, &pods), &["probe_success 0"]);
+}
+
+#[test]
+fn a_names_lookup_is_told_beside_the_attempt_and_not_judged() {
+    let (well, dead, report) = (Value::Null, failed("silence", "connect"), json!({"kind": "nothing"}));
+    let (lookup, answer) = ("10.96.0.10:53", json!({"kind": "dns", "queries": [], "addresses": ["10.0.0.1"]}));
+    for (failure, success) in [(&well, 1), (&dead, 0)] {
+        let all = [(lookup, &well, &answer), ("10.0.0.1:22", failure, &report)];
+        let page = page_of(&Modules::usual(), "tcp_connect", Kind::Tcp, &all);
+        let success = format!("probe_success {success}");
+        has(&page, &[&success, "probe_dns_lookup_time_seconds 0.0125", "probe_duration_seconds 0.025"]);
+    }
 }
 
 #[test]
