@@ -85,6 +85,7 @@ pub(super) fn http(url: &str, expect: &[u16], authorities: Option<&str>) -> Http
         method: "GET".to_owned(),
         headers: Vec::new(),
         tls: TlsWords { authorities: authorities.map(ToOwned::to_owned), ..TlsWords::default() },
+        any_certificate: false,
         redirects: 0,
         body_bytes: BODY_BYTES,
         expect: expect.to_vec(),

@@ -29,6 +29,7 @@ pub fn get(to: SocketAddr) -> HttpProbe {
         method: "GET".to_owned(),
         headers: Vec::new(),
         tls: TlsWords::default(),
+        any_certificate: false,
         redirects: 0,
         body_bytes: 1024 * 1024,
         expect: Vec::new(),

@@ -94,12 +94,22 @@ pub fn unknown() -> ServerConfig {
 
 /// Shakes hands, answers one HTTP request, and closes.
 fn serve(host: &Host, address: &str, config: ServerConfig) -> SocketAddr {
+    serve_by(host, address, config, |_| "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+}
+
+/// The same, with an answer to the request's head.
+fn serve_by(
+    host: &Host,
+    address: &str,
+    config: ServerConfig,
+    answer: impl Fn(&str) -> &'static str + Send + Sync + 'static,
+) -> SocketAddr {
     let config = Arc::new(config);
     host.serve(address, move |stream| {
         let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
         let mut bytes = [0; 4_096];
-        if matches!(stream.read(&mut bytes), Ok(length) if length > 0) {
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+        if let Ok(length @ 1..) = stream.read(&mut bytes) {
+            let _ = stream.write_all(answer(&String::from_utf8_lossy(&bytes[..length])).as_bytes());
         }
         stream.conn.send_close_notify();
         let _ = stream.flush();
@@ -346,4 +356,34 @@ fn https_is_told_with_its_certificate() {
     assert_eq!(failure(&attempt), Some((Certificate, Tls, None)), "{attempt:?}");
     assert_eq!(report!(attempt, Http).exchanges[0].status, Some(200), "the status behind it is known");
     assert!(why(&attempt).contains("not known here"), "{}", why(&attempt));
+}
+
+#[test]
+fn any_certificate_will_do_where_the_asker_says_so() {
+    let Some(host) = Host::new("any_certificate_will_do_where_the_asker_says_so") else { return };
+    let to = serve_by(&host, LOCAL[0], unknown(), |head| {
+        let is_known = head.contains("authorization: Bearer x\r\n");
+        match (is_known, head.starts_with("GET /in ")) {
+            (false, _) => "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
+            (true, false) => "HTTP/1.1 302 Found\r\nLocation: /in\r\nContent-Length: 0\r\n\r\n",
+            (true, true) => "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        }
+    });
+    let asked = |any_certificate, expect| {
+        let probe = HttpProbe {
+            url: format!("https://{NAME}:{}/", to.port()),
+            to: Some(to),
+            headers: vec![("Authorization".to_owned(), "Bearer x".to_owned())],
+            redirects: 1,
+            any_certificate,
+            expect: vec![expect],
+            ..get(to)
+        };
+        let attempt = host.attempt(Probe::Http(probe), PATIENT_MS);
+        let statuses: Vec<_> = report!(attempt, Http).exchanges.iter().filter_map(|exchange| exchange.status).collect();
+        (statuses, failure(&attempt).map(|(class, ..)| class))
+    };
+    assert_eq!(asked(false, 200), (vec![401], Some(Certificate)), "who is not trusted gets no fields");
+    assert_eq!(asked(true, 200), (vec![302, 200], Some(Certificate)), "what is wrong is told all the same");
+    assert_eq!(asked(true, 204), (vec![302, 200], Some(FailureClass::Status)), "another failure comes first");
 }

@@ -180,6 +180,7 @@ pub(super) fn url(request: &ProbeRequest, url: &str, to: Option<SocketAddr>) -> 
         method,
         headers: headers.collect::<Result<_, _>>()?,
         tls: tls(options, uri.host().filter(|host| is_name(host))),
+        any_certificate: options.any_certificate,
         redirects: options.redirects.unwrap_or(0),
         body_bytes: options.body_bytes.unwrap_or(USUAL_BODY_BYTES),
         expect: options.expect.clone(),
@@ -276,5 +277,21 @@ pub(super) fn transport(options: &Options) -> DnsTransport {
             host: options.server_name.clone().unwrap_or_default(),
             path: options.path.clone().unwrap_or_else(|| DNS_QUERY_PATH.to_owned()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_any_certificate_will_do_is_the_askers_word() {
+        for wanted in [false, true] {
+            let mut request = ProbeRequest::new(Kind::Http, "node/n1", "https://a.example/");
+            request.options.any_certificate = wanted;
+            let shot = url(&request, &request.to, None).expect("a shot");
+            let Probe::Http(probe) = shot.probe else { panic!("another probe") };
+            assert_eq!(probe.any_certificate, wanted);
+        }
     }
 }

@@ -136,6 +136,9 @@ pub struct Options {
     /// PEM of the authorities to trust.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authorities: Option<String>,
+    /// HTTP: goes on whatever certificate is served, which stays a failure. No word of requests: only modules of `GET /probe` say it.
+    #[serde(skip)]
+    pub any_certificate: bool,
     /// TLS, HTTP: `NAMESPACE/NAME` of the Secret that the served certificate is compared with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
@@ -297,5 +300,12 @@ mod tests {
         let request: ProbeRequest = serde_json::from_str(text).expect("a request");
         assert_eq!(request.strange_options(), ["ttl"]);
         assert_eq!((request.count(), request.timeout_ms(), request.parallel), (3, 5_000, 1));
+    }
+
+    #[test]
+    fn no_request_goes_on_with_any_certificate() {
+        let text = r#"{"kind": "http", "from": "node/n1", "to": "https://a", "options": {"any_certificate": true}}"#;
+        let error = serde_json::from_str::<ProbeRequest>(text).expect_err("an unknown word");
+        assert!(error.to_string().contains("unknown field `any_certificate`"), "{error}");
     }
 }

@@ -24,6 +24,10 @@ pub struct HttpProbe {
     pub headers: Vec<(String, String)>,
     #[serde(default)]
     pub tls: TlsWords,
+    /// The exchange goes on as if the certificate were good, with the asker's header fields and redirects. What is wrong with it is
+    /// told all the same: as the failure of an attempt that has no other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub any_certificate: bool,
     /// Redirects that are followed; at most 10, each to an address that the agent allows.
     pub redirects: u8,
     /// Bytes of the body that are read; at most 1 MiB. The rest is not awaited.

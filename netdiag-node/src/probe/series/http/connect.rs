@@ -20,7 +20,7 @@ use super::failure::{self, failed};
 /// A way that leads to a server.
 pub(super) struct Way {
     pub(super) channel: Channel,
-    /// What is wrong with the server's certificate; the request goes on without the asker's own fields.
+    /// What is wrong with the server's certificate.
     pub(super) distrust: Option<ProbeFailure>,
 }
 
@@ -29,6 +29,8 @@ pub(super) struct Way {
 pub(super) struct Seen {
     pub(super) source: Option<SocketAddr>,
     pub(super) tls: Option<TlsReport>,
+    /// What is wrong with a certificate that does not end the exchange.
+    pub(super) distrust: Option<ProbeFailure>,
     /// When the answer was read, or had failed. What it takes to close the connection is not the answer's.
     pub(super) answered: Option<Instant>,
 }

@@ -43,7 +43,7 @@ pub(super) async fn attempt(context: &Context, probe: &HttpProbe, within: Durati
         Err(why) => return Ending::failed(None, probe.to, failed(ProbeStage::Socket, FailureClass::Local, why)),
     };
     let mut report = HttpReport::default();
-    let (mut url, mut source) = (plan.url.clone(), None);
+    let (mut url, mut source, mut distrust) = (plan.url.clone(), None, None);
     let failure = loop {
         let mut exchange = HttpExchange { url: url.to_string(), ..HttpExchange::default() };
         let mut seen = Seen::default();
@@ -54,9 +54,10 @@ pub(super) async fn attempt(context: &Context, probe: &HttpProbe, within: Durati
         report.exchanges.push(exchange);
         report.tls = seen.tls;
         source = seen.source.or(source);
+        distrust = distrust.or(seen.distrust);
         match met {
             Met::Failed(failure) => break Some(failure),
-            Met::Ended => break None,
+            Met::Ended => break distrust,
             Met::Redirected(_) if report.exchanges.len() > usize::from(plan.redirects) => {
                 let why = format!("more than {} redirects", plan.redirects);
                 break Some(failed(ProbeStage::Answer, FailureClass::Limit, why));
@@ -102,7 +103,13 @@ async fn exchanged(
         Ok(way) => way,
         Err(failure) => return Met::Failed(failure),
     };
-    let request = match request(plan, url, way.channel.is_two(), is_asked, way.distrust.is_some()) {
+    let distrust = if probe.any_certificate {
+        seen.distrust = way.distrust;
+        None
+    } else {
+        way.distrust
+    };
+    let request = match request(plan, url, way.channel.is_two(), is_asked, distrust.is_some()) {
         Ok(request) => request,
         Err(why) => return Met::Failed(failed(ProbeStage::Send, FailureClass::Local, why)),
     };
@@ -110,7 +117,7 @@ async fn exchanged(
     let answered = answer::ask(context, &mut way.channel, request, limit, until, exchange).await;
     seen.answered = Some(Instant::now());
     // A certificate that is wrong comes first: a client that checks it sees nothing of the rest.
-    let answer = match (answered, way.distrust) {
+    let answer = match (answered, distrust) {
         (Err(_), Some(distrust)) => return Met::Failed(distrust),
         (Ok(answer), Some(distrust)) => {
             // Whoever trusts it all the same may ask what it said.
@@ -170,7 +177,7 @@ fn expected(plan: &Plan<'_>, answer: &Answer) -> Met {
     Met::Failed(failed(ProbeStage::Answer, FailureClass::Status, why))
 }
 
-/// Without the asker's fields where the place is another one, or not to be trusted.
+/// Without the asker's fields where the place is another one, or not trusted.
 fn request(
     plan: &Plan<'_>,
     url: &Url,

@@ -128,6 +128,7 @@ mod tests {
             method: method.to_owned(),
             headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             tls: TlsWords::default(),
+            any_certificate: false,
             redirects: 200,
             body_bytes: u32::MAX,
             expect: Vec::new(),

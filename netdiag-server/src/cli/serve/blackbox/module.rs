@@ -223,15 +223,16 @@ impl Http {
         };
         let follows = self.follow_redirects.unwrap_or(!self.no_follow_redirects);
         let expect = self.valid_status_codes;
+        let any_certificate = self.tls_config.insecure_skip_verify;
         let options = Options {
             method,
             headers: self.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect(),
             redirects: Some(if follows { REDIRECTS } else { 0 }),
             expect: if expect.is_empty() { (200..300).collect() } else { expect },
             server_name: self.tls_config.server_name,
+            any_certificate,
             ..Options::default()
         };
-        let any_certificate = self.tls_config.insecure_skip_verify;
         let family = preferred(self.preferred_ip_protocol.as_deref(), self.ip_protocol_fallback)?;
         let pass = Pass { tls, any_certificate, rcodes: Vec::new() };
         Ok(Module { kind: Kind::Http, options, timeout_ms: None, family, query_name: None, pass })

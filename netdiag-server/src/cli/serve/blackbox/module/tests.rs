@@ -30,6 +30,7 @@ fn its_own_format_is_read() {
     assert_eq!(http.options.headers, ["Host: shop.example"]);
     assert_eq!(http.family.and_then(Preferred::only), Some(Family::Ipv4));
     assert_eq!(http.pass, Pass { tls: Some(true), any_certificate: true, rcodes: Vec::new() });
+    assert!(http.options.any_certificate, "the agent goes on, too");
     let tls = modules.get("tcp_tls").unwrap();
     assert_eq!((tls.kind, tls.options.server_name.as_deref()), (Kind::Tls, Some("db.example")));
     assert_eq!(modules.get("ping").unwrap().options.bytes, Some(1_400));
