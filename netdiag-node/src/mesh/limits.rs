@@ -1,11 +1,11 @@
 //! What an agent accepts, whatever the server asks.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use netdiag_common::observation::mesh::{
     Assignment, EVERY, INTERVAL_MS, MAX_ASKERS, MAX_ATTEMPTS_PER_S, MAX_AUTHORITIES_BYTES, MAX_LEASE_MS,
-    MAX_NAME_BYTES, MAX_TARGETS, Target, TargetProbe,
+    MAX_NAME_BYTES, MAX_TARGETS, Target, TargetProbe, not_a_host,
 };
 use netdiag_common::observation::probe::MAX_PROBE_TIMEOUT_MS;
 
@@ -133,19 +133,10 @@ fn name(name: &str) -> Result<(), Refused> {
     if (1..=MAX_NAME_BYTES).contains(&name.len()) { Ok(()) } else { Err(Refused::Name(name.len())) }
 }
 
-/// One packet to these would be answered by many, or by nobody that can be named.
-fn not_a_host(address: IpAddr) -> Option<&'static str> {
-    match address {
-        _ if address.is_unspecified() => Some("it is no address"),
-        _ if address.is_multicast() => Some("it is multicast"),
-        IpAddr::V4(address) if address.is_broadcast() => Some("it is broadcast"),
-        IpAddr::V6(address) if address.is_unicast_link_local() => Some("it needs an interface"),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use netdiag_common::observation::probe::DnsRecord;
 
     use super::*;

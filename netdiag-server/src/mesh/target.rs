@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use netdiag_common::observation::mesh::MAX_AUTHORITIES_BYTES;
+use netdiag_common::observation::mesh::{MAX_AUTHORITIES_BYTES, not_a_host};
 use netdiag_common::observation::probe::{DnsRecord, MAX_PROBE_TIMEOUT_MS};
 use reqwest::Url;
 use rustls::RootCertStore;
@@ -124,6 +124,7 @@ impl FromStr for UserTarget {
         if address.port() == 0 {
             return Err(usage());
         }
+        single_host(address.ip())?;
         let aim = Aim::Tcp { host: Host::Address(address.ip()), port: address.port() };
         Ok(Self { name: name.to_owned(), aim, every: 1, timeout_ms: None })
     }
@@ -285,10 +286,19 @@ fn host_and_port(to: &str) -> Result<(Host, u16), String> {
 
 fn host(text: &str) -> Result<Host, String> {
     if let Ok(address) = text.trim_start_matches('[').trim_end_matches(']').parse() {
+        single_host(address)?;
         return Ok(Host::Address(address));
     }
     let usage = || format!("{text:?}: use an address, or a Service's whole name: NAME.NAMESPACE.svc.DOMAIN");
     service_of(text)?.ok_or_else(usage)
+}
+
+/// What agents would refuse is refused here, where only this entry is lost by it, and not a whole assignment.
+fn single_host(address: IpAddr) -> Result<(), String> {
+    match not_a_host(address) {
+        Some(why) => Err(format!("{address} is no single host: {why}")),
+        None => Ok(()),
+    }
 }
 
 /// The Service of a name of the cluster's DNS; none where it is another name.
@@ -311,11 +321,13 @@ fn name_of(host: &Host, to: &str) -> Option<String> {
     if matches!(host, Host::Service { .. }) { name } else { None }
 }
 
-/// What agents would refuse is refused here, where only this entry is lost by it.
+/// As [`single_host`]: agents take no label that begins with a hyphen, and one dot at the end.
 fn dns_name(text: &str) -> Result<String, String> {
-    let labels = text.trim_end_matches('.').split('.');
+    let labels = text.strip_suffix('.').unwrap_or(text).split('.');
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    let is_label = |label: &str| (1..=MAX_LABEL_BYTES).contains(&label.len()) && label.chars().all(is_plain);
+    let is_label = |label: &str| {
+        (1..=MAX_LABEL_BYTES).contains(&label.len()) && !label.starts_with('-') && label.chars().all(is_plain)
+    };
     if text.len() > MAX_DNS_NAME_BYTES || !labels.into_iter().all(is_label) {
         return Err(format!("{text:?} is no name to ask a DNS server for"));
     }
@@ -338,7 +350,10 @@ fn check_authorities(pem: &str) -> Result<(), String> {
 fn dns_server(text: &str) -> Result<SocketAddr, String> {
     let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS_PORT));
     let server = address.or_else(|_| text.parse::<SocketAddr>()).ok().filter(|server| server.port() > 0);
-    server.ok_or_else(|| format!("server {text:?}: use ADDRESS or ADDRESS:PORT, IPv6 with a port in brackets"))
+    let usage = || format!("server {text:?}: use ADDRESS or ADDRESS:PORT, IPv6 with a port in brackets");
+    let server = server.ok_or_else(usage)?;
+    single_host(server.ip())?;
+    Ok(server)
 }
 
 /// `2s`, `500ms`.

@@ -326,5 +326,17 @@ impl Counts {
     }
 }
 
+/// Why nobody probes this address: one packet to it would be answered by many, or by nobody that can be named. None of a single
+/// host's.
+pub fn not_a_host(address: IpAddr) -> Option<&'static str> {
+    match address {
+        _ if address.is_unspecified() => Some("it is no address"),
+        _ if address.is_multicast() => Some("it is multicast"),
+        IpAddr::V4(address) if address.is_broadcast() => Some("it is broadcast"),
+        IpAddr::V6(address) if address.is_unicast_link_local() => Some("it needs an interface"),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests;

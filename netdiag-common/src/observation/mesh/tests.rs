@@ -93,3 +93,13 @@ fn names_of_failures_are_those_of_the_wire() {
         assert_eq!(serde_json::to_value(class).unwrap(), class.name());
     }
 }
+
+#[test]
+fn what_many_or_nobody_would_answer_is_no_host() {
+    for text in ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255", "fe80::1"] {
+        assert!(not_a_host(text.parse().unwrap()).is_some(), "{text}");
+    }
+    for text in ["10.0.0.255", "127.0.0.1", "fd00::1", "2001:db8::1"] {
+        assert_eq!(not_a_host(text.parse().unwrap()), None, "{text}");
+    }
+}

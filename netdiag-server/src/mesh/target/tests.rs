@@ -37,6 +37,10 @@ fn what_is_wrong_is_told_with_its_entry() {
         ("{name: web, kind: tcp, to: 'fd00::1:80'}", "IPv6 in brackets"),
         ("{name: web, kind: tcp, to: 'web.shop.svc:80'}", "write the whole name, as web.shop.svc.cluster.local"),
         ("{name: web, kind: tcp, to: 'example.com:80'}", "a Service's whole name"),
+        ("{name: web, kind: tcp, to: '0.0.0.0:80'}", "0.0.0.0 is no single host: it is no address"),
+        ("{name: web, kind: tls, to: '[fe80::1]:443'}", "fe80::1 is no single host: it needs an interface"),
+        ("{name: web, kind: icmp, to: '224.0.0.1'}", "it is multicast"),
+        ("{name: web, kind: icmp, to: '::'}", "it is no address"),
         ("{name: web, kind: http, to: 'https://web/'}", "use http://HOST[:PORT]/PATH"),
         ("{name: web, kind: https, to: 'https://me:secret@web/'}", "a URL with a user"),
         ("{name: web, kind: http, to: 'http://web/', status: [20]}", "status 20: use 100 to 599"),
@@ -47,13 +51,18 @@ fn what_is_wrong_is_told_with_its_entry() {
         ("{name: web, kind: http, to: 'http://web/', authorities: x}", "authorities means nothing to kind http"),
         ("{name: web, kind: https, to: 'https://web/', authorities: x}", "no usable certificate"),
         ("{name: web, kind: dns, to: a..example}", "no name to ask a DNS server for"),
+        ("{name: web, kind: dns, to: '-a.example'}", "no name to ask a DNS server for"),
+        ("{name: web, kind: dns, to: 'a.example..'}", "no name to ask a DNS server for"),
         ("{name: web, kind: dns, to: a.example, record: MX}", "use A or AAAA"),
         ("{name: web, kind: dns, to: a.example, server: a}", "server \"a\": use ADDRESS"),
+        ("{name: web, kind: dns, to: a.example, server: '255.255.255.255'}", "it is broadcast"),
+        ("{name: web, kind: dns, to: a.example, server: '[ff02::fb]:5353'}", "it is multicast"),
         ("{name: 'a b', kind: icmp, to: 10.0.0.1}", "cannot name a target"),
     ] {
         let said = parse(&format!("targets:\n- {entry}\n")).unwrap_err();
         assert!(said.contains(says), "{entry}: {said}");
     }
+    assert!(parse("targets: [{name: web, kind: dns, to: 'a.example.'}]").is_ok(), "a whole name has its dot");
     assert!(parse("target: []").unwrap_err().contains("no list of targets"));
 }
 
@@ -65,6 +74,9 @@ fn targets_of_command_lines_have_plain_names_and_whole_addresses() {
     assert_eq!("v6=[fd00::1]:443".parse::<UserTarget>().unwrap().to_string(), "v6=[fd00::1]:443");
     for wrong in ["10.0.0.9:5000", "=10.0.0.9:1", "a b=10.0.0.9:1", "a/b=10.0.0.9:1", "a=10.0.0.9", "a=10.0.0.9:0"] {
         assert!(wrong.parse::<UserTarget>().is_err(), "{wrong}");
+    }
+    for wrong in ["a=0.0.0.0:80", "a=[ff02::1]:80"] {
+        assert!(wrong.parse::<UserTarget>().unwrap_err().contains("no single host"), "{wrong}");
     }
     assert!(format!("{}=10.0.0.9:1", "x".repeat(64)).parse::<UserTarget>().is_err());
 }
