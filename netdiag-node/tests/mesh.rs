@@ -194,12 +194,17 @@ fn a_url_is_asked_by_its_name_and_each_phase_has_times() {
 fn a_name_that_stands_for_what_may_not_be_probed_is_named() {
     let Some(lab) = Lab::start("meshname") else { return };
     name_server(&lab, Ipv4Addr::new(198, 51, 100, 1));
-    assign(&lab, assignment(1, vec![http("far", "http://far.shop.svc.cluster.local/", &[])]));
+    let far = || vec![http("far", "http://far.shop.svc.cluster.local/", &[])];
+    assign(&lab, assignment(1, far()));
     let round = until(&lab, "an attempt", |round| round.targets.first().is_some_and(|far| far.counts.untried > 0));
     assert_eq!(of(&round, "far").counts.told(), 0, "nothing was sent, so nothing is known: {round:?}");
     let report = look(&lab);
     let [refusal] = &report.refused[..] else { panic!("{report:?}") };
     assert!(refusal.remedy.contains("--probe-allow 198.51.100.1/32"), "{refusal:?}");
+    let next = assign(&lab, assignment(2, far()));
+    assert_eq!(next.refused, report.refused, "also before the next round has tried");
+    let without = assign(&lab, assignment(3, vec![icmp("pod", POD_ADDRESS)]));
+    assert_eq!(without.refused, [], "it is not asked for any more");
 }
 
 #[test]

@@ -109,6 +109,9 @@ impl Mesh {
         let at_work = others.filter_map(|(_, rounds)| rounds.back()).filter(|round| !round.is_ended());
         limits::check_rate(assignment, at_work.map(|round| round.assignment.attempts_per_1000s()).sum())?;
         let round = Arc::new(Round::new(assignment.clone(), now + lease));
+        if let Some(before) = askers.get(&assignment.asker).and_then(VecDeque::back) {
+            round.take_over(before);
+        }
         run::start(&self.netns, &round, (self.shares.clone(), self.proc.clone()))?;
         if !askers.contains_key(&assignment.asker) {
             let targets = assignment.targets.len();

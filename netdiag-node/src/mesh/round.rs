@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use jiff::Timestamp;
-use netdiag_common::observation::mesh::{Assignment, RefusedTarget, RoundReport, Times, empty};
+use netdiag_common::observation::mesh::{Assignment, RefusedTarget, RoundReport, Target, Times, empty};
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{End, Ended};
@@ -129,6 +129,19 @@ impl Round {
         }
     }
 
+    /// What the round before found of the same targets holds until an attempt of this one tells: a round begins without attempts,
+    /// and its first report would else name nothing.
+    pub fn take_over(&self, before: &Self) {
+        let found = before.state().refused.clone();
+        for (number, words) in found {
+            let target = &before.assignment.targets[number];
+            let is_same = |own: &Target| own.name == target.name && own.probe == target.probe;
+            if let Some(number) = self.assignment.targets.iter().position(is_same) {
+                self.state().refused.insert(number, words);
+            }
+        }
+    }
+
     /// Targets whose names stand for what the agent may not probe.
     pub fn refused(&self) -> Vec<RefusedTarget> {
         let state = self.state();
@@ -155,7 +168,7 @@ impl Round {
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
-    use netdiag_common::observation::mesh::{Target, TargetProbe};
+    use netdiag_common::observation::mesh::TargetProbe;
 
     use super::*;
 
@@ -205,6 +218,29 @@ mod tests {
         round.begin(0, Duration::ZERO);
         round.finish(0, Duration::ZERO, &Ended::told(Duration::from_micros(90), Ok(())));
         assert_eq!(round.refused(), []);
+    }
+
+    #[test]
+    fn what_a_round_found_of_a_target_is_known_to_the_next_one_until_it_finds_out_itself() {
+        let before = round(Instant::now());
+        let end = End::NotAllowed { why: "no".to_owned(), remedy: "allow it".to_owned() };
+        before.begin(0, Duration::ZERO);
+        before.finish(0, Duration::ZERO, &Ended { took: Duration::ZERO, parts: Vec::new(), end });
+        let after = |targets: Vec<Target>| {
+            let round = Round::new(Assignment { generation: 2, targets, ..before.assignment.clone() }, Instant::now());
+            round.take_over(&before);
+            round
+        };
+        let same = before.assignment.targets[0].clone();
+        let other = Target { name: "other".to_owned(), ..same.clone() };
+        let next = after(vec![other.clone(), same.clone()]);
+        assert_eq!(next.refused(), before.refused());
+        next.begin(1, Duration::ZERO);
+        next.finish(1, Duration::ZERO, &Ended::told(Duration::from_micros(90), Ok(())));
+        assert_eq!(next.refused(), []);
+        assert_eq!(after(vec![other]).refused(), [], "it is not asked for any more");
+        let probe = TargetProbe::Icmp { address: IpAddr::from([127, 0, 0, 2]) };
+        assert_eq!(after(vec![Target { probe, ..same }]).refused(), [], "its name means another target now");
     }
 
     #[test]

@@ -127,7 +127,7 @@ pub enum TargetProbe {
 pub struct MeshReport {
     pub rounds: Vec<RoundReport>,
     /// Targets of the assignment that is at work, where the agent may not send; the others are probed. What a name stands for is
-    /// known only when it was looked up.
+    /// known only when it was looked up, and is then told of later rounds too until another attempt finds otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedTarget>,
 }
