@@ -32,6 +32,12 @@ pub const LEASE_MS: u32 = 3 * ROUND_MS;
 /// Targets that users may name.
 pub const MAX_USER_TARGETS: usize = 16;
 
+/// What such a target may have between two attempts, in milliseconds. Agents count its intervals from the beginning of each round,
+/// whose end would cut any other one short.
+pub fn user_intervals_ms() -> impl Iterator<Item = u32> {
+    (INTERVAL_MS..=ROUND_MS).step_by(INTERVAL_MS as usize).filter(|ms| ROUND_MS.is_multiple_of(*ms))
+}
+
 /// What a mesh probes besides nodes, and what it has to hold.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {

@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{INTERVAL_MS, Kind, ROUND_MS};
+use super::{INTERVAL_MS, Kind, user_intervals_ms};
 
 /// Of a target's name, in bytes.
 const MAX_NAME_BYTES: usize = 63;
@@ -35,7 +35,7 @@ pub struct ProbeTarget {
     /// tcp, tls: HOST:PORT. icmp: HOST. http, https: a URL. dns: the name to ask for. A HOST is an address, or the whole name of a
     /// Service: `web.shop.svc.cluster.local`.
     pub to: String,
-    /// Between two attempts: a multiple of the mesh's own interval.
+    /// Between two attempts: one of [`user_intervals_ms`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<String>,
     /// Of one attempt.
@@ -236,13 +236,12 @@ impl ProbeTarget {
 
     fn every(&self) -> Result<u32, String> {
         let Some(text) = &self.interval else { return Ok(1) };
-        let wrong = || {
-            let (least, most) = (INTERVAL_MS / 1_000, ROUND_MS / 1_000);
-            format!("interval {text:?}: use a multiple of {least}s, {most}s at most")
+        let asked_ms = milliseconds(text);
+        let Some(interval_ms) = user_intervals_ms().find(|ms| asked_ms == Some(*ms)) else {
+            let all: Vec<String> = user_intervals_ms().map(|ms| format!("{}s", ms / 1_000)).collect();
+            return Err(format!("interval {text:?}: use one of {}", all.join(", ")));
         };
-        let interval_ms = milliseconds(text).ok_or_else(wrong)?;
-        let fits = (INTERVAL_MS..=ROUND_MS).contains(&interval_ms) && interval_ms.is_multiple_of(INTERVAL_MS);
-        if fits { Ok(interval_ms / INTERVAL_MS) } else { Err(wrong()) }
+        Ok(interval_ms / INTERVAL_MS)
     }
 
     fn timeout_ms(&self) -> Result<Option<u32>, String> {

@@ -10,7 +10,7 @@ use netdiag_common::observation::mesh::MAX_TARGETS;
 use netdiag_server::mesh::assign::{FULL_MESH_NODES, NEIGHBOURS, ZONES};
 use netdiag_server::mesh::metrics;
 use netdiag_server::mesh::plan::DNS_REPLICAS;
-use netdiag_server::mesh::{INTERVAL_MS, MAX_USER_TARGETS, ROUND_MS, TIMEOUT_MS};
+use netdiag_server::mesh::{INTERVAL_MS, MAX_USER_TARGETS, ROUND_MS, TIMEOUT_MS, user_intervals_ms};
 use simulation::Simulated;
 
 /// Two losses of ten are more than chance for a target of one in a thousand: the second attempt after the first, and its time-out.
@@ -59,11 +59,17 @@ fn page() -> String {
         .replace("{neighbours}", &NEIGHBOURS.to_string())
         .replace("{zones}", &ZONES.to_string())
         .replace("{full}", &FULL_MESH_NODES.to_string())
+        .replace("{intervals}", &intervals())
         .replace("{round_s}", &(ROUND_MS / 1_000).to_string())
         .replace("{interval_s}", &(INTERVAL_MS / 1_000).to_string())
         .replace("{timeout_s}", &(TIMEOUT_MS / 1_000).to_string())
         .replace("{dns}", &DNS_REPLICAS.to_string())
         .replace("{user}", &MAX_USER_TARGETS.to_string())
+}
+
+fn intervals() -> String {
+    let all: Vec<String> = user_intervals_ms().map(|ms| format!("{}s", ms / 1_000)).collect();
+    all.join(", ")
 }
 
 fn simulation() -> String {

@@ -44,8 +44,9 @@ fn what_is_wrong_is_told_with_its_entry() {
         ("{name: web, kind: http, to: 'https://web/'}", "use http://HOST[:PORT]/PATH"),
         ("{name: web, kind: https, to: 'https://me:secret@web/'}", "a URL with a user"),
         ("{name: web, kind: http, to: 'http://web/', status: [20]}", "status 20: use 100 to 599"),
-        ("{name: web, kind: http, to: 'http://web/', interval: 3s}", "use a multiple of 2s, 20s at most"),
-        ("{name: web, kind: http, to: 'http://web/', interval: 40s}", "use a multiple of 2s, 20s at most"),
+        ("{name: web, kind: http, to: 'http://web/', interval: 3s}", "interval \"3s\": use one of 2s, 4s, 10s, 20s"),
+        ("{name: web, kind: http, to: 'http://web/', interval: 40s}", "use one of 2s, 4s, 10s, 20s"),
+        ("{name: web, kind: http, to: 'http://web/', interval: 0s}", "use one of 2s, 4s, 10s, 20s"),
         ("{name: web, kind: http, to: 'http://web/', timeout: 6s}", "5000ms at most"),
         ("{name: web, kind: tcp, to: '10.0.0.1:80', status: [200]}", "status means nothing to kind tcp"),
         ("{name: web, kind: http, to: 'http://web/', authorities: x}", "authorities means nothing to kind http"),
@@ -64,6 +65,18 @@ fn what_is_wrong_is_told_with_its_entry() {
     }
     assert!(parse("targets: [{name: web, kind: dns, to: 'a.example.'}]").is_ok(), "a whole name has its dot");
     assert!(parse("target: []").unwrap_err().contains("no list of targets"));
+}
+
+#[test]
+fn intervals_fill_a_round_without_rest() {
+    let every = |interval: &str| {
+        let entry = format!("targets: [{{name: web, kind: icmp, to: 10.0.0.1, interval: {interval}}}]");
+        parse(&entry).map(|targets| targets[0].check().unwrap().every).ok()
+    };
+    let found = ["2s", "4000ms", "10s", "20s"].map(every);
+    assert_eq!(found, [1, 2, 5, 10].map(Some));
+    // In a round of 20 s they would have a last one of 2 s, 4 s, 8 s, and again 2 s.
+    assert_eq!(["6s", "8s", "12s", "18s"].map(every), [None; 4]);
 }
 
 #[test]
