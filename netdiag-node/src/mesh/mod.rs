@@ -25,9 +25,10 @@ mod run;
 mod schedule;
 mod tally;
 
-/// Rounds of an asker that has ended give their place to another asker after this long: by then what was still open was told,
-/// or nobody asks any more. Who looks again and again from a command line is another asker each time.
-const PLACE_KEPT_FOR: Duration = Duration::from_secs(3);
+/// Rounds of an asker that has ended give their place to another asker so long after their longest attempts may have ended: by
+/// then what was still open was told, or nobody asks any more. Who looks again and again from a command line is another asker each
+/// time.
+const PLACE_KEPT_FOR: Duration = Duration::from_secs(2);
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]

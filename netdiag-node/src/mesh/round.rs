@@ -86,10 +86,13 @@ impl Round {
         self.state().ended.is_some()
     }
 
-    /// Whether nothing was scheduled and nothing open for this long.
+    /// Whether nothing is open, and the longest attempt that it could have begun last would have ended this long ago.
     pub fn is_over_since(&self, now: Instant, this_long: Duration) -> bool {
+        let timeouts = self.assignment.targets.iter().filter_map(|target| target.timeout_ms);
+        let longest_ms = timeouts.fold(self.assignment.timeout_ms, u32::max);
+        let waits = Duration::from_millis(longest_ms.into()) + this_long;
         let state = self.state();
-        state.open == 0 && state.ended.is_some_and(|ended| now.saturating_duration_since(ended) >= this_long)
+        state.open == 0 && state.ended.is_some_and(|ended| now.saturating_duration_since(ended) >= waits)
     }
 
     /// Counts an attempt that is not made.
@@ -190,6 +193,21 @@ mod tests {
         assert!(round.end_if_over(now + Duration::from_secs(2)));
         assert!(!round.renew(now + Duration::from_secs(3)), "another round begins instead");
         assert!(round.report().ended);
+    }
+
+    #[test]
+    fn who_asked_has_time_to_ask_for_the_longest_attempts() {
+        let now = Instant::now();
+        let usual = round(now);
+        let mut assignment = usual.assignment.clone();
+        assignment.targets[0].timeout_ms = Some(5_000);
+        let slow = Round::new(assignment, now);
+        assert!(usual.end_if_over(now) && slow.end_if_over(now));
+        let is_over = |round: &Round, after_ms| {
+            round.is_over_since(now + Duration::from_millis(after_ms), Duration::from_secs(2))
+        };
+        assert!(!is_over(&usual, 2_499) && is_over(&usual, 2_500));
+        assert!(!is_over(&slow, 6_999) && is_over(&slow, 7_000));
     }
 
     #[test]

@@ -105,10 +105,17 @@ impl Rounds {
         let length_ms = ONE_SHOT_ATTEMPTS * ONE_SHOT_INTERVAL_MS;
         self.assign(source, ONE_SHOT_INTERVAL_MS, length_ms).await?;
         if source.is_live() {
-            tokio::time::sleep(Duration::from_millis(u64::from(length_ms + TIMEOUT_MS)) + SETTLE).await;
+            tokio::time::sleep(self.longest_of_once()).await;
         }
         self.look_again(source).await;
         Ok(())
+    }
+
+    /// From the first attempt of a short round until the last one has ended, at whichever target it is.
+    fn longest_of_once(&self) -> Duration {
+        let timeouts = self.settings.targets.iter().filter_map(|target| target.timeout_ms);
+        let longest_ms = timeouts.fold(TIMEOUT_MS, u32::max);
+        Duration::from_millis(u64::from(ONE_SHOT_ATTEMPTS * ONE_SHOT_INTERVAL_MS + longest_ms)) + SETTLE
     }
 
     async fn assign<S: Source>(&self, source: &S, interval_ms: u32, lease_ms: u32) -> Result<(), SourceError> {

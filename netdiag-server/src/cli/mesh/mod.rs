@@ -24,7 +24,7 @@ mod settings;
 pub(super) use settings::MeshRequest;
 use settings::Wanted;
 
-/// A round by itself takes 6 s, and agents that do not answer some more.
+/// A round by itself takes 6 s, or 10 s with the longest timeout of a target, and agents that do not answer some more.
 const PATIENCE_MS: u64 = 15_000;
 /// Between two looks at a server's mesh.
 const WATCH_EVERY: Duration = Duration::from_secs(5);

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::*;
 use crate::evidence::{Cluster, parse};
-use crate::mesh::Slo;
+use crate::mesh::{Slo, UserTarget};
 
 /// Every agent has answered half of what it was assigned in its last round, and all of those before.
 struct Agents {
@@ -131,6 +131,16 @@ async fn one_round_by_itself_shows_every_pair() {
     assert_eq!((look.rounds, look.cluster.as_str()), (1, "lab"));
     let assigned = agents.assigned.lock().unwrap();
     assert_eq!(assigned["n1"][0].lease_ms, 5_000, "it ends by itself");
+}
+
+#[test]
+fn a_short_round_waits_for_its_longest_attempts() {
+    for (timeout_ms, wait_ms) in [(None, 6_200), (Some(300), 6_200), (Some(5_000), 10_200)] {
+        let slow = UserTarget { timeout_ms, .."slow=10.0.0.9:80".parse().unwrap() };
+        let targets = vec!["web=10.0.0.9:81".parse().unwrap(), slow];
+        let rounds = Rounds::new(Settings { targets, agent_port: 9443, slo: Slo::default() });
+        assert_eq!(rounds.longest_of_once(), Duration::from_millis(wait_ms), "{timeout_ms:?}");
+    }
 }
 
 #[tokio::test]
