@@ -296,8 +296,8 @@ fn what_is_over_the_limits_is_refused_in_words_and_changes_nothing() {
     let many = (0..97).map(|n| tcp(&format!("t{n}"), POD_ADDRESS, 9443)).collect();
     let why = refused(assignment(1, many));
     assert!(why.contains("97 targets in one assignment, 96 are the limit"), "{why}");
-    let fast = (0..11).map(|n| tcp(&format!("t{n}"), POD_ADDRESS, 9443)).collect();
-    assert!(refused(assignment(1, fast)).contains("110000 attempts in 1000 s"));
+    let fast = (0..16).map(|n| tcp(&format!("t{n}"), POD_ADDRESS, 9443)).collect();
+    assert!(refused(assignment(1, fast)).contains("160000 attempts in 1000 s"));
     let of = |asker: &str| Assignment {
         asker: asker.to_owned(),
         ..assignment(1, (0..4).map(|n| icmp(&format!("t{n}"), POD_ADDRESS)).collect())
@@ -305,9 +305,9 @@ fn what_is_over_the_limits_is_refused_in_words_and_changes_nothing() {
     seen(&lab, MeshRequest::Assign(of("one")));
     seen(&lab, MeshRequest::Assign(of("two")));
     assert!(refused(of("three")).contains("2 others assign to this agent already"));
-    let more = (0..7).map(|n| icmp(&format!("t{n}"), POD_ADDRESS)).collect();
+    let more = (0..12).map(|n| icmp(&format!("t{n}"), POD_ADDRESS)).collect();
     let why = refused(Assignment { asker: "two".to_owned(), ..assignment(2, more) });
-    assert!(why.contains("110000 attempts in 1000 s together with what runs already"), "{why}");
+    assert!(why.contains("160000 attempts in 1000 s together with what runs already"), "{why}");
     let Observation::Mesh(report) = lab.agent.seen(&need(MeshRequest::Look { asker: "two".to_owned() })) else {
         panic!()
     };

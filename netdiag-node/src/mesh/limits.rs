@@ -172,6 +172,14 @@ mod tests {
     }
 
     #[test]
+    fn who_looks_beside_a_server_may_probe_as_many_targets() {
+        let kept = assignment((1..=96).map(target).collect());
+        let besides = Assignment { interval_ms: 1_000, ..kept.clone() };
+        check_rate(&besides, kept.attempts_per_1000s()).unwrap();
+        check_rate(&besides, besides.attempts_per_1000s()).unwrap_err();
+    }
+
+    #[test]
     fn what_is_over_a_limit_is_refused_with_the_limit() {
         let too_many = check(&assignment((1..=97).map(target).collect())).unwrap_err().to_string();
         assert!(too_many.starts_with("97 targets in one assignment, 96 are the limit"), "{too_many}");
@@ -181,10 +189,10 @@ mod tests {
         assert!(refusal(|a| a.asker = String::new()).starts_with("a name of 0 bytes"));
         assert!(refusal(|a| a.targets[0].name = "x".repeat(321)).starts_with("a name of 321 bytes"));
         assert_eq!(refusal(|a| a.targets.push(target(1))), "two targets are named \"t1\"");
-        let fast = Assignment { interval_ms: 100, ..assignment((1..=11).map(target).collect()) };
+        let fast = Assignment { interval_ms: 100, ..assignment((1..=16).map(target).collect()) };
         check(&fast).unwrap();
         let rate = check_rate(&fast, 0).unwrap_err().to_string();
-        assert!(rate.starts_with("110000 attempts in 1000 s") && rate.contains("100000 are the limit"), "{rate}");
+        assert!(rate.starts_with("160000 attempts in 1000 s") && rate.contains("150000 are the limit"), "{rate}");
     }
 
     #[test]

@@ -16,9 +16,9 @@ use crate::ask::{Source, SourceError};
 /// Agents answer at once; one that does not costs 1.5 s.
 const ASK_WITHIN: Duration = Duration::from_secs(10);
 /// Attempts at each target when a mesh is looked at once.
-pub const ONE_SHOT_ATTEMPTS: u32 = 5;
+const ONE_SHOT_ATTEMPTS: u32 = 5;
 /// Between two of them, in milliseconds.
-const ONE_SHOT_INTERVAL_MS: u32 = 1_000;
+pub const ONE_SHOT_INTERVAL_MS: u32 = 1_000;
 /// Looks in a round of a mesh that is kept: what breaks is seen within 5 s of its report.
 const LOOKS_PER_ROUND: u32 = 4;
 /// In larger clusters agents are asked once in a round, so that the server's work stays bounded.

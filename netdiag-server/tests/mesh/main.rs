@@ -6,10 +6,11 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use netdiag_common::observation::mesh::MAX_TARGETS;
+use netdiag_common::observation::mesh::{MAX_ATTEMPTS_PER_S, MAX_TARGETS};
 use netdiag_server::mesh::assign::{FULL_MESH_NODES, NEIGHBOURS, ZONES};
 use netdiag_server::mesh::metrics;
 use netdiag_server::mesh::plan::DNS_REPLICAS;
+use netdiag_server::mesh::rounds::ONE_SHOT_INTERVAL_MS;
 use netdiag_server::mesh::{INTERVAL_MS, MAX_USER_TARGETS, ROUND_MS, TIMEOUT_MS, user_intervals_ms};
 use simulation::Simulated;
 
@@ -26,8 +27,11 @@ fn every_target_of_a_round_fits_into_an_assignment() {
     // By TCP and ICMP, and by ICMP in the other address family.
     let most = 3 * (FULL_MESH_NODES - 1) + DNS_REPLICAS + 1 + MAX_USER_TARGETS;
     assert!(most <= MAX_TARGETS, "{most} targets");
-    // Of the 100 attempts per second that an agent makes for everybody together.
+    // As the page says.
     assert!(most * 1_000 / INTERVAL_MS as usize <= 50);
+    // An agent makes all of a server's attempts, and besides all of somebody's who looks once.
+    let per_second = |interval_ms: u32| MAX_TARGETS as u64 * 1_000 / u64::from(interval_ms);
+    assert!(per_second(INTERVAL_MS) + per_second(ONE_SHOT_INTERVAL_MS) <= MAX_ATTEMPTS_PER_S);
 }
 
 #[test]

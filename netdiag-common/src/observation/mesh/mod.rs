@@ -19,8 +19,9 @@ pub use times::{LONGEST_US, SIGNIFICANT_DIGITS, Times, TimesError, empty};
 pub const MAX_TARGETS: usize = 96;
 /// Shortest and longest time between two attempts at one target, in milliseconds.
 pub const INTERVAL_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
-/// Most attempts per second that an agent makes for all its assignments together.
-pub const MAX_ATTEMPTS_PER_S: u64 = 100;
+/// Most attempts per second that an agent makes for all its assignments together: for all targets of two assignments, one with an
+/// attempt every two seconds, as a server keeps it, and one with one in each second, as who looks besides asks for.
+pub const MAX_ATTEMPTS_PER_S: u64 = 150;
 /// Longest time that an assignment is carried out without being renewed, in milliseconds.
 pub const MAX_LEASE_MS: u32 = 600_000;
 /// A target's turn comes in every interval, or in each one of so many at most: a minute of the usual interval.
