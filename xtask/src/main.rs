@@ -33,6 +33,8 @@ enum Task {
     Setup(setup::Arguments),
     /// Build the eBPF programs with whichever toolchain is there
     Ebpf(ebpf::Arguments),
+    /// Build netdiag's image and the two static programs in it, as users install them
+    Image,
     /// Run a real Kubernetes cluster on this machine, without Docker
     #[command(subcommand)]
     Cluster(cluster::cli::Task),
@@ -56,6 +58,7 @@ fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::Ebpf(arguments) => ebpf::run(&arguments),
+        Task::Image => netdiag_image::run(),
         Task::Cluster(task) => cluster::cli::run(task),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::DemoPod(arguments) => demo::serve(&arguments),

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::image::{self, Image};
+use crate::setup::{self, Purpose};
 use crate::{command, ebpf, place};
 
 /// How the programs are compiled.
@@ -45,6 +46,15 @@ pub(crate) struct TestProgram {
     pub(crate) file: PathBuf,
     /// Which of its tests; all when it is empty.
     pub(crate) filter: &'static str,
+}
+
+/// `cargo xtask image`: what users install, for a registry of theirs, and the programs for their own machine.
+pub(crate) fn run() -> Result<()> {
+    setup::prepare(Purpose::Ebpf)?;
+    let (programs, packed) = packed(Build::Release)?;
+    println!("image   {} (OCI layout of {})", packed.archive.display(), packed.reference);
+    println!("server  {}\nagent   {}", programs.server.display(), programs.agent.display());
+    Ok(())
 }
 
 /// Compiles and packs the programs. Clusters that are made side by side wait for each other here.
