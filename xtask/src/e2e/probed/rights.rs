@@ -41,7 +41,7 @@ const ASKED: [(Option<&str>, &str, &str, &str, &str); 9] = [
     (Some("prober"), "/mcp", BY_MCP, "200", "\"well\""),
 ];
 
-/// Two accounts, of which one may probe, and reach the server as the command line does.
+/// Two accounts, of which one may probe, and reach the server as the command line does: by the roles of the manifests.
 const ACCOUNTS: &str = "
 apiVersion: v1
 kind: ServiceAccount
@@ -58,16 +58,9 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: netdiag-
 subjects: [{kind: ServiceAccount, name: prober, namespace: shop}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {name: reaches-netdiag, namespace: netdiag-system}
-rules:
-- {apiGroups: [\"\"], resources: [pods], verbs: [get, list]}
-- {apiGroups: [\"\"], resources: [pods/portforward], verbs: [get, create]}
----
-apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
-metadata: {name: reaches-netdiag, namespace: netdiag-system}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: reaches-netdiag}
+metadata: {name: netdiag-user, namespace: netdiag-system}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: netdiag-user}
 subjects: [{kind: ServiceAccount, name: prober, namespace: shop}]
 ";
 
