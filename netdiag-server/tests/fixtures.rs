@@ -9,6 +9,7 @@ use netdiag_server::ask;
 use netdiag_server::condition::{self, Read};
 use netdiag_server::correlate::{Cause, Status};
 use netdiag_server::evidence::View;
+use netdiag_server::path;
 use story::{Expected, Story, stories};
 
 #[test]
@@ -26,8 +27,9 @@ fn every_story_ends_as_it_says() {
 }
 
 #[test]
-fn every_condition_reads_what_it_declares_and_nothing_else() {
+fn conditions_and_the_symptom_read_what_they_declare_and_nothing_else() {
     let mut actual: Vec<(&str, BTreeSet<String>)> = condition::ALL.iter().map(|c| (c.code, BTreeSet::new())).collect();
+    let mut of_symptom = BTreeSet::new();
     for story in stories() {
         let ending = story.run();
         let (judged, _) = ask::judge(&ending.question, &ending.evidence).expect("it was judged before");
@@ -37,7 +39,11 @@ fn every_condition_reads_what_it_declares_and_nothing_else() {
             reads.extend(view.kinds_read().iter().map(|kind| kind.name().to_owned()));
             reads.extend(view.topics_read().iter().map(|need| need.topic.name().to_owned()));
         }
+        let mut view = View::new(&ending.evidence);
+        path::symptom(&judged.path, &mut view);
+        of_symptom.extend(view.topics_read().iter().map(|need| need.topic.name()));
     }
+    assert_eq!(of_symptom, BTreeSet::from(path::SYMPTOM_READS), "the symptom: read on the left, declared on the right");
     for (condition, (_, reads)) in condition::ALL.iter().zip(actual) {
         let declared: BTreeSet<String> = condition
             .reads

@@ -1,5 +1,6 @@
 //! Tool `get_evidence`: the readings and steps behind an earlier answer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use netdiag_common::{Netns, Reading};
@@ -12,6 +13,8 @@ use super::reply::{FULL_BYTES, Reply, input, read_only};
 use super::{Caller, State};
 use crate::answer::schema;
 use crate::ask::{Inquiry, Source, Step};
+use crate::condition::{self, Read};
+use crate::path::SYMPTOM_READS;
 
 pub const NAME: &str = "get_evidence";
 /// Readings of one page.
@@ -68,7 +71,7 @@ pub fn tool() -> Tool {
         "properties": {
             "handle": {"type": "string", "description": "Field handle of an earlier diagnose result"},
             "node": {"type": "string", "default": "", "description": "Only readings of this node"},
-            "topic": {"type": "string", "default": "", "description": "Only this topic: preflight, pods, network, sysctls, listeners, conntrack, flows, find_flows, resolver, rules, service_rules, kube_proxy, drops, probe"},
+            "topic": {"type": "string", "default": "", "description": format!("Only this topic: {}", topics())},
             "offset": {"type": "integer", "minimum": 0, "default": 0, "description": "Where the page starts; next_offset of the page before"}
         }
     });
@@ -80,6 +83,16 @@ pub fn tool() -> Tool {
         input,
         schema::of::<EvidencePage>("netdiag.evidence/v1"),
     )
+}
+
+/// What an answer may rest on: nothing else is read for one.
+fn topics() -> String {
+    let of_conditions = condition::ALL.iter().flat_map(|condition| condition.reads).filter_map(|read| match read {
+        Read::Topic(topic) => Some(*topic),
+        Read::Kind(_) => None,
+    });
+    let topics: BTreeSet<&str> = of_conditions.chain(SYMPTOM_READS).collect();
+    topics.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 pub fn call<S: Source + Send + 'static>(state: &Arc<State<S>>, arguments: JsonObject, caller: &Caller) -> Reply {

@@ -31,7 +31,9 @@ pub(crate) use named::exists;
 pub(crate) use resolve::backends;
 pub use resolve::{ResolveError, resolve, target_port_of};
 pub(crate) use symptom::{MAX_BACKEND_PROBES, MAX_CLIENT_PROBES};
-pub use symptom::{ProbeSeen, ProbeTo, Symptom, SymptomState, address_probes, dns_probe, lookups, symptom};
+pub use symptom::{
+    ProbeSeen, ProbeTo, SYMPTOM_READS, Symptom, SymptomState, address_probes, dns_probe, lookups, symptom,
+};
 
 /// What the question means in this cluster.
 #[derive(Debug, Clone)]

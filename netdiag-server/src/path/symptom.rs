@@ -30,6 +30,9 @@ const MAX_CANDIDATES: usize = 8;
 /// Hosts probed when the question names no source; the rest is named as not seen.
 pub(crate) const MAX_CLIENT_PROBES: usize = 16;
 
+/// Topics that [`symptom`] looks at, by [`Topic::name`](netdiag_common::Topic::name).
+pub const SYMPTOM_READS: [&str; 4] = ["dns", "probe", "resolver", "tcp"];
+
 /// What the probes of one path say.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Symptom {
