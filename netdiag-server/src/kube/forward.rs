@@ -1,5 +1,6 @@
 //! netdiag's server reached as kubectl port-forward does: through the API server, with the caller's own rights.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ::kube::Api;
@@ -40,7 +41,8 @@ const MAX_HELLO_BYTES: usize = 64 << 10;
 /// A ready pod of netdiag's server.
 pub struct Server {
     access: Access,
-    pod: String,
+    /// Its name; once it is gone, that of the one in its place.
+    pod: Mutex<String>,
     prover: OnceCell<Prover>,
 }
 
@@ -66,22 +68,8 @@ struct Said {
 impl Server {
     /// Looks for a ready pod; an error of the API itself concerns every other way to answer, too.
     pub async fn find(access: &Access) -> Result<Result<Self, String>, SourceError> {
-        let uri = format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={LABEL}&limit=50");
-        let pods: Pods = match list::get(access, &uri).await {
-            Ok(pods) => pods,
-            Err(error @ (RequestError::Forbidden(_) | RequestError::NotServed(_) | RequestError::Failed(_))) => {
-                return Ok(Err(error.to_string()));
-            }
-            Err(error) => return Err(error.of_source(access)),
-        };
-        let ready = pods.items.iter().find(|pod| pod.is_ready() && pod.metadata.deleted_at.is_none());
-        Ok(match (ready, pods.items.first()) {
-            (Some(pod), _) => {
-                Ok(Self { access: access.clone(), pod: pod.metadata.name.clone(), prover: OnceCell::new() })
-            }
-            (None, Some(pod)) => Err(format!("its pod {NAMESPACE}/{} is not ready", pod.metadata.name)),
-            (None, None) => Err(format!("namespace {NAMESPACE} has no pod of it")),
-        })
+        let found = ready_pod(access).await?;
+        Ok(found.map(|pod| Self { access: access.clone(), pod: Mutex::new(pod), prover: OnceCell::new() }))
     }
 
     /// One POST with JSON there and back. A server that has to know who asks, for what takes a right or since it listens beyond its
@@ -143,9 +131,9 @@ impl Server {
         patience: Duration,
         proof: Option<HeaderValue>,
     ) -> Result<(StatusCode, Bytes), ForwardError> {
-        let unreached = |why: String| ForwardError::Unreached(format!("pod {NAMESPACE}/{}: {why}", self.pod));
+        let unreached = |why: String| ForwardError::Unreached(format!("pod {NAMESPACE}/{}: {why}", self.pod()));
         let body = serde_json::to_vec(body).map_err(|error| ForwardError::Refused(error.to_string()))?;
-        let mut way = self.proven_way().await.map_err(unreached)?;
+        let mut way = self.way().await.map_err(unreached)?;
         let mut request = Request::post(path)
             .header(header::HOST, "localhost")
             .header(header::CONTENT_TYPE, "application/json")
@@ -163,12 +151,34 @@ impl Server {
         Ok((status, bytes))
     }
 
+    /// A way to the known pod, or to one that took its place since: whoever asks again and again outlives pods. Nothing was sent to the
+    /// first one then, so that nothing is sent twice.
+    async fn way(&self) -> Result<Way, String> {
+        let known = self.pod();
+        let why = match self.proven_way(&known).await {
+            Ok(way) => return Ok(way),
+            Err(why) => why,
+        };
+        match ready_pod(&self.access).await {
+            Ok(Ok(pod)) if pod != known => {
+                self.pod.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&pod);
+                self.proven_way(&pod).await
+            }
+            _ => Err(why),
+        }
+    }
+
+    fn pod(&self) -> String {
+        // A name is whole, whoever panicked.
+        self.pod.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// A way on which the server has answered something, whatever it was: an opened port-forward may carry nothing, and to
     /// find that out must not take as long as the longest answer.
-    async fn proven_way(&self) -> Result<Way, String> {
+    async fn proven_way(&self, pod: &str) -> Result<Way, String> {
         let mut last = String::new();
         for _ in 0..TRIES {
-            match Way::over(self.open().await?).await {
+            match Way::over(self.open(pod).await?).await {
                 Ok(way) => return Ok(way),
                 Err(why) => last = why,
             }
@@ -176,13 +186,31 @@ impl Server {
         Err(last)
     }
 
-    async fn open(&self) -> Result<Forwarder, String> {
+    async fn open(&self, pod: &str) -> Result<Forwarder, String> {
         let pods: Api<Pod> = Api::namespaced(self.access.client.clone(), NAMESPACE);
-        let opened = tokio::time::timeout(OPEN_TIMEOUT, pods.portforward(&self.pod, &[SERVER_PORT]))
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, pods.portforward(pod, &[SERVER_PORT]))
             .await
             .map_err(|_| format!("port-forward did not open within {} s", OPEN_TIMEOUT.as_secs()))?;
         opened.map(Forwarder).map_err(|error| format!("port-forward failed: {}", RequestError::from(error)))
     }
+}
+
+/// The name of a pod that answers, or why there is none.
+async fn ready_pod(access: &Access) -> Result<Result<String, String>, SourceError> {
+    let uri = format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={LABEL}&limit=50");
+    let pods: Pods = match list::get(access, &uri).await {
+        Ok(pods) => pods,
+        Err(error @ (RequestError::Forbidden(_) | RequestError::NotServed(_) | RequestError::Failed(_))) => {
+            return Ok(Err(error.to_string()));
+        }
+        Err(error) => return Err(error.of_source(access)),
+    };
+    let ready = pods.items.iter().find(|pod| pod.is_ready() && pod.metadata.deleted_at.is_none());
+    Ok(match (ready, pods.items.first()) {
+        (Some(pod), _) => Ok(pod.metadata.name.clone()),
+        (None, Some(pod)) => Err(format!("its pod {NAMESPACE}/{} is not ready", pod.metadata.name)),
+        (None, None) => Err(format!("namespace {NAMESPACE} has no pod of it")),
+    })
 }
 
 fn read<T: DeserializeOwned>(status: StatusCode, answer: &[u8]) -> Result<T, ForwardError> {
@@ -253,5 +281,61 @@ struct Forwarder(Portforwarder);
 impl Drop for Forwarder {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ::kube::Config;
+    use ::kube::client::Body;
+    use http::Response;
+    use tower::BoxError;
+
+    use super::*;
+
+    /// An API server that lists one pod, forwards no port, and writes down what it was asked for.
+    fn fake_access(pod: &'static str, seen: &Arc<Mutex<Vec<String>>>) -> Access {
+        let seen = seen.clone();
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let path = request.uri().path().to_owned();
+            let (code, answer) = if path.ends_with("/portforward") {
+                (404, serde_json::json!({"kind": "Status", "status": "Failure", "message": "gone", "code": 404}))
+            } else {
+                let ready = serde_json::json!({"conditions": [{"type": "Ready", "status": "True"}]});
+                (200, serde_json::json!({"items": [{"metadata": {"name": pod}, "status": ready}]}))
+            };
+            seen.lock().expect("nobody panicked").push(path);
+            let answer = Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
+            std::future::ready(answer.map_err(BoxError::from))
+        });
+        Access {
+            client: ::kube::Client::new(server, "default"),
+            context: String::new(),
+            server: String::new(),
+            config: Arc::new(Config::new("https://10.0.0.1:6443".parse().expect("an address"))),
+        }
+    }
+
+    async fn asked(known: &str, listed: &'static str) -> (String, Vec<String>) {
+        let seen = Arc::default();
+        let access = fake_access(listed, &seen);
+        let server = Server { access, pod: Mutex::new(known.to_owned()), prover: OnceCell::new() };
+        let answer: Result<serde_json::Value, _> = server.post("/v1/status", &(), Duration::from_secs(1)).await;
+        let Err(ForwardError::Unreached(why)) = answer else { panic!("no port is forwarded") };
+        let seen = seen.lock().expect("nobody panicked").clone();
+        (why, seen)
+    }
+
+    #[tokio::test]
+    async fn the_pod_that_took_its_place_is_asked() {
+        let pods = "/api/v1/namespaces/netdiag-system/pods";
+        let (why, seen) = asked("first", "second").await;
+        assert_eq!(why, "pod netdiag-system/second: port-forward failed: gone");
+        assert_eq!(seen, [format!("{pods}/first/portforward"), pods.to_owned(), format!("{pods}/second/portforward")]);
+        let (why, seen) = asked("first", "first").await;
+        assert_eq!(why, "pod netdiag-system/first: port-forward failed: gone");
+        assert_eq!(seen, [format!("{pods}/first/portforward"), pods.to_owned()]);
     }
 }
