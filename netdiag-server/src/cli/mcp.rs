@@ -1,8 +1,10 @@
 //! `netdiag mcp`: the tools for an agent, on stdin and stdout.
 
-use super::source::{self, SourceArgs};
-use super::{EXIT_HEALTHY, Failure};
-use crate::mcp::{self, State};
+use std::sync::Arc;
+
+use super::source::{self, Route, SourceArgs};
+use super::{EXIT_HEALTHY, Failure, stop};
+use crate::mcp::{self, State, StdioError};
 
 /// Serves MCP on stdin and stdout
 #[derive(Debug, clap::Args)]
@@ -12,7 +14,24 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<u8, Failure> {
-    let state = State::new(source::here(&args.source).await?, None);
-    Box::pin(mcp::serve_stdio(state)).await.map_err(|error| Failure(error.to_string()))?;
+    match source::route(&args.source).await? {
+        Route::Server(way) => {
+            let server = Arc::new(way.server);
+            let ended = tokio::select! {
+                ended = Box::pin(mcp::relay(server.clone(), rmcp::transport::stdio())) => ended.map_err(Failure::from),
+                // Clients close stdin, and send SIGTERM when that takes too long (MCP 2025-06-18, Lifecycle, Shutdown).
+                told = stop::told() => told,
+            };
+            server.withdraw().await;
+            ended?;
+        }
+        Route::Here(source) => Box::pin(mcp::serve_stdio(State::new(source, None))).await?,
+    }
     Ok(EXIT_HEALTHY)
+}
+
+impl From<StdioError> for Failure {
+    fn from(error: StdioError) -> Self {
+        Self(error.to_string())
+    }
 }

@@ -84,8 +84,8 @@ pub(super) async fn answer<A: DeserializeOwned>(
     stop::unless_told(Box::pin(here(source)), Failure).await
 }
 
-/// A source of this process: for commands that never go through the server.
-pub(super) async fn here(args: &SourceArgs) -> Result<AnySource, Failure> {
+/// A source of this process.
+async fn here(args: &SourceArgs) -> Result<AnySource, Failure> {
     let agents = args.tls_dir.as_deref().map(Agents::new).transpose()?;
     let intent = match &args.bundle {
         None => Intent::Listed(kube::connect(&args.access()).await?),

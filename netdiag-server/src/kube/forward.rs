@@ -29,6 +29,9 @@ pub const NAMESPACE: &str = "netdiag-system";
 const LABEL: &str = "app.kubernetes.io/name%3Dnetdiag";
 /// Where the server listens inside its pod, on the pod's loopback: port-forward starts there.
 pub const SERVER_PORT: u16 = 8080;
+/// The answer is JSON. MCP's endpoint answers only who takes a stream of events as well (MCP 2025-06-18, Transports, Streamable HTTP),
+/// which netdiag's never sends.
+const TAKEN: &str = "application/json, text/event-stream";
 /// An answer with all its steps is below 1 MiB; a scan of a large cluster is some.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// The API server asks the kubelet, the kubelet the container runtime.
@@ -137,6 +140,7 @@ impl Server {
         let mut request = Request::post(path)
             .header(header::HOST, "localhost")
             .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, TAKEN)
             .body(Full::new(Bytes::from(body)))
             .expect("the path is a constant");
         if let Some(proof) = proof {

@@ -16,6 +16,7 @@ use ::kube::client::{Body, ConfigExt};
 use ::kube::core::Status;
 use ::kube::{Api, Config};
 use data_encoding::HEXLOWER;
+use futures::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
@@ -210,7 +211,9 @@ async fn token(layer: &AuthLayer) -> Result<Option<HeaderValue>, String> {
         let added = request.headers().get(header::AUTHORIZATION).cloned();
         std::future::ready(Ok::<_, BoxError>(Response::new(added)))
     });
-    let answer = layer.layer(echo).oneshot(Request::new(Body::empty())).await.map_err(|error| error.to_string())?;
+    // Boxed: the compiler cannot tell otherwise that whoever waits for it may move to another thread.
+    let answer = layer.layer(echo).oneshot(Request::new(Body::empty())).boxed();
+    let answer = answer.await.map_err(|error: BoxError| error.to_string())?;
     Ok(answer.into_body().filter(|value| value.as_bytes().starts_with(b"Bearer ")))
 }
 

@@ -1,4 +1,4 @@
-//! netdiag as an MCP server: five tools over one source, by stdio and by streamable HTTP.
+//! netdiag as an MCP server: five tools over one source, by stdio and by streamable HTTP; or by stdio those of a server in the cluster.
 //!
 //! Each tool is a few lines over the library. Both protocol eras are served: sessions' `initialize` (2025-06-18,
 //! 2025-11-25) and stateless requests (2026-07-28). Nothing is kept per connection; what a later call needs has a handle.
@@ -11,6 +11,7 @@ use rmcp::model::{
     PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool,
 };
 use rmcp::service::RequestContext;
+use rmcp::transport::IntoTransport;
 use rmcp::{ErrorData, RoleServer, ServerHandler, ServiceExt};
 use tokio::sync::Semaphore;
 
@@ -22,6 +23,7 @@ mod gate;
 mod get_evidence;
 mod http;
 mod probe;
+mod relay;
 mod reply;
 mod scan;
 mod store;
@@ -30,6 +32,8 @@ pub use crate::probe::Denied;
 pub use gate::{Caller, Gate};
 pub(crate) use gate::{CallerRights, error, guard};
 pub use http::{HttpOptions, router};
+use relay::Relay;
+pub use relay::Remote;
 use reply::Reply;
 use store::Store;
 
@@ -62,8 +66,26 @@ impl<S: Source + Send + 'static> State<S> {
 
 /// Serves one client on stdin and stdout until it hangs up. Nothing else may write to stdout meanwhile.
 pub async fn serve_stdio<S: Source + Send + 'static>(state: Arc<State<S>>) -> Result<(), StdioError> {
-    let service =
-        Handler { state }.serve(rmcp::transport::stdio()).await.map_err(|error| StdioError(error.to_string()))?;
+    serve(Handler { state }, rmcp::transport::stdio()).await
+}
+
+/// The same with the tools of a server in the cluster, for a client at the other end of `transport`.
+pub async fn relay<R, T, E, A>(remote: Arc<R>, transport: T) -> Result<(), StdioError>
+where
+    R: Remote,
+    T: IntoTransport<RoleServer, E, A>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    serve(Relay::new(remote), transport).await
+}
+
+async fn serve<H, T, E, A>(handler: H, transport: T) -> Result<(), StdioError>
+where
+    H: ServerHandler,
+    T: IntoTransport<RoleServer, E, A>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let service = handler.serve(transport).await.map_err(|error| StdioError(error.to_string()))?;
     service.waiting().await.map_err(|error| StdioError(error.to_string()))?;
     Ok(())
 }
@@ -76,6 +98,14 @@ pub struct StdioError(String);
 /// All tools, always in this order.
 pub fn tools() -> Vec<Tool> {
     vec![diagnose::tool(), scan::tool(), get_evidence::tool(), explain_condition::tool(), probe::tool()]
+}
+
+/// What clients are told of the server first.
+fn info() -> ServerConfig {
+    let mut config = ServerConfig::new(ServerCapabilities::builder().enable_tools().build());
+    config.server_info = Implementation::new("netdiag", env!("CARGO_PKG_VERSION"));
+    config.instructions = Some(INSTRUCTIONS.to_owned());
+    config
 }
 
 /// One per connection or request; the state is shared.
@@ -91,10 +121,7 @@ impl<S> Clone for Handler<S> {
 
 impl<S: Source + Send + 'static> ServerHandler for Handler<S> {
     fn get_info(&self) -> ServerConfig {
-        let mut config = ServerConfig::new(ServerCapabilities::builder().enable_tools().build());
-        config.server_info = Implementation::new("netdiag", env!("CARGO_PKG_VERSION"));
-        config.instructions = Some(INSTRUCTIONS.to_owned());
-        config
+        info()
     }
 
     async fn list_tools(
