@@ -3,6 +3,7 @@
 //! of a pod; a pod's control group, other owners and marks; servers that take all bytes or break off; who may probe; scrapes as of
 //! blackbox_exporter. Then the symptoms that clients know, each injected and told by its class.
 
+mod agent;
 mod certificate;
 mod compared;
 mod entrance;

@@ -3,6 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use serde_json::Value;
 use super::super::asker;
 use super::super::observed::Space;
 use super::super::world::CLIENT;
-use super::READY_WITHIN;
+use super::{READY_WITHIN, agent};
 use crate::cluster::Cluster;
 use crate::install::Installed;
 
@@ -85,15 +86,16 @@ pub(super) fn asked(cluster: &Cluster, installed: &Installed) -> Result<Vec<Stri
     if !refused.starts_with("HTTP/1.1 401") || !refused.contains("{\"error\":\"the API server does not accept") {
         wrong.push(format!("a bearer that proves nothing is let in: {refused}"));
     }
-    wrong.extend(by_command_line(cluster, installed)?);
+    let kubeconfig = asker::kubeconfig_of(cluster, &cluster.scratch("e2e")?, "prober")?;
+    wrong.extend(by_command_line(installed, &kubeconfig)?);
+    wrong.extend(agent::answered(&installed.server, &kubeconfig)?);
     wrong.extend(logged(cluster)?);
     wrong.extend(left(cluster)?);
     Ok(wrong)
 }
 
 /// With a kubeconfig that has a token.
-fn by_command_line(cluster: &Cluster, installed: &Installed) -> Result<Option<String>> {
-    let kubeconfig = asker::kubeconfig_of(cluster, &cluster.scratch("e2e")?, "prober")?;
+fn by_command_line(installed: &Installed, kubeconfig: &Path) -> Result<Option<String>> {
     let mut probe = Command::new(&installed.server);
     probe.args(["probe", "tcp", "-c", "2", "--from", CLIENT, "--to", "service/shop/web:80", "-o", "json"]);
     let output = probe.arg("--kubeconfig").arg(kubeconfig).output().context("cannot start netdiag")?;
