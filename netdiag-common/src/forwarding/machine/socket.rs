@@ -22,6 +22,10 @@ pub(in crate::forwarding) enum PacketSocket {
     Unknown(String),
 }
 
+/// The latter since "netfilter: socket: Lookup orig tuple for IPv6 SNAT" (Linux 6.15), which some older kernels may have.
+const ANSWER_OF_IPV6: &str = "many kernels before Linux 6.15 look for the socket of an answer over IPv6 by the \
+                              translated address that it comes to, and later ones by the original address";
+
 /// `enum nft_socket_keys`
 mod key {
     pub const TRANSPARENT: u32 = 0;
@@ -59,8 +63,8 @@ impl Run<'_> {
         })
     }
 
-    /// `skb->sk`, or what `nf_sk_lookup_slow_v4` and `nf_sk_lookup_slow_v6` find. Early demultiplexing before the hook
-    /// input finds the same.
+    /// `skb->sk`, or what `nf_sk_lookup_slow_v4` and `nf_sk_lookup_slow_v6` find: for an answer to a translated source, by
+    /// the original one. Early demultiplexing before the hook input finds the same.
     pub(in crate::forwarding) fn packet_socket(&self) -> Result<PacketSocket> {
         if let Some(given) = &self.given_socket {
             return Ok(given.clone());
@@ -79,19 +83,21 @@ impl Run<'_> {
             return Ok(PacketSocket::Unknown("what an ICMP error quotes is not looked up".into()));
         }
         let Some((source, mut destination)) = self.ends(transport) else { return Ok(PacketSocket::Nothing) };
-        if self.packet.protocol == Protocol::Ipv4 {
-            match &self.tracking {
-                Tracking::Unknown(why) => return Ok(PacketSocket::Unknown(why.clone())),
-                Tracking::Tracked(tracked)
-                    if tracked.state == State::Established
-                        && tracked.entry.direction == Direction::Reply
-                        && tracked.entry.status & status::SOURCE_NAT_DONE != 0 =>
-                {
-                    let original = &tracked.entry.original;
-                    destination = Some(SocketAddr::new(original.source, original.source_port));
+        match &self.tracking {
+            Tracking::Unknown(why) => return Ok(PacketSocket::Unknown(why.clone())),
+            Tracking::Tracked(tracked)
+                if tracked.state == State::Established
+                    && tracked.entry.direction == Direction::Reply
+                    && tracked.entry.status & status::SOURCE_NAT_DONE != 0 =>
+            {
+                let original = &tracked.entry.original;
+                let original = SocketAddr::new(original.source, original.source_port);
+                if self.packet.protocol == Protocol::Ipv6 && destination != Some(original) {
+                    return Ok(PacketSocket::Unknown(ANSWER_OF_IPV6.into()));
                 }
-                _ => {}
+                destination = Some(original);
             }
+            _ => {}
         }
         let (Some(source), Some(destination)) = (source, destination) else {
             return Ok(PacketSocket::Unknown("one of its ports is not known".into()));

@@ -1,6 +1,9 @@
 //! Rules that look for a socket of this host, or give the packet to one.
 
+use std::net::IpAddr;
+
 use super::*;
+use crate::forwarding::conntrack::{Connection, Direction, Entry, Tuple, status};
 use crate::forwarding::path::Decision;
 use crate::forwarding::socket::{FoundSocket, SocketQuery, SocketState};
 
@@ -163,4 +166,65 @@ fn sockets_that_cannot_be_read_leave_both_ways_with_the_reason() {
     assert!(matches!((&paths[0].end, &paths[1].end), (End::Dropped { .. }, End::Sent { .. })), "{paths:?}");
     let Assumption::Unknown { what, .. } = &paths[0].assumptions[0] else { panic!("{paths:?}") };
     assert!(what.contains("sockets could not be read"), "{what}");
+}
+
+/// The server's answer as it comes to an address of this host, in a connection that a client began.
+fn answer(server: &str, comes_to: &str, client: &str) -> Packet {
+    let [server, comes_to, client] = [server, comes_to, client].map(|text| text.parse::<IpAddr>().unwrap());
+    let segment = tcp(80, 4242, 16);
+    let mut packet = Packet::between(Origin::Received { interface: 2 }, server, comes_to, TCP, &segment).unwrap();
+    let reply = Tuple::of(&packet).unwrap();
+    let original = Tuple { source: client, ..reply.inverted() };
+    let bits = status::CONFIRMED | status::SEEN_REPLY | status::SOURCE_NAT_DONE;
+    let (direction, masqueraded) = (Direction::Reply, Fact::Known(None));
+    let entry = Entry { direction, status: bits, mark: 0, zone: 0, original, reply, masqueraded };
+    packet.connection = Fact::Known(Connection::Existing(entry));
+    packet
+}
+
+/// Packets with a socket are dropped by rule 1, and all others by rule 2.
+fn dropping(family: Family) -> RuleState {
+    let mut state = state(vec![rule(1, socket_match(2)), rule(2, vec![verdict(Verdict::Drop)])], Vec::new());
+    let chain = state.chains.0.remove(&key("base")).unwrap();
+    let own = ChainKey { family, ..key("base") };
+    state.hooks.as_mut().unwrap().chains[0].key = own.clone();
+    state.chains.0.insert(own, chain);
+    state.tracking.0.insert(Protocol::Ipv6, true);
+    state
+}
+
+fn asked_for(source: &str, destination: &str) -> [Key; 1] {
+    let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+    [Key::Sockets(SocketQuery { protocol: TCP, source, destination, interface: 2 })]
+}
+
+#[test]
+fn the_socket_of_an_answer_to_a_translated_source_is_that_of_the_original_one() {
+    let asked = missing(&dropping(Family::Ip), &answer("10.0.0.2", "10.0.0.9", "10.0.0.1"));
+    assert_eq!(asked, asked_for("10.0.0.2:80", "10.0.0.1:4242"));
+}
+
+#[test]
+fn whose_socket_an_answer_over_ipv6_has_depends_on_the_kernel_where_its_source_was_translated() {
+    let state = dropping(Family::Ip6);
+    let paths = done(&state, &answer("fd02::2", "fd01::9", "fd01::1")).paths;
+    let rules = paths.iter().map(|path| match &path.end {
+        End::Dropped { by } => by.handle,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(rules.collect::<Vec<_>>(), [Some(1), Some(2), Some(2)]);
+    let Assumption::Unknown { what, .. } = &paths[0].assumptions[0] else { panic!("{paths:?}") };
+    assert!(what.contains("before Linux 6.15"), "{what}");
+    // Nothing was translated.
+    let asked = missing(&state, &answer("fd02::2", "fd01::1", "fd01::1"));
+    assert_eq!(asked, asked_for("[fd02::2]:80", "[fd01::1]:4242"));
+}
+
+#[test]
+fn the_socket_of_a_packet_whose_connection_is_not_known_is_not_looked_up() {
+    let mut packet = answer("fd02::2", "fd01::1", "fd01::1");
+    packet.connection = Fact::Unknown("conntrack could not be read".into());
+    let paths = done(&dropping(Family::Ip6), &packet).paths;
+    let Assumption::Unknown { what, .. } = &paths[0].assumptions[0] else { panic!("{paths:?}") };
+    assert!(what.contains("conntrack could not be read"), "{what}");
 }
