@@ -25,6 +25,8 @@ const INET_DIAG_SKV6ONLY: u16 = 11;
 const INET_DIAG_MARK: u16 = 15;
 /// `INET_DIAG_SOCKOPT` of linux/inet_diag.h.
 const INET_DIAG_SOCKOPT: u16 = 22;
+/// `idiag_timer` of sockets in `TCP_TIME_WAIT`, and of no others (`inet_twsk_diag_fill`, Linux 6.18).
+const TIME_WAIT_TIMER: u8 = 3;
 /// Bit field `transparent` of `struct inet_diag_sockopt`, the sixth of its first byte.
 const TRANSPARENT: u8 = if cfg!(target_endian = "little") { 1 << 5 } else { 1 << 2 };
 /// Bit of `TCP_LISTEN`.
@@ -115,6 +117,9 @@ pub(crate) struct Taker {
     pub inode: u64,
     /// `TCP_*` of net/tcp_states.h; a connection that is being opened is in `TCP_SYN_RECV` here.
     pub state: u8,
+    /// It was closed here first, and is in `TCP_TIME_WAIT` for the kernel, while `state` is `TCP_FIN_WAIT2` until its
+    /// other end has closed it, too (`tw_substate`).
+    pub is_time_wait: bool,
     /// `IP_TRANSPARENT`; none where the kernel does not say (Linux 5.10).
     pub transparent: Option<bool>,
     /// `SO_MARK`; none for those who may not see it (`CAP_NET_ADMIN`).
@@ -165,6 +170,7 @@ fn parse_taker(payload: &[u8]) -> Option<Taker> {
         remote: (remote.port() != 0).then_some(remote),
         inode: u64::from(int(fixed, 68)?),
         state: fixed[1],
+        is_time_wait: fixed[2] == TIME_WAIT_TIMER,
         transparent: find(INET_DIAG_SOCKOPT).and_then(<[u8]>::first).map(|options| options & TRANSPARENT != 0),
         mark: find(INET_DIAG_MARK).and_then(|value| int(value, 0)),
         device: int(fixed, 40)?,
@@ -267,6 +273,16 @@ mod tests {
         bytes.extend(attribute(INET_DIAG_MARK, &7_u32.to_ne_bytes()));
         let told = parse_taker(&bytes).unwrap();
         assert_eq!((told.transparent, told.mark), (Some(true), Some(7)));
+    }
+
+    #[test]
+    fn a_socket_that_waits_for_its_other_end_to_close_is_told_by_its_timer() {
+        let mut bytes = message(IPV4, &[127, 0, 0, 1], 80, 5_000);
+        // `TCP_FIN_WAIT2`, with a process still, and without one.
+        bytes[1] = 5;
+        assert!(!parse_taker(&bytes).unwrap().is_time_wait);
+        bytes[2] = TIME_WAIT_TIMER;
+        assert!(parse_taker(&bytes).unwrap().is_time_wait);
     }
 
     #[test]

@@ -19,10 +19,10 @@ pub(super) fn found(query: &SocketQuery) -> Fact<Vec<FoundSocket>> {
 }
 
 fn socket(taker: Taker) -> FoundSocket {
-    // `TCP_SYN_RECV`, `TCP_TIME_WAIT`
     let state = match taker.state {
+        _ if taker.is_time_wait => SocketState::Closed,
+        // `TCP_SYN_RECV`
         3 => SocketState::Opening,
-        6 => SocketState::Closed,
         _ => SocketState::Whole,
     };
     let hidden = |what: &str| match state {
@@ -38,9 +38,13 @@ fn socket(taker: Taker) -> FoundSocket {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{SocketAddr, TcpListener};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
 
     use super::*;
+
+    /// Longer than an acknowledgement is put off.
+    const PATIENCE: Duration = Duration::from_secs(10);
 
     #[test]
     fn a_socket_of_this_test_is_found_with_its_options() {
@@ -55,5 +59,25 @@ mod tests {
         assert!(matches!(socket.transparent, Fact::Known(false) | Fact::Unknown(_)), "{socket:?}");
         drop(listener);
         assert_eq!(found(&query), Fact::Known(Vec::new()));
+    }
+
+    #[test]
+    fn a_connection_that_was_closed_here_alone_has_no_whole_socket() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, source) = listener.accept().unwrap();
+        let query = SocketQuery { protocol: 6, source, destination: server.local_addr().unwrap(), interface: 1 };
+        let state = || match found(&query) {
+            Fact::Known(sockets) => sockets.first().map(|socket| (socket.remote, socket.state)),
+            Fact::Unknown(why) => panic!("{why}"),
+        };
+        assert_eq!(state(), Some((Some(source), SocketState::Whole)));
+        drop(server);
+        let began = Instant::now();
+        while state() != Some((Some(source), SocketState::Closed)) {
+            assert!(began.elapsed() < PATIENCE, "{:?}", state());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(client);
     }
 }
