@@ -122,22 +122,40 @@ fn only_its_sender_knows_to_whom_a_packet_went_that_may_be_switched_or_routed() 
     assert_eq!(ends(&state, &packet()), [to(3)]);
 }
 
-#[test]
-fn whom_its_sender_gave_a_packet_to_decides_where_its_frame_is_not_known() {
-    let mut state = bridged(Vec::new(), BRIDGE, false);
-    // The bridge's own address, which pods have as their router.
+/// 10.0.0.254 is an address of this host, which pods have as their router.
+fn with_own_address(mut state: RuleState) -> RuleState {
     let own = TableKey { protocol: Protocol::Ipv4, table: 255 };
     let main = TableKey { protocol: Protocol::Ipv4, table: 254 };
     let Some(RouteTable::Whole(routes)) = state.routing.tables.0.get(&main) else { panic!("no main table") };
     let local = TableRoute { destination: "10.0.0.254/32".parse().unwrap(), kind: 2, ..routes[0].clone() };
     state.routing.tables.0.insert(own, RouteTable::Whole(vec![local]));
-    let hops_left = |next_hop: &str| -> Vec<u8> {
-        let mut packet = packet();
-        packet.next_hop = Some(next_hop.parse().unwrap());
-        done(&state, &packet).paths.iter().map(|path| path.packet.hops_left()).collect()
-    };
-    assert_eq!(hops_left("10.0.0.2"), [64]);
-    assert_eq!(hops_left("10.0.0.254"), [63]);
+    state
+}
+
+/// Of a packet whose sender gave it to this host or another one: 64 where it is switched, 63 where it is routed.
+fn hops_left(state: &RuleState, next_hop: &str) -> Vec<u8> {
+    let mut packet = packet();
+    packet.next_hop = Some(next_hop.parse().unwrap());
+    done(state, &packet).paths.iter().map(|path| path.packet.hops_left()).collect()
+}
+
+#[test]
+fn whom_its_sender_gave_a_packet_to_decides_where_its_frame_is_not_known() {
+    let state = with_own_address(bridged(Vec::new(), BRIDGE, false));
+    assert_eq!(hops_left(&state, "10.0.0.2"), [64]);
+    assert_eq!(hops_left(&state, "10.0.0.254"), [63]);
+}
+
+#[test]
+fn a_router_that_this_host_reaches_elsewhere_may_be_behind_the_bridge_too() {
+    let mut state = with_own_address(bridged(Vec::new(), 3, false));
+    assert_eq!(hops_left(&state, "10.0.0.2"), [64, 63]);
+    assert_eq!(hops_left(&state, "10.0.0.254"), [63]);
+    // No route leads there.
+    let main = TableKey { protocol: Protocol::Ipv4, table: 254 };
+    let Some(RouteTable::Whole(routes)) = state.routing.tables.0.get_mut(&main) else { panic!("no main table") };
+    routes[0].destination = "10.0.0.0/30".parse().unwrap();
+    assert_eq!(hops_left(&state, "192.0.2.1"), [64, 63]);
 }
 
 #[test]

@@ -8,7 +8,7 @@
 
 use std::net::IpAddr;
 
-use super::route::{Routed, is_behind, route, route_to};
+use super::route::{Routed, is_behind, is_own, route, route_to};
 use super::{Plan, hook, routed};
 use crate::forwarding::bridge::{Between, Bridge};
 use crate::forwarding::machine::{Result, Run};
@@ -108,9 +108,10 @@ fn translated(run: &mut Run<'_>, bridge: &Bridge) -> Result<Next> {
     })
 }
 
-/// By its Ethernet address. Where that is not known, by the host that its sender gave it to: whoever is not behind this bridge is this
-/// host, or one that it answers for. Where that is not known either, a packet whose destination is not behind this bridge had to be given
-/// to this host; of any other one, nobody but its sender knows.
+/// By its Ethernet address. Where that is not known, by the host that its sender gave it to: one behind this bridge, or
+/// this host. One that is neither by the routes of this host may be behind the bridge all the same, which needs no address
+/// here, or this host answers for it. Where that is not known either, a packet whose destination is not behind this bridge
+/// had to be given to this host. Of all others, nobody but their sender knows.
 fn is_for_host(run: &mut Run<'_>, bridge: &Bridge) -> Result<bool> {
     let destination = run.packet.destination();
     let frame: Option<[u8; 6]> = run.packet.link.get(..6).and_then(|to| to.try_into().ok());
@@ -125,9 +126,10 @@ fn is_for_host(run: &mut Run<'_>, bridge: &Bridge) -> Result<bool> {
     if let Some(to) = frame {
         return Ok(bridge.own.contains(&to));
     }
-    if let Some(next_hop) = run.packet.next_hop {
-        return Ok(!is_behind(run, next_hop, bridge.index)?);
-    }
     let question = format!("its sender gave the packet to another host at bridge {}, and not to this one", bridge.name);
-    Ok(!(is_behind(run, destination, bridge.index)? && run.decide(&question)))
+    let is_for_another = match run.packet.next_hop {
+        Some(hop) => is_behind(run, hop, bridge.index)? || (!is_own(run, hop)? && run.decide(&question)),
+        None => is_behind(run, destination, bridge.index)? && run.decide(&question),
+    };
+    Ok(!is_for_another)
 }

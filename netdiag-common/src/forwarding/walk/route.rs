@@ -28,10 +28,20 @@ pub(super) fn route_to(run: &mut Run<'_>, destination: IpAddr) -> Result<Routed>
 
 /// Whether this host itself would send there by this interface. Nothing is decided by that.
 pub(super) fn is_behind(run: &Run<'_>, destination: IpAddr, interface: u32) -> Result<bool> {
+    let ways = ways_to(run, destination)?;
+    Ok(ways.iter().any(|way| matches!(way.route, Route::Forward { interface: by, .. } if by == interface)))
+}
+
+/// Whether it is an address of this host. Nothing is decided by that, either.
+pub(super) fn is_own(run: &Run<'_>, destination: IpAddr) -> Result<bool> {
+    let ways = ways_to(run, destination)?;
+    Ok(ways.iter().all(|way| matches!(way.route, Route::Local { .. })))
+}
+
+fn ways_to(run: &Run<'_>, destination: IpAddr) -> Result<Vec<Answer>> {
     // With a source, none is chosen.
     let query = RouteQuery { source: Some(run.packet.source()), ..to(destination) };
-    let answers = routing::answers(run.state, &query)?;
-    Ok(answers.iter().any(|answer| matches!(answer.route, Route::Forward { interface: by, .. } if by == interface)))
+    Ok(routing::answers(run.state, &query)?)
 }
 
 /// By the address and nothing else.
