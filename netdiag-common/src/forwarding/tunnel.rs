@@ -1,9 +1,11 @@
 //! Tunnels: in which outer packet a device sends what it is given, and which device takes that packet apart.
 //!
-//! Decided by what rtnetlink tells of devices, neighbours and forwarding databases. What else decides is not guessed but named
-//! ([`Untold`]): programs that say with each packet where it goes, several ends that get copies, tunnels whose parameters rtnetlink
-//! does not tell. Not modelled, and not said: VXLAN's extensions (GBP, GPE), on which both ends have to agree, devices that were
-//! moved here from another namespace, and devices that take packets for several Ethernet addresses (macvlan) above a tunnel's.
+//! Decided by what rtnetlink tells of devices, neighbours and forwarding databases. What else decides is not guessed but
+//! named ([`Untold`]): programs that say with each packet where it goes, several ends that get copies, tunnels whose
+//! parameters rtnetlink does not tell, outer packets that are packed once more, and those that are routed by a mark of the
+//! device's own. Not modelled, and not said: VXLAN's extensions (GBP, GPE), on which both ends have to agree, devices that
+//! were moved here from another namespace, and devices that take packets for several Ethernet addresses (macvlan) above a
+//! tunnel's.
 
 use std::net::IpAddr;
 
@@ -97,12 +99,22 @@ pub fn packed(network: &Network, link: &Link, hop: Hop<'_>) -> Packed {
                 format!("a program says with each packet where {name} sends it"),
                 "ask the network plugin for its tunnels, as `cilium-dbg bpf tunnel list` and `ovs-ofctl dump-flows` do",
             ),
+            Some(tunnel) if tunnel.encapsulated => unknown(
+                format!("what {name} packs is packed once more (FOU, GUE, MPLS), which is not evaluated"),
+                &format!("look at `ip -d link show {name}` for its `encap`, and at `ip fou show` on both nodes"),
+            ),
             _ => unknown(
                 format!("to whom {name} sends what it packs is not told for devices of type {}", link.kind),
                 "look with `tcpdump` at both nodes whether what one sends comes to the other",
             ),
         };
     };
+    if let Some(mark) = tunnel.mark {
+        return unknown(
+            format!("{name} routes what it sends by a mark of its own, {mark:#x}, which is not evaluated"),
+            &format!("ask for that route: `ip route get` with the other end and `mark {mark:#x}`"),
+        );
+    }
     let sent = |destination: IpAddr, mac: Option<&str>| Outer {
         encapsulation,
         source: tunnel.local,
@@ -251,6 +263,7 @@ fn speaks(tunnel: &Tunnel, destination: IpAddr) -> bool {
     tunnel.external || is_ipv4 == destination.is_ipv4()
 }
 
+/// Devices that send in UDP take what comes without it all the same: `ipip_rcv` does not ask for that (Linux 6.18).
 fn by_ends(network: &Network, arrived: Arrived) -> Unpacked<'_> {
     let Arrived { source, destination, .. } = arrived;
     let is_for = |tunnel: &Tunnel| {
@@ -276,9 +289,9 @@ fn by_ends(network: &Network, arrived: Arrived) -> Unpacked<'_> {
     }
 }
 
-/// None where they are not told, or each packet brings its own.
+/// None where they are not told, each packet brings its own, or they are not all that it is packed by.
 fn parameters(link: &Link) -> Option<(&Tunnel, Encapsulation)> {
-    let tunnel = link.tunnel.as_ref().filter(|tunnel| !tunnel.external)?;
+    let tunnel = link.tunnel.as_ref().filter(|tunnel| !tunnel.external && !tunnel.encapsulated)?;
     let encapsulation = match (link.kind.as_str(), tunnel.id, tunnel.port) {
         ("vxlan", Some(vni), Some(port)) => Encapsulation::Vxlan { vni, port },
         ("geneve", Some(vni), Some(port)) => Encapsulation::Geneve { vni, port },

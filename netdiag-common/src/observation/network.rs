@@ -83,6 +83,12 @@ pub struct Tunnel {
     /// The device that outer packets leave by, where it is fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lower_index: Option<u32>,
+    /// Outer packets are packed once more: in UDP (FOU, GUE), or with labels of MPLS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encapsulated: bool,
+    /// IPIP, SIT, GRE: by which the route of outer packets is looked up, whatever mark they have (`fwmark`); none: by 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<u32>,
 }
 
 /// One line of `bridge fdb`: where frames to an Ethernet address go.

@@ -1,8 +1,8 @@
 //! A packet filter stops the outer packets of the overlay between two nodes.
 
 use jiff::Timestamp;
-use netdiag_common::Netns;
 use netdiag_common::observation::rules::Hook;
+use netdiag_common::{Gap, GapReason, Netns};
 
 use super::between::pairs;
 use super::host_firewall_drops_path::{place, whose, words};
@@ -76,6 +76,11 @@ fn judge(path: &Path, view: &mut View) -> Verdict {
         let mut is_cut = false;
         for direction in &directions {
             tunnels = true;
+            if direction.entrance.tunnel.encapsulated && crossing.met != Met::GotThrough {
+                view.leave_open(packed_once_more(direction));
+                dark = true;
+                continue;
+            }
             let (blocked, is_dark) = blocked(direction, crossing.met, view);
             dark |= is_dark;
             is_cut |= !blocked.is_empty();
@@ -182,6 +187,19 @@ pub(super) fn blocked(direction: &Tunnelled, met: Met, view: &mut View) -> (Vec<
         break;
     }
     (found, dark)
+}
+
+/// What the rules would have to be walked for is not told.
+fn packed_once_more(direction: &Tunnelled) -> Gap {
+    let Tunnelled { from, to, entrance, .. } = direction;
+    let device = &entrance.link.name;
+    Gap {
+        what: format!("whether nodes {from} and {to} let packets of {device} pass"),
+        node: Some((*from).to_owned()),
+        reason: GapReason::Failed,
+        why: format!("what {device} packs is packed once more (FOU, GUE, MPLS), and by which port is not read"),
+        remedy: format!("look at `ip -d link show {device}` for its `encap`, and at rules of both nodes for its port"),
+    }
 }
 
 fn counted(packets: Option<u64>, node: &str, at: Timestamp) -> Option<Proof> {

@@ -51,7 +51,7 @@ pub fn outer(network: &Network, entrance: Entrance<'_>, address: IpAddr) -> Opti
     let Way::Known(Route { gateway, .. }) = way(network, address) else { return None };
     // Such a device has no neighbours: without another end, it sends to the route's gateway itself (`ip_tunnel_xmit`, "NBMA tunnel",
     // net/ipv4/ip_tunnel.c).
-    if protocol == Some(Protocol::Ipip) {
+    if link.kind == "ipip" {
         return gateway.map(|destination| Outer { destination, ..base });
     }
     let hop = gateway.unwrap_or(address);
@@ -64,6 +64,8 @@ pub fn outer(network: &Network, entrance: Entrance<'_>, address: IpAddr) -> Opti
 
 fn protocol(link: &Link, tunnel: &Tunnel) -> Option<Protocol> {
     match (link.kind.as_str(), tunnel.port) {
+        // In UDP, whose port is not told (FOU, GUE), or with labels of MPLS.
+        _ if tunnel.encapsulated => None,
         ("ipip", _) => Some(Protocol::Ipip),
         (_, Some(_)) => Some(Protocol::Udp),
         _ => None,
@@ -94,4 +96,23 @@ pub fn exit<'n>(network: &'n Network, entrance: Entrance<'_>, address: Option<Ip
         let link = network.links.iter().find(|link| link.name == entrance.link.name)?;
         link.tunnel.as_ref().map(|tunnel| Entrance { link, tunnel })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipip_in_udp_is_not_looked_for_as_ipip() {
+        let carries = |encapsulated: bool| {
+            let remote = Some("172.30.0.12".parse().unwrap());
+            let tunnel = Tunnel { remote, encapsulated, ..Tunnel::default() };
+            let link = Link { kind: "ipip".to_owned(), ..Link::default() };
+            let entrance = Entrance { link: &link, tunnel: &tunnel };
+            let outer = outer(&Network::default(), entrance, "10.244.2.3".parse().unwrap()).unwrap();
+            (Some(outer.destination) == remote, outer.protocol)
+        };
+        assert_eq!(carries(false), (true, Some(Protocol::Ipip)));
+        assert_eq!(carries(true), (true, None));
+    }
 }

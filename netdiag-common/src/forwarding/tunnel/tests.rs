@@ -109,6 +109,17 @@ fn ipip_without_another_end_sends_to_the_next_hop() {
     assert_eq!((to(None), to(Some(NODE))), ("10.244.2.0".to_owned(), NODE.to_owned()));
 }
 
+#[test]
+fn ipip_in_udp_and_by_a_mark_is_not_known_for_ipip() {
+    let unknown = |tunnel: Tunnel, wanted: &str| {
+        let why = why(sends(&link(DEVICE, "tun-a", "ipip", Some(tunnel)), Vec::new(), None));
+        assert!(why.starts_with("unknown: ") && why.contains(wanted), "{wanted:?} is not in {why:?}");
+    };
+    let to_node = Tunnel { remote: Some(address(NODE)), ..Tunnel::default() };
+    unknown(Tunnel { encapsulated: true, ..to_node.clone() }, "what tun-a packs is packed once more (FOU");
+    unknown(Tunnel { mark: Some(7), ..to_node }, "by a mark of its own, 0x7");
+}
+
 fn takes(links: Vec<Link>, encapsulation: Encapsulation, has_socket: bool) -> String {
     let (source, destination) = (address("172.30.0.11"), address(NODE));
     let mac = (encapsulation != Encapsulation::Ipip).then(|| MAC.to_owned());
@@ -170,6 +181,9 @@ fn ipip_is_taken_by_the_device_that_says_most() {
     ];
     assert_eq!(takes(all, Encapsulation::Ipip, false), "pair");
     assert_eq!(takes(vec![ipip("tunl0", None, None)], Encapsulation::Ipip, false), "tunl0");
+    let in_udp = Tunnel { remote: Some(address("172.30.0.11")), encapsulated: true, ..Tunnel::default() };
+    let in_udp = link(DEVICE, "tun-a", "ipip", Some(in_udp));
+    assert_eq!(takes(vec![ipip("tunl0", None, None), in_udp], Encapsulation::Ipip, false), "tun-a");
     let dropped = takes(vec![ipip("other", None, Some("172.30.0.13"))], Encapsulation::Ipip, false);
     assert!(dropped.starts_with("dropped: no device of type ipip"), "{dropped}");
 }

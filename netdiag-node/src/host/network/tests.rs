@@ -121,11 +121,26 @@ fn tunnels_tell_what_both_ends_agree_on() {
 
     let ipip = link("ipip", &[(1, &0u32.to_ne_bytes()), (2, &[10, 0, 0, 1]), (3, &[0, 0, 0, 0])]).unwrap();
     assert_eq!((ipip.local, ipip.remote, ipip.lower_index), (Some("10.0.0.1".parse().unwrap()), None, None));
+    assert_eq!((ipip.encapsulated, ipip.mark), (false, None));
     let gre = link("gre", &[(5, &7u32.to_be_bytes()), (7, &[10, 0, 0, 2])]).unwrap();
     assert_eq!((gre.id, gre.remote), (Some(7), Some("10.0.0.2".parse().unwrap())));
     let geneve = link("geneve", &[(1, &0u32.to_ne_bytes()), (5, &6_081u16.to_be_bytes()), (6, &[])]).unwrap();
     assert_eq!((geneve.id, geneve.port, geneve.external), (None, Some(6_081), true));
     assert_eq!(link("veth", &[]), None);
+}
+
+#[test]
+fn tunnels_tell_that_they_pack_once_more_and_by_which_mark_they_route() {
+    let tunnel = |kind: &str, settings: &[(u16, &[u8])]| {
+        let tunnel = tunnel::tunnel(kind, &link_info(kind.as_bytes(), settings)).unwrap();
+        (tunnel.encapsulated, tunnel.mark)
+    };
+    // As the kernel lists `ip link add tun0 type ipip … encap fou encap-dport 5556 fwmark 7`, and without them.
+    assert_eq!(tunnel("ipip", &[(15, &1u16.to_ne_bytes()), (20, &7u32.to_ne_bytes())]), (true, Some(7)));
+    assert_eq!(tunnel("ipip", &[(15, &0u16.to_ne_bytes()), (20, &0u32.to_ne_bytes())]), (false, None));
+    assert_eq!(tunnel("gre", &[(14, &2u16.to_ne_bytes()), (20, &7u32.to_ne_bytes())]), (true, Some(7)));
+    // Flags, which have the number that IPIP has for the type.
+    assert_eq!(tunnel("gre", &[(14, &0u16.to_ne_bytes()), (15, &1u16.to_ne_bytes())]), (false, None));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netdiag_common::observation::network::Tunnel;
 
-use super::{address, attributes, int};
+use super::{address, attributes, int, short};
 
 /// What an attribute below `IFLA_INFO_DATA` says; numbers are those of linux/if_link.h and linux/if_tunnel.h (Linux 6.18).
 #[derive(Clone, Copy)]
@@ -19,6 +19,9 @@ enum Field {
     Learning,
     External,
     Lower,
+    /// `TUNNEL_ENCAP_*`
+    Encapsulated,
+    Mark,
 }
 
 const VXLAN: &[(u16, Field)] = &[
@@ -34,9 +37,23 @@ const VXLAN: &[(u16, Field)] = &[
 ];
 const GENEVE: &[(u16, Field)] =
     &[(1, Field::Id), (2, Field::Remote), (5, Field::Port), (6, Field::External), (7, Field::Remote)];
-const IPTUN: &[(u16, Field)] = &[(1, Field::Lower), (2, Field::Local), (3, Field::Remote), (19, Field::External)];
-const GRE: &[(u16, Field)] =
-    &[(1, Field::Lower), (5, Field::Key), (6, Field::Local), (7, Field::Remote), (18, Field::External)];
+const IPTUN: &[(u16, Field)] = &[
+    (1, Field::Lower),
+    (2, Field::Local),
+    (3, Field::Remote),
+    (15, Field::Encapsulated),
+    (19, Field::External),
+    (20, Field::Mark),
+];
+const GRE: &[(u16, Field)] = &[
+    (1, Field::Lower),
+    (5, Field::Key),
+    (6, Field::Local),
+    (7, Field::Remote),
+    (14, Field::Encapsulated),
+    (18, Field::External),
+    (20, Field::Mark),
+];
 
 /// None when a link of this kind is no tunnel, or rtnetlink does not tell its parameters.
 pub(super) fn tunnel(kind: &str, link_info: &[u8]) -> Option<Tunnel> {
@@ -63,6 +80,8 @@ pub(super) fn tunnel(kind: &str, link_info: &[u8]) -> Option<Tunnel> {
             // A byte or a flag without bytes: `IFLA_VXLAN_COLLECT_METADATA` is the first, Geneve's and the others' the second.
             Field::External => tunnel.external = value.first().is_none_or(|on| *on != 0),
             Field::Lower => tunnel.lower_index = int(value, 0).filter(|index| *index != 0),
+            Field::Encapsulated => tunnel.encapsulated = short(value, 0).is_some_and(|kind| kind != 0),
+            Field::Mark => tunnel.mark = int(value, 0).filter(|mark| *mark != 0),
         }
     }
     if tunnel.external {
