@@ -208,7 +208,17 @@ mod tests {
     fn entry(protocol: u8, status: u32) -> Entry {
         let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let ends = FlowTuple { source: nowhere, destination: nowhere, source_port: 0, destination_port: 0 };
-        Entry { protocol, original: ends, reply: ends, status, state: None, expires_s: None, zone: 0, mark: 0 }
+        Entry {
+            protocol,
+            original: ends,
+            reply: ends,
+            status,
+            state: None,
+            unacknowledged: false,
+            expires_s: None,
+            zone: 0,
+            mark: 0,
+        }
     }
 
     fn now() -> Timestamp {

@@ -291,6 +291,7 @@ mod tests {
             reply: tuple(Ipv4Addr::new(10, 244, 0, endpoint).into(), 53, client, client_port),
             status: status | DESTINATION_REWRITTEN,
             state: None,
+            unacknowledged: false,
             expires_s: Some(expires_s),
             zone: 0,
             mark: 0,

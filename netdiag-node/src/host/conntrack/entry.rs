@@ -35,6 +35,11 @@ pub(super) const DESTINATION_PORT: u16 = 3;
 const PROTOINFO_TCP: u16 = 1;
 const PROTOINFO_SCTP: u16 = 3;
 const PROTOINFO_STATE: u16 = 1;
+// `enum ctattr_protoinfo_tcp`: a `struct nf_ct_tcp_flags` each
+const TCP_FLAGS_ORIGINAL: u16 = 4;
+const TCP_FLAGS_REPLY: u16 = 5;
+/// `IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED` (`include/uapi/linux/netfilter/nf_conntrack_tcp.h`)
+const DATA_UNACKNOWLEDGED: u8 = 0x10;
 
 /// `enum ip_conntrack_status`
 const SEEN_REPLY: u32 = 1 << 1;
@@ -77,6 +82,8 @@ pub(crate) struct Entry {
     pub status: u32,
     /// The protocol's own number for the state; see [`state_name`].
     pub state: Option<u8>,
+    /// TCP: when the latest packet had passed, data of one side waited for the other's acknowledgement.
+    pub unacknowledged: bool,
     pub expires_s: Option<u32>,
     pub zone: u16,
     pub mark: u32,
@@ -85,13 +92,13 @@ pub(crate) struct Entry {
 /// None when a tuple is missing or is not one of IPv4 or IPv6: the kernel always writes both.
 pub(crate) fn parse(payload: &[u8]) -> Option<Entry> {
     let (mut original, mut reply) = (None, None);
-    let (mut status, mut state, mut expires_s, mut zone, mut mark) = (0, None, None, None, 0);
+    let (mut status, mut protocol_info, mut expires_s, mut zone, mut mark) = (0, None, None, None, 0);
     for (kind, value) in attributes(payload.get(GENERIC_HEADER_BYTES..)?) {
         match kind {
             TUPLE_ORIGINAL => original = Some(parse_tuple(value)?),
             TUPLE_REPLY => reply = Some(parse_tuple(value)?),
             STATUS => status = number(value)?,
-            PROTOINFO => state = parse_state(value),
+            PROTOINFO => protocol_info = parse_protocol_info(value),
             TIMEOUT => expires_s = Some(number(value)?),
             MARK => mark = number(value)?,
             ZONE => zone = Some(port(value)?),
@@ -99,12 +106,14 @@ pub(crate) fn parse(payload: &[u8]) -> Option<Entry> {
         }
     }
     let (original, reply) = (original?, reply?);
+    let (state, unacknowledged) = protocol_info.unzip();
     Some(Entry {
         protocol: original.protocol,
         original: original.ends,
         reply: reply.ends,
         status,
         state,
+        unacknowledged: unacknowledged.unwrap_or_default(),
         expires_s,
         // The zone of both directions, or else of the first packet's only (`nft … ct original zone set`).
         zone: zone.or(original.zone).unwrap_or(0),
@@ -150,10 +159,16 @@ fn parse_tuple(bytes: &[u8]) -> Option<Tuple> {
     Some(Tuple { protocol: protocol?, ends, zone })
 }
 
-fn parse_state(bytes: &[u8]) -> Option<u8> {
-    let (_, inside) = attributes(bytes).find(|(kind, _)| matches!(*kind, PROTOINFO_TCP | PROTOINFO_SCTP))?;
+/// The state, and whether data of TCP is unacknowledged (`tcp_to_nlattr`, `net/netfilter/nf_conntrack_proto_tcp.c`).
+fn parse_protocol_info(bytes: &[u8]) -> Option<(u8, bool)> {
+    let (protocol, inside) = attributes(bytes).find(|(kind, _)| matches!(*kind, PROTOINFO_TCP | PROTOINFO_SCTP))?;
     let (_, state) = attributes(inside).find(|(kind, _)| *kind == PROTOINFO_STATE)?;
-    state.first().copied()
+    let is_waiting = |(kind, flags): (u16, &[u8])| {
+        matches!(kind, TCP_FLAGS_ORIGINAL | TCP_FLAGS_REPLY)
+            && flags.first().is_some_and(|flags| flags & DATA_UNACKNOWLEDGED != 0)
+    };
+    let unacknowledged = protocol == PROTOINFO_TCP && attributes(inside).any(is_waiting);
+    Some((*state.first()?, unacknowledged))
 }
 
 /// The kernel's word for a state, or its number when it is newer than this table.
@@ -210,6 +225,7 @@ fn port(bytes: &[u8]) -> Option<u16> {
 mod tests {
     use super::*;
     use crate::host::conntrack::recorded;
+    use crate::host::netlink::attribute;
 
     #[test]
     fn translated_entry_shows_both_directions() {
@@ -229,6 +245,21 @@ mod tests {
         assert_eq!((echo.original.source_port, echo.original.destination_port), (0, 0));
         let zoned = entries.iter().find(|e| e.zone == 7).unwrap();
         assert_eq!((zoned.protocol, zoned.mark), (17, 0x2a));
+    }
+
+    #[test]
+    fn unacknowledged_data_of_either_side_is_told() {
+        let parsed = |protocol: u16, original: u8, reply: u8| {
+            let state = attribute(PROTOINFO_STATE, &[3]);
+            let original = attribute(TCP_FLAGS_ORIGINAL, &[original, 0]);
+            let reply = attribute(TCP_FLAGS_REPLY, &[reply, 0]);
+            parse_protocol_info(&attribute(protocol, &[state, original, reply].concat()))
+        };
+        // Window scaling, selective acknowledgements and `IP_CT_TCP_FLAG_MAXACK_SET` are besides.
+        assert_eq!(parsed(PROTOINFO_TCP, 0x23, 0x23), Some((3, false)));
+        assert_eq!(parsed(PROTOINFO_TCP, 0x33, 0x23), Some((3, true)));
+        assert_eq!(parsed(PROTOINFO_TCP, 0x23, 0x33), Some((3, true)));
+        assert_eq!(parsed(PROTOINFO_SCTP, 0x33, 0x33), Some((3, false)), "these are others there");
     }
 
     #[test]

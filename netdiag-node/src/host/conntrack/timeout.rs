@@ -35,11 +35,19 @@ impl Timeouts {
         let get = |name: &str| self.0.get(name).copied();
         match Protocol::from_number(entry.protocol)? {
             Protocol::Tcp => {
-                // With retransmissions or unacknowledged data a state's timeout is cut to one of these, and the entry does
-                // not say that it was (`nf_conntrack_tcp_packet`).
-                let cut = get("tcp_timeout_max_retrans").max(get("tcp_timeout_unacknowledged"));
+                // With retransmissions, unacknowledged data or a closed window a state's timeout is cut to one of these. An entry
+                // with less time left may be cut, or idle and near its end (`nf_conntrack_tcp_packet`).
+                let retransmitted = get("tcp_timeout_max_retrans");
+                let unacknowledged = get("tcp_timeout_unacknowledged");
+                let cut = retransmitted.max(unacknowledged);
                 let whole = get(&format!("tcp_timeout_{}", state_name(entry.protocol, entry.state?).to_lowercase()))?;
-                (cut.is_none_or(|cut| remaining > cut || whole <= cut)).then_some(whole)
+                if cut.is_none_or(|cut| remaining > cut || whole <= cut) {
+                    return Some(whole);
+                }
+                // The entry says so itself of unacknowledged data, but not by which of both, nor that a reset, which leaves less
+                // still, came after it.
+                let is_cut = entry.unacknowledged && remaining > get("tcp_timeout_close")?;
+                cut.filter(|_| is_cut && retransmitted == unacknowledged)
             }
             Protocol::Udp if entry.is_assured() => get("udp_timeout_stream"),
             Protocol::Udp => get("udp_timeout"),
@@ -65,6 +73,7 @@ mod tests {
             ("nf_conntrack_udp_timeout_stream", "120"),
             ("nf_conntrack_tcp_timeout_established", "86400"),
             ("nf_conntrack_tcp_timeout_time_wait", "120"),
+            ("nf_conntrack_tcp_timeout_close", "10"),
             ("nf_conntrack_tcp_timeout_max_retrans", "300"),
             ("nf_conntrack_tcp_timeout_unacknowledged", "300"),
         ];
@@ -74,7 +83,17 @@ mod tests {
     fn entry(protocol: u8, status: u32, state: Option<u8>, expires_s: u32) -> Entry {
         let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let ends = FlowTuple { source: nowhere, destination: nowhere, source_port: 0, destination_port: 0 };
-        Entry { protocol, original: ends, reply: ends, status, state, expires_s: Some(expires_s), zone: 0, mark: 0 }
+        Entry {
+            protocol,
+            original: ends,
+            reply: ends,
+            status,
+            state,
+            unacknowledged: false,
+            expires_s: Some(expires_s),
+            zone: 0,
+            mark: 0,
+        }
     }
 
     #[test]
@@ -89,6 +108,17 @@ mod tests {
     #[test]
     fn shortened_timeout_is_not_taken_for_a_long_silence() {
         assert_eq!(timeouts().latest_packet_s(&entry(6, 0b110, Some(3), 299)), None);
+    }
+
+    #[test]
+    fn unacknowledged_data_tells_that_the_timeout_was_shortened() {
+        let unacknowledged = |expires_s| Entry { unacknowledged: true, ..entry(6, 0b110, Some(3), expires_s) };
+        assert_eq!(timeouts().latest_packet_s(&unacknowledged(299)), Some(1));
+        assert_eq!(timeouts().latest_packet_s(&unacknowledged(180)), Some(120));
+        assert_eq!(timeouts().latest_packet_s(&unacknowledged(9)), None, "a reset may have shortened it once more");
+        let mut differing = timeouts();
+        differing.0.insert("tcp_timeout_max_retrans".to_owned(), 250);
+        assert_eq!(differing.latest_packet_s(&unacknowledged(240)), None, "it may be either");
     }
 
     #[test]
