@@ -14,6 +14,8 @@ use crate::evidence::Cluster;
 
 /// An entry without a packet for longer ends by itself (`nf_conntrack_udp_timeout` is 30 s).
 const IN_USE_S: u32 = 30;
+/// A socket sends what nobody acknowledges again after at most this time (`TCP_RTO_MAX`, `include/net/tcp.h`).
+const TCP_IN_USE_S: u32 = 120;
 
 pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, drift: &mut NodeDrift) {
     let snapshot = match readings.get(&Need::host(drift.node.as_str(), Topic::Flows)) {
@@ -23,18 +25,21 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
         Some(Reading::Unavailable { gap }) => return drift.gaps.push(gap.clone()),
         _ => return drift.gaps.push(node::unasked(&drift.node, "tracked flows")),
     };
-    let is_kept = |flow: &&Flow| is_used(flow) || is_orphaned(cluster, pods, flow);
-    let (knows_ages, mut ageless) = (knows_ages(snapshot), 0);
+    let mut ageless = 0;
     let mut kept: BTreeMap<(Protocol, SocketAddr, SocketAddr), Vec<&Flow>> = BTreeMap::new();
-    for flow in snapshot.outdated.iter().filter(is_kept) {
-        if !knows_ages {
-            ageless += 1;
-            continue;
+    for flow in snapshot.outdated.iter().filter(|flow| !flow.is_offloaded()) {
+        let lost = flow.protocol().filter(|protocol| is_lost(cluster, pods, flow, *protocol));
+        let Some(protocol) = lost else { continue };
+        match flow.latest_packet_s {
+            None if protocol == Protocol::Udp => {}
+            None => ageless += 1,
+            Some(age_s) if age_s > in_use_s(protocol) => {}
+            Some(_) => {
+                let asked = SocketAddr::new(flow.original.destination, flow.original.destination_port);
+                let endpoint = SocketAddr::new(flow.reply.source, flow.reply.source_port);
+                kept.entry((protocol, asked, endpoint)).or_default().push(flow);
+            }
         }
-        let Some(protocol) = flow.protocol() else { continue };
-        let asked = SocketAddr::new(flow.original.destination, flow.original.destination_port);
-        let endpoint = SocketAddr::new(flow.reply.source, flow.reply.source_port);
-        kept.entry((protocol, asked, endpoint)).or_default().push(flow);
     }
     for ((protocol, asked, endpoint), flows) in kept {
         let (count, latest) = (flows.len(), flows.iter().filter_map(|flow| flow.latest_packet_s).min());
@@ -56,10 +61,11 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
     }
     if ageless > 0 {
         let why = format!(
-            "{ageless} established connections go to addresses that no pod has, and whether they are in use is not known: the \
-             timeouts that tell when an entry had its latest packet were not read"
+            "{ageless} established connections go to addresses that no pod has, and whether they are in use is not known: no \
+             timeout that was read tells when they had their latest packet"
         );
-        drift.gaps.push(gap(&drift.node, "tracked flows", why, "`conntrack -L -p tcp` on the node lists them"));
+        let remedy = "look twice with `conntrack -L` on the node: packets put up the time that an entry has left";
+        drift.gaps.push(gap(&drift.node, "tracked flows", why, remedy));
     }
     let listed = snapshot.outdated.len() as u64;
     if snapshot.outdated_flows > listed {
@@ -71,34 +77,26 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
     }
 }
 
-/// Ages come from timeouts that are read together: where no flow has one, they were not. Then a flow without an age says nothing.
-fn knows_ages(snapshot: &FlowSnapshot) -> bool {
-    snapshot.outdated.iter().any(|flow| flow.latest_packet_s.is_some())
-        || snapshot.mappings.iter().any(|mapping| mapping.latest_packet_s.is_some())
+/// How old the latest packet of an entry that somebody uses is at most.
+fn in_use_s(protocol: Protocol) -> u32 {
+    if protocol == Protocol::Tcp { TCP_IN_USE_S } else { IN_USE_S }
 }
 
-/// A socket of UDP that keeps its port is kept from the endpoints that rules lead to.
-fn is_used(flow: &Flow) -> bool {
-    flow.protocol() == Some(Protocol::Udp)
-        && !flow.is_offloaded()
-        && flow.latest_packet_s.is_some_and(|age_s| age_s <= IN_USE_S)
+/// What is sent by such an entry is lost. A socket of UDP that keeps its port is kept from the endpoints that rules lead to.
+fn is_lost(cluster: &Cluster, pods: &Pods<'_>, flow: &Flow, protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Udp => true,
+        Protocol::Tcp | Protocol::Sctp => is_orphaned(cluster, pods, flow),
+        _ => false,
+    }
 }
 
 /// A connection ends with its pod, and a new one has a new port: what is established to an address of the pod network that no pod
-/// and no EndpointSlice has was never told of the end. Where ages are known and this one has none, data of TCP is not
-/// acknowledged: then the kernel cuts the entry's timeout, and the time since its latest packet is not known
-/// (`nf_conntrack_tcp_packet`).
+/// and no EndpointSlice has was never told of the end.
 fn is_orphaned(cluster: &Cluster, pods: &Pods<'_>, flow: &Flow) -> bool {
     let endpoint = flow.reply.source;
-    let is_used = match flow.protocol() {
-        Some(Protocol::Tcp) => flow.latest_packet_s.is_none_or(|age_s| age_s <= IN_USE_S),
-        Some(Protocol::Sctp) => flow.latest_packet_s.is_some_and(|age_s| age_s <= IN_USE_S),
-        _ => false,
-    };
     let is_of_pods = || cluster.nodes.iter().flat_map(|node| &node.spec.pod_cidrs).any(|net| net.contains(&endpoint));
-    is_used
-        && flow.state.as_deref() == Some("ESTABLISHED")
-        && !flow.is_offloaded()
+    flow.state.as_deref() == Some("ESTABLISHED")
         && cluster.pods.gap().is_none()
         && is_of_pods()
         && !pods.is_listed(endpoint)
