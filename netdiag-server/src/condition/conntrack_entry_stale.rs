@@ -163,7 +163,7 @@ fn on_node<'e>(path: &Path, service: &Service, client: &Client, view: &mut View<
     let mut stale: Vec<Stale> = Vec::new();
     for flow in used {
         let endpoint = SocketAddr::new(flow.reply.source, flow.reply.source_port);
-        if path.backends.iter().any(|known| known.address == endpoint.ip() && known.port == endpoint.port()) {
+        if is_backend(path, endpoint) {
             continue;
         }
         match stale.iter_mut().find(|known| known.endpoint == endpoint) {
@@ -180,8 +180,32 @@ fn on_node<'e>(path: &Path, service: &Service, client: &Client, view: &mut View<
     match stale.is_empty() {
         false => Node::Stale(stale),
         true if snapshot.outdated_flows > listed || !snapshot.limits.is_empty() => incomplete(client, snapshot, view),
-        true => Node::Fine,
+        true => undated(path, client, snapshot, view),
     }
+}
+
+/// Whether an entry is in use shows in its age alone.
+fn undated<'e>(path: &Path, client: &Client, snapshot: &FlowSnapshot, view: &mut View<'e>) -> Node<'e> {
+    let mut count = 0;
+    for flow in snapshot.outdated.iter().filter(|flow| is_meant(path, client, flow)) {
+        let endpoint = SocketAddr::new(flow.reply.source, flow.reply.source_port);
+        let is_undated = flow.latest_packet_s.is_none() && !flow.is_offloaded();
+        if is_undated && !is_backend(path, endpoint) && gone(&client.node, endpoint, view).is_some() {
+            count += 1;
+        }
+    }
+    if count == 0 {
+        return Node::Fine;
+    }
+    let why = format!(
+        "{count} entries lead to endpoints that are gone, and whether they are in use is not known: no timeout that was read \
+         tells when they had their latest packet"
+    );
+    leave_open(client, why, view)
+}
+
+fn is_backend(path: &Path, endpoint: SocketAddr) -> bool {
+    path.backends.iter().any(|known| known.address == endpoint.ip() && known.port == endpoint.port())
 }
 
 /// Asked from everywhere, every client of the node speaks for it.
@@ -293,6 +317,10 @@ fn incomplete<'e>(client: &Client, snapshot: &FlowSnapshot, view: &mut View<'e>)
     } else {
         snapshot.limits.join("; ")
     };
+    leave_open(client, why, view)
+}
+
+fn leave_open<'e>(client: &Client, why: String, view: &mut View<'e>) -> Node<'e> {
     view.leave_open(Gap {
         what: format!("tracked flows of node {} that lead to endpoints that are gone", client.node),
         node: Some(client.node.clone()),

@@ -25,14 +25,14 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
         Some(Reading::Unavailable { gap }) => return drift.gaps.push(gap.clone()),
         _ => return drift.gaps.push(node::unasked(&drift.node, "tracked flows")),
     };
-    let mut ageless = 0;
+    let (mut ageless_flows, mut ageless_connections) = (0, 0);
     let mut kept: BTreeMap<(Protocol, SocketAddr, SocketAddr), Vec<&Flow>> = BTreeMap::new();
     for flow in snapshot.outdated.iter().filter(|flow| !flow.is_offloaded()) {
         let lost = flow.protocol().filter(|protocol| is_lost(cluster, pods, flow, *protocol));
         let Some(protocol) = lost else { continue };
         match flow.latest_packet_s {
-            None if protocol == Protocol::Udp => {}
-            None => ageless += 1,
+            None if protocol == Protocol::Udp => ageless_flows += 1,
+            None => ageless_connections += 1,
             Some(age_s) if age_s > in_use_s(protocol) => {}
             Some(_) => {
                 let asked = SocketAddr::new(flow.original.destination, flow.original.destination_port);
@@ -59,13 +59,18 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
             rule: "connection tracking".to_owned(),
         });
     }
-    if ageless > 0 {
-        let why = format!(
-            "{ageless} established connections go to addresses that no pod has, and whether they are in use is not known: no \
-             timeout that was read tells when they had their latest packet"
-        );
-        let remedy = "look twice with `conntrack -L` on the node: packets put up the time that an entry has left";
-        drift.gaps.push(gap(&drift.node, "tracked flows", why, remedy));
+    for (ageless, go) in [
+        (ageless_flows, "UDP flows go where the node's rules do not lead"),
+        (ageless_connections, "established connections go to addresses that no pod has"),
+    ] {
+        if ageless > 0 {
+            let why = format!(
+                "{ageless} {go}, and whether they are in use is not known: no timeout that was read tells when they had their \
+                 latest packet"
+            );
+            let remedy = "look twice with `conntrack -L` on the node: packets put up the time that an entry has left";
+            drift.gaps.push(gap(&drift.node, "tracked flows", why, remedy));
+        }
     }
     let listed = snapshot.outdated.len() as u64;
     if snapshot.outdated_flows > listed {

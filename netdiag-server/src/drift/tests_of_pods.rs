@@ -164,16 +164,19 @@ fn bridge_that_bypasses_the_filter_is_named() {
 
 #[test]
 fn flow_in_use_that_no_rule_would_make_is_named() {
-    let flow = |protocol: u8, latest: u32| {
+    let flow = |protocol: u8, latest: Option<u32>| {
         json!({"protocol_number": protocol, "status": 8, "latest_packet_s": latest, "zone": 0, "mark": 0,
                "original": {"source": "10.244.1.2", "source_port": 40000, "destination": "10.96.0.10", "destination_port": 53},
                "reply": {"source": "10.244.2.9", "source_port": 53, "destination": "10.244.1.2", "destination_port": 40000}})
     };
-    let found = World { outdated: json!([flow(17, 3)]), ..World::default() }.one();
+    let found = World { outdated: json!([flow(17, Some(3))]), ..World::default() }.one();
     assert_eq!((found.kind, found.service.as_str()), (Kind::Flow, "kube-system/dns:dns"));
     assert_eq!(found.found, "1 go to 10.244.2.9:53, the latest packet 3 s ago");
     assert_eq!(found.entrance.expect("an address").to_string(), "10.96.0.10:53/udp");
-    World { outdated: json!([flow(17, 60), flow(6, 3)]), ..World::default() }.none();
+    World { outdated: json!([flow(17, Some(60)), flow(6, Some(3))]), ..World::default() }.none();
+    let drift = drift_of(&World { outdated: json!([flow(17, None), flow(17, None)]), ..World::default() }.readings());
+    assert_eq!((drift.differences, drift.gaps.len()), (vec![], 1));
+    assert!(drift.gaps[0].why.starts_with("2 UDP flows go where the node's rules do not lead"), "{:?}", drift.gaps);
 }
 
 #[test]
