@@ -24,7 +24,7 @@ pub const CONDITION: Condition = Condition {
                 there instead, or are dropped",
         how_we_know: "the best route to the pod is not the one that the rest of its node's pod range has, or it is the network of an \
                       interface that does not lead to that node; no node of the cluster is its gateway; or kube-proxy's rules of the \
-                      client's node drop what goes to a range of Services that holds the pod, or translate the pod's own address",
+                      client's node drop what goes to a range of Services that holds the pod, or translate or refuse the pod's own address",
         silent_when: "the route is the whole pod range's own, to whichever gateway, or that of a single address; the more specific \
                       route leads by a node of the cluster or by the device that the whole pod range has (blocks, as some plugins \
                       announce them); pods and nodes share one network; policy routing decides; the ranges overlap where the path has no \

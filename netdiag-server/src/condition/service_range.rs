@@ -1,19 +1,20 @@
 //! A range of Services that holds pods: kube-proxy takes packets to such a pod for packets to a Service.
 //!
-//! In nftables mode it drops what goes to an address of a ServiceCIDR that no Service has (`cluster-ips-check`,
-//! `pkg/proxy/nftables/proxier.go`, Kubernetes 1.36); in every mode it translates what goes to a Service's address and port.
+//! In nftables mode it refuses what goes to a cluster IP and was not translated, and drops what goes to an address of a ServiceCIDR
+//! that no Service has (`cluster-ips-check`, `pkg/proxy/nftables/proxier.go`, Kubernetes 1.36); in every mode it translates what goes
+//! to a Service's address and port.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use netdiag_common::Netns;
 use netdiag_common::observation::rules::{Chain, Hook, Match, Rule, Ruleset, Table, Verdict};
 use netdiag_common::observation::service_rules::ServiceAction;
+use netdiag_common::{Gap, GapReason, Netns};
 
 use super::between::pairs;
 use super::trace::{Met, Packets, dropped, probe_of};
-use crate::evidence::object::{Object, Pod};
+use crate::evidence::object::{Object, Pod, Service};
 use crate::evidence::{Look, ObjectRef, View};
 use crate::finding::{Fate, Finding, Fix, Impact, Proof};
 use crate::listing::named;
@@ -23,8 +24,13 @@ use crate::path::{Backend, Client, Path};
 const REASONS: &[&str] = &["NETFILTER_DROP"];
 /// Of nftables mode alone. A table is listed even where its rules are too many to be read.
 const KUBE_PROXY_TABLE: &str = "kube-proxy";
+/// The set of it that has the cluster IPs.
+const CLUSTER_IPS: &str = "cluster-ips";
 /// Endpoints told of the Service that gets the packets.
 const MAX_NAMED: usize = 3;
+/// What helps where a Service and a pod have one address.
+const APART: &str = "give the Service an address outside of the pods' range: delete it and make it anew, after the range of Services \
+                     or the pods' range was changed so that they share no address";
 
 /// Whether kube-proxy takes packets for pods of the path.
 pub enum Taken {
@@ -92,8 +98,9 @@ fn look(path: &Path, client: &Client, backend: &Backend, pod: &Pod, view: &mut V
 fn translated(path: &Path, client: &Client, backend: &Backend, pod: &Pod, view: &mut View) -> Found {
     let Some(service) = view.cluster().service_by_address(backend.address) else { return Found::No };
     let rules = match view.service_rules(&client.node, &Netns::Host) {
-        Look::Seen(rules) => rules,
-        Look::Absent(_) => return Found::No,
+        Look::Seen(rules) if rules.value.hooked => rules,
+        // Packets get to none of them.
+        Look::Seen(_) | Look::Absent(_) => return Found::No,
         Look::Dark => return Found::Dark,
     };
     let Some(rule) = rules.value.find(backend.address, path.protocol, backend.port) else { return Found::No };
@@ -124,8 +131,7 @@ fn translated(path: &Path, client: &Client, backend: &Backend, pod: &Pod, view: 
         ],
         subjects: vec![service, pod],
         predicts: &[],
-        fix: "give the Service an address outside of the pods' range: delete it and make it anew, after the range of Services or the \
-              pods' range was changed so that they share no address",
+        fix: APART,
     }))
 }
 
@@ -143,8 +149,24 @@ fn in_range(path: &Path, client: &Client, backend: &Backend, pod: &Pod, view: &m
         return if is_cut { Found::Dark } else { Found::No };
     };
     let (node, address) = (&client.node, backend.address);
+    let refusing = match (rule.before(address), view.cluster().service_by_address(address)) {
+        (Before::Refuses(refusing), Some(service)) => Some((refusing, service)),
+        (Before::Asks(refusing), Some(service)) => match view.service_rules(node, &Netns::Host) {
+            Look::Seen(known) if known.value.entries.iter().any(|entry| entry.address == address) => {
+                Some((refusing, service))
+            }
+            Look::Seen(_) | Look::Absent(_) => return disagreeing(node, address, view),
+            Look::Dark => return Found::Dark,
+        },
+        (Before::Refuses(_), None) | (Before::Passes, Some(_)) => return disagreeing(node, address, view),
+        (Before::Asks(_) | Before::Passes, None) => None,
+    };
+    if let Some((refusing, service)) = refusing {
+        let proofs = rule.proofs(refusing, node, rules.at);
+        return refused(path, client, backend, pod, service, proofs, view);
+    }
     let mut subjects = Vec::new();
-    let mut proofs = rule.proofs(node, rules.at);
+    let mut proofs = rule.proofs(rule.rule, node, rules.at);
     if let Look::Seen(ranges) = view.service_cidrs() {
         for range in ranges.value.iter() {
             let Some(net) = range.spec.cidrs.iter().find(|net| net.contains(&address)) else { continue };
@@ -161,11 +183,7 @@ fn in_range(path: &Path, client: &Client, backend: &Backend, pod: &Pod, view: &m
             proofs.push(Proof::intended(owner.reference(), view.now(), text));
         }
     }
-    let source = client.addresses.iter().copied().find(|own| own.is_ipv4() == address.is_ipv4());
-    let destination = SocketAddr::new(address, backend.port);
-    let protocol = path.protocol;
-    let packets = source.map(|source| Packets { source, destination, protocol });
-    proofs.extend(packets.and_then(|packets| dropped(view, node, &packets, REASONS)));
+    proofs.extend(packets(path, client, backend).and_then(|packets| dropped(view, node, &packets, REASONS)));
     Found::Hit(Box::new(Hit {
         claim: format!(
             "the range of Services {} holds {address}, {whose}: on node {node} kube-proxy drops new connections to it, as to an \
@@ -181,12 +199,72 @@ fn in_range(path: &Path, client: &Client, backend: &Backend, pod: &Pod, view: &m
     }))
 }
 
+/// The rule against ports that a Service does not have meets the pod's address, which is a cluster IP, too.
+fn refused(
+    path: &Path,
+    client: &Client,
+    backend: &Backend,
+    pod: &Pod,
+    service: &Service,
+    mut proofs: Vec<Proof>,
+    view: &mut View,
+) -> Found {
+    let (node, socket) = (&client.node, SocketAddr::new(backend.address, backend.port));
+    let (service, pod) = (service.reference(), pod.reference());
+    let has = format!("its cluster IP is {}", backend.address);
+    proofs.push(Proof::intended(&service, view.now(), has));
+    proofs.push(Proof::intended(&pod, view.now(), format!("status.podIPs has {}", backend.address)));
+    proofs.extend(packets(path, client, backend).and_then(|packets| dropped(view, node, &packets, REASONS)));
+    Found::Hit(Box::new(Hit {
+        claim: format!(
+            "{service} has the cluster IP {}, which is {pod}'s address, too: on node {node} kube-proxy refuses new connections to \
+             {socket}, as to ports of a cluster IP that it does not translate",
+            backend.address
+        ),
+        subjects: vec![service, pod],
+        proofs,
+        // The own host's packet filter says so to its own programs.
+        predicts: &[Fate::Refused, Fate::NotPermitted],
+        fix: APART,
+    }))
+}
+
+/// Whose address it is decides what the rules do, and there are two answers to it.
+fn disagreeing(node: &str, address: IpAddr, view: &mut View) -> Found {
+    let family = if address.is_ipv4() { "ip" } else { "ip6" };
+    view.leave_open(Gap {
+        what: format!("what kube-proxy's rules on node {node} do with packets to {address}"),
+        node: Some(node.to_owned()),
+        reason: GapReason::Failed,
+        why: format!("they and the API do not agree on whether a Service has {address}"),
+        remedy: format!(
+            "ask again; `nft list set {family} {KUBE_PROXY_TABLE} {CLUSTER_IPS}` on the node lists what they refuse"
+        ),
+    });
+    Found::Dark
+}
+
+fn packets(path: &Path, client: &Client, backend: &Backend) -> Option<Packets> {
+    let destination = SocketAddr::new(backend.address, backend.port);
+    let source = client.addresses.iter().copied().find(|own| own.is_ipv4() == destination.is_ipv4())?;
+    Some(Packets { source, destination, protocol: path.protocol })
+}
+
 /// The rule that drops packets to a range.
 struct Unallocated<'r> {
     table: &'r Table,
     chain: &'r Chain,
     rule: &'r Rule,
     net: IpNet,
+}
+
+/// What the rules before it do with packets to one address.
+enum Before<'r> {
+    /// They refuse them: it is a cluster IP.
+    Refuses(&'r Rule),
+    /// They refuse them if the set of cluster IPs has it, and the rules were read without the set's elements.
+    Asks(&'r Rule),
+    Passes,
 }
 
 /// kube-proxy's against this address, when packets of this hook come to it.
@@ -220,9 +298,24 @@ fn leads_to(table: &Table, hook: Hook, name: &str) -> bool {
     bases.any(|base| base.rules.iter().any(jumps))
 }
 
-impl Unallocated<'_> {
-    fn proofs(&self, node: &str, at: Timestamp) -> Vec<Proof> {
-        let Self { table, chain, rule, .. } = self;
+impl<'r> Unallocated<'r> {
+    fn before(&self, address: IpAddr) -> Before<'r> {
+        let before = self.chain.rules.iter().take_while(|rule| rule.handle != self.rule.handle);
+        for rule in before.filter(|rule| matches!(rule.verdict, Verdict::Reject { .. })) {
+            match &rule.matches[..] {
+                [Match::Destination { nets, negated: false }] if nets.iter().any(|net| net.contains(&address)) => {
+                    return Before::Refuses(rule);
+                }
+                [Match::Other { text }] if text.ends_with(&format!("@{CLUSTER_IPS}")) => return Before::Asks(rule),
+                _ => {}
+            }
+        }
+        Before::Passes
+    }
+
+    /// Of this rule or of one before it.
+    fn proofs(&self, rule: &Rule, node: &str, at: Timestamp) -> Vec<Proof> {
+        let Self { table, chain, .. } = self;
         let place = format!("table {} {}, chain {}, handle {}", table.family, table.name, chain.name, rule.handle);
         let mut proofs = vec![Proof::programmed("packet filter", node, at, format!("{place}: {}", rule.text))];
         if let Some(counter) = rule.counter.filter(|counter| counter.packets > 0) {
