@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use netdiag_common::observation::rules::{Backend, BaseChain, Chain, Hook, Table, Verdict};
 
-use super::entry::{ERROR_TARGET, Entry, Starts, split};
+use super::entry::{ERROR_TARGET, Entry, Starts, between};
 use super::sockopt::{Blob, Family, HOOKS};
 use crate::host::ReadError;
 use crate::host::budget::Budget;
@@ -20,13 +20,15 @@ pub(super) const HOOK_NAMES: [(&str, Hook); HOOKS] = [
 pub(super) fn parse(family: Family, name: &str, blob: &Blob, budget: &mut Budget) -> Result<Table, ReadError> {
     let malformed =
         |why: String| ReadError::Malformed { what: format!("legacy table {name} of {}", family.command()), why };
-    let entries =
-        split(family, &blob.entries).map_err(|at| malformed(format!("the entry at byte {at} does not fit")))?;
-    let starts = chain_starts(blob, &entries);
+    let fits = |entry: Result<_, usize>| entry.map_err(|at| malformed(format!("the entry at byte {at} does not fit")));
+    // Gone through twice, since a list of the entries of a large table is large as well.
+    let entries = || between(family, &blob.entries, 0..blob.entries.len()).map(fits);
+    let starts = chain_starts(blob, entries())?;
     let mut chains: Vec<Chain> = Vec::new();
     let mut underflow = None;
     let mut cut = HashSet::new();
-    for entry in &entries {
+    for entry in entries() {
+        let entry = entry?;
         if let Some(hook) = hook_at(blob, &blob.hook_entry, entry.at) {
             let (chain, at) = HOOK_NAMES[hook];
             let base = BaseChain {
@@ -75,12 +77,21 @@ fn hook_at(blob: &Blob, offsets: &[u32; HOOKS], at: usize) -> Option<usize> {
 }
 
 /// Where jumps lead: the offset of the first rule of each chain.
-fn chain_starts(blob: &Blob, entries: &[Entry<'_>]) -> Starts {
-    let own = entries.iter().filter_map(|entry| Some((entry.at + entry.body.len(), entry.chain_name()?.into())));
-    let base = entries.iter().filter_map(|entry| {
-        hook_at(blob, &blob.hook_entry, entry.at).map(|hook| (entry.at, HOOK_NAMES[hook].0.into()))
-    });
-    own.chain(base).collect()
+fn chain_starts<'a>(
+    blob: &Blob,
+    entries: impl Iterator<Item = Result<Entry<'a>, ReadError>>,
+) -> Result<Starts, ReadError> {
+    let mut starts = Starts::new();
+    for entry in entries {
+        let entry = entry?;
+        if let Some(hook) = hook_at(blob, &blob.hook_entry, entry.at) {
+            starts.insert(entry.at, HOOK_NAMES[hook].0.into());
+        }
+        if let Some(chain) = entry.chain_name() {
+            starts.insert(entry.at + entry.body.len(), chain.into());
+        }
+    }
+    Ok(starts)
 }
 
 /// Where the tables of `iptable_*.ko` register themselves (`enum nf_ip_hook_priorities`). The parameter

@@ -72,11 +72,6 @@ pub(super) struct Entry<'a> {
 /// Where jumps lead: the name of the chain whose first rule is at an offset.
 pub(super) type Starts = HashMap<usize, Arc<str>>;
 
-/// The entries in order, or the offset of the first one that does not fit.
-pub(super) fn split(family: Family, bytes: &[u8]) -> Result<Vec<Entry<'_>>, usize> {
-    between(family, bytes, 0..bytes.len()).collect()
-}
-
 /// The entries from one offset to another, without keeping them; ends with the offset of the first one that does not fit.
 pub(super) fn between(
     family: Family,
@@ -147,6 +142,8 @@ impl Entry<'_> {
             comment = comment.or(part.comment);
             text.push(part.text);
         }
+        // Kept for each of very many rules.
+        matches.shrink_to_fit();
         let (verdict, words) = self.verdict(starts);
         text.push(words);
         let count = |at| u64_at(self.body, self.family.layout().counters + at).unwrap_or(0);

@@ -6,7 +6,7 @@ use netdiag_common::forwarding::state::{ChainKind, Hooks, Rule};
 use netdiag_common::forwarding::{Expression, Key, RuleState, Step, step};
 use proptest::prelude::*;
 
-use super::super::entry::split;
+use super::super::entry::between;
 use super::super::sockopt::{Blob, Family as Command};
 use super::super::{entries, replay_blobs};
 use super::*;
@@ -119,7 +119,8 @@ proptest! {
         let mut blobs = replay_blobs(RECORDING);
         let count = blobs.len();
         let (family, name, mut blob) = blobs.swap_remove(table % count);
-        let places: Vec<usize> = split(family, &blob.entries).unwrap().iter().map(|entry| entry.at).collect();
+        let entries = between(family, &blob.entries, 0..blob.entries.len());
+        let places: Vec<usize> = entries.map(|entry| entry.unwrap().at).collect();
         for (entry, field, value, other) in changes {
             let at = places[entry % places.len()];
             // Nasty values, other entries' offsets (also backwards), and small steps.
