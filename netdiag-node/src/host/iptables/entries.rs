@@ -37,11 +37,11 @@ pub(super) fn parse(family: Family, name: &str, blob: &Blob, budget: &mut Budget
                 kind: kind(name, at).into(),
                 policy: Verdict::Accept,
             };
-            chains.push(Chain { name: chain.into(), base: Some(base), rules: Vec::new() });
+            begin(&mut chains, Chain { name: chain.into(), base: Some(base), rules: Vec::new() });
             underflow = Some(blob.underflow[hook] as usize);
         }
         if let Some(chain) = entry.chain_name() {
-            chains.push(Chain { name: chain, base: None, rules: Vec::new() });
+            begin(&mut chains, Chain { name: chain, base: None, rules: Vec::new() });
             underflow = None;
             continue;
         }
@@ -61,15 +61,19 @@ pub(super) fn parse(family: Family, name: &str, blob: &Blob, budget: &mut Budget
             cut.insert(chain.name.clone());
         }
     }
-    for chain in chains.iter_mut().filter(|chain| chain.base.is_none()) {
-        // iptables ends each of its own chains with a return that nobody wrote.
-        if chain.rules.last().is_some_and(|rule| rule.verdict == Verdict::Return && rule.matches.is_empty()) {
-            chain.rules.pop();
-        }
-    }
-    // The end of the table looks like a chain of this name.
+    // The end of the table looks like a chain of this name, so that each one before it has ended.
     chains.retain(|chain| chain.name != ERROR_TARGET && !cut.contains(&chain.name));
     Ok(Table { backend: Backend::IptablesLegacy, family: family.name().into(), name: name.into(), chains })
+}
+
+/// Ends the chain before: iptables ends each of its own with a return that nobody wrote.
+fn begin(chains: &mut Vec<Chain>, chain: Chain) {
+    if let Some(Chain { base: None, rules, .. }) = chains.last_mut() {
+        rules.pop_if(|rule| rule.verdict == Verdict::Return && rule.matches.is_empty());
+        // There are very many of few rules.
+        rules.shrink_to_fit();
+    }
+    chains.push(chain);
 }
 
 fn hook_at(blob: &Blob, offsets: &[u32; HOOKS], at: usize) -> Option<usize> {
