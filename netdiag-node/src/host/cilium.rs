@@ -86,7 +86,7 @@ fn find(proc: &Path, netns: u64) -> Result<Option<(PathBuf, Map)>, ReadError> {
     for pid in process::pids(proc)? {
         let rank = process::name(proc, pid).and_then(|name| SEES_PINS.iter().position(|known| *known == name));
         if let Some(rank) = rank
-            && process::netns_inode(proc, pid)? == Some(netns)
+            && process::is_in_netns(proc, pid, netns)?
         {
             roots.push((rank, pid));
         }

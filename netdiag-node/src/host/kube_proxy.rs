@@ -70,9 +70,9 @@ fn has_process(proc: &Path, netns: u64) -> Result<bool, ReadError> {
         if process::name(proc, pid).as_deref() != Some("kube-proxy") {
             continue;
         }
-        match process::netns_inode(proc, pid) {
-            Ok(Some(inode)) if inode == netns => return Ok(true),
-            Ok(_) => {}
+        match process::is_in_netns(proc, pid, netns) {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
             Err(error) => denied = Some(error),
         }
     }

@@ -40,7 +40,7 @@ pub(crate) fn read(proc: &Path, netns: u64) -> Result<Option<Networkd>, ReadErro
             continue;
         }
         // One inside a pod manages none of this node's links.
-        if process::netns_inode(proc, pid)? != Some(netns) || process::pod(proc, pid).is_some() {
+        if !process::is_in_netns(proc, pid, netns)? || process::pod(proc, pid).is_some() {
             continue;
         }
         let command = file::text_if_there(&proc.join(format!("{pid}/cmdline")), MAX_COMMAND_BYTES)?;

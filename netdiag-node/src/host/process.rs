@@ -19,6 +19,8 @@ const MAX_PROCESSES: usize = 131_072;
 const CGROUP_TEXT_BYTES: u64 = 64 * 1024;
 /// `TASK_COMM_LEN`, with room.
 const COMM_BYTES: u64 = 64;
+/// A Go program has some dozens of threads.
+const MAX_THREADS: usize = 1024;
 /// File descriptors looked at in one search for sockets' owners. A link costs about a microsecond to read.
 const MAX_DESCRIPTORS: usize = 500_000;
 
@@ -61,6 +63,21 @@ pub(crate) fn netns_inode(proc: &Path, pid: u32) -> Result<Option<u64>, ReadErro
         Err(source) if is_gone(&source) => Ok(None),
         Err(source) => Err(ReadError::File { path, source }),
     }
+}
+
+/// Whether a process is at home in the network namespace with this inode; false when it ended. Its first thread may be elsewhere for a
+/// moment: a runtime written in Go makes a pod's namespace with `unshare()` in whichever of its threads runs.
+pub(crate) fn is_in_netns(proc: &Path, pid: u32, netns: u64) -> Result<bool, ReadError> {
+    if netns_inode(proc, pid)? == Some(netns) {
+        return Ok(true);
+    }
+    let threads = proc.join(format!("{pid}/task"));
+    let names = match file::names(&threads, MAX_THREADS) {
+        Err(ReadError::File { source, .. }) if is_gone(&source) => return Ok(false),
+        names => names?,
+    };
+    let is_there = |thread: u32| matches!(netns_inode(&threads, thread), Ok(Some(inode)) if inode == netns);
+    Ok(names.iter().filter_map(|name| name.parse().ok()).any(is_there))
 }
 
 pub(crate) fn netns_path(proc: &Path, pid: u32) -> PathBuf {
@@ -147,9 +164,26 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_at_home_where_one_of_its_threads_is() {
+        let proc = tempfile::tempdir().unwrap();
+        let link = |thread: &str, inode: u64| {
+            let folder = proc.path().join(thread).join("ns");
+            std::fs::create_dir_all(&folder).unwrap();
+            std::os::unix::fs::symlink(format!("net:[{inode}]"), folder.join("net")).unwrap();
+        };
+        link("7", 100);
+        for (thread, inode) in [("7/task/7", 100), ("7/task/8", 4)] {
+            link(thread, inode);
+        }
+        let is_in = |netns| is_in_netns(proc.path(), 7, netns).unwrap();
+        assert_eq!((is_in(100), is_in(4), is_in(5)), (true, true, false));
+    }
+
+    #[test]
     fn ended_process_is_not_an_error() {
         let proc = Path::new("/proc");
         let gone = u32::MAX;
+        assert!(!is_in_netns(proc, gone, 1).unwrap());
         assert_eq!(netns_inode(proc, gone).unwrap(), None);
         assert_eq!((pod(proc, gone), name(proc, gone)), (None, None));
     }

@@ -52,7 +52,7 @@ fn runtime(proc: &Path, netns: u64) -> Result<Option<Runtime>, ReadError> {
             continue;
         };
         // One inside a pod connects none of this node's.
-        if process::netns_inode(proc, pid)? != Some(netns) || process::pod(proc, pid).is_some() {
+        if !process::is_in_netns(proc, pid, netns)? || process::pod(proc, pid).is_some() {
             continue;
         }
         let root = root(proc, pid);

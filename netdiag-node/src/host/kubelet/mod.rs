@@ -29,7 +29,7 @@ pub(crate) fn read(proc: &Path, netns: u64) -> Result<Option<Kubelet>, ReadError
             continue;
         }
         // One inside a pod starts none of this node's.
-        if process::netns_inode(proc, pid)? != Some(netns) || process::pod(proc, pid).is_some() {
+        if !process::is_in_netns(proc, pid, netns)? || process::pod(proc, pid).is_some() {
             continue;
         }
         let command = file::text_if_there(&proc.join(format!("{pid}/cmdline")), MAX_COMMAND_BYTES)?;
