@@ -230,6 +230,9 @@ pub struct Flow {
     /// As in [`FlowMapping::latest_packet_s`].
     #[serde(default)]
     pub latest_packet_s: Option<u32>,
+    /// TCP: data of one side waits for the other's acknowledgement (`IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unacknowledged: bool,
     #[serde(default)]
     pub zone: u16,
     #[serde(default)]

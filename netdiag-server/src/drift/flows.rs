@@ -15,7 +15,7 @@ use crate::evidence::Cluster;
 /// An entry without a packet for longer ends by itself (`nf_conntrack_udp_timeout` is 30 s).
 const IN_USE_S: u32 = 30;
 /// A socket sends what nobody acknowledges again after at most this time (`TCP_RTO_MAX`, `include/net/tcp.h`).
-const TCP_IN_USE_S: u32 = 120;
+const SENT_AGAIN_S: u32 = 120;
 
 pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, drift: &mut NodeDrift) {
     let snapshot = match readings.get(&Need::host(drift.node.as_str(), Topic::Flows)) {
@@ -33,7 +33,7 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
         match flow.latest_packet_s {
             None if protocol == Protocol::Udp => ageless_flows += 1,
             None => ageless_connections += 1,
-            Some(age_s) if age_s > in_use_s(protocol) => {}
+            Some(age_s) if age_s > in_use_s(flow) => {}
             Some(_) => {
                 let asked = SocketAddr::new(flow.original.destination, flow.original.destination_port);
                 let endpoint = SocketAddr::new(flow.reply.source, flow.reply.source_port);
@@ -83,8 +83,8 @@ pub(super) fn compare(cluster: &Cluster, pods: &Pods<'_>, readings: &Readings, d
 }
 
 /// How old the latest packet of an entry that somebody uses is at most.
-fn in_use_s(protocol: Protocol) -> u32 {
-    if protocol == Protocol::Tcp { TCP_IN_USE_S } else { IN_USE_S }
+fn in_use_s(flow: &Flow) -> u32 {
+    if flow.unacknowledged { SENT_AGAIN_S } else { IN_USE_S }
 }
 
 /// What is sent by such an entry is lost. A socket of UDP that keeps its port is kept from the endpoints that rules lead to.

@@ -187,7 +187,10 @@ fn connection_to_a_pod_that_is_gone_is_named() {
                "reply": {"source": endpoint, "source_port": 53, "destination": "10.244.1.2", "destination_port": 40000}})
     };
     let world = |flow: Value| World { outdated: json!([flow]), ..World::default() };
-    let found = world(flow(6, "10.244.2.9", "ESTABLISHED", Some(100))).one();
+    let mut unacknowledged = flow(6, "10.244.2.9", "ESTABLISHED", Some(100));
+    world(unacknowledged.clone()).none();
+    unacknowledged["unacknowledged"] = true.into();
+    let found = world(unacknowledged).one();
     let words = "1 established ones go to 10.244.2.9:53, an address that no pod has, the latest packet 100 s ago";
     assert_eq!((found.kind, found.found.as_str()), (Kind::Flow, words));
     assert_eq!(found.entrance.expect("an address").to_string(), "10.96.0.10:53/tcp");

@@ -207,6 +207,7 @@ impl Entry {
             state: self.state.map(|state| state_name(self.protocol, state).into_owned()),
             expires_s: self.expires_s,
             latest_packet_s,
+            unacknowledged: self.unacknowledged,
             zone: self.zone,
             mark: self.mark,
         }
