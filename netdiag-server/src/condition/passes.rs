@@ -75,6 +75,10 @@ pub(super) fn there_and_back(path: &Path, client: &Client, backend: &Backend, vi
 /// One packet of a tunnel, from node to node.
 pub(super) fn outer(direction: &Tunnelled, view: &mut View) -> Programmed {
     let Tunnelled { from, to, outer: Some(outer), near, far, .. } = direction else { return Programmed::Dark };
+    if let Some(mark) = direction.entrance.tunnel.mark {
+        view.leave_open(open(from, format!("the tunnel's packets are routed by a mark of their own, {mark:#x}")));
+        return Programmed::Dark;
+    }
     let transport = match (outer.protocol, outer.port) {
         (Some(Protocol::Udp), destination_port) => FateTransport::Udp { source_port: None, destination_port },
         (Some(Protocol::Ipip), _) => FateTransport::Ipip,
