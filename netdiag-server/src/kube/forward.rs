@@ -101,8 +101,8 @@ impl Server {
         let (status, answer) = self.send(path, body, patience, Some(shown.clone())).await?;
         if status == StatusCode::UNAUTHORIZED
             && let Some(prover) = self.prover.get()
-            && prover.refused(&shown).await
         {
+            prover.refused(&shown).await;
             let (status, answer) = self.send(path, body, patience, Some(self.proof().await?)).await?;
             return read(status, &answer);
         }

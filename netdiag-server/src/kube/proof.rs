@@ -7,7 +7,6 @@
 //! of a secret, so that only who knows the secret can point at it, and its signer signs nothing. How old it is the API server's own
 //! clock tells: another one that is wrong is what netdiag may be asked about.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ::kube::api::{DeleteParams, ObjectMeta, PostParams};
@@ -54,9 +53,16 @@ pub(super) struct Prover {
     access: Access,
     /// Adds a token to requests, and refreshes it when it has to be; none where no token proves who asks.
     tokens: Option<AuthLayer>,
-    /// The API server itself did not accept a token that it was shown: a proxy may know it, or a certificate beside it be what counts.
-    is_token_refused: AtomicBool,
-    witnessed: Mutex<Option<Witnessed>>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// The API server itself did not accept this one: a proxy may know it, or a certificate beside it be what counts.
+    refused_token: Option<HeaderValue>,
+    current: Option<Witnessed>,
+    /// The secret of the one before it: whoever is on the way with that proof arrives yet.
+    previous: Option<String>,
 }
 
 struct Witnessed {
@@ -66,62 +72,69 @@ struct Witnessed {
 
 impl Prover {
     pub fn new(access: &Access) -> Result<Self, String> {
-        Ok(Self {
-            access: access.clone(),
-            tokens: tokens(&access.config)?,
-            is_token_refused: AtomicBool::new(false),
-            witnessed: Mutex::default(),
-        })
+        Ok(Self { access: access.clone(), tokens: tokens(&access.config)?, kept: Mutex::default() })
     }
 
     /// The value of `Authorization`.
     pub async fn authorization(&self) -> Result<HeaderValue, String> {
-        if let Some(layer) = &self.tokens
-            && !self.is_token_refused.load(Ordering::Relaxed)
-            && let Some(value) = token(layer).await?
+        let token = match &self.tokens {
+            Some(layer) => token(layer).await?,
+            None => None,
+        };
+        let mut kept = self.kept.lock().await;
+        if let Some(token) = token
+            && kept.refused_token.as_ref() != Some(&token)
         {
-            return Ok(value);
+            return Ok(token);
         }
-        let mut witnessed = self.witnessed.lock().await;
-        if let Some(known) = &*witnessed
+        if let Some(known) = &kept.current
             && known.since.elapsed() < RENEW_AFTER
         {
             return Ok(bearer(&known.secret));
         }
-        if let Some(old) = witnessed.take() {
-            self.delete(&old.secret).await;
+        if let Some(older) = &kept.previous {
+            self.delete(older).await;
         }
+        kept.previous = kept.current.take().map(|old| old.secret);
         let mut random = [0; 32];
         SystemRandom::new().fill(&mut random).map_err(|_| "the kernel gives no random numbers".to_owned())?;
         let secret = HEXLOWER.encode(&random);
         let object = object(&secret).map_err(|error| format!("cannot make a request for a certificate: {error}"))?;
         let value = bearer(&secret);
         // Kept before it is there: whoever is stopped while the API server answers withdraws it nevertheless.
-        *witnessed = Some(Witnessed { secret: secret.clone(), since: Instant::now() });
+        kept.current = Some(Witnessed { secret: secret.clone(), since: Instant::now() });
         if let Err(error) = self.create(&object).await {
             if may_be_there(&error) {
                 self.delete(&secret).await;
             }
-            *witnessed = None;
-            return Err(self.words(&error));
+            kept.current = None;
+            // Without a witness a token is all there is: it is tried again next time.
+            let had_token = kept.refused_token.take().is_some();
+            return Err(words(&error, had_token));
         }
         Ok(value)
     }
 
-    /// This was shown, and not accepted; whether another proof can be tried.
-    pub async fn refused(&self, shown: &HeaderValue) -> bool {
-        if is_witnessed(shown) {
-            return self.withdraw().await;
+    /// This was shown, and not accepted: the next proof is another one. Who shows an older one takes nothing from who shows a newer.
+    pub async fn refused(&self, shown: &HeaderValue) {
+        let mut kept = self.kept.lock().await;
+        if !is_witnessed(shown) {
+            kept.refused_token = Some(shown.clone());
+        } else if let Some(known) = &kept.current
+            && bearer(&known.secret) == *shown
+        {
+            self.delete(&known.secret).await;
+            kept.current = None;
         }
-        self.is_token_refused.store(true, Ordering::Relaxed);
-        true
     }
 
     /// Takes back what was left in the cluster, if something was.
-    pub async fn withdraw(&self) -> bool {
-        let Some(witnessed) = self.witnessed.lock().await.take() else { return false };
-        self.delete(&witnessed.secret).await;
-        true
+    pub async fn withdraw(&self) {
+        let mut kept = self.kept.lock().await;
+        let current = kept.current.take().map(|known| known.secret);
+        for secret in current.into_iter().chain(kept.previous.take()) {
+            self.delete(&secret).await;
+        }
     }
 
     async fn create(&self, object: &CertificateSigningRequest) -> Result<(), RequestError> {
@@ -134,19 +147,19 @@ impl Prover {
         // See PROVES_FOR for what becomes of it otherwise.
         let _ = bounded(requests(&self.access).delete(&name_of(secret), &parameters)).await;
     }
+}
 
-    /// Why there is no object.
-    fn words(&self, error: &RequestError) -> String {
-        let why = match error {
-            RequestError::Forbidden(_) => format!(
-                "{error}; credentials without a token that the API server accepts prove it by a \
-                 CertificateSigningRequest that nobody signs: have the ClusterRole netdiag-asker bound to you, or use \
-                 a kubeconfig with such a token (kubectl create token)"
-            ),
-            _ => error.to_string(),
-        };
-        if self.is_token_refused.load(Ordering::Relaxed) { format!("{TOKEN_REFUSED}; {why}") } else { why }
-    }
+/// Why there is no object.
+fn words(error: &RequestError, had_token: bool) -> String {
+    let why = match error {
+        RequestError::Forbidden(_) => format!(
+            "{error}; credentials without a token that the API server accepts prove it by a CertificateSigningRequest \
+             that nobody signs: have the ClusterRole netdiag-asker bound to you, or use a kubeconfig with such a token \
+             (kubectl create token)"
+        ),
+        _ => error.to_string(),
+    };
+    if had_token { format!("{TOKEN_REFUSED}; {why}") } else { why }
 }
 
 /// Whether the API server may have made the object before it failed: one that does not answer in time may make it yet.
