@@ -199,6 +199,8 @@ async fn a_long_call_holds_up_nobody_and_can_be_taken_back() {
 async fn a_server_that_is_gone_is_told_of_the_call_and_may_come_back() {
     let mut client = Client::start().await;
     client.forward.is_open.store(false, Ordering::Relaxed);
+    let listed = client.asked(4, "tools/list", json!({})).await;
+    assert_eq!(listed["result"]["tools"], json!(mcp::tools()), "who asks for them once has them when it comes back");
     let answer = client.called(2, "explain_condition", json!({})).await;
     let why = answer["error"]["message"].as_str().expect("an error");
     assert!(why.contains("netdiag-0: gone") && why.contains("kubectl -n netdiag-system get pods"), "{why}");

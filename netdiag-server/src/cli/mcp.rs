@@ -1,8 +1,6 @@
 //! `netdiag mcp`: the tools for an agent, on stdin and stdout.
 
-use std::sync::Arc;
-
-use super::source::{self, Route, SourceArgs};
+use super::source::{self, LastingRoute, SourceArgs};
 use super::{EXIT_HEALTHY, Failure, stop};
 use crate::mcp::{self, State, StdioError};
 
@@ -14,9 +12,8 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<u8, Failure> {
-    match source::route(&args.source).await? {
-        Route::Server(way) => {
-            let server = Arc::new(way.server);
+    match source::lasting_route(&args.source).await? {
+        LastingRoute::Server(server) => {
             let ended = tokio::select! {
                 ended = Box::pin(mcp::relay(server.clone(), rmcp::transport::stdio())) => ended.map_err(Failure::from),
                 // Clients close stdin, and send SIGTERM when that takes too long (MCP 2025-06-18, Lifecycle, Shutdown).
@@ -25,7 +22,7 @@ pub(super) async fn run(args: Args) -> Result<u8, Failure> {
             server.withdraw().await;
             ended?;
         }
-        Route::Here(source) => Box::pin(mcp::serve_stdio(State::new(source, None))).await?,
+        LastingRoute::Here(source) => Box::pin(mcp::serve_stdio(State::new(source, None))).await?,
     }
     Ok(EXIT_HEALTHY)
 }

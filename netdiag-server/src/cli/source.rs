@@ -1,6 +1,7 @@
 //! Where answers come from: a bundle, the agents asked from here, netdiag's server, or the API alone.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use netdiag_common::wire::AGENT_PORT;
 use serde::Serialize;
@@ -10,6 +11,7 @@ use super::{Failure, request, stop};
 use crate::ask::live::Intent;
 use crate::ask::{AnySource, BundleSource, LiveSource, Source};
 use crate::kube::forward::{ForwardError, Server};
+use crate::kube::sought::Sought;
 use crate::kube::{self, Access, AccessOptions};
 use crate::nodes::Agents;
 
@@ -43,6 +45,12 @@ pub(super) enum Route {
     Here(AnySource),
 }
 
+/// Who judges, for as long as somebody asks.
+pub(super) enum LastingRoute {
+    Server(Arc<Sought>),
+    Here(AnySource),
+}
+
 /// A server, and the way to answer without it.
 pub(super) struct Forwarded {
     pub server: Server,
@@ -51,7 +59,7 @@ pub(super) struct Forwarded {
 
 /// Finds the way to answer that the arguments name.
 pub(super) async fn route(args: &SourceArgs) -> Result<Route, Failure> {
-    if args.bundle.is_some() || args.direct {
+    if args.is_answered_here() {
         return Ok(Route::Here(here(args).await?));
     }
     let access = kube::connect(&args.access()).await?;
@@ -59,6 +67,22 @@ pub(super) async fn route(args: &SourceArgs) -> Result<Route, Failure> {
         Ok(server) => Ok(Route::Server(Box::new(Forwarded { server, access }))),
         Err(why) => Ok(Route::Here(from_the_api_alone(access, &why))),
     }
+}
+
+/// The same for many questions: an API server that is not reached now may be when one comes.
+pub(super) async fn lasting_route(args: &SourceArgs) -> Result<LastingRoute, Failure> {
+    if args.is_answered_here() {
+        return Ok(LastingRoute::Here(here(args).await?));
+    }
+    let access = kube::connect(&args.access()).await?;
+    Ok(match Server::find(&access).await {
+        Ok(Ok(server)) => LastingRoute::Server(Arc::new(Sought::new(access, Some(server)))),
+        Ok(Err(why)) => LastingRoute::Here(from_the_api_alone(access, &why)),
+        Err(error) => {
+            eprintln!("netdiag: {error}; it is asked again with each call");
+            LastingRoute::Server(Arc::new(Sought::new(access, None)))
+        }
+    })
 }
 
 /// The server's answer to `request`, a POST to `path` that was given `timeout_ms`; what `here` makes of the source that is left
@@ -116,6 +140,10 @@ fn from_the_api_alone(access: Access, why: &str) -> AnySource {
 }
 
 impl SourceArgs {
+    fn is_answered_here(&self) -> bool {
+        self.bundle.is_some() || self.direct
+    }
+
     pub fn access(&self) -> AccessOptions {
         AccessOptions { kubeconfig: self.kubeconfig.clone(), context: self.context.clone() }
     }

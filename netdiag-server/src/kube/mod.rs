@@ -8,6 +8,7 @@ pub mod proof;
 mod resource;
 pub mod review;
 mod secret;
+pub mod sought;
 mod watch;
 
 pub use connect::{Access, AccessOptions, connect};

@@ -18,8 +18,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::{MAX_QUESTIONS, info, probe};
-use crate::kube::forward::{ForwardError, Server};
+use super::{MAX_QUESTIONS, info, probe, tools};
+use crate::kube::forward::ForwardError;
+use crate::kube::sought::Sought;
 use crate::probe::MAX_REQUEST_MS;
 
 const PATH: &str = "/mcp";
@@ -36,12 +37,13 @@ pub trait Remote: Send + Sync + 'static {
     ) -> impl Future<Output = Result<T, ForwardError>> + Send;
 }
 
-impl Remote for Server {
+impl Remote for Sought {
     async fn ask<T: DeserializeOwned + Send>(&self, message: &Value, is_proven: bool) -> Result<T, ForwardError> {
+        let server = self.server().await?;
         if is_proven {
-            self.post_proven(PATH, message, PATIENCE).await
+            server.post_proven(PATH, message, PATIENCE).await
         } else {
-            self.post(PATH, message, PATIENCE).await
+            server.post(PATH, message, PATIENCE).await
         }
     }
 }
@@ -69,18 +71,21 @@ impl<R: Remote> Relay<R> {
         method: &str,
         params: Value,
         is_proven: bool,
-    ) -> Result<T, ErrorData> {
+    ) -> Result<Said<T>, ForwardError> {
         let _place = self.places.acquire().await.expect("it is never closed");
         let message = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        let said: Said<T> = self.remote.ask(&message, is_proven).await.map_err(no_answer)?;
-        match said {
-            Said { result: Some(result), .. } => Ok(result),
-            Said { error: Some(error), .. } => Err(error),
-            Said { .. } => Err(ErrorData::internal_error(
-                "netdiag's server answered neither a result nor an error; use the same version here",
-                None,
-            )),
-        }
+        self.remote.ask(&message, is_proven).await
+    }
+}
+
+fn outcome<T>(asked: Result<Said<T>, ForwardError>) -> Result<T, ErrorData> {
+    match asked.map_err(no_answer)? {
+        Said { result: Some(result), .. } => Ok(result),
+        Said { error: Some(error), .. } => Err(error),
+        Said { .. } => Err(ErrorData::internal_error(
+            "netdiag's server answered neither a result nor an error; use the same version here",
+            None,
+        )),
     }
 }
 
@@ -101,13 +106,18 @@ impl<R: Remote> ServerHandler for Relay<R> {
         info()
     }
 
-    /// As the server has them, which may be of another version.
+    /// As the server has them, which may be of another version. Clients ask once, at their start: while the server is away, they are told
+    /// this program's own, and of the server when they call one.
     async fn list_tools(
         &self,
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let mut listed: ListToolsResult = self.ask("tools/list", json!({}), false).await?;
+        let asked = self.ask("tools/list", json!({}), false).await;
+        if let Err(ForwardError::Unreached(_)) = asked {
+            return Ok(ListToolsResult::with_all_items(tools()));
+        }
+        let mut listed: ListToolsResult = outcome(asked)?;
         // The server was asked as by a client of an older era, which is not told; rmcp leaves it out for those.
         listed.result_type = Some(ResultType::COMPLETE);
         Ok(listed)
@@ -122,7 +132,7 @@ impl<R: Remote> ServerHandler for Relay<R> {
         let is_proven = request.name == probe::NAME;
         let params = json!({"name": request.name, "arguments": request.arguments.unwrap_or_default()});
         let mut result = tokio::select! {
-            result = self.ask::<CallToolResult>("tools/call", params, is_proven) => result?,
+            asked = self.ask::<CallToolResult>("tools/call", params, is_proven) => outcome(asked)?,
             // The connection ends with it, and by that the server knows.
             () = context.ct.cancelled() => return Err(ErrorData::internal_error("cancelled by the client", None)),
         };

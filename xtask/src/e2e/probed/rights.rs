@@ -88,7 +88,10 @@ pub(super) fn asked(cluster: &Cluster, installed: &Installed) -> Result<Vec<Stri
     }
     let kubeconfig = asker::kubeconfig_of(cluster, &cluster.scratch("e2e")?, "prober")?;
     wrong.extend(by_command_line(installed, &kubeconfig)?);
-    wrong.extend(agent::answered(&installed.server, &kubeconfig)?);
+    // The administrator has a certificate and no token.
+    for kubeconfig in [kubeconfig, cluster.kubeconfig()] {
+        wrong.extend(agent::answered(&installed.server, &kubeconfig)?);
+    }
     wrong.extend(logged(cluster)?);
     wrong.extend(left(cluster)?);
     Ok(wrong)
