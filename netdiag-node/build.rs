@@ -1,4 +1,5 @@
-//! Embeds the kernel programs: `target/ebpf/netdiag-ebpf` (from `cargo xtask ebpf`) or what `NETDIAG_EBPF_OBJECT` names.
+//! Embeds the kernel programs: `ebpf/netdiag-ebpf` of cargo's target directory (from `cargo xtask ebpf`) or what `NETDIAG_EBPF_OBJECT`
+//! names.
 //!
 //! Without them the agent builds all the same and says at run time what is missing.
 
@@ -7,6 +8,7 @@ use std::{env, fs};
 
 fn main() {
     println!("cargo:rerun-if-env-changed=NETDIAG_EBPF_OBJECT");
+    println!("cargo:rerun-if-env-changed=CARGO_TARGET_DIR");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("netdiag-ebpf");
     let object = match env::var_os("NETDIAG_EBPF_OBJECT") {
         Some(path) => {
@@ -27,7 +29,8 @@ fn main() {
 
 fn built_by_xtask() -> PathBuf {
     let crate_root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-    let directory = crate_root.parent().unwrap_or(Path::new("/")).join("target/ebpf");
+    let root = crate_root.parent().unwrap_or(Path::new("/"));
+    let directory = root.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into())).join("ebpf");
     // The directory is watched, not the file: cargo takes a file that is not there as always changed.
     let _ = fs::create_dir_all(&directory);
     println!("cargo:rerun-if-changed={}", directory.display());
