@@ -88,6 +88,9 @@ fn neighbour_that_does_not_answer_is_named_with_its_device() {
     let table = found.tables.iter().find(|table| table.name == "arp_cache").unwrap();
     assert!(table.statistics["res_failed"].grew() && table.entries > 0 && table.gc_thresh3 > 0, "{table:?}");
     // Counted as it happened, in this namespace alone, and with the device's name in it.
+    if let Some(gap) = found.unseen.iter().find(|gap| gap.why.contains("built without kernel programs")) {
+        return lab::skip(&gap.why);
+    }
     let counted = found.failures.as_ref().unwrap();
     let [group] = counted.groups.as_slice() else { panic!("one neighbour fails: {counted:#?}") };
     assert_eq!((group.address, group.device.as_str()), (Some(failed.address), "eth0"));
